@@ -1,0 +1,1 @@
+"""Every entry point: the HTTP service, its store and jobs, the command line."""

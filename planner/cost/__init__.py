@@ -1,0 +1,1 @@
+"""Formulas: seconds and bytes of a plan. estimate() is the only front door."""

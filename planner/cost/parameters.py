@@ -1,0 +1,122 @@
+"""How many parameters a layer has, part by part. Exact counts; knows nothing of devices or bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from planner.spec.model import (
+    Block,
+    DenseFeedForward,
+    Embedding,
+    GroupedQueryAttention,
+    Head,
+    LatentAttention,
+    Model,
+    MoeFeedForward,
+    Norm,
+)
+
+
+class LayerParameters(NamedTuple):
+    """Parameters of one layer by how tensor and expert parallelism treat them."""
+
+    split: int
+    """Cut by tensor parallelism: matrices of attention, feed-forward, vocabulary, shared experts."""
+    replicated: int
+    """On every tensor-parallel rank: norms, router, low-rank down-projections."""
+    experts: int
+    """All experts together; cut by expert and expert-tensor parallelism."""
+    active_experts: int
+    """The experts that one token passes."""
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.split + self.replicated + self.experts
+
+    @property
+    def active(self) -> int:
+        """Parameters that take part in the forward pass of one token."""
+        return self.split + self.replicated + self.active_experts
+
+
+def norm_parameters(norm: Norm, hidden_size: int) -> int:
+    """One norm."""
+    return hidden_size * (2 if norm is Norm.LAYER else 1)
+
+
+def attention_parameters(attention: GroupedQueryAttention | LatentAttention, hidden_size: int) -> tuple[int, int]:
+    """(cut by tensor parallelism, replicated)."""
+    if isinstance(attention, LatentAttention):
+        return _latent_parameters(attention, hidden_size)
+    queries = attention.num_heads * attention.head_dim
+    keys_values = 2 * attention.num_kv_heads * attention.head_dim
+    split = hidden_size * (queries + keys_values) + queries * hidden_size
+    split += (queries + keys_values) if attention.qkv_bias else 0
+    split += attention.num_heads if attention.sinks else 0
+    replicated = hidden_size if attention.output_bias else 0
+    if attention.qk_norm == "per_head":
+        replicated += 2 * attention.head_dim
+    elif attention.qk_norm == "full":
+        replicated += queries + keys_values // 2
+    return split, replicated
+
+
+def _latent_parameters(attention: LatentAttention, hidden_size: int) -> tuple[int, int]:
+    # Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C; norms on both latents.
+    queries = attention.num_heads * attention.qk_head_dim
+    if attention.q_lora_rank is None:
+        split, replicated = hidden_size * queries, 0
+    else:
+        split = attention.q_lora_rank * queries
+        replicated = hidden_size * attention.q_lora_rank + attention.q_lora_rank
+    replicated += hidden_size * (attention.kv_lora_rank + attention.qk_rope_head_dim) + attention.kv_lora_rank
+    split += attention.kv_lora_rank * attention.num_heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+    split += attention.num_heads * attention.v_head_dim * hidden_size
+    return split, replicated
+
+
+def feed_forward_parameters(width: int, gated: bool, bias: bool, hidden_size: int) -> tuple[int, int]:
+    """(cut by tensor parallelism, replicated) of one feed-forward network or expert."""
+    inner = 2 * width if gated else width
+    return hidden_size * (inner + width) + (inner if bias else 0), hidden_size if bias else 0
+
+
+def expert_parameters(moe: MoeFeedForward, hidden_size: int) -> int:
+    """One routed expert."""
+    return sum(feed_forward_parameters(moe.expert_width, moe.gated, moe.bias, hidden_size))
+
+
+def router_parameters(moe: MoeFeedForward, hidden_size: int) -> int:
+    """The router's matrix, and its bias if it has one."""
+    return hidden_size * moe.num_experts + (moe.num_experts if moe.router_bias else 0)
+
+
+def layer_parameters(layer: Embedding | Block | Head, hidden_size: int) -> LayerParameters:
+    """Parameters of one layer; a tied head counts its norm only."""
+    if isinstance(layer, Embedding):
+        return LayerParameters(layer.vocab_size * hidden_size, layer.num_positions * hidden_size, 0, 0)
+    if isinstance(layer, Head):
+        matrix = 0 if layer.tied else layer.vocab_size * hidden_size
+        return LayerParameters(matrix, norm_parameters(layer.norm, hidden_size), 0, 0)
+    split, replicated = attention_parameters(layer.attention, hidden_size)
+    replicated += 2 * norm_parameters(layer.norm, hidden_size)
+    feed_forward = layer.feed_forward
+    if isinstance(feed_forward, DenseFeedForward):
+        cut, whole = feed_forward_parameters(feed_forward.width, feed_forward.gated, feed_forward.bias, hidden_size)
+        return LayerParameters(split + cut, replicated + whole, 0, 0)
+    if feed_forward.shared_width:
+        split += sum(feed_forward_parameters(feed_forward.shared_width, feed_forward.gated, False, hidden_size))
+    replicated += router_parameters(feed_forward, hidden_size) + (hidden_size if feed_forward.shared_gate else 0)
+    expert = expert_parameters(feed_forward, hidden_size)
+    return LayerParameters(split, replicated, feed_forward.num_experts * expert, feed_forward.top_k * expert)
+
+
+def total_parameters(model: Model) -> int:
+    """All parameters of the model; tied matrices once."""
+    return sum(run.num_layers * layer_parameters(run.layer, model.hidden_size).total for run in model.runs)
+
+
+def active_parameters(model: Model) -> int:
+    """Parameters that take part in the forward pass of one token; embedding and head included."""
+    return sum(run.num_layers * layer_parameters(run.layer, model.hidden_size).active for run in model.runs)

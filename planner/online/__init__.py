@@ -1,0 +1,1 @@
+"""The online stage: forecast, placement, policy; pure functions of windows and state."""

@@ -1,0 +1,1 @@
+"""The offline stage: decision tree, exact choice, shortlist."""

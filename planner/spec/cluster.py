@@ -1,0 +1,141 @@
+"""Devices and links. SI units; a link's bandwidth is per device and direction."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from planner.spec.value import Count, Name, NonNegative, Positive, Ratio, Value
+
+
+class Precision(StrEnum):
+    """Number format of the matrix products."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+class Provenance(StrEnum):
+    """Where a number comes from: a datasheet, a fit on published runs, or a measurement of this machine."""
+
+    DATASHEET = "datasheet"
+    FITTED = "fitted"
+    MEASURED = "measured"
+
+
+class PeakFlops(Value):
+    """Peak dense rate by number format, FLOP/s; None where the device has no such units."""
+
+    fp32: Positive
+    fp16: Positive | None = None
+    bf16: Positive | None = None
+    fp8: Positive | None = None
+
+
+class KernelEfficiency(Value):
+    """How close kernels come to the peaks of the device; see planner/cost/compute.py for the formulas."""
+
+    matmul_ratio: Ratio
+    """Of peak FLOP/s, for a large matrix product whose tiles fill all compute units."""
+    matmul_tile: tuple[Count, Count] = (128, 256)
+    """Rows and columns of the result that one compute unit makes at a time."""
+    matmul_half_depth: NonNegative = 0.0
+    """Inner dimension at which a product reaches half of `matmul_ratio`."""
+    attention_forward_ratio: Ratio
+    """Of peak FLOP/s, fused (flash) attention, forward."""
+    attention_backward_ratio: Ratio
+    memory_ratio: Ratio
+    """Of memory bandwidth, for element-wise kernels."""
+    kernel_launch_s: NonNegative
+    """Time between two kernels that no work hides."""
+    overlap_slowdown_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """Compute and communication that overlap take this many times longer each."""
+
+
+class Device(Value):
+    """One accelerator."""
+
+    name: Name
+    memory_bytes: Count
+    memory_bandwidth_bytes_per_s: Positive
+    compute_units: Count
+    """Streaming multiprocessors, compute units, or cores."""
+    peak_flops_per_s: PeakFlops
+    efficiency: KernelEfficiency
+    reserve_bytes: Annotated[int, Field(ge=0, strict=True)]
+    """Memory that no tensor can have: context, libraries, communicators, fragmentation."""
+    provenance: Provenance
+    sources: tuple[str, ...] = ()
+
+    def peak(self, precision: Precision) -> float | None:
+        """Peak dense FLOP/s in this number format, None if the device has none."""
+        value: float | None = getattr(self.peak_flops_per_s, precision.value)
+        return value
+
+
+class Link(Value):
+    """What one device sees of a network, per direction."""
+
+    bandwidth_bytes_per_s: Positive
+    latency_s: NonNegative
+    efficiency_ratio: Ratio = 1.0
+    """Of the bandwidth, what large collectives reach."""
+    pair_bandwidth_bytes_per_s: Positive | None = None
+    """Between two devices alone, where that is less than to all together (point-to-point meshes)."""
+
+    @property
+    def pair_bytes_per_s(self) -> float:
+        """What one pair of devices reaches."""
+        return self.efficiency_ratio * (self.pair_bandwidth_bytes_per_s or self.bandwidth_bytes_per_s)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What a device reaches in large collectives."""
+        return self.efficiency_ratio * self.bandwidth_bytes_per_s
+
+
+class Level(Value):
+    """One tier of the network: islands of `num_devices` consecutive devices, joined inside by `link`."""
+
+    name: Name
+    num_devices: Count
+    link: Link
+
+
+class Cluster(Value):
+    """Equal devices, numbered node by node, under tiers of links (nearest first; the last spans all devices)."""
+
+    nodes: Count
+    devices_per_node: Count
+    device: Device
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
+    memory_limit_bytes: Count | None = None
+    """What a plan may use of one device; None: all that the device has."""
+
+    @model_validator(mode="after")
+    def _levels_nest(self) -> Cluster:
+        size = 1
+        for level in self.levels:
+            if level.num_devices % size or level.num_devices < size:
+                raise ValueError(f"levels: {level.name} spans {level.num_devices} devices, no multiple of {size}")
+            size = level.num_devices
+        if size != self.num_devices:
+            raise ValueError(f"levels: the last must span all {self.num_devices} devices, it spans {size}")
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes > self.device.memory_bytes:
+            raise ValueError(f"memory_limit_bytes exceeds the device's {self.device.memory_bytes} bytes")
+        return self
+
+    @cached_property
+    def num_devices(self) -> int:
+        """All devices."""
+        return self.nodes * self.devices_per_node
+
+    @cached_property
+    def usable_bytes(self) -> int:
+        """What a plan may use of one device, reserve included."""
+        return self.memory_limit_bytes or self.device.memory_bytes

@@ -1,0 +1,88 @@
+"""What a user asks for: names and inline objects, before `profiles` resolves them to values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from planner.spec.cluster import Device, Level, Link
+from planner.spec.model import Model
+from planner.spec.plan import ScheduleKind
+from planner.spec.strategy import Recompute, Sharding
+from planner.spec.training import Training
+from planner.spec.value import Count, Name, Positive, Value
+from planner.spec.workload import Scenario
+
+AxisName = Literal["dp", "sdp", "tp", "pp", "ep", "cp", "sp"]
+ALL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
+
+
+class ModelRequest(Value):
+    """Exactly one of a preset's name, the content of a Hugging Face config.json, or explicit layers."""
+
+    preset: Name | None = None
+    hf_config: dict[str, Any] | None = None
+    spec: Model | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ModelRequest:
+        given = [self.preset is not None, self.hf_config is not None, self.spec is not None]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of preset, hf_config and spec")
+        return self
+
+
+class ClusterRequest(Value):
+    """A cluster with its device by name or inline; links default to the usual node of the device."""
+
+    nodes: Count
+    devices_per_node: Count
+    device: Name | Device
+    intra_node: Link | None = None
+    inter_node: Link | None = None
+    levels: tuple[Level, ...] | None = None
+    """All tiers of links, nearest first; instead of intra_node and inter_node."""
+    memory_limit_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _links_once(self) -> ClusterRequest:
+        if self.levels is not None and (self.intra_node or self.inter_node):
+            raise ValueError("levels: give either levels or intra_node and inter_node")
+        return self
+
+
+class Options(Value):
+    """What the search may do."""
+
+    shortlist_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 8
+    target: Literal["any"] = "any"
+    """Only plans that this framework can run; this version knows no framework's rules yet."""
+    axes: tuple[AxisName, ...] = ALL_AXES
+    sharding: tuple[Sharding, ...] = tuple(Sharding)
+    recompute: tuple[Recompute, ...] = tuple(Recompute)
+    schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
+    max_virtual_stages: Count = 8
+    scenarios: tuple[Scenario, ...] | None = None
+    """Workloads with probabilities that sum to 1; None: balanced and standard skews."""
+    time_limit_s: Positive | None = None
+    """Wall-clock time after which the best plan so far is returned with its bound."""
+
+    @model_validator(mode="after")
+    def _scenarios_sum_to_one(self) -> Options:
+        if self.scenarios is not None:
+            total = sum(scenario.probability for scenario in self.scenarios)
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"scenarios: probabilities must sum to 1, they sum to {total:.6g}")
+            if len({scenario.workload.name for scenario in self.scenarios}) != len(self.scenarios):
+                raise ValueError("scenarios: each workload needs a name of its own")
+        return self
+
+
+class SearchRequest(Value):
+    """The body of a search."""
+
+    model: ModelRequest
+    cluster: ClusterRequest
+    training: Training
+    options: Options = Options()

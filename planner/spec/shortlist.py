@@ -1,0 +1,60 @@
+"""What the offline stage hands to the online stage, and how sure it is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from planner.spec.cluster import Provenance
+from planner.spec.estimate import Estimate
+from planner.spec.plan import Plan
+from planner.spec.value import Count, Index, NonNegative, Positive, Value
+from planner.spec.workload import Scenario
+
+
+class CertificateStatus(StrEnum):
+    """`optimal`: nothing in the declared space is faster. `bounded`: at most `gap_ratio` faster."""
+
+    OPTIMAL = "optimal"
+    BOUNDED = "bounded"
+
+
+class Certificate(Value):
+    """How far the best plan can be from the optimum of the declared space, for balanced load."""
+
+    status: CertificateStatus
+    lower_bound_s: Positive
+    gap_ratio: NonNegative
+    """(best - lower bound) / lower bound; with batch size `max` on the time per sample."""
+    space: str
+    evaluated: Index
+    """Plan families (degrees, micro-batches, schedule) that were solved rather than excluded by their bound."""
+    pruned: dict[str, int]
+    """Candidates that each named rule removed."""
+
+
+class ShortlistEntry(Value):
+    """One plan of the shortlist."""
+
+    rank: Count
+    plan: Plan
+    estimate: Estimate
+    """For balanced load."""
+    best_for: tuple[str, ...]
+    """Scenarios in which no other plan of the shortlist is faster."""
+    regret_ratio: NonNegative
+    """Expected loss against the best plan known for each scenario, over the scenarios."""
+    switch_cost_s: dict[str, float]
+    """Predicted pause to go over to another plan of the shortlist, by plan id."""
+
+
+class Shortlist(Value):
+    """At most k plans; the first is the best for balanced load."""
+
+    plans: Annotated[tuple[ShortlistEntry, ...], Field(min_length=1)]
+    certificate: Certificate
+    scenarios: tuple[Scenario, ...]
+    provenance: Provenance
+    search_time_s: NonNegative

@@ -1,0 +1,35 @@
+"""What every value is built on: frozen, closed, finite; wrong states cannot be made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+"""A whole number of at least one; 8.0, "8" and true are refused."""
+Index = Annotated[int, Field(strict=True, ge=0)]
+"""A whole number of at least zero."""
+Positive = Annotated[float, Field(gt=0)]
+"""A finite number above zero."""
+NonNegative = Annotated[float, Field(ge=0)]
+"""A finite number of at least zero."""
+Ratio = Annotated[float, Field(gt=0, le=1)]
+"""A share of something, above zero and at most one."""
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Value(BaseModel):
+    """A frozen value: unknown keys, NaN and infinity are refused when it is made."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+def content_id(content: Any) -> str:
+    """The identity of JSON content: the first 16 hex digits of SHA-256 over its canonical form."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,34 @@
+"""Token counts over consecutive steps of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from planner.spec.placement import Placement
+from planner.spec.value import Count, Index, Positive, Value
+
+Tokens = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class Window(Value):
+    """`tokens[i][e]`: tokens that expert e of the i-th MoE layer got in steps first_step … first_step+num_steps-1."""
+
+    index: Index
+    first_step: Index
+    num_steps: Count
+    tokens: Annotated[tuple[Annotated[tuple[Tokens, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    step_time_s: Positive | None = None
+    """Mean measured time of a step."""
+    plan_id: str | None = None
+    """The plan in force while counting; None: the one that was decided last."""
+    placement: Placement | None = None
+    """The placement in force at the end of the window; None: the one that was decided last."""
+
+    @model_validator(mode="after")
+    def _counted_something(self) -> Window:
+        for number, row in enumerate(self.tokens):
+            if sum(row) == 0:
+                raise ValueError(f"tokens[{number}]: no expert got a token; a window covers at least one step")
+        return self

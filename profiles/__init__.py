@@ -1,0 +1,1 @@
+"""Hardware and model data with units and sources, and how they are loaded."""
