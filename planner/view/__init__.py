@@ -1,1 +1,23 @@
 """A plan for human eyes: pictures and tables."""
+
+from planner.view.tables import (
+    Column,
+    Table,
+    decision_table,
+    headline_table,
+    memory_table,
+    shortlist_table,
+    stage_table,
+    time_table,
+)
+
+__all__ = [
+    "Column",
+    "Table",
+    "decision_table",
+    "headline_table",
+    "memory_table",
+    "shortlist_table",
+    "stage_table",
+    "time_table",
+]

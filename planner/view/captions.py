@@ -1,0 +1,111 @@
+"""How strategies, layers and named parts are put in words: one wording for pictures, tables and explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.plan import Plan, Schedule, ScheduleKind
+from planner.spec.strategy import ExpertStrategy, Recompute, Sharding, Strategy
+from planner.view.quantities import span
+
+_SHARDING = {
+    Sharding.NONE: "nothing sharded",
+    Sharding.OPTIMIZER: "optimizer states sharded (ZeRO-1)",
+    Sharding.GRADIENTS: "optimizer states and gradients sharded (ZeRO-2)",
+    Sharding.FULL: "optimizer states, gradients and weights sharded (ZeRO-3)",
+}
+_RECOMPUTE = {
+    Recompute.NONE: "no recomputation",
+    Recompute.SELECTIVE: "attention core recomputed",
+    Recompute.FULL: "whole layer recomputed",
+}
+_SHORT_SHARDING = {Sharding.NONE: "", Sharding.OPTIMIZER: "zero1", Sharding.GRADIENTS: "zero2", Sharding.FULL: "zero3"}
+_HYPHENATED = ("tensor", "context", "data", "pipeline", "expert")
+
+
+def degrees(strategy: Strategy) -> str:
+    """Degrees of the axes, nearest devices first, as in a plan's summary: `tp2 dp8`; one device alone: `dp1`."""
+    return " ".join(f"{axis.kind.value}{axis.degree}" for axis in reversed(strategy.axes)) or "dp1"
+
+
+def expert_degrees(experts: ExpertStrategy) -> str:
+    """Degrees of the experts, nearest devices first: `etp1 ep8 edp2`."""
+    return (
+        f"etp{experts.expert_tensor_parallel_size} ep{experts.expert_parallel_size} "
+        f"edp{experts.expert_data_parallel_size}"
+    )
+
+
+def strategy_short(strategy: Strategy) -> str:
+    """One short line: `tp2 dp8 sp zero1 · etp1 ep8 edp2 · selective`."""
+    first = (degrees(strategy), "sp" if strategy.sequence_parallel else "", _SHORT_SHARDING[strategy.sharding])
+    parts = [" ".join(word for word in first if word)]
+    if strategy.experts:
+        parts.append(expert_degrees(strategy.experts))
+    if strategy.recompute is not Recompute.NONE:
+        parts.append(strategy.recompute.value)
+    return " · ".join(parts)
+
+
+def strategy_lines(strategy: Strategy) -> tuple[str, ...]:
+    """What a strategy does, one full phrase per line: sequence, sharding, recomputation."""
+    lines = [_SHARDING[strategy.sharding], _RECOMPUTE[strategy.recompute]]
+    if strategy.sequence_parallel:
+        lines.insert(0, "sequence parallel between tensor-parallel regions")
+    return tuple(lines)
+
+
+def part_name(key: str) -> str:
+    """A named part of time or memory as prose: `data_parallel_communication` → `data-parallel communication`."""
+    words = key.split("_")
+    for axis in _HYPHENATED:
+        if words[:2] == [axis, "parallel"]:
+            words[:2] = [f"{axis}-parallel"]
+    return " ".join(words).replace("all to all", "all-to-all")
+
+
+def layer_kind(layer: Embedding | Block | Head) -> str:
+    """`embedding`, `dense block`, `MoE block` or `head`."""
+    if isinstance(layer, Block):
+        return "MoE block" if layer.moe else "dense block"
+    return "embedding" if isinstance(layer, Embedding) else "head"
+
+
+def layer_kinds(model: Model, first_layer: int, num_layers: int) -> tuple[tuple[str, int], ...]:
+    """Consecutive layers by kind: ((`embedding`, 1), (`MoE block`, 8))."""
+    kinds: list[tuple[str, int]] = []
+    for layer in model.layers[first_layer : first_layer + num_layers]:
+        kind = layer_kind(layer)
+        if kinds and kinds[-1][0] == kind:
+            kinds[-1] = (kind, kinds[-1][1] + 1)
+        else:
+            kinds.append((kind, 1))
+    return tuple(kinds)
+
+
+def layers(model: Model, first_layer: int, num_layers: int) -> str:
+    """`0–8: embedding, 8 MoE blocks`."""
+    names = (f"{count} {kind}s" if count > 1 else kind for kind, count in layer_kinds(model, first_layer, num_layers))
+    return f"{span(first_layer, first_layer + num_layers - 1)}: {', '.join(names)}"
+
+
+def schedule(value: Schedule) -> str:
+    """The schedule in words."""
+    if value.kind is ScheduleKind.INTERLEAVED:
+        return f"interleaved 1F1B, {value.virtual_stages} virtual stages per device"
+    return {ScheduleKind.ONE_F_ONE_B: "1F1B", ScheduleKind.GPIPE: "GPipe"}[value.kind]
+
+
+def batch(plan: Plan) -> str:
+    """`1,024 samples of 4,096 tokens: 64 micro-batches of 16, 1 per data-parallel rank`."""
+    return (
+        f"{plan.global_batch_size:,} samples of {plan.sequence_length:,} tokens: {plan.num_micro_batches} "
+        f"micro-batch{'es' if plan.num_micro_batches > 1 else ''} of {plan.samples_per_micro_batch}, "
+        f"{plan.micro_batch_size} per data-parallel rank"
+    )
+
+
+def joined(words: Iterable[str]) -> str:
+    """Words with commas, a dash for none."""
+    return ", ".join(words) or "–"

@@ -1,0 +1,206 @@
+"""Plans, estimates and decisions as tables: rows of text in human units. Knows no terminal; the CLI renders them.
+
+Table(title, columns, rows)     every row has as many cells as there are columns
+Column(title, numeric)          numeric columns read best when aligned to the right
+
+shortlist_table(shortlist)      one row per plan, the best first
+headline_table(plan, estimate)  what the plan is and what it reaches
+stage_table(model, plan)        one row per stage and strategy: devices, layers, strategy; equal stages once
+time_table(estimate)            named parts of the step, their share
+memory_table(plan, estimate)    one row per stage (equal neighbours once), one column per named part, in GiB
+decision_table(decisions)       the online stage's history, one row per window
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from planner.spec.decision import Decision
+from planner.spec.errors import InputError
+from planner.spec.estimate import Estimate, StageEstimate
+from planner.spec.model import Model
+from planner.spec.plan import Plan
+from planner.spec.shortlist import Shortlist, ShortlistEntry
+from planner.view import captions
+from planner.view.folds import Fold, fold_stages
+from planner.view.quantities import gibibytes, memory, percent, seconds, significant, span
+
+
+class Column(NamedTuple):
+    """Head of a column."""
+
+    title: str
+    numeric: bool = False
+
+
+class Table(NamedTuple):
+    """Text in rows; every row has one cell per column."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def shortlist_table(shortlist: Shortlist) -> Table:
+    """One row per plan, the best for balanced load first."""
+    columns = (
+        Column("#", True),
+        Column("plan"),
+        Column("step", True),
+        Column("tokens/s/device", True),
+        Column("MFU", True),
+        Column("peak GiB", True),
+        Column("regret", True),
+        Column("best for"),
+        Column("id"),
+    )
+    return Table("Shortlist", columns, tuple(_shortlist_row(entry) for entry in shortlist.plans))
+
+
+def _shortlist_row(entry: ShortlistEntry) -> tuple[str, ...]:
+    estimate = entry.estimate
+    return (
+        str(entry.rank),
+        entry.plan.summary,
+        seconds(estimate.step_time_s),
+        significant(estimate.tokens_per_s_per_device),
+        percent(estimate.mfu),
+        gibibytes(max(stage.peak_memory_bytes for stage in estimate.stages)),
+        percent(entry.regret_ratio),
+        captions.joined(entry.best_for),
+        entry.plan.id,
+    )
+
+
+def headline_table(plan: Plan, estimate: Estimate) -> Table:
+    """What the plan is and what it reaches; one quantity per row."""
+    fullest = max(estimate.stages, key=lambda stage: stage.peak_memory_bytes - stage.limit_bytes)
+    rows = (
+        ("plan", plan.summary),
+        ("id", plan.id),
+        ("devices", f"{plan.num_devices:,} in {len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"),
+        ("batch", captions.batch(plan)),
+        ("schedule", captions.schedule(plan.schedule)),
+        ("step time", seconds(estimate.step_time_s)),
+        ("throughput", f"{significant(estimate.tokens_per_s)} tokens/s"),
+        ("per device", f"{significant(estimate.tokens_per_s_per_device)} tokens/s"),
+        ("model FLOP/s", f"{significant(estimate.tflops_per_device)} TFLOP/s per device, MFU {percent(estimate.mfu)}"),
+        ("memory", _room(fullest)),
+        ("workload", estimate.workload),
+        ("provenance", estimate.provenance.value),
+    )
+    return Table("Plan", (Column("quantity"), Column("value")), rows)
+
+
+def _room(stage: StageEstimate) -> str:
+    peak = f"{memory(stage.peak_memory_bytes)} of {memory(stage.limit_bytes)} in the fullest stage"
+    return f"{peak}, lacks {memory(stage.missing_bytes)}" if stage.missing_bytes else peak
+
+
+def stage_table(model: Model, plan: Plan) -> Table:
+    """One row per run of layers with one strategy; neighbouring stages that are equal stand once."""
+    columns = (Column("stage"), Column("devices"), Column("layers"), Column("strategy"))
+    return Table("Stages", columns, tuple(row for fold in fold_stages(model, plan) for row in _fold_rows(model, fold)))
+
+
+def _fold_rows(model: Model, fold: Fold) -> Iterable[tuple[str, ...]]:
+    for number, run in enumerate(fold.first_stage.runs):
+        layers = captions.layers(model, run.first_layer, run.num_layers)
+        yield (
+            fold.name if number == 0 else "",
+            fold.device_span if number == 0 else "",
+            f"{layers} (in stage {fold.first_number})" if fold.num_stages > 1 else layers,
+            captions.strategy_short(run.strategy),
+        )
+
+
+def time_table(estimate: Estimate) -> Table:
+    """Named parts of the step in the order of the estimate, and their sum; parts of no time are left out."""
+    parts = [
+        (captions.part_name(key), seconds(part_s), percent(part_s / estimate.step_time_s))
+        for key, part_s in estimate.time.items()
+        if part_s > 0
+    ]
+    rows = (*parts, ("step", seconds(estimate.step_time_s), percent(1.0)))
+    return Table("Time of a step", (Column("part"), Column("time", True), Column("share", True)), rows)
+
+
+def memory_table(plan: Plan, estimate: Estimate) -> Table:
+    """Bytes per device in named parts, GiB; equal neighbouring stages stand once, parts that no stage has are left out.
+
+    Raises InputError if the estimate belongs to a plan with another number of stages.
+    """
+    check_stages(plan, estimate)
+    keys = memory_parts(estimate)
+    columns = (
+        Column("stage"),
+        *(Column(captions.part_name(key), True) for key in keys),
+        Column("peak", True),
+        Column("limit", True),
+        Column("free", True),
+    )
+    rows = tuple(
+        (span(first, last), *(gibibytes(bytes_) for bytes_ in _memory_row(keys, stage)))
+        for first, last, stage in _equal_neighbours(estimate.stages)
+    )
+    return Table("Memory per device, GiB", columns, rows)
+
+
+def _memory_row(keys: Sequence[str], stage: StageEstimate) -> tuple[int, ...]:
+    free = stage.limit_bytes - stage.peak_memory_bytes
+    return (*(stage.memory.get(key, 0) for key in keys), stage.peak_memory_bytes, stage.limit_bytes, free)
+
+
+def _equal_neighbours(stages: Sequence[StageEstimate]) -> Iterable[tuple[int, int, StageEstimate]]:
+    """(first number, last number, estimate) of neighbouring stages with equal memory."""
+    for _, group in groupby(enumerate(stages), key=lambda numbered: (numbered[1].memory, numbered[1].limit_bytes)):
+        members = tuple(group)
+        yield members[0][0], members[-1][0], members[0][1]
+
+
+def memory_parts(estimate: Estimate) -> tuple[str, ...]:
+    """Keys of the named parts of memory that any stage has, in order of appearance."""
+    keys = dict.fromkeys(key for stage in estimate.stages for key in stage.memory)
+    return tuple(key for key in keys if any(stage.memory.get(key, 0) for stage in estimate.stages))
+
+
+def check_stages(plan: Plan, estimate: Estimate) -> None:
+    """Raise InputError if the estimate cannot be of this plan."""
+    if len(plan.stages) != len(estimate.stages):
+        raise InputError.at(
+            "estimate.stages", f"must describe the plan's {len(plan.stages)} stages, describes {len(estimate.stages)}"
+        )
+
+
+def decision_table(decisions: Sequence[Decision]) -> Table:
+    """One row per decision, in the given order."""
+    columns = (
+        Column("window", True),
+        Column("action"),
+        Column("imbalance", True),
+        Column("after", True),
+        Column("bound", True),
+        Column("moves", True),
+        Column("gain/step", True),
+        Column("cost", True),
+        Column("payback steps", True),
+        Column("reason"),
+    )
+    return Table("Decisions", columns, tuple(_decision_row(decision) for decision in decisions))
+
+
+def _decision_row(decision: Decision) -> tuple[str, ...]:
+    return (
+        str(decision.window),
+        decision.action.value.replace("_", " "),
+        f"{decision.imbalance_before:.2f}",
+        f"{decision.imbalance_after:.2f}",
+        f"{decision.imbalance_bound:.2f}",
+        str(len(decision.moves)),
+        seconds(decision.gain_s_per_step),
+        seconds(decision.cost_s),
+        "–" if decision.payback_steps is None else significant(decision.payback_steps),
+        decision.reason,
+    )

@@ -1,0 +1,190 @@
+"""Tables say what the values hold: every number reappears, sums are shown, nothing is invented."""
+
+from __future__ import annotations
+
+import pytest
+import view_samples as samples
+
+from planner.spec.cluster import Provenance
+from planner.spec.decision import Action, Decision
+from planner.spec.errors import InputError
+from planner.spec.placement import Move, Placement
+from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
+from planner.view import (
+    Table,
+    decision_table,
+    headline_table,
+    memory_table,
+    shortlist_table,
+    stage_table,
+    time_table,
+)
+from planner.view.captions import part_name
+from planner.view.quantities import memory, percent, seconds, significant
+
+
+def _shortlist():
+    _, plan, estimate = samples.mixtral()
+    entry = ShortlistEntry(
+        rank=1, plan=plan, estimate=estimate, best_for=("balanced", "skewed"), regret_ratio=0.0, switch_cost_s={}
+    )
+    certificate = Certificate(
+        status=CertificateStatus.OPTIMAL, lower_bound_s=11.8, gap_ratio=0, space="all", evaluated=10, pruned={}
+    )
+    return Shortlist(
+        plans=(entry,), certificate=certificate, scenarios=(), provenance=Provenance.DATASHEET, search_time_s=1.0
+    )
+
+
+def _all_tables():
+    for model, plan, estimate in (samples.mixtral(), samples.one_device(), samples.largest()):
+        yield headline_table(plan, estimate)
+        yield stage_table(model, plan)
+        yield time_table(estimate)
+        yield memory_table(plan, estimate)
+    yield shortlist_table(_shortlist())
+
+
+def _column(table: Table, title: str) -> list[str]:
+    number = [column.title for column in table.columns].index(title)
+    return [row[number] for row in table.rows]
+
+
+def test_every_row_has_one_cell_per_column():
+    for table in _all_tables():
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_a_shortlist_names_each_plan_with_its_price():
+    table = shortlist_table(_shortlist())
+    (row,) = table.rows
+    _, plan, _ = samples.mixtral()
+    assert row == ("1", plan.summary, "11.8 s", "2,777", "41.7 %", "62.0", "0.0 %", "balanced, skewed", plan.id)
+
+
+def test_time_parts_add_up_to_the_step_and_empty_parts_are_left_out():
+    _, _, estimate = samples.mixtral()
+    table = time_table(estimate)
+    assert "context-parallel communication" not in _column(table, "part")
+    *shares, whole = (float(text.removesuffix(" %")) for text in _column(table, "share"))
+    assert whole == 100
+    assert sum(shares) == pytest.approx(whole, abs=0.1)
+
+
+def test_memory_parts_add_up_to_the_peak_of_each_stage():
+    _, plan, estimate = samples.mixtral()
+    table = memory_table(plan, estimate)
+    assert _column(table, "stage") == ["0", "1", "2", "3"]
+    for row in table.rows:
+        *parts, peak, limit, free = (float(cell) for cell in row[1:])
+        assert sum(parts) == pytest.approx(peak, abs=0.05 * len(parts))
+        assert limit - peak == pytest.approx(free, abs=0.11)
+
+
+def test_memory_that_is_missing_is_negative_free_memory_and_named_in_the_headline():
+    _, plan, estimate = samples.two_strategies_per_stage()
+    assert _column(memory_table(plan, estimate), "free")[0] == "-21.0"
+    assert any("lacks 21.0 GiB" in value for value in _column(headline_table(plan, estimate), "value"))
+
+
+def test_stages_with_equal_memory_stand_once():
+    _, plan, estimate = samples.mixtral()
+    first, second = estimate.stages[:2]
+    table = memory_table(plan, estimate.model_copy(update={"stages": (first, second, second, first)}))
+    assert _column(table, "stage") == ["0", "1–2", "3"]
+
+
+def test_an_estimate_of_another_plan_is_refused():
+    _, plan, _ = samples.mixtral()
+    _, _, other = samples.one_device()
+    with pytest.raises(InputError, match=r"4 stages, describes 1"):
+        memory_table(plan, other)
+
+
+def test_a_plan_of_another_model_is_refused():
+    _, plan, _ = samples.mixtral()
+    with pytest.raises(InputError, match=r"6 layers, hold 34"):
+        stage_table(samples.model(dense=4), plan)
+
+
+def test_equal_neighbouring_stages_stand_once_with_their_number():
+    model, plan, _ = samples.largest()
+    table = stage_table(model, plan)
+    assert [name for name in _column(table, "stage") if name] == ["stage 0", "stages 1–62 (×62)", "stage 63"]
+    assert _column(table, "layers")[0] == "0–1: embedding, MoE block"
+    assert _column(table, "layers")[2].endswith("(in stage 1)")
+
+
+def test_each_strategy_of_a_stage_has_its_row():
+    model, plan, _ = samples.two_strategies_per_stage()
+    table = stage_table(model, plan)
+    assert _column(table, "layers") == [
+        "0–3: embedding, 3 dense blocks",
+        "4–11: 8 MoE blocks",
+        "12–14: 3 MoE blocks",
+        "15–28: 14 MoE blocks",
+        "29: head",
+    ]
+    assert _column(table, "strategy")[1] == "tp2 cp2 dp4 sp zero3 · etp1 ep8 edp2 · full"
+
+
+def test_a_decision_is_one_row_with_its_ledger():
+    decision = Decision(
+        window=12,
+        action=Action.REBALANCE,
+        plan_id="a",
+        placement=Placement(layers=((0, 1),), num_ranks=2),
+        moves=(Move(layer=0, expert=1, from_rank=1, to_rank=0, to_slot=0),),
+        gain_s_per_step=0.0123,
+        cost_s=1.5,
+        payback_steps=122,
+        horizon_steps=400,
+        imbalance_before=1.8,
+        imbalance_after=1.1,
+        imbalance_bound=1.05,
+        reason="expert 1 got most tokens",
+    )
+    (row,) = decision_table([decision]).rows
+    reason = "expert 1 got most tokens"
+    assert row == ("12", "rebalance", "1.80", "1.10", "1.05", "1", "12.3 ms", "1.50 s", "122", reason)
+
+
+@pytest.mark.parametrize(
+    ("value_s", "text"),
+    [(0, "0 s"), (4.2e-6, "4.20 µs"), (0.0123, "12.3 ms"), (0.99996, "1.00 s"), (11.84, "11.8 s"), (4321.4, "4,321 s")],
+)
+def test_times_have_three_digits_and_the_fitting_unit(value_s, text):
+    assert seconds(value_s) == text
+
+
+@pytest.mark.parametrize(
+    ("value_bytes", "text"), [(0, "0 GiB"), (3 * 2**20, "3.00 MiB"), (2**30, "1.00 GiB"), (80 * 2**30, "80.0 GiB")]
+)
+def test_bytes_are_written_in_binary_units(value_bytes, text):
+    assert memory(value_bytes) == text
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(0, "0.0 %"), (0.0001, "< 0.1 %"), (0.417, "41.7 %"), (1, "100.0 %")])
+def test_a_ratio_above_zero_never_reads_as_zero(ratio, text):
+    assert percent(ratio) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.9999, "1.00"), (9.996, "10.0"), (99.96, "100"), (812345.4, "812,345"), (0.00123, "0.00123")]
+)
+def test_rounding_never_adds_a_digit(value, text):
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("tensor_parallel_communication", "tensor-parallel communication"),
+        ("expert_all_to_all", "expert all-to-all"),
+        ("optimizer_states", "optimizer states"),
+        ("compute", "compute"),
+    ],
+)
+def test_named_parts_read_as_prose(key, name):
+    assert part_name(key) == name

@@ -1,0 +1,184 @@
+"""Plans with estimates written by hand: views draw whatever numbers they get, so these need no cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.spec.cluster import Provenance
+from planner.spec.estimate import Estimate, StageEstimate, StageTime
+from planner.spec.model import (
+    Block,
+    DenseFeedForward,
+    Embedding,
+    GroupedQueryAttention,
+    Head,
+    LayerRun,
+    Model,
+    MoeFeedForward,
+)
+from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
+from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
+
+GIB = 2**30
+ATTENTION = GroupedQueryAttention(num_heads=32, num_kv_heads=8, head_dim=128)
+DENSE = Block(attention=ATTENTION, feed_forward=DenseFeedForward(width=14336))
+MOE = Block(attention=ATTENTION, feed_forward=MoeFeedForward(num_experts=8, top_k=2, expert_width=14336))
+
+
+def model(dense: int = 0, moe: int = 0, name: str = "mixtral-8x7b") -> Model:
+    """Embedding, dense blocks, MoE blocks, head."""
+    blocks = [LayerRun(layer=layer, num_layers=count) for layer, count in ((DENSE, dense), (MOE, moe)) if count]
+    return Model(
+        name=name,
+        hidden_size=4096,
+        runs=(LayerRun(layer=Embedding(vocab_size=32000)), *blocks, LayerRun(layer=Head(vocab_size=32000))),
+    )
+
+
+def strategy(tp: int = 1, dp: int = 1, cp: int = 1, ep: int | None = None, **rest: object) -> Strategy:
+    """Data parallel outside, context parallel, tensor parallel inside; experts over the rest when ep is given."""
+    kinds = ((AxisKind.DP, dp), (AxisKind.CP, cp), (AxisKind.TP, tp))
+    experts = None
+    if ep is not None:
+        experts = ExpertStrategy(expert_parallel_size=ep, expert_data_parallel_size=tp * dp * cp // ep)
+    axes = tuple(Axis(kind, degree) for kind, degree in kinds if degree > 1)
+    return Strategy.model_validate({"axes": axes, "experts": experts, **rest})
+
+
+def even_plan(
+    layers: Sequence[int], first: Strategy, schedule: Schedule | None = None, num_micro_batches: int = 64
+) -> Plan:
+    """One strategy for all; `layers` are the layers of each piece in pipeline order (stages × virtual stages)."""
+    schedule = schedule or Schedule()
+    num_stages = len(layers) // schedule.virtual_stages
+    starts = [sum(layers[:number]) for number in range(len(layers))]
+    stages = tuple(
+        Stage(
+            first_device=stage * first.num_devices,
+            num_devices=first.num_devices,
+            runs=tuple(
+                StageRun(first_layer=starts[piece], num_layers=layers[piece], strategy=first)
+                for piece in range(stage, len(layers), num_stages)
+            ),
+        )
+        for stage in range(num_stages)
+    )
+    return Plan(
+        global_batch_size=num_micro_batches * first.data_parallel_size,
+        sequence_length=4096,
+        micro_batch_size=1,
+        num_micro_batches=num_micro_batches,
+        schedule=schedule,
+        stages=stages,
+    )
+
+
+def estimate(plan: Plan, peak_gib: float = 62.0, limit_gib: float = 80.0, step_time_s: float = 11.8) -> Estimate:
+    """Named parts in plausible proportion; the first stages hold more activations than the last, as in 1F1B."""
+    count = len(plan.stages)
+    stages = tuple(_stage(peak_gib * (1 - 0.35 * number / count), limit_gib) for number in range(count))
+    tokens_per_s = plan.global_batch_size * plan.sequence_length / step_time_s
+    return Estimate(
+        plan_id=plan.id,
+        workload="balanced",
+        step_time_s=step_time_s,
+        tokens_per_s=tokens_per_s,
+        tokens_per_s_per_device=tokens_per_s / plan.num_devices,
+        tflops_per_device=412.0,
+        mfu=0.417,
+        time={key: share * step_time_s for key, share in TIME_SHARES.items()},
+        stages=stages,
+        fits=all(stage.missing_bytes == 0 for stage in stages),
+        provenance=Provenance.DATASHEET,
+        assumptions=("no stragglers", "input pipeline is free"),
+    )
+
+
+TIME_SHARES = {
+    "compute": 0.57,
+    "recompute": 0.04,
+    "tensor_parallel_communication": 0.06,
+    "context_parallel_communication": 0.0,
+    "expert_all_to_all": 0.11,
+    "expert_imbalance": 0.02,
+    "data_parallel_communication": 0.03,
+    "pipeline_communication": 0.01,
+    "pipeline_bubble": 0.12,
+    "optimizer": 0.01,
+    "overhead": 0.03,
+}
+MEMORY_SHARES = {
+    "weights": 0.16,
+    "gradients": 0.24,
+    "optimizer_states": 0.19,
+    "activations": 0.27,
+    "logits": 0.02,
+    "workspace": 0.03,
+    "buffers": 0.03,
+    "reserve": 0.06,
+}
+
+
+def _stage(peak_gib: float, limit_gib: float) -> StageEstimate:
+    memory = {key: int(share * peak_gib * GIB) for key, share in MEMORY_SHARES.items()}
+    return StageEstimate(
+        memory=memory,
+        peak_memory_bytes=sum(memory.values()),
+        limit_bytes=int(limit_gib * GIB),
+        time=StageTime(micro_batch_s=0.17, once_per_step_s=0.3),
+    )
+
+
+def mixtral() -> tuple[Model, Plan, Estimate]:
+    """Mixtral on 64 devices: 4 stages, interleaved, experts over 8."""
+    plan = even_plan(
+        [5, 4, 4, 4, 4, 4, 4, 5],
+        strategy(tp=2, dp=8, ep=8, sharding=Sharding.OPTIMIZER, sequence_parallel=True, recompute=Recompute.SELECTIVE),
+        Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=2),
+    )
+    return model(moe=32), plan, estimate(plan)
+
+
+def one_device() -> tuple[Model, Plan, Estimate]:
+    """Everything on one device."""
+    plan = even_plan([6], strategy(), num_micro_batches=4)
+    return model(dense=4, name="tiny"), plan, estimate(plan, peak_gib=3.1, limit_gib=8, step_time_s=0.0123)
+
+
+def two_strategies_per_stage() -> tuple[Model, Plan, Estimate]:
+    """Dense blocks without experts, MoE blocks with; the plan does not fit in its first stage."""
+    dense = strategy(tp=2, dp=4, cp=2, sharding=Sharding.FULL, sequence_parallel=True, recompute=Recompute.FULL)
+    moe = dense.model_copy(update={"experts": ExpertStrategy(expert_parallel_size=8, expert_data_parallel_size=2)})
+    wide = strategy(dp=16, ep=16, sharding=Sharding.FULL)
+    stages = (
+        Stage(
+            first_device=0,
+            num_devices=16,
+            runs=(
+                StageRun(first_layer=0, num_layers=4, strategy=dense),
+                StageRun(first_layer=4, num_layers=8, strategy=moe),
+                StageRun(first_layer=12, num_layers=3, strategy=wide),
+            ),
+        ),
+        Stage(
+            first_device=16,
+            num_devices=16,
+            runs=(
+                StageRun(first_layer=15, num_layers=14, strategy=wide),
+                StageRun(first_layer=29, num_layers=1, strategy=dense),
+            ),
+        ),
+    )
+    plan = Plan(global_batch_size=512, sequence_length=8192, micro_batch_size=4, num_micro_batches=32, stages=stages)
+    return model(dense=3, moe=25, name="deepseek <v3> & kin"), plan, estimate(plan, peak_gib=101, limit_gib=80)
+
+
+def largest() -> tuple[Model, Plan, Estimate]:
+    """64 stages of 2048 devices, two virtual stages each."""
+    plan = even_plan(
+        [2] + [1] * 126 + [2],
+        strategy(tp=8, dp=256, ep=8, sharding=Sharding.OPTIMIZER, sequence_parallel=True),
+        Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=2),
+        num_micro_batches=128,
+    )
+    return model(moe=128, name="giant"), plan, estimate(plan, peak_gib=76)
