@@ -73,6 +73,8 @@ def _latent_parameters(attention: LatentAttention, hidden_size: int) -> tuple[in
     replicated += hidden_size * (attention.kv_lora_rank + attention.qk_rope_head_dim) + attention.kv_lora_rank
     split += attention.kv_lora_rank * attention.num_heads * (attention.qk_nope_head_dim + attention.v_head_dim)
     split += attention.num_heads * attention.v_head_dim * hidden_size
+    if attention.bias:
+        replicated += (attention.q_lora_rank or 0) + attention.kv_lora_rank + attention.qk_rope_head_dim + hidden_size
     return split, replicated
 
 
@@ -117,6 +119,16 @@ def total_parameters(model: Model) -> int:
     return sum(run.num_layers * layer_parameters(run.layer, model.hidden_size).total for run in model.runs)
 
 
-def active_parameters(model: Model) -> int:
-    """Parameters that take part in the forward pass of one token; embedding and head included."""
-    return sum(run.num_layers * layer_parameters(run.layer, model.hidden_size).active for run in model.runs)
+def active_parameters(model: Model, embedding: bool = True) -> int:
+    """Parameters that take part in the forward pass of one token, head included.
+
+    Publishers differ on the embedding, of which a token reads one row: Mistral and Qwen count it (Mixtral-8x7B:
+    12.9e9), OpenAI and DeepSeek do not (gpt-oss-20b: 3.6e9, DeepSeek-V3: 36.7e9). A tied head is the embedding's matrix
+    and counts.
+    """
+    counted = [run for run in model.runs if embedding or not isinstance(run.layer, Embedding)]
+    active = sum(run.num_layers * layer_parameters(run.layer, model.hidden_size).active for run in counted)
+    last = model.layers[-1]
+    if not embedding and isinstance(last, Head) and last.tied:
+        active += last.vocab_size * model.hidden_size
+    return active

@@ -55,6 +55,8 @@ class LatentAttention(Value):
     qk_nope_head_dim: Count
     qk_rope_head_dim: Count
     v_head_dim: Count
+    bias: bool = False
+    """On the down-projections (or none of the queries, where they have none) and on the output."""
     causal: bool = True
 
     @property

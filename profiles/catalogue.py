@@ -1,0 +1,47 @@
+"""The data files of this package: one JSON file for each preset, found by name or alias. Knows no meaning of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Any, Literal
+
+from planner.spec.errors import NotFoundError
+from planner.spec.parse import read_json
+
+Shelf = Literal["hardware", "models"]
+
+
+def names(shelf: Shelf) -> list[str]:
+    """All presets of a shelf in alphabetical order, without their aliases."""
+    entries = (files("profiles") / shelf).iterdir()
+    return sorted(entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json"))
+
+
+def content(shelf: Shelf, name: str) -> dict[str, Any]:
+    """The file of a preset; `name` must be one of `names`."""
+    data = read_json((files("profiles") / shelf / f"{name}.json").read_bytes(), name)
+    assert isinstance(data, dict)
+    return data
+
+
+def find(shelf: Shelf, wanted: str) -> str:
+    """The name of the preset that `wanted` names or is an alias of, in capital or small letters.
+
+    Raises NotFoundError that lists close matches, or all names where none is close.
+    """
+    known = {name: name for name in names(shelf)}
+    known.update({alias: name for name in list(known) for alias in content(shelf, name)["aliases"]})
+    found = known.get(wanted.strip().lower())
+    if found is None:
+        kind = {"hardware": "device", "models": "model"}[shelf]
+        raise NotFoundError(f"no {kind} preset is named {wanted!r}; {suggestion(wanted, known)}")
+    return found
+
+
+def suggestion(wanted: str, known: Iterable[str]) -> str:
+    """Names to try instead: the close ones, or all where none is close."""
+    choices = sorted(known)
+    close = get_close_matches(wanted.strip().lower(), choices, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(choices)}"

@@ -1,0 +1,31 @@
+"""Accelerators with their usual node and network, from `profiles/hardware/*.json`."""
+
+from __future__ import annotations
+
+from planner.spec.cluster import Device, Link
+from planner.spec.parse import parse
+from planner.spec.value import Count, Name, Value
+from profiles import catalogue
+
+
+class HardwarePreset(Value):
+    """A device, and the node and network in which it usually stands."""
+
+    name: Name
+    aliases: tuple[Name, ...]
+    device: Device
+    devices_per_node: Count
+    """Devices of the usual node: `intra_node` is known for as many, not for more."""
+    intra_node: Link
+    inter_node: Link
+
+
+def device_names() -> list[str]:
+    """Names of all device presets in alphabetical order, without their aliases."""
+    return catalogue.names("hardware")
+
+
+def device_preset(name: str) -> HardwarePreset:
+    """The preset of this name or alias; raises NotFoundError with close matches."""
+    found = catalogue.find("hardware", name)
+    return parse(HardwarePreset, {"name": found, **catalogue.content("hardware", found)}, found)
