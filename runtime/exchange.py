@@ -1,0 +1,71 @@
+"""Collectives of the runtime: who is in the group, and an all-to-all that the backward pass can go through.
+
+Without torch.distributed (or before `init_process_group`) every group has one rank and nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup
+"""Ranks that talk to each other; None where a `Group | None` is taken means all ranks."""
+
+
+def is_distributed() -> bool:
+    """Whether there are other ranks to talk to."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def num_ranks(group: Group | None) -> int:
+    """Ranks of the group; 1 without torch.distributed."""
+    return dist.get_world_size(group) if is_distributed() else 1
+
+
+def rank(group: Group | None) -> int:
+    """This process's number in the group; 0 without torch.distributed."""
+    return dist.get_rank(group) if is_distributed() else 0
+
+
+def first_rank(group: Group | None) -> int:
+    """Global number of the group's rank 0, as `broadcast` wants it."""
+    return dist.get_global_rank(group, 0) if group is not None else 0
+
+
+def all_to_all(
+    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], group: Group | None = None
+) -> Tensor:
+    """Send `send_counts[r]` consecutive rows to each rank r, and return the rows that came, in the order of ranks.
+
+    `rows` [sum(send_counts), …] → [sum(receive_counts), …]. Differentiable: gradients travel the way back.
+    """
+    if num_ranks(group) == 1:
+        return rows
+    return cast(Tensor, _AllToAll.apply(rows, tuple(send_counts), tuple(receive_counts), group))  # type: ignore[no-untyped-call]
+
+
+class _AllToAll(torch.autograd.Function):
+    """`all_to_all_single` with uneven splits; its transpose is itself with the splits exchanged."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, send_counts: tuple[int, ...], receive_counts: tuple[int, ...], group: Group | None
+    ) -> Tensor:
+        ctx.send_counts, ctx.receive_counts, ctx.group = send_counts, receive_counts, group
+        return _exchange(rows, send_counts, receive_counts, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(gradients[0], ctx.receive_counts, ctx.send_counts, ctx.group), None, None, None
+
+
+def _exchange(
+    rows: Tensor, send_counts: tuple[int, ...], receive_counts: tuple[int, ...], group: Group | None
+) -> Tensor:
+    received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), list(receive_counts), list(send_counts), group=group)
+    return received
