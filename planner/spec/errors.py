@@ -15,6 +15,7 @@ TrimtabError
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -48,9 +49,19 @@ class InputError(TrimtabError):
         return cls(Problem(field, message))
 
     @classmethod
-    def from_validation(cls, error: ValidationError, root: str = "") -> InputError:
-        """Translate pydantic's complaint; `root` names the value that was read (`cluster`, say)."""
-        return cls(*(_problem(root, dict(item)) for item in error.errors(include_url=False)))
+    def from_validation(cls, error: ValidationError, root: str = "", data: object = None) -> InputError:
+        """Translate pydantic's complaint; `root` names the value that was read (`cluster`, say), `data` is its input."""
+        return cls.from_details([dict(item) for item in error.errors(include_url=False)], root, data)
+
+    @classmethod
+    def from_details(cls, details: Sequence[Mapping[str, object]], root: str = "", data: object = None) -> InputError:
+        """Translate the entries of pydantic's `errors()`; one problem for each field, however many ways it is wrong."""
+        messages: dict[str, list[str]] = {}
+        for item in details:
+            if not _follows_from_others(item):
+                problem = _problem(root, item, data)
+                messages.setdefault(problem.field, []).append(problem.message)
+        return cls(*(Problem(field, ", or: ".join(dict.fromkeys(said))) for field, said in messages.items()))
 
     def under(self, root: str) -> InputError:
         """The same problems, with their fields seen from one level further out."""
@@ -116,10 +127,33 @@ class InternalError(TrimtabError):
 _NAMED_FIELD = re.compile(r"(?P<field>[a-z_]+(\[\d+\])?(\.[a-z_]+(\[\d+\])?)*): ")
 
 
-def _problem(root: str, item: dict[str, object]) -> Problem:
+def _follows_from_others(item: Mapping[str, object]) -> bool:
+    """Whether a sequence is called too short only because its items are wrong, which is said by itself."""
+    given = item.get("input")
+    return item["type"] == "too_short" and isinstance(given, list | tuple) and len(given) > 0
+
+
+def _path(item: Mapping[str, object], data: object) -> list[str]:
+    """The way into the input: pydantic's location without the names that it gives to the members of unions."""
     location = item["loc"]
     assert isinstance(location, tuple)
-    path = ".".join(str(part) for part in (root, *location) if part != "")
+    if data is None:
+        return [str(part) for part in location]
+    path: list[str] = []
+    here = data
+    for part in location:
+        if isinstance(here, Mapping) and part in here:
+            here = here[part]
+        elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif item["type"] != "missing" or part != location[-1]:
+            continue
+        path.append(str(part))
+    return path
+
+
+def _problem(root: str, item: Mapping[str, object], data: object) -> Problem:
+    path = ".".join(part for part in (root, *_path(item, data)) if part != "")
     message = str(item["msg"]).removeprefix("Value error, ")
     named = _NAMED_FIELD.match(message) if item["type"] == "value_error" else None
     if named:

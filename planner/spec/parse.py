@@ -17,7 +17,7 @@ def parse(kind: type[T], data: object, field: str = "") -> T:
     try:
         value = TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        raise InputError.from_validation(error, field) from None
+        raise InputError.from_validation(error, field, data) from None
     return value
 
 
@@ -29,7 +29,7 @@ def read_json(text: str | bytes, field: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not JSON, not UTF-8, or a whole number of thousands of digits
         raise MalformedError.at(field, f"is not JSON: {error}") from None
     except RecursionError:
         raise MalformedError.at(field, "is nested too deeply") from None
