@@ -50,7 +50,7 @@ class InputError(TrimtabError):
 
     @classmethod
     def from_validation(cls, error: ValidationError, root: str = "", data: object = None) -> InputError:
-        """Translate pydantic's complaint; `root` names the value that was read (`cluster`, say), `data` is its input."""
+        """Translate pydantic's complaint; `root` names the value (`cluster`, say), `data` is what it was read from."""
         return cls.from_details([dict(item) for item in error.errors(include_url=False)], root, data)
 
     @classmethod
@@ -142,10 +142,9 @@ def _path(item: Mapping[str, object], data: object) -> list[str]:
     path: list[str] = []
     here = data
     for part in location:
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
-            here = here[part]
+        in_mapping = isinstance(here, Mapping) and part in here
+        if in_mapping or (isinstance(here, list | tuple) and isinstance(part, int) and part < len(here)):
+            here = here[part]  # type: ignore[index]
         elif item["type"] != "missing" or part != location[-1]:
             continue
         path.append(str(part))
