@@ -1,1 +1,17 @@
-"""Formulas: seconds and bytes of a plan. estimate() is the only front door."""
+"""Formulas: seconds and bytes of a plan. estimate() is the only front door; one formula has one home.
+
+kernels       one device: matrix products, memory-bound work, overlap
+collectives   groups of devices under tiers of links
+part, dense, attention, experts, vocabulary, state
+              what one device pays for a part of a layer
+layer         one layer under one strategy
+boundary      between layers and stages
+pipeline      from stages to the step
+load, balance how expert load spreads over ranks
+migration     moving experts, switching plans
+rules, check  what cannot be computed at all
+"""
+
+from planner.cost.estimate import estimate
+
+__all__ = ["estimate"]

@@ -1,0 +1,169 @@
+"""Attention: projections, rotary embedding, scores; fused (flash) or not; its tensor- and context-parallel traffic."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from planner.cost.collectives import tiers
+from planner.cost.dense import linear_s, tensor_parallel_s
+from planner.cost.kernels import matmul_s, memory_bound_s, overlapped_s
+from planner.cost.part import Conditions, Part, Share, add, context_group
+from planner.spec.model import GroupedQueryAttention, LatentAttention
+from planner.spec.strategy import Strategy
+from planner.spec.training import AttentionKernel
+
+
+class _Heads(NamedTuple):
+    """Heads of one tensor-parallel rank."""
+
+    heads: float
+    query_width: float
+    """Channels of queries (and of keys, head by head)."""
+    key_width: float
+    value_width: float
+    output_width: float
+
+
+def attention(
+    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
+) -> Part:
+    """All of attention on one device, for one micro-batch."""
+    heads = _local_heads(kind, strategy.tp)
+    projections = _projections(conditions, kind, heads, part_of)
+    core = _core(conditions, kind, heads, strategy, part_of)
+    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    return add((projections, core, Part(tensor_forward_s=traffic, tensor_backward_s=traffic)))
+
+
+def _local_heads(kind: GroupedQueryAttention | LatentAttention, tp: int) -> _Heads:
+    if isinstance(kind, LatentAttention):
+        heads = kind.num_heads / tp
+        value = heads * kind.v_head_dim
+        return _Heads(heads, heads * kind.qk_head_dim, heads * kind.qk_head_dim, value, value)
+    heads = kind.num_heads / tp
+    # Fewer groups than ranks: each rank keeps a whole group (Megatron-Core replicates them).
+    groups = max(1.0, kind.num_kv_heads / tp)
+    query = heads * kind.head_dim
+    return _Heads(heads, query, groups * kind.head_dim, groups * kind.head_dim, query)
+
+
+def _projections(
+    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, heads: _Heads, part_of: Share
+) -> Part:
+    hidden = conditions.hidden_size
+    matrices = [(float(hidden), heads.output_width)]
+    kept = heads.query_width + heads.key_width + heads.value_width
+    if isinstance(kind, LatentAttention):
+        matrices += _latent_matrices(kind, heads, hidden)
+        kept += 2 * ((kind.q_lora_rank or 0) + kind.kv_lora_rank) + kind.qk_rope_head_dim
+    else:
+        matrices.append((kept, hidden))
+    pairs = [linear_s(conditions, part_of.tokens, columns, depth) for columns, depth in matrices]
+    element = conditions.rate.element_bytes
+    rotary = 2.0 * element * part_of.tokens * (heads.query_width + heads.key_width)
+    rotary_s = memory_bound_s(conditions.rate, rotary, 2)
+    return Part(
+        forward_s=sum(pair[0] for pair in pairs) + rotary_s,
+        backward_s=sum(pair[1] for pair in pairs) + rotary_s,
+        stored_bytes=element * part_of.tokens * kept,
+        transient_bytes=element * part_of.tokens * kept,
+    )
+
+
+def _latent_matrices(kind: LatentAttention, heads: _Heads, hidden: int) -> list[tuple[float, float]]:
+    up = heads.heads * (kind.qk_nope_head_dim + kind.v_head_dim)
+    matrices = [(kind.kv_lora_rank + kind.qk_rope_head_dim, hidden), (up, kind.kv_lora_rank)]
+    if kind.q_lora_rank is None:
+        return [*matrices, (heads.query_width, hidden)]
+    return [*matrices, (kind.q_lora_rank, hidden), (heads.query_width, kind.q_lora_rank)]
+
+
+def _core(
+    conditions: Conditions,
+    kind: GroupedQueryAttention | LatentAttention,
+    heads: _Heads,
+    strategy: Strategy,
+    part_of: Share,
+) -> Part:
+    if conditions.training.attention_kernel is AttentionKernel.UNFUSED:
+        return _unfused_core(conditions, heads, part_of)
+    return _flash_core(conditions, kind, heads, strategy, part_of)
+
+
+def _flash_core(
+    conditions: Conditions,
+    kind: GroupedQueryAttention | LatentAttention,
+    heads: _Heads,
+    strategy: Strategy,
+    part_of: Share,
+) -> Part:
+    """Two products per pair of tokens forward, five backward; only pairs inside mask and window are computed.
+
+    Source: FlashAttention-2 (arXiv 2307.08691), sections 3.1 and 4.1. Context parallelism passes keys and values
+    around a ring under the compute (Ring Attention, arXiv 2310.01889), with load balanced under a causal mask.
+    """
+    rate = conditions.rate
+    full = part_of.sequence * strategy.cp
+    pairs = part_of.samples * _pairs(kind, full) / strategy.cp
+    flops = 2.0 * pairs * (heads.query_width + heads.output_width)
+    forward = flops / rate.attention_forward_flops_per_s + rate.launch_s
+    backward = 2.5 * flops / rate.attention_backward_flops_per_s + 2 * rate.launch_s
+    ring = _ring_s(conditions, strategy, rate.element_bytes * part_of.tokens * (heads.key_width + heads.value_width))
+    kept = part_of.tokens * (rate.element_bytes * heads.output_width + 4.0 * heads.heads)
+    return Part(
+        forward_s=forward,
+        backward_s=backward,
+        core_forward_s=forward,
+        context_forward_s=overlapped_s(rate, forward, ring) - forward,
+        context_backward_s=overlapped_s(rate, backward, 2 * ring) - backward,
+        stored_bytes=kept,
+        core_bytes=kept,
+    )
+
+
+def _ring_s(conditions: Conditions, strategy: Strategy, chunk_bytes: float) -> float:
+    """Each of cp - 1 rounds passes one device's keys and values to its neighbour."""
+    if strategy.cp == 1:
+        return 0.0
+    widest = tiers(conditions.levels, context_group(strategy))[-1]
+    return (strategy.cp - 1) * (chunk_bytes / widest.pair_bytes_per_s + widest.latency_s)
+
+
+def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part:
+    """Scores are written to memory, masked or not: two batched products, softmax, dropout.
+
+    Bytes kept per score: softmax output, and with dropout its mask (1 byte) and output.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 5 a s^2 b with 2-byte elements.
+    """
+    rate, sequence = conditions.rate, part_of.sequence
+    groups = part_of.samples * heads.heads
+    query, value = heads.query_width / heads.heads, heads.output_width / heads.heads
+    scores = groups * sequence * sequence
+    element, dropout = rate.element_bytes, conditions.training.dropout
+    products = matmul_s(rate, sequence, sequence, query, groups) + matmul_s(rate, sequence, value, sequence, groups)
+    softmax = memory_bound_s(rate, scores * 2 * element)
+    undo_softmax = memory_bound_s(rate, scores * 3 * element)
+    drop = memory_bound_s(rate, scores * (2 * element + 1)) if dropout else 0.0
+    backward_products = (
+        matmul_s(rate, sequence, query, sequence, 2 * groups)
+        + matmul_s(rate, sequence, sequence, value, groups)
+        + matmul_s(rate, sequence, value, sequence, groups)
+    )
+    forward = products + softmax + drop
+    dropped = scores * (2 * element + 1 if dropout else element)
+    return Part(
+        forward_s=forward,
+        backward_s=backward_products + undo_softmax + drop,
+        core_forward_s=forward,
+        stored_bytes=dropped + element * part_of.tokens * heads.output_width,
+        core_bytes=dropped,
+        transient_bytes=element * scores,
+    )
+
+
+def _pairs(kind: GroupedQueryAttention | LatentAttention, sequence: float) -> float:
+    """Pairs of tokens of one sample that attend to each other: mask and sliding window."""
+    if not kind.causal:
+        return sequence * sequence
+    window = min(sequence, getattr(kind, "window", None) or sequence)
+    return window * sequence - window * window / 2.0

@@ -1,0 +1,85 @@
+"""What crosses from layer to layer: between stages, between unlike strategies inside a stage, and tied weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from planner.cost.collectives import all_gather_s, narrowest_bytes_per_s, point_to_point_s
+from planner.cost.part import Conditions, share, tensor_group
+from planner.cost.state import gradient_bytes
+from planner.spec.model import Block, Embedding, Head
+from planner.spec.strategy import AxisKind, Strategy
+
+Layout = tuple[tuple[AxisKind, int, int], ...]
+"""How a [samples, tokens, hidden] activation is cut over the devices of a stage: (axis, degree, stride)."""
+
+
+class Entry(NamedTuple):
+    """What a piece of a stage pays for its activations to arrive and its gradients to leave."""
+
+    pass_s: float
+    """One message; a micro-batch needs one forward and one backward."""
+    buffer_bytes: int
+
+
+def activation_bytes(conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int) -> float:
+    """A device's share of the activation between two layers."""
+    edge = share(strategy, samples, sequence_length).edge_tokens
+    return edge * conditions.hidden_size * conditions.rate.element_bytes
+
+
+def entry(
+    conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int, hop: tuple[int, int]
+) -> Entry:
+    """From the stage that begins at device hop[0] into a piece, on the stage at hop[1], that begins under `strategy`.
+
+    Every device sends its share to its peer; tensor-parallel ranks that hold the same activation send a part each and
+    gather it on arrival (Narayanan et al. 2021, arXiv 2104.04473, section 4.1). Two buffers each for activation and
+    gradient. Not overlapped.
+    """
+    share_bytes = activation_bytes(conditions, strategy, samples, sequence_length)
+    parts = 1 if strategy.sequence_parallel else strategy.tp
+    pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], share_bytes / parts)
+    if parts > 1:
+        pass_s += all_gather_s(conditions.levels, tensor_group(strategy), share_bytes)
+    return Entry(pass_s, 4 * int(share_bytes))
+
+
+def layout(strategy: Strategy) -> Layout:
+    """Strategies with one layout hand activations over without moving them."""
+    cuts = [(AxisKind.CP, strategy.cp, strategy.stride(AxisKind.CP))]
+    if strategy.sequence_parallel:
+        cuts.append((AxisKind.TP, strategy.tp, strategy.stride(AxisKind.TP)))
+    samples = [(strategy.degree(kind), strategy.stride(kind)) for kind in (AxisKind.DP, AxisKind.SDP)]
+    samples.sort(key=lambda cut: -cut[1])
+    (outer, outer_stride), (inner, inner_stride) = samples
+    if outer_stride == inner * inner_stride or 1 in (outer, inner):
+        samples = [(outer * inner, inner_stride if inner > 1 else outer_stride)]
+    cuts += [(AxisKind.DP, degree, stride) for degree, stride in samples]
+    return tuple(sorted(cut for cut in cuts if cut[1] > 1))
+
+
+def transition_s(
+    conditions: Conditions, before: Strategy, after: Strategy, samples: int, sequence_length: int
+) -> tuple[float, float]:
+    """(forward, backward) seconds to cut an activation anew between two layers of a stage; 0 for equal layouts.
+
+    Every device receives its whole new share over the widest link that the stage needs: an upper bound of what a
+    redistribution moves (own derivation; what a device already holds is not subtracted).
+    """
+    if layout(before) == layout(after):
+        return 0.0, 0.0
+    bytes_per_s, latency_s = narrowest_bytes_per_s(conditions.levels, before.num_devices)
+    forward = activation_bytes(conditions, after, samples, sequence_length) / bytes_per_s + latency_s
+    backward = activation_bytes(conditions, before, samples, sequence_length) / bytes_per_s + latency_s
+    return forward, backward
+
+
+def tied_gradient_s(
+    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, hop: tuple[int, int]
+) -> float:
+    """Once per step: embedding and tied head on two stages add up their gradients (an all-reduce of two)."""
+    if not isinstance(layer, Head) or not layer.tied:
+        return 0.0
+    matrix = layer.vocab_size * conditions.hidden_size / strategy.tp * gradient_bytes(conditions.training)
+    return point_to_point_s(conditions.levels, hop[0], hop[1], matrix)

@@ -1,0 +1,71 @@
+"""Does a plan match its model, cluster and training? Every mismatch is an InputError that names the plan's field."""
+
+from __future__ import annotations
+
+from planner.cost.rules import broken_rules
+from planner.spec.cluster import Cluster
+from planner.spec.errors import InputError, Problem
+from planner.spec.model import Embedding, Head, Model
+from planner.spec.plan import Plan
+from planner.spec.training import Training
+
+
+def check_plan(model: Model, cluster: Cluster, training: Training, plan: Plan) -> None:
+    """Raise InputError if the plan cannot train this model here in this way."""
+    check_sequence(model, training)
+    problems = [*_sizes(model, cluster, training, plan)]
+    if not problems:
+        problems = [*_layers(model, training, plan)]
+    if problems:
+        raise InputError(*problems)
+
+
+def check_sequence(model: Model, training: Training) -> None:
+    """Learned positions end somewhere; raises InputError beyond."""
+    first = model.layers[0]
+    if isinstance(first, Embedding) and 0 < first.num_positions < training.sequence_length:
+        raise InputError.at(
+            "training.sequence_length",
+            f"must be at most the model's {first.num_positions} learned positions, is {training.sequence_length}",
+        )
+
+
+def tied_stage(model: Model, plan: Plan) -> bool:
+    """Whether embedding and tied head share one stage, and so one matrix."""
+    last = model.layers[-1]
+    return isinstance(last, Head) and last.tied and len(plan.stages) == 1
+
+
+def _sizes(model: Model, cluster: Cluster, training: Training, plan: Plan) -> list[Problem]:
+    expected = [
+        ("plan.stages", "devices of all stages", cluster.num_devices, plan.num_devices),
+        ("plan.stages", "layers of all stages", len(model.layers), plan.num_layers),
+        ("plan.sequence_length", "the training's sequence length", training.sequence_length, plan.sequence_length),
+    ]
+    if training.global_batch_size != "max":
+        expected.append(
+            ("plan.global_batch_size", "the training's batch", training.global_batch_size, plan.global_batch_size)
+        )
+    return [
+        Problem(field, f"{what} must be {wanted}, got {given}")
+        for field, what, wanted, given in expected
+        if wanted != given
+    ]
+
+
+def _layers(model: Model, training: Training, plan: Plan) -> list[Problem]:
+    problems = []
+    for number, stage in enumerate(plan.stages):
+        for index, run in enumerate(stage.runs):
+            for layer in dict.fromkeys(model.layers[run.first_layer : run.end_layer]):
+                problems += [
+                    Problem(f"plan.stages[{number}].runs[{index}].strategy", f"{broken.message} ({broken.rule})")
+                    for broken in broken_rules(layer, run.strategy, training)
+                ]
+    if tied_stage(model, plan):
+        first, last = plan.stages[0].runs[0].strategy, plan.stages[0].runs[-1].strategy
+        if (first.axes, first.sharding) != (last.axes, last.sharding):
+            problems.append(
+                Problem("plan.stages[0]", "embedding and tied head share one matrix and so axes and sharding")
+            )
+    return problems

@@ -1,0 +1,114 @@
+"""Seconds of collectives over groups of devices under tiers of links. Knows bytes and groups, no model.
+
+A group is a grid: dimensions of (degree, stride) in device numbers. On a tier, the members inside one island of the
+tier below share its uplinks. Bandwidth follows the ring algorithm, latency the depth of a tree, as NCCL picks the
+better of both by size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil, log2, prod
+from typing import NamedTuple
+
+from planner.spec.cluster import Level
+
+Group = tuple[tuple[int, int], ...]
+"""Dimensions (degree, stride), any order."""
+
+
+class Tier(NamedTuple):
+    """What a group sees of one level of links: in one island, `members` of the group, `below` in each sub-island."""
+
+    members: int
+    below: int
+    bytes_per_s: float
+    pair_bytes_per_s: float
+    latency_s: float
+
+
+@lru_cache(maxsize=65536)
+def tiers(levels: tuple[Level, ...], group: Group) -> tuple[Tier, ...]:
+    """The levels that a group crosses, nearest first; empty for a group of one."""
+    found = []
+    below = 1
+    for level in levels:
+        members = prod(_members(degree, stride, level.num_devices) for degree, stride in group)
+        if members > below:
+            link = level.link
+            found.append(Tier(members, below, link.bytes_per_s, link.pair_bytes_per_s, link.latency_s))
+            below = members
+    return tuple(found)
+
+
+def size(group: Group) -> int:
+    """Number of devices of a group."""
+    return prod(degree for degree, _ in group)
+
+
+def all_gather_s(levels: tuple[Level, ...], group: Group, total_bytes: float) -> float:
+    """Every member ends up with `total_bytes`, of which it had 1/n: (n-1)/n bytes through the narrowest tier.
+
+    Reduce-scatter takes the same. Source: Thakur et al. 2005 (ring); NCCL's bus-bandwidth convention.
+    """
+    crossed = tiers(levels, group)
+    if not crossed:
+        return 0.0
+    members = crossed[-1].members
+    narrowest = min(tier.bytes_per_s * tier.below for tier in crossed)
+    return (members - 1) / members * total_bytes / narrowest + _latency_s(crossed)
+
+
+def reduce_scatter_s(levels: tuple[Level, ...], group: Group, total_bytes: float) -> float:
+    """Every member ends up with 1/n of the sum of `total_bytes`."""
+    return all_gather_s(levels, group, total_bytes)
+
+
+def all_reduce_s(levels: tuple[Level, ...], group: Group, total_bytes: float) -> float:
+    """Reduce-scatter, then all-gather."""
+    return 2.0 * all_gather_s(levels, group, total_bytes)
+
+
+def all_to_all_s(levels: tuple[Level, ...], group: Group, bytes_per_member: float) -> float:
+    """Every member sends (or gets) `bytes_per_member`, spread evenly over the members.
+
+    The share for members of the same sub-island stays on nearer links; a device sends the rest through its own
+    uplink; tiers work at the same time. Measured: Megatron Core MoE report (arXiv 2603.07685), table 7.
+    """
+    crossed = tiers(levels, group)
+    if not crossed:
+        return 0.0
+    members = crossed[-1].members
+    busy_s = max(
+        bytes_per_member * (tier.members - tier.below) / members / _fan_out_bytes_per_s(tier) for tier in crossed
+    )
+    return busy_s + _latency_s(crossed)
+
+
+def point_to_point_s(levels: tuple[Level, ...], sender: int, receiver: int, moved_bytes: float) -> float:
+    """One device to another, by their numbers."""
+    if sender == receiver:
+        return 0.0
+    link = next(lv.link for lv in levels if sender // lv.num_devices == receiver // lv.num_devices)
+    return moved_bytes / link.pair_bytes_per_s + link.latency_s
+
+
+def narrowest_bytes_per_s(levels: tuple[Level, ...], num_devices: int) -> tuple[float, float]:
+    """(bytes/s, latency) of the widest level that `num_devices` aligned consecutive devices need."""
+    level = next(lv for lv in levels if num_devices <= lv.num_devices)
+    return level.link.bytes_per_s, level.link.latency_s
+
+
+def _fan_out_bytes_per_s(tier: Tier) -> float:
+    # On a mesh of pairwise links, sending to p peers at once uses p links, up to what the device has in all.
+    peers = tier.members - tier.below
+    return min(tier.bytes_per_s, peers * tier.pair_bytes_per_s)
+
+
+def _latency_s(crossed: Sequence[Tier]) -> float:
+    return sum(tier.latency_s * ceil(log2(tier.members / tier.below)) for tier in crossed)
+
+
+def _members(degree: int, stride: int, island: int) -> int:
+    return min(degree, max(1, island // stride))

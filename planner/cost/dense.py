@@ -1,0 +1,88 @@
+"""Matrix products and element-wise work that dense parts share; feed-forward networks; tensor-parallel traffic."""
+
+from __future__ import annotations
+
+from planner.cost.collectives import all_reduce_s
+from planner.cost.kernels import matmul_s, memory_bound_s
+from planner.cost.part import Conditions, Part, Share, tensor_group
+from planner.spec.strategy import Strategy
+
+# Element-wise work on one block's residual stream, in passes over [tokens, hidden] (reads and writes): two norms
+# (2 forward, 3 backward each) and two residual additions (3 each, both ways).
+_EDGE_PASSES_FORWARD = 2 * 2 + 2 * 3
+_EDGE_PASSES_BACKWARD = 2 * 3 + 2 * 3
+
+
+def linear_s(
+    conditions: Conditions, rows: float, columns: float, depth: float, groups: float = 1
+) -> tuple[float, float]:
+    """(forward, backward) of a weight matrix [depth, columns]; backward makes the gradients of input and weight."""
+    rate = conditions.rate
+    forward = matmul_s(rate, rows, columns, depth, groups)
+    backward = matmul_s(rate, rows, depth, columns, groups) + matmul_s(rate, depth, columns, rows, groups)
+    return forward, backward
+
+
+def feed_forward(
+    conditions: Conditions, width: float, gated: bool, rows: float, groups: float = 1
+) -> tuple[float, float]:
+    """(forward, backward) seconds of `groups` networks of local `width` on `rows` tokens each."""
+    inner = 2 * width if gated else width
+    up = linear_s(conditions, rows, inner, conditions.hidden_size, groups)
+    down = linear_s(conditions, rows, conditions.hidden_size, width, groups)
+    element = conditions.rate.element_bytes * rows * groups
+    # Activation function: reads the inner values and writes the outer; backward reads both and writes the inner.
+    forward = memory_bound_s(conditions.rate, element * (inner + width))
+    backward = memory_bound_s(conditions.rate, element * (2 * inner + width))
+    return up[0] + down[0] + forward, up[1] + down[1] + backward
+
+
+def feed_forward_bytes(conditions: Conditions, width: float, gated: bool, rows: float) -> float:
+    """Activations that a network of local `width` keeps: inner values, and the input of its second matrix.
+
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 16 of the 24 sbh.
+    """
+    return conditions.rate.element_bytes * rows * width * (3 if gated else 2)
+
+
+def dense_feed_forward(conditions: Conditions, width: int, gated: bool, strategy: Strategy, part_of: Share) -> Part:
+    """A dense feed-forward network under tensor parallelism."""
+    local = width / strategy.tp
+    forward, backward = feed_forward(conditions, local, gated, part_of.tokens)
+    stored = feed_forward_bytes(conditions, local, gated, part_of.tokens)
+    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    inner = conditions.rate.element_bytes * part_of.tokens * local * (2 if gated else 1)
+    return Part(
+        forward_s=forward,
+        backward_s=backward,
+        tensor_forward_s=traffic,
+        tensor_backward_s=traffic,
+        stored_bytes=stored,
+        transient_bytes=inner,
+    )
+
+
+def tensor_parallel_s(conditions: Conditions, strategy: Strategy, part_of: Share) -> float:
+    """Traffic of one tensor-parallel region in one direction: an all-reduce of its [tokens, hidden].
+
+    With sequence parallelism, an all-gather before and a reduce-scatter after: the same bytes.
+    Source: Megatron-LM (arXiv 1909.08053), section 3; Korthikanti et al. 2022 (arXiv 2205.05198), section 4.2.2.
+    """
+    message = part_of.tokens * conditions.hidden_size * conditions.rate.element_bytes
+    return all_reduce_s(conditions.levels, tensor_group(strategy), message)
+
+
+def residual_stream(conditions: Conditions, part_of: Share) -> Part:
+    """Norms, residual additions and dropout of one block, and the inputs that they keep.
+
+    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the 10 sbh that tensor parallelism leaves whole.
+    """
+    dropout = conditions.training.dropout
+    elements = part_of.edge_tokens * conditions.hidden_size
+    element = conditions.rate.element_bytes
+    masks = 2.0 * elements if dropout else 0.0
+    undo_dropout = 2.0 * elements * (2 * element + 1) if dropout else 0.0
+    forward = memory_bound_s(conditions.rate, elements * element * _EDGE_PASSES_FORWARD + masks, 4)
+    backward = memory_bound_s(conditions.rate, elements * element * _EDGE_PASSES_BACKWARD + undo_dropout, 4)
+    return Part(forward_s=forward, backward_s=backward, stored_bytes=4.0 * elements * element + masks)

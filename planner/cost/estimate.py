@@ -1,0 +1,218 @@
+"""estimate(): the only front door to the price of a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from math import ceil, floor
+from typing import NamedTuple
+
+from planner.cost.boundary import entry, tied_gradient_s, transition_s
+from planner.cost.check import check_plan, tied_stage
+from planner.cost.flops import model_flops_per_token
+from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
+from planner.cost.load import check_workload, load_ratio
+from planner.cost.part import Conditions, conditions
+from planner.cost.pipeline import Pace, in_flight, rhythm, step_s
+from planner.spec.cluster import Cluster
+from planner.spec.estimate import Estimate, StageEstimate, StageTime
+from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.placement import Placement
+from planner.spec.plan import Plan, Stage
+from planner.spec.strategy import Strategy
+from planner.spec.training import Training
+from planner.spec.workload import BALANCED, Workload
+
+ASSUMPTIONS = (
+    "tensor-, expert-parallel and pipeline traffic is not hidden behind compute; data-parallel and ring-attention "
+    "traffic is, and both slow each other down",
+    "not modelled: data loading, evaluation, checkpoints, stragglers, network congestion by other jobs",
+)
+
+
+class _Bill(NamedTuple):
+    """One stage: what its layers and boundaries cost, summed."""
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    once_communication_s: float
+    optimizer_s: float
+    boundary_forward_s: float
+    boundary_backward_s: float
+    transition_s: float
+    memory: dict[str, int]
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(
+            sum(self.forward) + self.boundary_forward_s,
+            sum(self.backward) + self.boundary_backward_s,
+            self.once_communication_s + self.optimizer_s,
+        )
+
+
+class _Case(NamedTuple):
+    """What an estimate is asked about."""
+
+    model: Model
+    cluster: Cluster
+    plan: Plan
+    workload: Workload
+    placement: Placement | None
+    conditions: Conditions
+
+
+def estimate(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    plan: Plan,
+    workload: Workload = BALANCED,
+    placement: Placement | None = None,
+) -> Estimate:
+    """Predicted seconds per step and bytes per stage of a plan, in named parts.
+
+    `placement` holds for the plan's expert-parallel ranks; None: experts in order. Raises InputError if the values
+    do not match each other. A plan that does not fit has a price too: see `fits` and `missing_bytes`.
+    """
+    check_plan(model, cluster, training, plan)
+    check_workload(len(model.moe_layers), workload)
+    case = _Case(model, cluster, plan, workload, placement, conditions(model.hidden_size, cluster, training))
+    bills = [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
+    step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches)
+    tokens = plan.global_batch_size * plan.sequence_length
+    flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
+    peak = cluster.device.peak(training.precision)
+    assert peak is not None, "conditions() has checked the number format"
+    stages = tuple(_stage_estimate(bill, cluster) for bill in bills)
+    return Estimate(
+        plan_id=plan.id,
+        workload=workload.name,
+        step_time_s=step,
+        tokens_per_s=tokens / step,
+        tokens_per_s_per_device=tokens / step / cluster.num_devices,
+        tflops_per_device=flops_per_s_per_device / 1e12,
+        mfu=flops_per_s_per_device / peak,
+        time=_time_parts(plan, bills, step),
+        stages=stages,
+        fits=all(stage.missing_bytes == 0 for stage in stages),
+        provenance=cluster.device.provenance,
+        assumptions=ASSUMPTIONS,
+    )
+
+
+def _stage_estimate(bill: _Bill, cluster: Cluster) -> StageEstimate:
+    return StageEstimate(
+        memory=bill.memory,
+        peak_memory_bytes=sum(bill.memory.values()),
+        limit_bytes=cluster.usable_bytes,
+        time=StageTime(micro_batch_s=bill.pace.forward_s + bill.pace.backward_s, once_per_step_s=bill.pace.once_s),
+    )
+
+
+def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
+    plan = case.plan
+    costs = list(_layer_costs(case, stage))
+    entries = [_entry(case, number, piece, runs[0].strategy) for piece, runs in enumerate(stage.pieces)]
+    moves = list(_transitions(case, stage))
+    tied = sum(
+        tied_gradient_s(case.conditions, case.model.layers[layer], strategy, (0, stage.first_device))
+        for layer, strategy in ((stage.runs[-1].end_layer - 1, stage.runs[-1].strategy),)
+        if not tied_stage(case.model, plan)
+    )
+    flight = in_flight(plan.schedule, len(plan.stages), plan.num_micro_batches, number)
+    boundary_s = sum(pass_s for pass_s, _ in entries)
+    logits = floor(flight * sum(cost.logits_bytes * n for cost, n in costs))
+    kept = ceil(flight * sum((cost.activation_bytes + cost.logits_bytes) * n for cost, n in costs))
+    return _Bill(
+        forward=tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
+        backward=tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
+        once_communication_s=sum(cost.once_communication_s * n for cost, n in costs) + tied,
+        optimizer_s=sum(cost.optimizer_s * n for cost, n in costs),
+        boundary_forward_s=boundary_s + sum(forward for forward, _ in moves),
+        boundary_backward_s=boundary_s + sum(backward for _, backward in moves),
+        transition_s=sum(forward + backward for forward, backward in moves),
+        memory={
+            "weights": sum(cost.weights_bytes * n for cost, n in costs),
+            "gradients": sum(cost.gradients_bytes * n for cost, n in costs),
+            "optimizer_states": sum(cost.optimizer_bytes * n for cost, n in costs),
+            "activations": kept - logits,
+            "logits": logits,
+            "workspace": max(cost.workspace_bytes for cost, _ in costs),
+            "buffers": sum(buffer for _, buffer in entries),
+            "reserve": case.cluster.device.reserve_bytes,
+        },
+    )
+
+
+def _layer_costs(case: _Case, stage: Stage) -> Iterator[tuple[LayerCost, int]]:
+    """(cost, how many) of the stage's layers; equal ones are priced once."""
+    equal: Counter[tuple[Embedding | Block | Head, Strategy, float]] = Counter()
+    for run in stage.runs:
+        for number in range(run.first_layer, run.end_layer):
+            layer = case.model.layers[number]
+            equal[(layer, run.strategy, _load_ratio(case, number, layer, run.strategy))] += 1
+    own_copy = not tied_stage(case.model, case.plan)
+    for (layer, strategy, ratio), count in equal.items():
+        cost = layer_cost(
+            case.conditions,
+            layer,
+            strategy,
+            case.plan.samples_per_micro_batch,
+            case.plan.sequence_length,
+            load_ratio=ratio,
+            own_copy=own_copy,
+        )
+        yield cost, count
+
+
+def _load_ratio(case: _Case, number: int, layer: Embedding | Block | Head, strategy: Strategy) -> float:
+    if strategy.experts is None or not isinstance(layer, Block) or layer.moe is None:
+        return 1.0
+    return load_ratio(
+        layer.moe,
+        case.model.moe_layers.index(number),
+        strategy.experts.expert_parallel_size,
+        case.workload,
+        case.placement,
+        case.conditions.training.capacity_factor,
+    )
+
+
+def _entry(case: _Case, number: int, piece: int, strategy: Strategy) -> tuple[float, int]:
+    """Nothing enters the first piece of the model; later pieces are entered from the stage before, in a ring."""
+    plan = case.plan
+    if number == 0 and piece == 0:
+        return 0.0, 0
+    hop = (plan.stages[number - 1].first_device, plan.stages[number].first_device)
+    found = entry(case.conditions, strategy, plan.samples_per_micro_batch, plan.sequence_length, hop)
+    return found.pass_s, found.buffer_bytes
+
+
+def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
+    for runs in stage.pieces:
+        for before, after in pairwise(runs):
+            yield transition_s(
+                case.conditions,
+                before.strategy,
+                after.strategy,
+                case.plan.samples_per_micro_batch,
+                case.plan.sequence_length,
+            )
+
+
+def _time_parts(plan: Plan, bills: list[_Bill], step: float) -> dict[str, float]:
+    """The step as its slowest stage spends it; what that stage waits for others is the bubble."""
+    paces = [bill.pace for bill in bills]
+    slowest = max(range(len(bills)), key=lambda i: (sum(rhythm(plan.schedule, paces[i])), -i))
+    last = max(range(len(bills)), key=lambda i: (paces[i].once_s, -i))
+    bill, count = bills[slowest], plan.num_micro_batches
+    parts = {name: (bill.forward[i] + bill.backward[i]) * count for i, name in enumerate(PASS_PARTS)}
+    boundary_s = bill.boundary_forward_s + bill.boundary_backward_s - bill.transition_s
+    parts["layout_change"] = bill.transition_s * count
+    parts["pipeline_communication"] = boundary_s * count
+    parts["data_parallel_communication"] += bills[last].once_communication_s
+    parts["optimizer"] = bills[last].optimizer_s
+    parts["pipeline_bubble"] = max(0.0, step - sum(parts.values())) if len(bills) > 1 else 0.0
+    return {name: seconds for name, seconds in parts.items() if seconds}

@@ -1,0 +1,91 @@
+"""The Mixture-of-Experts part of a block: router, dispatch, expert products, combine, shared experts.
+
+Its time follows the load: the rank with most tokens sets the pace of compute and of the all-to-all.
+"""
+
+from __future__ import annotations
+
+from planner.cost.collectives import Group, all_gather_s, all_to_all_s
+from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_parallel_s
+from planner.cost.kernels import memory_bound_s
+from planner.cost.part import Conditions, Part, Share
+from planner.spec.model import MoeFeedForward
+from planner.spec.strategy import ExpertStrategy, Strategy
+
+
+def expert_group(experts: ExpertStrategy) -> Group:
+    """Expert-parallel group: its ranks are `expert_tensor_parallel_size` devices apart."""
+    return ((experts.expert_parallel_size, experts.expert_tensor_parallel_size),)
+
+
+def expert_data_group(experts: ExpertStrategy) -> Group:
+    """Devices that hold the same experts."""
+    stride = experts.expert_parallel_size * experts.expert_tensor_parallel_size
+    return ((experts.expert_data_parallel_size, stride),)
+
+
+def moe_feed_forward(
+    conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: float
+) -> Part:
+    """Router, experts and shared experts on the busiest device.
+
+    `load_ratio`: tokens of the busiest expert-parallel rank over the mean; 1 is balanced, below 1 a capacity factor
+    drops tokens on every rank.
+    """
+    even = _routed(conditions, moe, strategy, part_of, min(1.0, load_ratio))
+    loaded = _routed(conditions, moe, strategy, part_of, load_ratio)
+    forward, backward, exchange, stored, transient = loaded
+    shared = _shared(conditions, moe, strategy, part_of)
+    router = linear_s(conditions, part_of.edge_tokens, moe.num_experts, conditions.hidden_size)
+    logits = 8.0 * part_of.edge_tokens * moe.num_experts
+    return Part(
+        forward_s=even[0] + shared.forward_s + router[0],
+        backward_s=even[1] + shared.backward_s + router[1],
+        tensor_forward_s=shared.tensor_forward_s,
+        tensor_backward_s=shared.tensor_backward_s,
+        all_to_all_s=even[2],
+        imbalance_forward_s=forward - even[0] + exchange - even[2],
+        imbalance_backward_s=backward - even[1] + exchange - even[2],
+        stored_bytes=stored + shared.stored_bytes + logits,
+        transient_bytes=max(transient, shared.transient_bytes),
+    )
+
+
+def _routed(
+    conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: float
+) -> tuple[float, float, float, float, float]:
+    """(forward, backward, exchange one direction) seconds and (stored, transient) bytes of the routed experts."""
+    experts = strategy.experts
+    assert experts is not None
+    tensor = experts.expert_tensor_parallel_size
+    rate, element, hidden = conditions.rate, conditions.rate.element_bytes, conditions.hidden_size
+    sent = part_of.edge_tokens * moe.top_k
+    """Copies of tokens that leave this device; each tensor-parallel rank holds its own tokens."""
+    rows = sent * load_ratio * tensor
+    groups = moe.num_experts / experts.expert_parallel_size
+    width = moe.expert_width / tensor
+    forward, backward = feed_forward(conditions, width, moe.gated, rows / groups, groups)
+    # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
+    sorting = memory_bound_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
+    exchange = 2.0 * all_to_all_s(conditions.levels, expert_group(experts), sent * load_ratio * hidden * element)
+    # Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
+    gathered = all_gather_s(conditions.levels, ((tensor, 1),), rows * hidden * element)
+    stored = feed_forward_bytes(conditions, width, moe.gated, rows) + 2.0 * element * hidden * rows
+    inner = element * rows * (width * (2 if moe.gated else 1) + hidden)
+    return forward + sorting, backward + sorting, exchange + 2.0 * gathered, stored, inner
+
+
+def _shared(conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share) -> Part:
+    if not moe.shared_width:
+        return Part()
+    width = moe.shared_width / strategy.tp
+    forward, backward = feed_forward(conditions, width, moe.gated, part_of.tokens)
+    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    return Part(
+        forward_s=forward,
+        backward_s=backward,
+        tensor_forward_s=traffic,
+        tensor_backward_s=traffic,
+        stored_bytes=feed_forward_bytes(conditions, width, moe.gated, part_of.tokens),
+        transient_bytes=conditions.rate.element_bytes * part_of.tokens * width,
+    )

@@ -1,0 +1,91 @@
+"""Seconds of kernels on one device. Knows shapes and the device; knows no parallelism.
+
+Every function grows with every size it is given, and shrinks with every rate of the device.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+from planner.spec.cluster import Device, Precision
+from planner.spec.errors import InputError
+
+
+class Rates(NamedTuple):
+    """What the device does per second in the training's number format, and how its kernels are shaped."""
+
+    matmul_flops_per_s: float
+    """Reached by a large matrix product."""
+    matmul_half_depth: float
+    tile_rows: int
+    tile_columns: int
+    compute_units: int
+    attention_forward_flops_per_s: float
+    attention_backward_flops_per_s: float
+    bytes_per_s: float
+    """Reached by element-wise kernels."""
+    launch_s: float
+    overlap_slowdown_ratio: float
+    element_bytes: int
+    """Of an activation or weight as stored."""
+
+
+def rates(device: Device, precision: Precision) -> Rates:
+    """Rates of a device in one number format; raises InputError if the device cannot compute in it.
+
+    fp8 means fp8 matrix products; attention and everything stored stay in bf16.
+    """
+    peak = device.peak(precision)
+    if peak is None:
+        known = [p.value for p in Precision if device.peak(p)]
+        raise InputError.at("training.precision", f"{device.name} has no {precision.value}; it has {', '.join(known)}")
+    stored = Precision.BF16 if precision is Precision.FP8 else precision
+    attention_peak = device.peak(stored)
+    if attention_peak is None:
+        raise InputError.at("training.precision", f"{device.name} needs {stored.value} beside {precision.value}")
+    efficiency = device.efficiency
+    return Rates(
+        matmul_flops_per_s=peak * efficiency.matmul_ratio,
+        matmul_half_depth=efficiency.matmul_half_depth,
+        tile_rows=efficiency.matmul_tile[0],
+        tile_columns=efficiency.matmul_tile[1],
+        compute_units=device.compute_units,
+        attention_forward_flops_per_s=attention_peak * efficiency.attention_forward_ratio,
+        attention_backward_flops_per_s=attention_peak * efficiency.attention_backward_ratio,
+        bytes_per_s=device.memory_bandwidth_bytes_per_s * efficiency.memory_ratio,
+        launch_s=efficiency.kernel_launch_s,
+        overlap_slowdown_ratio=efficiency.overlap_slowdown_ratio,
+        element_bytes=4 if precision is Precision.FP32 else 2,
+    )
+
+
+def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: float = 1) -> float:
+    """`groups` products [rows, depth] x [depth, columns], in one launch.
+
+    The result is made in tiles; a tile takes as long when it is partly filled, and fewer tiles than compute units
+    leave some idle. Short inner loops do not reach the full rate: depth / (depth + half_depth) of it.
+    Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 3-4.
+    """
+    if rows <= 0 or groups <= 0:
+        return 0.0
+    tiles = groups * ceil(rows / rate.tile_rows) * ceil(columns / rate.tile_columns)
+    waves = max(1.0, tiles / rate.compute_units)
+    tile_flops = 2.0 * rate.tile_rows * rate.tile_columns * (depth + rate.matmul_half_depth)
+    busy_s = waves * rate.compute_units * tile_flops / rate.matmul_flops_per_s
+    moved = groups * rate.element_bytes * (rows * depth + depth * columns + rows * columns)
+    return max(busy_s, moved / rate.bytes_per_s) + rate.launch_s
+
+
+def memory_bound_s(rate: Rates, moved_bytes: float, kernels: int = 1) -> float:
+    """Element-wise kernels that read and write `moved_bytes` together."""
+    return moved_bytes / rate.bytes_per_s + kernels * rate.launch_s
+
+
+def overlapped_s(rate: Rates, compute_s: float, communication_s: float) -> float:
+    """Both at once: the longer of the two, plus what each slows the other down while both are busy.
+
+    Source: Galvatron (arXiv 2211.13878), section 4.1, with its one measured slowdown coefficient.
+    """
+    shorter = min(compute_s, communication_s)
+    return max(compute_s, communication_s) + (rate.overlap_slowdown_ratio - 1.0) * shorter

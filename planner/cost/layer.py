@@ -1,0 +1,180 @@
+"""The price of one layer under one strategy: seconds and bytes on its busiest device."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+from planner.cost.attention import attention
+from planner.cost.dense import dense_feed_forward, residual_stream
+from planner.cost.experts import moe_feed_forward
+from planner.cost.kernels import overlapped_s
+from planner.cost.part import Conditions, Part, Share, add, share
+from planner.cost.state import State, state
+from planner.cost.vocabulary import embedding, head
+from planner.spec.model import Block, Embedding, Head, MoeFeedForward
+from planner.spec.strategy import Recompute, Strategy
+
+PassTime = tuple[float, float, float, float, float, float, float]
+"""Seconds of one pass over one micro-batch, by the names in PASS_PARTS."""
+
+PASS_PARTS = (
+    "compute",
+    "recompute",
+    "tensor_parallel_communication",
+    "context_parallel_communication",
+    "expert_all_to_all",
+    "expert_imbalance",
+    "data_parallel_communication",
+)
+
+
+class LayerCost(NamedTuple):
+    """One layer on its busiest device. Seconds are not hidden behind anything else; bytes are whole."""
+
+    forward: PassTime
+    backward: PassTime
+    once_communication_s: float
+    """Data-parallel traffic once per step that no compute hides."""
+    optimizer_s: float
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    """Kept for each micro-batch in flight."""
+    logits_bytes: int
+    """Kept for each micro-batch in flight, scores over the vocabulary."""
+    workspace_bytes: int
+    """Needed while this layer is computed; layers of a stage use it in turn."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Held through the whole step."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def forward_s(self) -> float:
+        """Forward pass of one micro-batch."""
+        return sum(self.forward)
+
+    @property
+    def backward_s(self) -> float:
+        """Backward pass of one micro-batch, recomputation included."""
+        return sum(self.backward)
+
+    @property
+    def once_s(self) -> float:
+        """Work once per step."""
+        return self.once_communication_s + self.optimizer_s
+
+
+def layer_cost(
+    conditions: Conditions,
+    layer: Embedding | Block | Head,
+    strategy: Strategy,
+    samples: int,
+    sequence_length: int,
+    load_ratio: float = 1.0,
+    own_copy: bool = True,
+) -> LayerCost:
+    """Price a layer for a micro-batch of `samples` over all data-parallel ranks.
+
+    `load_ratio` is the busiest expert-parallel rank's tokens over the mean; `own_copy` says whether a tied head
+    holds its matrix itself (it does on another stage than the embedding).
+    """
+    part_of = share(strategy, samples, sequence_length)
+    whole = _whole(conditions, layer, strategy, part_of, load_ratio)
+    held = state(conditions, layer, strategy, own_copy)
+    again = _recomputed(whole, strategy.recompute)
+    forward_compute_s = whole.forward_s + whole.imbalance_forward_s
+    backward_compute_s = whole.backward_s + whole.imbalance_backward_s + again[0]
+    rate = conditions.rate
+    beside_forward = overlapped_s(rate, forward_compute_s, held.micro_forward_s) - forward_compute_s
+    beside_backward = overlapped_s(rate, backward_compute_s, held.micro_backward_s) - backward_compute_s
+    # What the traffic of every micro-batch leaves free hides the traffic once per step.
+    free_forward_s = max(0.0, forward_compute_s - held.micro_forward_s)
+    free_backward_s = max(0.0, backward_compute_s - held.micro_backward_s)
+    once_s = overlapped_s(rate, free_forward_s, held.once_forward_s) - free_forward_s
+    once_s += overlapped_s(rate, free_backward_s, held.once_backward_s) - free_backward_s
+    kept = _kept(conditions, whole, strategy, part_of)
+    return LayerCost(
+        forward=(
+            whole.forward_s,
+            0.0,
+            whole.tensor_forward_s,
+            whole.context_forward_s,
+            whole.all_to_all_s,
+            whole.imbalance_forward_s,
+            beside_forward,
+        ),
+        backward=(
+            whole.backward_s,
+            again[0],
+            whole.tensor_backward_s + again[1],
+            whole.context_backward_s + again[2],
+            whole.all_to_all_s + again[3],
+            whole.imbalance_backward_s + again[4],
+            beside_backward,
+        ),
+        once_communication_s=once_s,
+        optimizer_s=held.optimizer_s,
+        weights_bytes=ceil(held.weights_bytes),
+        gradients_bytes=ceil(held.gradients_bytes),
+        optimizer_bytes=ceil(held.optimizer_bytes),
+        activation_bytes=ceil(kept),
+        logits_bytes=ceil(whole.logits_bytes),
+        workspace_bytes=ceil(_workspace(whole, held, kept)),
+    )
+
+
+def _whole(
+    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share, load_ratio: float
+) -> Part:
+    if isinstance(layer, Embedding):
+        return embedding(conditions, layer, strategy, part_of)
+    if isinstance(layer, Head):
+        return head(conditions, layer, strategy, part_of)
+    feed_forward = layer.feed_forward
+    if isinstance(feed_forward, MoeFeedForward):
+        second = moe_feed_forward(conditions, feed_forward, strategy, part_of, load_ratio)
+    else:
+        second = dense_feed_forward(conditions, feed_forward.width, feed_forward.gated, strategy, part_of)
+    return add(
+        (
+            attention(conditions, layer.attention, strategy, part_of),
+            second,
+            residual_stream(conditions, part_of),
+        )
+    )
+
+
+def _recomputed(whole: Part, recompute: Recompute) -> tuple[float, float, float, float, float]:
+    """What the backward pass does again: compute, and traffic of tensor, context and expert parallelism, imbalance."""
+    if recompute is Recompute.FULL:
+        return (
+            whole.forward_s,
+            whole.tensor_forward_s,
+            whole.context_forward_s,
+            whole.all_to_all_s,
+            whole.imbalance_forward_s,
+        )
+    if recompute is Recompute.SELECTIVE:
+        return (whole.core_forward_s, 0.0, whole.context_forward_s, 0.0, 0.0)
+    return (0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def _kept(conditions: Conditions, whole: Part, strategy: Strategy, part_of: Share) -> float:
+    """Activations kept by micro-batch: all, all but the attention core's, or the layer's input alone."""
+    if strategy.recompute is Recompute.FULL:
+        layer_input = part_of.edge_tokens * conditions.hidden_size * conditions.rate.element_bytes
+        return min(whole.stored_bytes, layer_input)
+    if strategy.recompute is Recompute.SELECTIVE:
+        return whole.stored_bytes - whole.core_bytes
+    return whole.stored_bytes
+
+
+def _workspace(whole: Part, held: State, kept: float) -> float:
+    """Activations made again, gradients of activations, gathered weights (this layer's and the next one's)."""
+    return (
+        whole.stored_bytes - kept + whole.transient_bytes + 2.0 * held.whole_weights_bytes + held.whole_gradients_bytes
+    )

@@ -1,0 +1,92 @@
+"""What one part of a layer costs one device for one micro-batch, and the conditions that it is priced under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from planner.cost.collectives import Group
+from planner.cost.kernels import Rates, rates
+from planner.spec.cluster import Cluster, Level
+from planner.spec.strategy import AxisKind, Strategy
+from planner.spec.training import Training
+
+
+class Conditions(NamedTuple):
+    """What all layers of a model have in common: the model's width, the device, the links, the recipe."""
+
+    hidden_size: int
+    rate: Rates
+    levels: tuple[Level, ...]
+    training: Training
+
+
+def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Conditions:
+    """Conditions for a model of this width; raises InputError if the device lacks the number format."""
+    return Conditions(hidden_size, rates(cluster.device, training.precision), cluster.levels, training)
+
+
+class Share(NamedTuple):
+    """What one device gets of a micro-batch under a strategy."""
+
+    samples: float
+    """Samples of its data-parallel rank."""
+    sequence: float
+    """Tokens of each sample after the context-parallel cut."""
+    tokens: float
+    """samples x sequence: what the tensor-parallel regions see."""
+    edge_tokens: float
+    """What the regions between them see: tokens / tp with sequence parallelism."""
+
+
+def share(strategy: Strategy, samples: int, sequence_length: int) -> Share:
+    """The share under `strategy` of a micro-batch of `samples` over all data-parallel ranks."""
+    local = samples / strategy.data_parallel_size
+    sequence = sequence_length / strategy.cp
+    tokens = local * sequence
+    return Share(local, sequence, tokens, tokens / strategy.tp if strategy.sequence_parallel else tokens)
+
+
+class Part(NamedTuple):
+    """Seconds and bytes of a part of a layer, on the busiest device, for one micro-batch.
+
+    Communication is what compute does not hide.
+    """
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    core_forward_s: float = 0.0
+    """Of `forward_s`, what selective recomputation does again."""
+    tensor_forward_s: float = 0.0
+    tensor_backward_s: float = 0.0
+    context_forward_s: float = 0.0
+    context_backward_s: float = 0.0
+    all_to_all_s: float = 0.0
+    """One direction: forward; backward takes the same."""
+    imbalance_forward_s: float = 0.0
+    """What uneven expert load adds to compute and all-to-all."""
+    imbalance_backward_s: float = 0.0
+    stored_bytes: float = 0.0
+    """Activations kept for the backward pass."""
+    core_bytes: float = 0.0
+    """Of `stored_bytes`, what selective recomputation does not keep."""
+    logits_bytes: float = 0.0
+    """Scores over the vocabulary, beside `stored_bytes`."""
+    transient_bytes: float = 0.0
+    """Gradients of activations, alive during the backward pass of this part."""
+
+
+def add(parts: Iterable[Part]) -> Part:
+    """The parts one after the other; of the transient bytes, the largest."""
+    columns = list(zip(*parts, strict=True))
+    return Part._make([*map(sum, columns[:-1]), max(columns[-1])])
+
+
+def tensor_group(strategy: Strategy) -> Group:
+    """The tensor-parallel group of a device."""
+    return ((strategy.tp, strategy.stride(AxisKind.TP)),)
+
+
+def context_group(strategy: Strategy) -> Group:
+    """The context-parallel group of a device."""
+    return ((strategy.cp, strategy.stride(AxisKind.CP)),)

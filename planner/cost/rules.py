@@ -1,0 +1,112 @@
+"""What cannot be computed at all: each rule has a name and says what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head
+from planner.spec.strategy import Strategy
+from planner.spec.training import AttentionKernel, Training
+
+AnyLayer = Embedding | Block | Head
+
+
+class Broken(NamedTuple):
+    """A rule that a strategy breaks."""
+
+    rule: str
+    message: str
+
+
+Rule = Callable[[AnyLayer, Strategy, Training], str | None]
+
+
+def heads_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Tensor parallelism cuts between heads; groups of keys and values are cut or replicated whole."""
+    if not isinstance(layer, Block):
+        return None
+    heads = layer.attention.num_heads
+    if heads % strategy.tp:
+        return f"tp {strategy.tp} must divide the {heads} attention heads"
+    if isinstance(layer.attention, GroupedQueryAttention):
+        groups = layer.attention.num_kv_heads
+        if groups % strategy.tp and strategy.tp % groups:
+            return f"tp {strategy.tp} must divide, or be a multiple of, the {groups} key-value heads"
+    return None
+
+
+def widths_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Tensor parallelism cuts feed-forward widths evenly."""
+    if not isinstance(layer, Block):
+        return None
+    feed_forward = layer.feed_forward
+    width = feed_forward.width if isinstance(feed_forward, DenseFeedForward) else feed_forward.shared_width
+    if width % strategy.tp:
+        return f"tp {strategy.tp} must divide the feed-forward width {width}"
+    return None
+
+
+def sequence_divides(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Context parallelism gives each rank two equal chunks (balance under a causal mask); sequence parallelism one."""
+    chunks = 2 * strategy.cp if strategy.cp > 1 else 1
+    if training.sequence_length % chunks:
+        return f"twice cp {strategy.cp} must divide the sequence length {training.sequence_length}"
+    if strategy.sequence_parallel and training.sequence_length // strategy.cp % strategy.tp:
+        return f"tp {strategy.tp} must divide the {training.sequence_length // strategy.cp} tokens of a sequence part"
+    return None
+
+
+def experts_on_moe_layers(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """MoE layers need an expert strategy, others must not have one."""
+    moe = isinstance(layer, Block) and layer.moe is not None
+    if moe and strategy.experts is None:
+        return "experts must be given for an MoE layer"
+    if not moe and strategy.experts is not None:
+        return f"experts must not be given for {'a block without experts' if layer.kind == 'block' else layer.kind}"
+    return None
+
+
+def experts_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Expert parallelism gives each rank equally many experts, expert-tensor parallelism cuts their width."""
+    if not isinstance(layer, Block) or layer.moe is None or strategy.experts is None:
+        return None
+    parallel, tensor = strategy.experts.expert_parallel_size, strategy.experts.expert_tensor_parallel_size
+    if layer.moe.num_experts % parallel:
+        return f"expert_parallel_size {parallel} must divide the {layer.moe.num_experts} experts"
+    if layer.moe.expert_width % tensor:
+        return f"expert_tensor_parallel_size {tensor} must divide the expert width {layer.moe.expert_width}"
+    return None
+
+
+def experts_need_sequence_parallel(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Under tensor parallelism each rank dispatches tokens of its own, which it has with sequence parallelism only."""
+    if strategy.experts is not None and strategy.tp > 1 and not strategy.sequence_parallel:
+        return "sequence_parallel must be true for an MoE layer under tensor parallelism"
+    return None
+
+
+def context_parallel_needs_flash(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Ring attention merges blocks of fused attention."""
+    if strategy.cp > 1 and training.attention_kernel is not AttentionKernel.FLASH:
+        return "cp must be 1 without flash attention"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    heads_divide,
+    widths_divide,
+    sequence_divides,
+    experts_on_moe_layers,
+    experts_divide,
+    experts_need_sequence_parallel,
+    context_parallel_needs_flash,
+)
+
+
+def broken_rules(layer: AnyLayer, strategy: Strategy, training: Training) -> Iterator[Broken]:
+    """All rules that the strategy breaks on this layer."""
+    for rule in RULES:
+        message = rule(layer, strategy, training)
+        if message:
+            yield Broken(rule.__name__.replace("_", "-"), message)

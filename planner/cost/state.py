@@ -1,0 +1,142 @@
+"""Weights, gradients and optimizer state of one layer on one device: bytes held, bytes sent, seconds to update.
+
+Source: ZeRO (arXiv 1910.02054), section 5 for what each stage splits, section 7 for the traffic it costs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from planner.cost.collectives import Group, all_gather_s, all_reduce_s, reduce_scatter_s, size
+from planner.cost.experts import expert_data_group
+from planner.cost.parameters import layer_parameters
+from planner.cost.part import Conditions
+from planner.spec.cluster import Precision
+from planner.spec.model import Block, Embedding, Head
+from planner.spec.strategy import AxisKind, Sharding, Strategy
+from planner.spec.training import Optimizer, Training
+
+
+class State(NamedTuple):
+    """What the parameters of one layer cost one device."""
+
+    weights_bytes: float
+    gradients_bytes: float
+    optimizer_bytes: float
+    whole_weights_bytes: float
+    """Weights of this layer before sharding, gathered while it is computed (full sharding only)."""
+    whole_gradients_bytes: float
+    """Gradients of this layer before they are scattered (sharded gradients only)."""
+    micro_forward_s: float
+    """Traffic beside the forward pass of every micro-batch, before any overlap."""
+    micro_backward_s: float
+    once_forward_s: float
+    """Traffic beside the first forward pass of a step."""
+    once_backward_s: float
+    """Traffic beside the last backward pass of a step."""
+    optimizer_s: float
+
+
+class _Held(NamedTuple):
+    """Parameters that a device computes with, and the groups that hold the same."""
+
+    parameters: float
+    sharded_over: Group
+    replicated_over: Group
+
+
+def weight_bytes(training: Training) -> int:
+    """Bytes of a weight as the forward pass reads it."""
+    return 4 if training.precision is Precision.FP32 else 2
+
+
+def gradient_bytes(training: Training) -> int:
+    """Bytes of a gradient as it is summed and reduced."""
+    return 4 if Precision.FP32 in (training.precision, training.gradient_precision) else 2
+
+
+def optimizer_bytes(training: Training) -> int:
+    """Bytes of optimizer state for a parameter: fp32 moments, and an fp32 copy of weights kept in fewer bits."""
+    moments = 8 if training.optimizer is Optimizer.ADAM else 4
+    return moments + (0 if training.precision is Precision.FP32 else 4)
+
+
+def state(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool) -> State:
+    """State of a layer; a tied head counts the shared matrix only if it holds an `own_copy` of it."""
+    held = [_dense(conditions, layer, strategy, own_copy)]
+    if strategy.experts is not None:
+        held.append(_experts(conditions, layer, strategy))
+    return State(*(sum(column) for column in zip(*(_state(conditions, strategy, h) for h in held), strict=True)))
+
+
+def local_parameters(hidden_size: int, layer: Embedding | Block | Head, strategy: Strategy) -> tuple[float, float]:
+    """(dense, expert) parameters that a device computes with."""
+    parameters = layer_parameters(layer, hidden_size)
+    experts = strategy.experts
+    cut = experts.expert_parallel_size * experts.expert_tensor_parallel_size if experts else 1
+    return parameters.split / strategy.tp + parameters.replicated, parameters.experts / cut
+
+
+def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool) -> _Held:
+    parameters, _ = local_parameters(conditions.hidden_size, layer, strategy)
+    if isinstance(layer, Head) and layer.tied and own_copy:
+        parameters += layer.vocab_size * conditions.hidden_size / strategy.tp
+    dimensions = {kind: (strategy.degree(kind), strategy.stride(kind)) for kind in AxisKind}
+    samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP])
+    if strategy.degree(AxisKind.SDP) > 1:
+        return _Held(parameters, (dimensions[AxisKind.SDP],), samples_and_sequence)
+    if strategy.sharding is Sharding.NONE:
+        return _Held(parameters, (), samples_and_sequence)
+    return _Held(parameters, samples_and_sequence, ())
+
+
+def _experts(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy) -> _Held:
+    assert strategy.experts is not None
+    _, parameters = local_parameters(conditions.hidden_size, layer, strategy)
+    group = expert_data_group(strategy.experts)
+    if strategy.sharding is Sharding.NONE:
+        return _Held(parameters, (), group)
+    return _Held(parameters, group, ())
+
+
+def _state(conditions: Conditions, strategy: Strategy, held: _Held) -> State:
+    training, sharding = conditions.training, strategy.sharding
+    count, parts = held.parameters, size(held.sharded_over)
+    weight, gradient, moments = weight_bytes(training), gradient_bytes(training), optimizer_bytes(training)
+    split_gradients = sharding in (Sharding.GRADIENTS, Sharding.FULL)
+    split_weights = sharding is Sharding.FULL
+    # The update reads gradient and state, and writes state and weight.
+    touched = gradient + 2 * moments + weight * (2 if training.precision is Precision.FP32 else 1)
+    return State(
+        weights_bytes=count * weight / (parts if split_weights else 1),
+        gradients_bytes=count * gradient / (parts if split_gradients else 1),
+        optimizer_bytes=count * moments / parts,
+        whole_weights_bytes=count * weight if split_weights and parts > 1 else 0.0,
+        whole_gradients_bytes=count * gradient if split_gradients and parts > 1 else 0.0,
+        **_traffic(conditions, sharding, held, count * weight, count * gradient),
+        optimizer_s=count / parts * touched / conditions.rate.bytes_per_s,
+    )
+
+
+def _traffic(
+    conditions: Conditions, sharding: Sharding, held: _Held, weights: float, gradients: float
+) -> dict[str, float]:
+    levels, shard, replicas = conditions.levels, held.sharded_over, held.replicated_over
+    micro_forward = micro_backward = once_forward = once_backward = 0.0
+    if sharding is Sharding.FULL:
+        gather = all_gather_s(levels, shard, weights)
+        micro_forward = gather
+        micro_backward = gather + reduce_scatter_s(levels, shard, gradients)
+    elif sharding is Sharding.GRADIENTS:
+        micro_backward = reduce_scatter_s(levels, shard, gradients)
+        once_forward = all_gather_s(levels, shard, weights)
+    elif sharding is Sharding.OPTIMIZER:
+        once_backward = reduce_scatter_s(levels, shard, gradients)
+        once_forward = all_gather_s(levels, shard, weights)
+    once_backward += all_reduce_s(levels, replicas, gradients / size(shard))
+    return {
+        "micro_forward_s": micro_forward,
+        "micro_backward_s": micro_backward,
+        "once_forward_s": once_forward,
+        "once_backward_s": once_backward,
+    }

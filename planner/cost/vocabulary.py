@@ -1,0 +1,51 @@
+"""Embedding and head: the layers whose matrix has the vocabulary on one side."""
+
+from __future__ import annotations
+
+from planner.cost.collectives import all_reduce_s
+from planner.cost.dense import linear_s, tensor_parallel_s
+from planner.cost.kernels import memory_bound_s
+from planner.cost.part import Conditions, Part, Share, tensor_group
+from planner.spec.model import Embedding, Head
+from planner.spec.strategy import Strategy
+
+
+def embedding(conditions: Conditions, layer: Embedding, strategy: Strategy, part_of: Share) -> Part:
+    """Look-up of rows, cut along the vocabulary: ranks without the row add zeros, then all-reduce."""
+    elements = part_of.tokens * conditions.hidden_size
+    element = conditions.rate.element_bytes
+    look_up = memory_bound_s(conditions.rate, 2.0 * elements * element * (2 if layer.num_positions else 1))
+    mask = part_of.edge_tokens * conditions.hidden_size if conditions.training.dropout else 0.0
+    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    with_gradient = memory_bound_s(conditions.rate, 3.0 * elements * element)
+    return Part(
+        forward_s=look_up,
+        backward_s=with_gradient,
+        tensor_forward_s=traffic,
+        # With sequence parallelism the gradient is gathered; otherwise every rank has it.
+        tensor_backward_s=traffic / 2 if strategy.sequence_parallel else 0.0,
+        stored_bytes=8.0 * part_of.tokens + mask,
+    )
+
+
+def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share) -> Part:
+    """Norm, projection to this rank's part of the vocabulary, cross-entropy over all ranks.
+
+    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.3.
+    """
+    rate, hidden = conditions.rate, conditions.hidden_size
+    logits = part_of.tokens * layer.vocab_size / strategy.tp
+    forward, backward = linear_s(conditions, part_of.tokens, layer.vocab_size / strategy.tp, hidden)
+    norm = part_of.edge_tokens * hidden * rate.element_bytes
+    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    # Maximum, sum and target logit of each token, in fp32.
+    loss = 3.0 * all_reduce_s(conditions.levels, tensor_group(strategy), 4.0 * part_of.tokens)
+    return Part(
+        forward_s=forward + memory_bound_s(rate, 2 * norm + logits * (rate.element_bytes + 8.0), 3),
+        backward_s=backward + memory_bound_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
+        tensor_forward_s=loss + (traffic / 2 if strategy.sequence_parallel else 0.0),
+        tensor_backward_s=traffic / 2 if strategy.sequence_parallel else traffic,
+        stored_bytes=2.0 * norm,
+        logits_bytes=logits * (rate.element_bytes + 4.0),
+    )
