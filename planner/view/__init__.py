@@ -1,5 +1,6 @@
 """A plan for human eyes: pictures and tables."""
 
+from planner.view.picture import plan_picture
 from planner.view.tables import (
     Column,
     Table,
@@ -17,6 +18,7 @@ __all__ = [
     "decision_table",
     "headline_table",
     "memory_table",
+    "plan_picture",
     "shortlist_table",
     "stage_table",
     "time_table",
