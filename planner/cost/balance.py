@@ -73,7 +73,7 @@ def hottest_rank_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -
     bound = load.sum(axis=-1) / num_ranks
     if num_ranks * slots_per_rank > experts:
         counts = spread_replicas(load, num_ranks, slots_per_rank)
-        return np.maximum(bound, (load / counts).max(axis=-1))
+        return np.asarray(np.maximum(bound, (load / counts).max(axis=-1)), dtype=np.float64)
     descending = -np.sort(-load, axis=-1)
     for shared in range(slots_per_rank):
         last = shared * num_ranks

@@ -1,0 +1,121 @@
+"""Placements made afresh: longest first into the emptiest rank, and relabelled so that most experts stay.
+
+Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.balance import Floats, Indices, spread_replicas
+
+
+def longest_first(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
+    """[L, S]: heaviest replica first, each to the rank with the least load so far that has room and lacks the expert.
+
+    Graham's longest-processing-time rule with a limit on the number of jobs. Replica counts: `spread_replicas`.
+    """
+    layers, experts = loads.shape
+    total = num_ranks * slots_per_rank
+    counts = spread_replicas(loads, num_ranks, slots_per_rank)
+    weight = loads / counts
+    # All replicas, heaviest first; the replicas of one expert stand together.
+    by_weight = np.argsort(-weight, axis=1, kind="stable")
+    ordered = np.repeat(by_weight.ravel(), np.take_along_axis(counts, by_weight, axis=1).ravel()).reshape(layers, total)
+    every = np.arange(layers)
+    filled = np.zeros((layers, num_ranks), dtype=np.intp)
+    carried = np.zeros((layers, num_ranks))
+    absent = np.ones((layers, num_ranks, experts), dtype=bool)
+    slots = np.empty((layers, total), dtype=np.intp)
+    for expert in ordered.T:
+        room = filled < slots_per_rank
+        fit = room & absent[every, :, expert]
+        fit = np.where(fit.any(axis=1, keepdims=True), fit, room)
+        rank = np.where(fit, carried, np.inf).argmin(axis=1)
+        slots[every, rank * slots_per_rank + filled[every, rank]] = expert
+        absent[every, rank, expert] = False
+        filled[every, rank] += 1
+        carried[every, rank] += weight[every, expert]
+    return _part_twins(slots, weight, num_ranks)
+
+
+def twins(slots: Indices, num_ranks: int) -> NDArray[np.bool_]:
+    """[..., S]: whether an earlier slot of the same rank holds the same expert."""
+    rows = slots.reshape(*slots.shape[:-1], num_ranks, -1)
+    same = rows[..., :, None] == rows[..., None, :]
+    earlier = np.tril(np.ones(same.shape[-2:], dtype=bool), k=-1)
+    doubled: NDArray[np.bool_] = (same & earlier).any(axis=-1).reshape(slots.shape)
+    return doubled
+
+
+def keep_in_place(fresh: Indices, current: Indices, num_ranks: int) -> Indices:
+    """[L, S]: `fresh` with its ranks renumbered, and the slots within each rank, so that most experts stay put.
+
+    Which rank is which does not matter for balance. Pairs of ranks are matched greedily by the number of experts
+    that they share: at least half of what the best matching keeps.
+    """
+    layers, total = fresh.shape
+    slots_per_rank = total // num_ranks
+    experts = int(max(fresh.max(), current.max())) + 1
+    shared = np.matmul(_presence(current, num_ranks, experts), _presence(fresh, num_ranks, experts).swapaxes(1, 2))
+    every = np.arange(layers)
+    source = np.empty((layers, num_ranks), dtype=np.intp)
+    for _ in range(num_ranks):
+        best = shared.reshape(layers, -1).argmax(axis=1)
+        mine, theirs = best // num_ranks, best % num_ranks
+        source[every, mine] = theirs
+        shared[every, mine, :] = -1.0
+        shared[every, :, theirs] = -1.0
+    by_rank = fresh.reshape(layers, num_ranks, slots_per_rank)
+    return align_slots(by_rank[every[:, None], source].reshape(layers, total), current, num_ranks)
+
+
+def align_slots(target: Indices, current: Indices, num_ranks: int) -> Indices:
+    """[L, S]: the same experts on the same ranks as `target`; those that the rank already has keep their slots."""
+    experts = int(max(target.max(), current.max())) + 1
+    ranks = np.arange(target.shape[1]) // (target.shape[1] // num_ranks)
+    every = np.arange(len(target))[:, None]
+    stays = (_presence(target, num_ranks, experts) > 0)[every, ranks, current] & ~twins(current, num_ranks)
+    arrives = ~(_presence(current, num_ranks, experts) > 0)[every, ranks, target] | twins(target, num_ranks)
+    aligned = current.copy()
+    # On each rank as many slots fall free as experts arrive, and both masks run rank by rank.
+    aligned[~stays] = target[arrives]
+    return aligned
+
+
+def _presence(slots: Indices, num_ranks: int, experts: int) -> NDArray[np.float32]:
+    """[L, R, E]: 1 where the rank has the expert."""
+    present = np.zeros((len(slots), num_ranks, experts), dtype=np.float32)
+    ranks = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)
+    present[np.arange(len(slots))[:, None], ranks, slots] = 1.0
+    return present
+
+
+def _part_twins(slots: Indices, weight: Floats, num_ranks: int) -> Indices:
+    """Swap away the second replica of an expert on one rank; the last ranks to fill may leave no other choice.
+
+    Each swap lowers the number of twins: the twin goes to a rank without its expert, which hands over, if it can, an
+    expert that is new here too, else a twin of its own.
+    """
+    parted = slots.copy()
+    for layer in np.flatnonzero(twins(slots, num_ranks).any(axis=1)):
+        row = parted[layer]
+        while (doubled := twins(row, num_ranks)).any():
+            slot = int(np.flatnonzero(doubled)[0])
+            other = _partner(row, slot, weight[layer], num_ranks)
+            row[slot], row[other] = row[other], row[slot]
+    return parted
+
+
+def _partner(row: Indices, slot: int, weight: Floats, num_ranks: int) -> int:
+    """The slot to swap with: fewest twins afterwards, then nearest in weight, then the lowest number."""
+    others = row.reshape(num_ranks, -1)
+    lacks = np.repeat(~(others == row[slot]).any(axis=1), others.shape[1])
+    candidates = np.flatnonzero(lacks)
+    swapped = np.repeat(row[None], len(candidates), axis=0)
+    swapped[np.arange(len(candidates)), candidates] = row[slot]
+    swapped[:, slot] = row[candidates]
+    remaining = twins(swapped, num_ranks).sum(axis=1)
+    distance = np.abs(weight[row[candidates]] - weight[row[slot]])
+    return int(candidates[np.lexsort((candidates, distance, remaining))[0]])

@@ -1,0 +1,102 @@
+"""Which expert sits in which slot: balanced placements of all MoE layers at once, reached with few moves.
+
+`options` proposes, layer by layer, a path of placements that starts from the one in force and gets more even with
+every step, and one placement made afresh and relabelled so that most experts stay. `Options.choose` takes for each
+layer the option with the least (load of the hottest rank + price of a move x moves). So the price of a move alone
+says how far to go; price 0 is the best balance that was found.
+
+Two layers of the same run of numbers are solved alike: everything is deterministic, ties go to the lower index.
+Arrays: L layers, E experts, R ranks, S slots (numbered rank by rank), s = S / R. Replicas split tokens evenly.
+Knows nothing of seconds, links or plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
+from planner.online.assign import keep_in_place, longest_first
+from planner.online.refine import improve
+from planner.spec.placement import Move
+
+
+@dataclass(frozen=True)
+class Options:
+    """Placements to choose from, for each layer; option 0 is the placement in force."""
+
+    slots: Indices
+    """[options, L, S]."""
+    hottest: Floats
+    """[options, L]: load of the hottest rank, in the unit of the loads."""
+    moves: Indices
+    """[options, L]: experts to copy, counted against option 0."""
+
+    def choose(self, move_price: float) -> Indices:
+        """[L, S]: the best option of each layer when a move is worth `move_price` of load on the hottest rank.
+
+        Of equals, the one with fewer moves, then the earlier.
+        """
+        value = self.hottest + move_price * self.moves
+        best = np.lexsort((np.broadcast_to(np.arange(len(value))[:, None], value.shape), self.moves, value), axis=0)[0]
+        chosen: Indices = self.slots[best, np.arange(value.shape[1])]
+        return chosen
+
+
+def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
+    """Placements of L layers near `current` [L, S] and far from it, for `loads` [L, E] (shares or counts).
+
+    Slots beyond one per expert hold replicas. Two replicas of one expert share a rank only where `current` has it so
+    and nothing was gained by a change.
+    """
+    layers = len(loads)
+    slots_per_rank = current.shape[1] // num_ranks
+    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
+    fresh = longest_first(loads, num_ranks, slots_per_rank)
+    both = np.concatenate([current, fresh])
+    path = improve(np.tile(loads, (2, 1)), num_ranks, both, np.tile(bound, 2))
+    relabelled = keep_in_place(path[-1, layers:], current, num_ranks)
+    slots = np.concatenate([path[:, :layers], relabelled[None]])
+    hottest = rank_loads(np.broadcast_to(loads, (len(slots), *loads.shape)), slots, num_ranks).max(axis=-1)
+    return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1))
+
+
+def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> Indices:
+    """[S]: expert e on rank e // (E / R) as frameworks place them; slots beyond hold experts of the next ranks.
+
+    Even for even load as far as whole replicas can be; needs E <= S and s <= E.
+    """
+    counts = np.full(num_ranks, num_experts // num_ranks)
+    counts[: num_experts % num_ranks] += 1
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    rows = [(start + np.arange(slots_per_rank)) % num_experts for start in starts]
+    return np.asarray(np.concatenate(rows), dtype=np.intp)
+
+
+def moves_between(current: Indices, target: Indices, num_ranks: int) -> tuple[Move, ...]:
+    """The copies that turn `current` into `target` (both [L, S]), from the nearest rank that has the expert.
+
+    An expert that a rank already has is not copied: it only changes its slot. Nearest is by rank number (ranks are
+    numbered from near to far); of two at equal distance the lower.
+    """
+    slots_per_rank = target.shape[1] // num_ranks
+    new = _newcomers(target[None], current, num_ranks, int(target.max()) + 1)[0]
+    moves = []
+    for layer, slot in np.argwhere(new):
+        expert, to_rank = int(target[layer, slot]), int(slot // slots_per_rank)
+        holders = np.flatnonzero(current[layer] == expert) // (current.shape[1] // num_ranks)
+        nearest = holders[np.abs(holders - to_rank).argmin()]
+        moves.append(Move(layer=int(layer), expert=expert, from_rank=int(nearest), to_rank=to_rank, to_slot=int(slot)))
+    return tuple(moves)
+
+
+def _newcomers(slots: Indices, current: Indices, num_ranks: int, num_experts: int) -> NDArray[np.bool_]:
+    """[options, L, S]: whether the slot's expert is not on the slot's rank in `current` (counted once per rank)."""
+    layers = np.arange(len(current))[:, None]
+    present = np.zeros((len(current), num_ranks, num_experts), dtype=bool)
+    present[layers, np.arange(current.shape[1]) // (current.shape[1] // num_ranks), current] = True
+    ranks = np.arange(slots.shape[-1]) // (slots.shape[-1] // num_ranks)
+    new: NDArray[np.bool_] = ~present[layers, ranks, slots]
+    return new

@@ -1,0 +1,211 @@
+"""From a window and what came before to a decision. Pure: no clock, no chance, no network.
+
+The ledger. Let g be the seconds that a candidate saves in each step under the forecast, H the steps for which the
+forecast is expected to hold, C the pause that the candidate costs. Its net value is g H - C. The account A holds the
+seconds lost so far: for each window, its steps x (step under what was in force - step under the candidate of the
+greatest net value), both priced for the load that really came. The best candidate is taken that
+
+* has a positive net value and A >= TRUST C: the forecast says that it pays, and part of its cost was already lost; or
+* still gains and A >= C / TRUST: the loss has gone on whatever the forecast said.
+
+A move takes its cost out of the account. This is renting or buying with a prediction (Purohit, Svitkina and Kumar,
+NeurIPS 2018): TRUST near 0 believes the forecast, 1 ignores it.
+
+What it guarantees, over any load history: moves are paid from losses that were really suffered, so their cost is at
+most the time lost against the candidates, plus (1 - TRUST) of the dearest single move. With S the time of all steps
+and B the time they would take with the best placement of each window, all together takes at most
+S + (S - B) + (1 - TRUST) C_max; see docs/online.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost import estimate
+from planner.cost.balance import Floats, imbalance_bound
+from planner.cost.migration import expert_ranks
+from planner.online import reasons
+from planner.online.candidates import Candidate, Price, Pricing, placement_imbalance, rebalances, switches
+from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
+from planner.online.state import RunState, experts_per_layer, placement_at_start, plan_of
+from planner.spec.decision import Action, Decision
+from planner.spec.errors import InputError
+from planner.spec.placement import Placement
+from planner.spec.plan import Plan
+from planner.spec.run import RunContext
+from planner.spec.window import Window
+from planner.spec.workload import BALANCED
+
+TRUST = 0.5
+"""Part of a move's cost that must have been lost before a forecast is acted on; its inverse, where it is not asked."""
+
+
+def decide(window: Window, state: RunState, context: RunContext, price: Price = estimate) -> tuple[Decision, RunState]:
+    """Answer a window, and what to remember of it.
+
+    Plan and placement of the window, where given, say what is in force. A window that is not newer than the last one
+    changes nothing. Raises InputError at `tokens`, `plan_id` or `placement` if the window does not fit the run.
+    """
+    _check_tokens(window, context)
+    state = _in_force(window, state, context)
+    plan = plan_of(context, state.plan_id, "plan_id")
+    if state.last_window is not None and window.index <= state.last_window:
+        return _keep(window, state, window_shares(window), 0.0, reasons.late(window.index, state.last_window)), state
+    pricing = Pricing(context, price)
+    if not state.balanced_step_time_s:
+        state = state.model_copy(update={"balanced_step_time_s": _balanced(pricing)})
+    forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
+    state = state.model_copy(update={"forecast": forecast, "last_window": window.index})
+    candidates = _candidates(pricing, plan, state, forecast)
+    if not candidates:
+        settled = state.model_copy(update={"account_s": min(state.account_s, 0.0)})
+        return _keep(window, settled, forecast.array, forecast.horizon_steps, _nothing(state)), settled
+    state = _with_loss(pricing, plan, state, candidates[0], candidates, window)
+    chosen = _affordable(candidates, state.account_s, forecast.horizon_steps)
+    if chosen is None:
+        reason = reasons.not_yet(candidates[0], forecast.horizon_steps, state.account_s, TRUST)
+        return _keep(window, state, forecast.array, forecast.horizon_steps, reason, candidates[0]), state
+    return _act(window, state, forecast, chosen)
+
+
+def _candidates(pricing: Pricing, plan: Plan, state: RunState, forecast: Forecast) -> list[Candidate]:
+    """All that gains under the forecast, the greatest net value first."""
+    loads, horizon = forecast.array, forecast.horizon_steps
+    step_s = pricing.step_s(plan, loads, state.placement)
+    found = list(switches(pricing, plan, loads, step_s, horizon, state.balanced_step_time_s))
+    if state.placement is not None and state.placement.num_ranks > 1:
+        found += rebalances(pricing, plan, state.placement, loads, step_s, horizon)
+    gaining = [candidate for candidate in found if candidate.gain_s > 0]
+    return sorted(gaining, key=lambda candidate: -candidate.net_s(horizon))
+
+
+def _with_loss(
+    pricing: Pricing, plan: Plan, state: RunState, best: Candidate, candidates: list[Candidate], window: Window
+) -> RunState:
+    """The account after this window; a gain pays no debt, and no more is saved than the dearest candidate needs."""
+    seen = window_shares(window)
+    now = pricing.step_s(plan, seen, state.placement)
+    loss = window.num_steps * (now - pricing.step_s(best.plan, seen, best.placement))
+    account = max(min(state.account_s, 0.0), state.account_s + loss)
+    most = max(candidate.cost_s for candidate in candidates) / TRUST
+    return state.model_copy(update={"account_s": min(account, most)})
+
+
+def _affordable(candidates: list[Candidate], account_s: float, horizon_steps: float) -> Candidate | None:
+    for candidate in candidates:
+        expected_to_pay = candidate.net_s(horizon_steps) > 0 and account_s >= TRUST * candidate.cost_s
+        if expected_to_pay or account_s >= candidate.cost_s / TRUST:
+            return candidate
+    return None
+
+
+def _act(window: Window, state: RunState, forecast: Forecast, chosen: Candidate) -> tuple[Decision, RunState]:
+    loads = forecast.array
+    switched = chosen.plan.id != state.plan_id
+    following = state.model_copy(
+        update={
+            "plan_id": chosen.plan.id,
+            "placement": chosen.placement,
+            "account_s": state.account_s - chosen.cost_s,
+        }
+    )
+    decision = Decision(
+        window=window.index,
+        action=Action.SWITCH_PLAN if switched else Action.REBALANCE,
+        plan_id=chosen.plan.id,
+        placement=chosen.placement,
+        moves=chosen.moves,
+        gain_s_per_step=chosen.gain_s,
+        cost_s=chosen.cost_s,
+        payback_steps=chosen.cost_s / chosen.gain_s,
+        horizon_steps=forecast.horizon_steps,
+        imbalance_before=_imbalance(loads, state.placement),
+        imbalance_after=_imbalance(loads, chosen.placement),
+        imbalance_bound=_bound(loads, chosen.placement),
+        reason=reasons.act(chosen, forecast.horizon_steps, switched),
+    )
+    return decision, following
+
+
+def _keep(
+    window: Window,
+    state: RunState,
+    loads: Floats,
+    horizon_steps: float,
+    reason: str,
+    best: Candidate | None = None,
+) -> Decision:
+    """Keep, with the ledger of the best candidate that was turned down."""
+    before = _imbalance(loads, state.placement)
+    return Decision(
+        window=window.index,
+        action=Action.KEEP,
+        plan_id=state.plan_id,
+        gain_s_per_step=best.gain_s if best else 0.0,
+        cost_s=best.cost_s if best else 0.0,
+        payback_steps=best.cost_s / best.gain_s if best else None,
+        horizon_steps=horizon_steps,
+        imbalance_before=before,
+        imbalance_after=before,
+        imbalance_bound=_bound(loads, state.placement),
+        reason=reason,
+    )
+
+
+def _nothing(state: RunState) -> str:
+    if state.placement is None:
+        return reasons.UNEQUAL_RANKS
+    return reasons.ONE_RANK if state.placement.num_ranks == 1 else reasons.NOTHING_FASTER
+
+
+def _imbalance(loads: Floats, placement: Placement | None) -> float:
+    return 1.0 if placement is None else placement_imbalance(loads, placement)
+
+
+def _bound(loads: Floats, placement: Placement | None) -> float:
+    return 1.0 if placement is None else imbalance_bound(loads, placement.num_ranks, placement.slots_per_rank(0))
+
+
+def _balanced(pricing: Pricing) -> dict[str, float]:
+    context = pricing.context
+    return {
+        plan.id: pricing.price(context.model, context.cluster, context.training, plan, BALANCED, None).step_time_s
+        for plan in context.plans
+    }
+
+
+def _check_tokens(window: Window, context: RunContext) -> None:
+    experts, layers = experts_per_layer(context.model), len(context.model.moe_layers)
+    given = {len(row) for row in window.tokens}
+    if len(window.tokens) != layers or given != {experts}:
+        shape = " or ".join(str(number) for number in sorted(given))
+        raise InputError.at(
+            "tokens", f"must be {layers} MoE layers x {experts} experts, got {len(window.tokens)} x {shape}"
+        )
+
+
+def _in_force(window: Window, state: RunState, context: RunContext) -> RunState:
+    """The state with the plan and the placement that the window reports."""
+    if window.plan_id is not None and window.plan_id != state.plan_id:
+        plan = plan_of(context, window.plan_id, "plan_id")
+        state = state.model_copy(update={"plan_id": plan.id, "placement": placement_at_start(context, plan)})
+    if window.placement is None or window.placement == state.placement:
+        return state
+    _check_placement(window.placement, context, plan_of(context, state.plan_id, "plan_id"))
+    return state.model_copy(update={"placement": window.placement})
+
+
+def _check_placement(placement: Placement, context: RunContext, plan: Plan) -> None:
+    experts, layers = experts_per_layer(context.model), len(context.model.moe_layers)
+    ranks = expert_ranks(context.model, plan)
+    if placement.num_ranks != ranks:
+        raise InputError.at(
+            "placement.num_ranks", f"must be the plan's expert-parallel size {ranks}, got {placement.num_ranks}"
+        )
+    if len(placement.layers) != layers:
+        raise InputError.at("placement.layers", f"must have {layers} MoE layers, got {len(placement.layers)}")
+    if len({len(slots) for slots in placement.layers}) != 1:
+        raise InputError.at("placement.layers", "all layers must have the same number of slots")
+    for number, slots in enumerate(placement.layers):
+        if len(np.unique(slots)) != experts:
+            raise InputError.at(f"placement.layers[{number}]", f"must hold each of the {experts} experts")

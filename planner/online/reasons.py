@@ -1,0 +1,52 @@
+"""Why a decision was taken: one sentence with its numbers."""
+
+from __future__ import annotations
+
+from planner.online.candidates import Candidate
+
+NOTHING_FASTER = "nothing to gain: no placement that was found makes the step faster under the expected load"
+ONE_RANK = "nothing to balance: the plan has no expert parallelism, every device holds all experts"
+UNEQUAL_RANKS = "nothing to move: MoE layers of this plan differ in expert-parallel size, no one placement fits them"
+
+
+def late(index: int, last: int) -> str:
+    """A window that is not newer than what was counted."""
+    return f"window {index} comes after window {last}: it changes nothing"
+
+
+def act(chosen: Candidate, horizon_steps: float, switched: bool) -> str:
+    """A move that is made."""
+    payback = chosen.cost_s / chosen.gain_s
+    return (
+        f"{_what(chosen, switched)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}: "
+        f"paid back after {payback:.3g} steps, the load is expected to last {horizon_steps:.3g}"
+    )
+
+
+def not_yet(best: Candidate, horizon_steps: float, account_s: float, trust: float) -> str:
+    """A move that is not made, now."""
+    switched = not best.moves
+    offer = f"{_what(best, switched)} would save {_seconds(best.gain_s)} a step and cost {_seconds(best.cost_s)}"
+    if best.net_s(horizon_steps) <= 0:
+        return f"{offer}: not paid back within the {horizon_steps:.3g} steps that the load is expected to last"
+    return (
+        f"{offer}: worth it if the load lasts, but only {_seconds(max(0.0, account_s))} were lost so far; "
+        f"waits for {_seconds(trust * best.cost_s)}"
+    )
+
+
+def _what(candidate: Candidate, switched: bool) -> str:
+    if switched:
+        return f"switching to plan {candidate.plan.summary}"
+    layers = len({move.layer for move in candidate.moves})
+    return f"moving {_count(len(candidate.moves), 'expert')} in {_count(layers, 'layer')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _seconds(value: float) -> str:
+    if value >= 1.0 or value == 0.0:
+        return f"{value:.3g} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"

@@ -1,0 +1,81 @@
+"""What the online stage remembers of a run between two windows, and how a run begins."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from planner.cost.migration import expert_ranks
+from planner.online.forecast import Forecast
+from planner.online.placement import first_placement
+from planner.spec.errors import InputError
+from planner.spec.model import Model
+from planner.spec.placement import Placement
+from planner.spec.plan import Plan
+from planner.spec.run import RunContext
+from planner.spec.value import Index, Positive, Value
+
+
+class RunState(Value):
+    """All that a decision depends on besides the window and the run's context; grows with layers x experts only."""
+
+    plan_id: str
+    """The plan in force."""
+    placement: Placement | None
+    """The placement in force; None where there is none: no experts, or MoE layers of unequal expert-parallel size."""
+    balanced_step_time_s: dict[str, Positive] = Field(default_factory=dict)
+    """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster."""
+    forecast: Forecast | None = None
+    account_s: float = 0.0
+    """Seconds lost so far that another placement or plan would have saved, less what moves have cost."""
+    last_window: Index | None = None
+    """Index of the newest window that was counted."""
+
+
+def begin(context: RunContext, plan_id: str | None = None) -> RunState:
+    """The state before the first window: the plan (None: the first of the shortlist) with its first placement.
+
+    Raises InputError if the shortlist has no such plan, or if MoE layers differ in their number of experts.
+    """
+    plan = context.plans[0] if plan_id is None else plan_of(context, plan_id, "plan_id")
+    return RunState(plan_id=plan.id, placement=placement_at_start(context, plan))
+
+
+def plan_of(context: RunContext, plan_id: str, field: str) -> Plan:
+    """A plan of the shortlist; raises InputError at `field`."""
+    for plan in context.plans:
+        if plan.id == plan_id:
+            return plan
+    raise InputError.at(field, f"the shortlist has no plan {plan_id}; it has {', '.join(p.id for p in context.plans)}")
+
+
+def experts_per_layer(model: Model) -> int:
+    """Experts of each MoE layer; raises InputError where there are none, or where layers differ."""
+    numbers = {model.moe(layer).num_experts for layer in model.moe_layers}
+    if not numbers:
+        raise InputError.at("model", "must have MoE layers; this one has no experts to place")
+    if len(numbers) > 1:
+        raise InputError.at("model", f"all MoE layers must have the same number of experts, not {sorted(numbers)}")
+    return numbers.pop()
+
+
+def slots_per_rank(num_experts: int, num_ranks: int, extra: int) -> int:
+    """An even share and the extra slots; never more than one for each expert."""
+    return min(num_experts, -(-num_experts // num_ranks) + extra)
+
+
+def placement_at_start(context: RunContext, plan: Plan) -> Placement | None:
+    """Experts in order, extra slots with replicas of the experts that follow; None as in `RunState.placement`."""
+    if not context.model.moe_layers:
+        return None
+    experts = experts_per_layer(context.model)
+    ranks = expert_ranks(context.model, plan)
+    if ranks is None:
+        return None
+    row = first_placement(experts, ranks, slots_per_rank(experts, ranks, context.extra_slots_per_rank))
+    return placement_of(np.tile(row, (len(context.model.moe_layers), 1)), ranks)
+
+
+def placement_of(slots: np.ndarray[tuple[int, ...], np.dtype[np.intp]], num_ranks: int) -> Placement:
+    """The value for an array [layers, slots]."""
+    return Placement(layers=tuple(map(tuple, slots.tolist())), num_ranks=num_ranks)
