@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.spec.errors import InputError
+from planner.spec.model import MAX_LAYERS
 
-MAX_LAYERS = 10_000
-"""Blocks of one model; a config that asks for more is a mistake, or an attack on the planner's memory."""
 _MAX_COUNT = 2**53 - 1
 _MISSING = object()
 
@@ -45,10 +44,10 @@ class ConfigReader:
         return value
 
     def num_layers(self, key: str) -> int:
-        """The number of blocks."""
+        """The number of blocks; embedding and head are two layers more."""
         layers = self.count(key)
-        if layers > MAX_LAYERS:
-            raise self.wrong(key, f"must be at most {MAX_LAYERS}, got {layers}")
+        if layers > MAX_LAYERS - 2:
+            raise self.wrong(key, f"must be at most {MAX_LAYERS - 2}, got {layers}")
         return layers
 
     def layer_numbers(self, key: str, num_layers: int) -> frozenset[int]:

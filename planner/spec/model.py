@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from planner.spec.value import Count, Index, Name, Value
 
+MAX_LAYERS = 10_000
+"""Layers of one model; more is a mistake, or an attack on the planner's memory."""
+
 
 class Norm(StrEnum):
     """`rms` has one weight per channel, `layer` a weight and a bias."""
@@ -153,6 +156,8 @@ class Model(Value):
 
     @model_validator(mode="after")
     def _in_order(self) -> Model:
+        if (total := sum(run.num_layers for run in self.runs)) > MAX_LAYERS:
+            raise ValueError(f"runs: a model may have at most {MAX_LAYERS} layers, this has {total}")
         for number, layer in enumerate(self.layers):
             if isinstance(layer, Embedding) and number != 0:
                 raise ValueError(f"layer {number} is an embedding; only layer 0 may be one")

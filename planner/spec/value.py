@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-"""A whole number of at least one; 8.0, "8" and true are refused."""
-Index = Annotated[int, Field(strict=True, ge=0)]
-"""A whole number of at least zero."""
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**53)]
+"""A whole number of at least one that every JSON reader keeps exactly; 8.0, "8" and true are refused."""
+Index = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+"""A whole number of at least zero, bounded like `Count`."""
 Positive = Annotated[float, Field(gt=0)]
 """A finite number above zero."""
 NonNegative = Annotated[float, Field(ge=0)]

@@ -1,0 +1,27 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import profiles
+assert profiles.__file__.startswith(sys.argv[1]), profiles.__file__
+print(*profiles.device_names(), *profiles.model_names())
+profiles.device_preset("h100")
+profiles.model_preset("mixtral")
+"""
+
+
+def test_data_files_are_in_the_wheel_and_load_from_it(tmp_path):
+    pytest.importorskip("hatchling", reason="building a wheel without network needs hatchling installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    command = [sys.executable, "-c", SCRIPT, str(wheel)]
+    names = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+    files = [*(ROOT / "profiles" / "hardware").glob("*.json"), *(ROOT / "profiles" / "models").glob("*.json")]
+    assert sorted(names) == sorted(file.stem for file in files)

@@ -1,0 +1,69 @@
+"""Sizes that publishers state, from their model cards and papers, against the counts of our presets.
+
+Publishers count what is active for one token in two ways: Mistral, Qwen and Allen AI with the embedding, OpenAI and
+DeepSeek without it. They also round: 0.5 % holds where enough digits are published, otherwise half of the last digit
+(Qwen cuts off: 3.35 is published as 3.3).
+"""
+
+import pytest
+
+from planner.cost.parameters import active_parameters, total_parameters
+from profiles import model_preset
+
+TOTALS = [
+    ("mixtral-8x7b", 46.7e9, "Mixtral of experts (arXiv 2401.04088): 47B; Hugging Face counts 46.7B"),
+    ("mixtral-8x22b", 141e9, "mistral.ai/news/mixtral-8x22b"),
+    ("deepseek-v3", 671e9, "arXiv 2412.19437, without the multi-token-prediction module"),
+    ("qwen3-30b-a3b", 30.5e9, "model card of Qwen/Qwen3-30B-A3B"),
+    ("qwen3-235b-a22b", 235e9, "model card of Qwen/Qwen3-235B-A22B"),
+    ("qwen3-8b", 8.2e9, "model card of Qwen/Qwen3-8B"),
+    ("llama-3.1-8b", 8.03e9, "Hugging Face's count for meta-llama/Llama-3.1-8B"),
+    ("llama-3.1-70b", 70.6e9, "Hugging Face's count for meta-llama/Llama-3.1-70B"),
+    ("llama-3.1-405b", 405e9, "arXiv 2407.21783"),
+    ("llama-2-7b", 6.74e9, "Hugging Face's count for meta-llama/Llama-2-7b-hf"),
+    ("llama-2-13b", 13.0e9, "arXiv 2307.09288"),
+    ("llama-2-70b", 69.0e9, "Hugging Face's count for meta-llama/Llama-2-70b-hf"),
+    ("gpt-oss-20b", 20.91e9, "gpt-oss model card (arXiv 2508.10925), table 1"),
+    ("gpt-3-175b", 174.6e9, "arXiv 2005.14165, table D.1"),
+    ("gpt2", 124e6, "model card of openai-community/gpt2"),
+    ("gpt2-xl", 1.558e9, "github.com/openai/gpt-2, 1558M"),
+    ("olmoe-1b-7b", 6.92e9, "Hugging Face's count for allenai/OLMoE-1B-7B-0924"),
+]
+ACTIVE_WITH_EMBEDDING = [
+    ("mixtral-8x7b", 12.9e9, 0.005, "mistral.ai/news/mixtral-of-experts: 12.9B"),
+    ("mixtral-8x22b", 39e9, 0.005, "mistral.ai/news/mixtral-8x22b: 39B"),
+    ("qwen3-30b-a3b", 3.3e9, 0.1 / 3.3, "model card: 3.3B, cut off after the first digit"),
+    ("qwen3-235b-a22b", 22e9, 0.01, "model card: 22B"),
+    ("olmoe-1b-7b", 1.3e9, 0.05 / 1.3, "arXiv 2409.02060: 1.3B"),
+]
+ACTIVE_WITHOUT_EMBEDDING = [
+    ("deepseek-v3", 36.7e9, 0.005, "README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 36.7B; the paper rounds to 37B"),
+    ("gpt-oss-20b", 3.61e9, 0.005, "gpt-oss model card (arXiv 2508.10925), table 1: 3.61B"),
+]
+
+
+@pytest.mark.parametrize(("name", "published", "source"), TOTALS, ids=[row[0] for row in TOTALS])
+def test_total_parameters_agree_with_the_published_count(name, published, source):
+    assert total_parameters(model_preset(name)) == pytest.approx(published, rel=0.005), source
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "tolerance", "source"), ACTIVE_WITH_EMBEDDING, ids=[row[0] for row in ACTIVE_WITH_EMBEDDING]
+)
+def test_active_parameters_agree_with_the_published_count(name, published, tolerance, source):
+    assert active_parameters(model_preset(name)) == pytest.approx(published, rel=tolerance), source
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "tolerance", "source"),
+    ACTIVE_WITHOUT_EMBEDDING,
+    ids=[row[0] for row in ACTIVE_WITHOUT_EMBEDDING],
+)
+def test_active_parameters_without_the_embedding_agree_with_the_published_count(name, published, tolerance, source):
+    assert active_parameters(model_preset(name), embedding=False) == pytest.approx(published, rel=tolerance), source
+
+
+def test_a_tied_head_is_active_even_where_the_embedding_is_not_counted():
+    gpt2 = model_preset("gpt2")
+    positions = 1024 * 768
+    assert active_parameters(gpt2) - active_parameters(gpt2, embedding=False) == positions
