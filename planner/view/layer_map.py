@@ -72,7 +72,7 @@ def draw_layers(
         tooltip(cell, f"{fold.name}, layers {layers}: {mark.letter}, {strategy_short(stretch.strategy)}")
         left, right = _place(stretch.first, num_layers), _place(stretch.end, num_layers)
         box(cell, Area(left, 2, right - left, height - 4), mark.look)
-        below = height > 30 and right - left >= 6 * len(layers) + 4
+        below = height > 40 and right - left >= 6 * len(layers) + 4
         _draw_letter(cell, mark.letter, (left, right, _place(free_until, num_layers)), height / 2 + (1 if below else 5))
         if below:
             label(cell, (left + right) / 2, height / 2 + 13, layers, "on tiny num", anchor="middle")

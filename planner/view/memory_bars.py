@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from planner.spec.estimate import StageEstimate
 from planner.view.captions import part_name
-from planner.view.quantities import memory
+from planner.view.quantities import gibibytes, memory
 from planner.view.svg import Area, box, group, label, rectangle, tooltip, upright
 from planner.view.theme import Look
 
@@ -83,12 +83,13 @@ def draw_limit(element: Element, bar: Bar, scale: Scale, height: float) -> None:
 def draw_peak(element: Element, bar: Bar, note: str, height: float) -> None:
     """The peak in figures, and below or beside it what is missing, or the note."""
     lacking = bar.stage.missing_bytes
-    text = f"lacks {memory(lacking)}" if lacking else note
     style = "small num alarm strong" if lacking else "small num muted"
-    peak = memory(bar.stage.peak_memory_bytes)
     if height < 30:
-        label(element, _VALUE_LEFT, height / 2 + 4, peak, "small num strong")
-        label(element, _VALUE_LEFT + 58, height / 2 + 4, text, style)
+        label(element, _VALUE_LEFT, height / 2 + 4, gibibytes(bar.stage.peak_memory_bytes), "small num strong")
+        text = f"lacks {gibibytes(lacking)}" if lacking else note
+        label(element, _VALUE_LEFT + 42, height / 2 + 4, text, style)
     else:
+        text = f"lacks {memory(lacking)}" if lacking else note
+        peak = memory(bar.stage.peak_memory_bytes)
         label(element, _VALUE_LEFT, height / 2 + (-2 if text else 5), peak, "num strong")
         label(element, _VALUE_LEFT, height / 2 + 13, text, style)

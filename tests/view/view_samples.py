@@ -182,3 +182,47 @@ def largest() -> tuple[Model, Plan, Estimate]:
         num_micro_batches=128,
     )
     return model(moe=128, name="giant"), plan, estimate(plan, peak_gib=76)
+
+
+def many_unequal_stages() -> tuple[Model, Plan, Estimate]:
+    """64 stages whose neighbours differ, so that none can be folded."""
+    layers = [3, 2] * 32
+    plan = even_plan(layers, strategy(dp=2, sharding=Sharding.FULL, recompute=Recompute.FULL))
+    return model(dense=sum(layers) - 2, name="alternating"), plan, estimate(plan, peak_gib=95)
+
+
+def sixteen_stages() -> tuple[Model, Plan, Estimate]:
+    """As many stages as have rows of their own."""
+    layers = [5, *[6] * 14, 5]
+    plan = even_plan(layers, strategy(tp=4, dp=2, sequence_parallel=True), num_micro_batches=48)
+    return model(dense=sum(layers) - 2, name="sixteen"), plan, estimate(plan)
+
+
+def many_strategies() -> tuple[Model, Plan, Estimate]:
+    """30 layers in one stage, each under a strategy of its own."""
+    choices = [
+        strategy(tp=tp, dp=64 // tp, sharding=sharding, recompute=recompute)
+        for tp in (1, 2, 4, 8)
+        for sharding in Sharding
+        for recompute in Recompute
+    ][:30]
+    runs = tuple(StageRun(first_layer=n, num_layers=1, strategy=choice) for n, choice in enumerate(choices))
+    plan = Plan(
+        global_batch_size=1024,
+        sequence_length=4096,
+        micro_batch_size=2,
+        num_micro_batches=8,
+        stages=(Stage(first_device=0, num_devices=64, runs=runs),),
+    )
+    return model(dense=28, name="every layer its own way"), plan, estimate(plan)
+
+
+ALL = (
+    one_device,
+    mixtral,
+    two_strategies_per_stage,
+    sixteen_stages,
+    many_unequal_stages,
+    many_strategies,
+    largest,
+)

@@ -1,0 +1,64 @@
+"""In a real browser, no text of a picture leaves the page or runs into another."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import combinations
+
+import pytest
+import view_samples as samples
+from playwright.sync_api import sync_playwright
+
+from planner.view import plan_picture
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+TEXT_BOXES = """() => [...document.querySelectorAll('text')].filter(text => text.textContent).map(text => {
+    const box = text.getBoundingClientRect();
+    return [text.textContent, box.left, box.top, box.right, box.bottom];
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+def _text_boxes(browser, sample):
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    try:
+        page.set_content(f'<body style="margin:0">{plan_picture(*sample())}</body>')
+        return page.evaluate(TEXT_BOXES)
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("sample", samples.ALL)
+def test_no_text_leaves_the_page_or_runs_into_another(browser, sample):
+    boxes = _text_boxes(browser, sample)
+    assert len(boxes) > 20
+    outside = [text for text, left, _, right, _ in boxes if left < 8 or right > 1192]
+    assert not outside
+    collisions = [(one[0], other[0]) for one, other in combinations(boxes, 2) if _collide(one, other)]
+    assert not collisions
+
+
+def _collide(one, other, tolerance=4):
+    """Whether two boxes share more than the blank that fonts leave around letters."""
+    _, left, top, right, bottom = one
+    _, other_left, other_top, other_right, other_bottom = other
+    wide = min(right, other_right) - max(left, other_left) > 1
+    return wide and min(bottom, other_bottom) - max(top, other_top) > tolerance
