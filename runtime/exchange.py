@@ -5,6 +5,7 @@ Without torch.distributed (or before `init_process_group`) every group has one r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -69,3 +70,23 @@ def _exchange(
     received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
     dist.all_to_all_single(received, rows.contiguous(), list(receive_counts), list(send_counts), group=group)
     return received
+
+
+def broadcast_bytes(message: bytes, length: int, group: Group | None, device: torch.device) -> bytes:
+    """Rank 0's message on all ranks of the group; `length` is its length, which all ranks know already."""
+    if num_ranks(group) == 1 or length == 0:
+        return message
+    buffer = torch.empty(length, dtype=torch.uint8, device=device)
+    if rank(group) == 0:
+        buffer.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+    dist.broadcast(buffer, first_rank(group), group=group)
+    return bytes(buffer.tolist())
+
+
+def broadcast_json(content: Any, group: Group | None, device: torch.device) -> Any:
+    """Rank 0's plain data on all ranks of the group."""
+    message = json.dumps(content).encode()
+    length = torch.tensor(len(message), device=device)
+    if num_ranks(group) > 1:
+        dist.broadcast(length, first_rank(group), group=group)
+    return json.loads(broadcast_bytes(message, int(length), group, device))

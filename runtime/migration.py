@@ -69,6 +69,11 @@ def migrate(
     return Migration(len(transfers), sum(buffer.numel() for buffer in staged.values()))
 
 
+def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> None:
+    """Raises InputError if the optimizer does not hold the experts, or not in a way in which they can move."""
+    _layout(layers, optimizer)
+
+
 def _agree(
     layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None, group: Group | None
 ) -> list[Transfer]:

@@ -1,0 +1,245 @@
+"""The agent: counts tokens per expert inside a training job, and carries out what the planner decides.
+
+Usage is three lines; see `Agent`. What happens, with W = `window_steps`:
+
+    step 1 … W      hooks count on the device; `step()` only counts steps
+    step W          boundary 0: ONE all-reduce sums the counts of window 0; rank 0 hands the window to its courier,
+                    which posts it from a background thread while the local policy answers it in another
+    step 2W         boundary 1: rank 0 looks, without waiting, what was decided about window 0: the service's answer
+                    if it came, else the local policy's; the length of that decision rides in the same all-reduce that
+                    sums window 1. If it is not 0, one broadcast brings the decision to all ranks, and all carry it out
+                    here, at the same step. Then window 1, with the placement that is now in force, is handed over
+    …
+
+So a decision has one window's time to arrive, every rank applies the same one at the same step, and no rank ever waits
+for HTTP. An answer that comes later than its boundary stands in the service's history only. Windows that could not be
+delivered are delivered later, in order. A window without a token in some MoE layer (nothing was trained) is left out.
+
+The agent changes experts' places only, by `runtime.migration`; it never switches plans: that needs a restart, and is
+for `on_decision`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from planner.spec.decision import Action, Decision
+from planner.spec.errors import InputError, TrimtabError
+from planner.spec.parse import parse, read_json
+from planner.spec.run import Run
+from planner.spec.window import Window
+from runtime.client import Attachment, PlannerService
+from runtime.courier import Courier
+from runtime.exchange import Group, broadcast_bytes, num_ranks, rank
+from runtime.hooks import RouterCounter, attach
+from runtime.joining import check_run, join
+from runtime.migration import check_movable, current_placement, migrate
+from runtime.moe import ExpertParallelMoe, moe_layers
+from runtime.policy import Policy, local_policy
+
+logger = logging.getLogger("trimtab.agent")
+
+Apply = Literal["migrate", "advise"]
+
+
+class Agent:
+    """One job's link to the planner. Every rank makes one, calls `step()` after each training step, and `close()`.
+
+    agent = Agent(service="http://planner:8000", run="my-run", model=model, window_steps=50)
+    for batch in data:
+        loss = train_step(batch)
+        agent.step()
+    agent.close()
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        model: nn.Module,
+        service: str | None = None,
+        window_steps: int = 50,
+        search: str | None = None,
+        plan: str | None = None,
+        apply: Apply | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        on_decision: Callable[[Decision], bool | None] | None = None,
+        token: str | None = None,
+        group: Group | None = None,
+        timeout_s: float = 10.0,
+        policy: Callable[[Run], Policy] = local_policy,
+    ) -> None:
+        """Attach to the model's routers and to the run; a collective over `group` (the data-parallel ranks, None: all).
+
+        `run`: id or name of a run. If the service has none, one of this name begins from `search` (a search's id) with
+        `plan` (an id from its shortlist; None: its first). `service` and `token` default to the environment's
+        TRIMTAB_SERVICE and TRIMTAB_TOKEN. `apply`: `migrate` moves the experts of our own layers with their state in
+        `optimizer`; `advise` never touches the model; None: `migrate` if the model has such layers. `on_decision` is
+        called on every rank at the same step, after the agent's own part; it returns True if it carried the decision
+        out itself. `policy` makes the policy that decides while the service is away.
+
+        Waits for the service once, at most a few times `timeout_s`; a service that is away is a warning. Raises
+        InputError on all ranks if an argument, the model or the run cannot be right.
+        """
+        address = service or os.environ.get("TRIMTAB_SERVICE")
+        if not address:
+            raise InputError.at("service", "is required, here or in TRIMTAB_SERVICE: http://host:port")
+        if window_steps < 1:
+            raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
+        if apply not in (None, "migrate", "advise"):
+            raise InputError.at("apply", f'must be "migrate" or "advise", got {apply!r}')
+        self._group = group
+        self._window_steps = window_steps
+        self._on_decision = on_decision
+        self._optimizer = optimizer
+        self._device = next(model.parameters()).device
+        self._layers = moe_layers(model)
+        self._counters = attach(model)
+        try:
+            self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
+            client = PlannerService(address, token or os.environ.get("TRIMTAB_TOKEN"), timeout_s)
+
+            def find_run() -> Attachment:
+                attachment = client.attach(run, search, plan)
+                check_run(attachment.run, self._counters, self._layers)
+                return attachment
+
+            courier = Courier(client, find_run, policy)
+            attachment = join(courier.attach, group, self._device)
+        except BaseException:
+            self._remove_hooks()
+            raise
+        self._courier = courier if rank(group) == 0 else None
+        self._placement = None if attachment is None else attachment.run.placement
+        self._plan_id = None if attachment is None else attachment.run.plan_id
+        self._last_window: Window | None = None
+        self._steps = 0
+        self._windows = 0
+        self._clock: tuple[int, float] | None = None
+
+    def step(self) -> None:
+        """One training step is done. At the end of a window: share the counts, carry out what was decided."""
+        self._steps += 1
+        if self._steps % self._window_steps == 0:
+            step_time_s = self._step_time_s()
+            tokens, decision = self._share(self._pending_decision())
+            if decision is not None:
+                self._carry_out(decision)
+            self._hand_over(tokens, step_time_s)
+            self._clock = None
+        if self._clock is None:
+            self._clock = (self._steps, time.perf_counter())
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Deliver the windows that wait, for at most `timeout_s`, and leave the model as it was found."""
+        self._remove_hooks()
+        if self._courier is not None:
+            self._courier.close(timeout_s)
+            self._courier = None
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pending_decision(self) -> Decision | None:
+        """On rank 0, what was decided about the last window by now."""
+        if self._courier is None or self._last_window is None:
+            return None
+        answer = self._courier.answer(self._last_window)
+        if answer is None:
+            logger.info("window %d: nothing was decided in time", self._last_window.index)
+            return None
+        decision, source = answer
+        logger.info("window %d (%s): %s: %s", decision.window, source, decision.action.value, decision.reason)
+        return decision
+
+    def _share(self, decision: Decision | None) -> tuple[list[list[int]], Decision | None]:
+        """Tokens [MoE layer][expert] of all ranks, and rank 0's decision for all."""
+        message = b"" if decision is None else decision.model_dump_json().encode()
+        length = torch.tensor([len(message)], device=self._device)
+        vector = torch.cat([*(counter.take(self._device) for counter in self._counters), length])
+        if num_ranks(self._group) > 1:
+            dist.all_reduce(vector, group=self._group)
+        numbers = vector.tolist()
+        message = broadcast_bytes(message, numbers.pop(), self._group, self._device)
+        tokens = []
+        for counter in self._counters:
+            tokens.append(numbers[: counter.num_experts])
+            del numbers[: counter.num_experts]
+        return tokens, parse(Decision, read_json(message, "decision")) if message else None
+
+    def _carry_out(self, decision: Decision) -> None:
+        if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:
+            try:
+                done = migrate(self._layers, decision.placement, self._optimizer)
+            except TrimtabError as error:
+                logger.warning("window %d: not carried out, nothing was moved: %s", decision.window, error)
+            else:
+                logger.info("window %d: moved %d experts", decision.window, done.moved_experts)
+        applied = self._on_decision(decision) if self._on_decision is not None else None
+        if applied:
+            self._placement = decision.placement or self._placement
+            self._plan_id = decision.plan_id
+        elif decision.action is Action.SWITCH_PLAN:
+            logger.warning(
+                "window %d: another plan is better (%s): %s", decision.window, decision.plan_id, decision.reason
+            )
+
+    def _hand_over(self, tokens: list[list[int]], step_time_s: float | None) -> None:
+        index, self._windows = self._windows, self._windows + 1
+        self._last_window = None
+        if self._courier is None:
+            return
+        silent = [c.name for c, row in zip(self._counters, tokens, strict=True) if sum(row) == 0]
+        if silent:
+            logger.warning("window %d is left out: no training step went through %s", index, ", ".join(silent))
+            return
+        self._last_window = Window(
+            index=index,
+            first_step=self._steps - self._window_steps,
+            num_steps=self._window_steps,
+            tokens=tuple(map(tuple, tokens)),
+            step_time_s=step_time_s,
+            plan_id=self._plan_id,
+            placement=current_placement(self._layers) if self._layers else self._placement,
+        )
+        self._courier.submit(self._last_window)
+
+    def _step_time_s(self) -> float | None:
+        """Mean over the steps since the clock was started; None if there is none."""
+        if self._clock is None or self._steps == self._clock[0]:
+            return None
+        return (time.perf_counter() - self._clock[1]) / (self._steps - self._clock[0])
+
+    def _remove_hooks(self) -> None:
+        for counter in self._counters:
+            counter.detach()
+
+
+def _can_migrate(
+    layers: Sequence[ExpertParallelMoe],
+    counters: Sequence[RouterCounter],
+    apply: Apply | None,
+    optimizer: torch.optim.Optimizer | None,
+) -> bool:
+    """Whether the agent is to move experts; raises InputError if it is to but cannot."""
+    if layers and len(layers) != len(counters):
+        raise InputError.at("model", "mixes expert-parallel layers of Trimtab with routers of other frameworks")
+    if apply == "advise" or (apply is None and not layers):
+        return False
+    if not layers:
+        raise InputError.at("apply", 'must be "advise": the model has no expert-parallel layer of Trimtab to migrate')
+    if optimizer is None:
+        raise InputError.at("optimizer", 'is required to move experts with their state; or use apply="advise"')
+    check_movable(layers, optimizer)
+    return True
