@@ -1,0 +1,101 @@
+"""How the service answers what goes wrong, and how strictly it reads JSON. Every error leaves as a problem document."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from api.problems import ProblemDocument, problem_of, status_problem
+from planner.spec.errors import InputError, InternalError, MalformedError, TrimtabError
+from planner.spec.parse import read_json
+
+log = logging.getLogger(__name__)
+PROBLEM_TYPE = "application/problem+json"
+
+
+class StrictRequest(Request):
+    """A request whose JSON is read as the planner reads it: no NaN, no lone surrogates, one kind of error."""
+
+    _read: Any
+
+    async def json(self) -> Any:
+        """The body; raises MalformedError."""
+        if not hasattr(self, "_read"):
+            body = await self.body()
+            try:
+                self._read = read_json(body, "body")
+                if b"\\u" in body:
+                    json.dumps(self._read, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise MalformedError.at("body", f"is not JSON: {error}") from None
+        return self._read
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its JSON body before FastAPI does, which would turn our errors into its own."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with a strict request."""
+        handle = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def strict(request: Request) -> Response:
+            own = StrictRequest(request.scope, request.receive)
+            if takes_body:
+                kind = own.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if kind != "application/json":
+                    raise HTTPException(415, f"the body must be application/json, not {kind or 'without a type'}")
+                await own.json()
+            return await handle(own)
+
+        return strict
+
+
+def problem_response(document: ProblemDocument, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem document as a response."""
+    return JSONResponse(document.document(), document.status, headers, media_type=PROBLEM_TYPE)
+
+
+def error_response(error: TrimtabError) -> JSONResponse:
+    """An error of the tree as a response."""
+    return problem_response(problem_of(error))
+
+
+def install_error_answers(app: FastAPI) -> None:
+    """Make every error of this application leave as a problem document."""
+
+    @app.exception_handler(TrimtabError)
+    async def _ours(request: Request, error: TrimtabError) -> Response:
+        document = problem_of(error)
+        if document.status >= 500:
+            log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return problem_response(document)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return error_response(input_error(error))
+
+    @app.exception_handler(HTTPException)
+    async def _of_http(request: Request, error: HTTPException) -> Response:
+        return problem_response(status_problem(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> Response:
+        return error_response(InternalError(str(error)))
+
+
+def input_error(error: RequestValidationError) -> InputError:
+    """The same complaint in our own words: fields of the body by their path, others under query, header or path."""
+    places = {item["loc"][0] for item in error.errors()}
+    if places == {"body"}:
+        details = [{**item, "loc": tuple(item["loc"][1:])} for item in error.errors()]
+        return InputError.from_details(details, data=error.body)
+    return InputError.from_details(error.errors())

@@ -1,0 +1,70 @@
+"""The HTTP service: its parts, put together. Every part that lasts is an argument or is made here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from importlib.resources import files
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from api.answers import error_response, install_error_answers
+from api.body_limit import BodyLimit
+from api.database import Database, utc_now
+from api.documentation import DESCRIPTION, TAGS, describe, documentation_router
+from api.jobs import Jobs
+from api.routes.health import HealthRoutes
+from api.routes.plans import PlanRoutes
+from api.routes.presets import preset_router
+from api.routes.runs import RunRoutes
+from api.routes.searches import SearchRoutes
+from api.run_store import RunStore
+from api.runs import Runs
+from api.search_store import SearchStore
+from api.settings import Settings
+from api.worker import SearchFunction
+
+
+def new_id() -> str:
+    """An id that nobody guesses and nothing else has."""
+    return secrets.token_hex(8)
+
+
+def create_app(settings: Settings, database: Database, search: SearchFunction) -> FastAPI:
+    """The service on an open database. `search` runs in worker processes while the application lives."""
+    searches = SearchStore(database, utc_now, new_id)
+    runs = RunStore(database, utc_now)
+    jobs = Jobs(searches, search, settings.workers, settings.search_time_limit_s)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        jobs.start()
+        yield
+        jobs.close()
+
+    app = FastAPI(
+        title="Trimtab",
+        version=version("trimtab"),
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for router in (
+        SearchRoutes(searches, jobs, settings).router(),
+        PlanRoutes(searches).router(),
+        RunRoutes(Runs(searches, runs, utc_now, new_id), runs).router(),
+        preset_router(),
+    ):
+        app.include_router(router, prefix="/v1")
+    app.include_router(HealthRoutes(database, jobs, app.version).router())
+    app.include_router(documentation_router(app))
+    app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=error_response)
+    install_error_answers(app)
+    describe(app)
+    return app

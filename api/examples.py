@@ -1,0 +1,94 @@
+"""Filled-in requests for Swagger UI. A test sends every one of them to the service."""
+
+from __future__ import annotations
+
+from fastapi.openapi.models import Example
+
+Json = dict[str, object]
+
+MIXTRAL: Json = {"preset": "mixtral-8x7b"}
+H100_8X8: Json = {"nodes": 8, "devices_per_node": 8, "device": "h100-sxm-80g"}
+TRAINING: Json = {"global_batch_size": 1024, "sequence_length": 4096, "precision": "bf16", "optimizer": "adam"}
+
+SEARCH_EXAMPLES: dict[str, Example] = {
+    "mixtral": {
+        "summary": "Mixtral-8x7B on 8 nodes with 8 H100",
+        "value": {"model": MIXTRAL, "cluster": H100_8X8, "training": TRAINING, "options": {"shortlist_size": 8}},
+    },
+    "llama": {
+        "summary": "Llama-3.1-8B on one node, largest throughput, few devices",
+        "value": {
+            "model": {"preset": "llama-3.1-8b"},
+            "cluster": {"nodes": 1, "devices_per_node": 8, "device": "a100-sxm-80g"},
+            "training": {"global_batch_size": "max", "max_global_batch_size": 256, "sequence_length": 8192},
+            "options": {"shortlist_size": 3, "recompute": ["none", "selective"]},
+        },
+    },
+}
+
+
+def _run(first_layer: int, num_layers: int, *, experts: bool) -> Json:
+    strategy: Json = {"axes": [["dp", 8], ["tp", 2]], "sharding": "optimizer", "sequence_parallel": True}
+    if experts:
+        strategy["recompute"] = "selective"
+        strategy["experts"] = {"expert_parallel_size": 8, "expert_data_parallel_size": 2}
+    return {"first_layer": first_layer, "num_layers": num_layers, "strategy": strategy}
+
+
+def _stage(number: int, *runs: Json) -> Json:
+    return {"first_device": 16 * number, "num_devices": 16, "runs": list(runs)}
+
+
+MIXTRAL_PLAN: Json = {
+    "global_batch_size": 1024,
+    "sequence_length": 4096,
+    "micro_batch_size": 1,
+    "num_micro_batches": 128,
+    "schedule": {"kind": "1f1b"},
+    "stages": [
+        _stage(0, _run(0, 1, experts=False), _run(1, 8, experts=True)),
+        _stage(1, _run(9, 8, experts=True)),
+        _stage(2, _run(17, 8, experts=True)),
+        _stage(3, _run(25, 8, experts=True), _run(33, 1, experts=False)),
+    ],
+}
+"""Mixtral-8x7B (embedding, 32 blocks, head) in 4 stages of 16 devices."""
+
+ESTIMATE_EXAMPLES: dict[str, Example] = {
+    "mixtral": {
+        "summary": "Mixtral-8x7B on 64 H100: pp4, tp2, dp8, ep8",
+        "value": {"model": MIXTRAL, "cluster": H100_8X8, "training": TRAINING, "plan": MIXTRAL_PLAN},
+    }
+}
+WHAT_IF_EXAMPLES: dict[str, Example] = {
+    "skew": {
+        "summary": "Two of 8 experts get half of the tokens",
+        "value": {
+            "workload": {
+                "name": "two hot experts",
+                "expert_shares": [[0.25, 0.25, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05]],
+            }
+        },
+    },
+    "slow network": {
+        "summary": "The same devices over 100 Gbit/s Ethernet",
+        "value": {"cluster": {**H100_8X8, "inter_node": {"bandwidth_bytes_per_s": 1.25e9, "latency_s": 2e-5}}},
+    },
+}
+RUN_EXAMPLES: dict[str, Example] = {
+    "run": {
+        "summary": "A job on the shortlist of a search",
+        "value": {"name": "mixtral-pretraining", "search_id": "id of a search that succeeded"},
+    }
+}
+WINDOW_EXAMPLES: dict[str, Example] = {
+    "mixtral": {
+        "summary": "32 MoE layers with 8 experts over 10 steps, experts 0 and 1 hot",
+        "value": {
+            "index": 0,
+            "first_step": 0,
+            "num_steps": 10,
+            "tokens": [[20971520, 20971520, 8388608, 8388608, 8388608, 8388608, 4194304, 4194304]] * 32,
+        },
+    }
+}

@@ -1,0 +1,202 @@
+"""Searches as jobs: a queue in the store, one worker process for each search that runs.
+
+The store is the truth about states; this module only starts, hears and ends processes. Queued searches wait for their
+turn there, so a restart loses none.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+
+from api.problems import problem_of
+from api.search_store import SearchStore
+from api.values import Search, SearchJob
+from api.worker import News, Progress, SearchFunction, Succeeded, work
+from planner.spec.errors import TooLargeError, UnavailableError
+
+log = logging.getLogger(__name__)
+RETRY_S = 1.0
+GRACE_S = 15.0
+"""Beyond its time limit, what a search gets to hand over its best plan so far."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process at one search."""
+
+    job: SearchJob
+    process: ForkServerProcess
+    news: Connection
+    deadline: float
+
+    def kill(self) -> None:
+        """End the process at once, with everything that it started."""
+        pid = self.process.pid
+        self.process.kill()
+        with suppress(ProcessLookupError):
+            if pid is not None:
+                os.killpg(pid, signal.SIGKILL)
+
+
+class Jobs:
+    """Runs at most `num_workers` searches of the store at once, first come, first served."""
+
+    def __init__(self, store: SearchStore, search: SearchFunction, num_workers: int, time_limit_s: float) -> None:
+        self._store = store
+        self._search = search
+        self._num_workers = num_workers
+        self._time_limit_s = time_limit_s
+        self._context = multiprocessing.get_context("forkserver")
+        self._lock = threading.Lock()
+        self._workers: dict[str, Worker] = {}
+        self._ends: dict[str, Future[None]] = {}
+        self._closed = False
+        self._ears, self._bell = multiprocessing.Pipe(duplex=False)
+        self._thread = threading.Thread(target=self._dispatch, name="trimtab-jobs", daemon=True)
+
+    def start(self) -> None:
+        """Take up what the last service left, and begin."""
+        self._context.set_forkserver_preload([self._search.__module__, work.__module__])
+        interrupted = self._store.requeue_interrupted()
+        if interrupted:
+            log.info("%d interrupted searches start again", interrupted)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End all workers. Their searches start again with the next service."""
+        with self._lock:
+            self._closed = True
+            for worker in self._workers.values():
+                worker.kill()
+        self.wake()
+        self._thread.join()
+        for worker in self._workers.values():
+            worker.process.join()
+            worker.news.close()
+        self._bell.close()
+        self._ears.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether searches are being started and heard."""
+        return self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Look at the queue now: something was added."""
+        if not self._ears.poll():
+            self._bell.send(None)
+
+    def cancel(self, search_id: str) -> Search:
+        """End a search and its process; raises NotFoundError, or ConflictError if it has ended otherwise."""
+        with self._lock:
+            search = self._store.cancel(search_id)
+            worker = self._workers.get(search_id)
+            if worker:
+                worker.kill()
+            self._tell_end(search_id)
+        return search
+
+    def ended(self, search_id: str) -> Future[None]:
+        """Done when the search has ended, whichever way; raises NotFoundError."""
+        with self._lock:
+            if self._store.search(search_id).state.is_final:
+                done: Future[None] = Future()
+                done.set_result(None)
+                return done
+            return self._ends.setdefault(search_id, Future())
+
+    def _dispatch(self) -> None:
+        while not self._closed:
+            try:
+                self._start_waiting()
+                self._listen()
+            except Exception:  # a store that fails for a moment must not end the service's only dispatcher
+                log.exception("the queue of searches stumbled; it goes on in %g s", RETRY_S)
+                time.sleep(RETRY_S)
+
+    def _start_waiting(self) -> None:
+        """Give free places to the searches that wait longest."""
+        with self._lock:
+            while not self._closed and len(self._workers) < self._num_workers:
+                job = self._store.take_next()
+                if job is None:
+                    return
+                self._workers[job.id] = self._start_worker(job)
+
+    def _start_worker(self, job: SearchJob) -> Worker:
+        limit_s = min(job.options.time_limit_s or self._time_limit_s, self._time_limit_s)
+        limited = job.model_copy(update={"options": job.options.model_copy(update={"time_limit_s": limit_s})})
+        news, voice = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=work, args=(voice, self._search, limited), daemon=True)
+        process.start()
+        voice.close()
+        return Worker(limited, process, news, time.monotonic() + limit_s + GRACE_S)
+
+    def _listen(self) -> None:
+        """Wait for news, for the bell, or for the next deadline; then handle what there is."""
+        by_news = {worker.news: worker for worker in self._workers.values()}
+        now = time.monotonic()
+        timeout = min((worker.deadline - now for worker in by_news.values()), default=None)
+        for source in wait([self._ears, *by_news], timeout if timeout is None else max(0.0, timeout)):
+            if source is self._ears:
+                self._ears.recv()
+            else:
+                assert isinstance(source, Connection)
+                self._hear(by_news[source])
+        for worker in list(self._workers.values()):
+            if time.monotonic() > worker.deadline:
+                self._overdue(worker)
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            news: News = worker.news.recv()
+        except (EOFError, OSError):
+            self._process_ended(worker)
+            return
+        if isinstance(news, Progress):
+            self._store.report(worker.job.id, news.progress, news.message)
+            return
+        if isinstance(news, Succeeded):
+            self._store.succeed(worker.job.id, news.shortlist)
+        else:
+            self._store.fail(worker.job.id, news.problem)
+        with self._lock:
+            self._tell_end(worker.job.id)
+
+    def _process_ended(self, worker: Worker) -> None:
+        """Free the place; a search that has not ended by then lost its worker."""
+        worker.process.join()
+        reason = f"its worker ended with {_how(worker.process.exitcode)}"
+        problem = problem_of(UnavailableError(f"{reason}, twice; perhaps the machine has too little memory"))
+        with self._lock:
+            search = self._store.worker_died(worker.job.id, reason, problem)
+            del self._workers[worker.job.id]
+            worker.news.close()
+            if search.state.is_final:
+                self._tell_end(worker.job.id)
+
+    def _overdue(self, worker: Worker) -> None:
+        limit_s = worker.job.options.time_limit_s
+        self._store.fail(worker.job.id, problem_of(TooLargeError(f"the search did not end within its {limit_s:g} s")))
+        worker.kill()
+
+    def _tell_end(self, search_id: str) -> None:
+        end = self._ends.pop(search_id, None)
+        if end is not None:
+            end.set_result(None)
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"signal {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"

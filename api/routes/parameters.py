@@ -1,0 +1,51 @@
+"""Parameters that several routes take, and the problems that they document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
+
+from fastapi import Path, Query
+
+from api.problems import ProblemDocument
+from api.values import Page
+
+T = TypeVar("T")
+
+Limit = Annotated[int, Query(ge=1, le=500, description="Items of one page")]
+After = Annotated[str | None, Query(description="Id of the last item of the page before")]
+AfterIndex = Annotated[int | None, Query(ge=0, lt=2**63, description="Index of the last item of the page before")]
+SearchId = Annotated[str, Path(description="Id of a search", max_length=64)]
+PlanId = Annotated[str, Path(description="Id of a plan, as a shortlist names it", max_length=64)]
+RunId = Annotated[str, Path(description="Id of a run", max_length=64)]
+FoundBy = Annotated[
+    str | None, Query(description="The search that found the plan; without it, the latest one that did", max_length=64)
+]
+
+_WHAT = {
+    400: "The body cannot be read: it is not JSON, or holds NaN",
+    404: "Nothing has this id",
+    409: "The state of the thing forbids this",
+    413: "The body is too large",
+    415: "The body is not application/json",
+    422: "The input cannot be right; `errors` points into it",
+    500: "An error of the service itself",
+    503: "The service cannot take this now",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented problems of a route, besides those that every route may have."""
+    return {status: {"model": ProblemDocument, "description": _WHAT[status]} for status in sorted({*statuses, 500})}
+
+
+READS_BODY = (400, 413, 415, 422)
+
+
+def page(items: Sequence[T], limit: int, path: str, after: str, **query: object) -> Page[T]:
+    """A page of a list at `path`; `after` is the key of its last item. A full page has a next one."""
+    if len(items) < limit:
+        return Page(items=tuple(items))
+    given = {key: value for key, value in query.items() if value is not None}
+    return Page(items=tuple(items), next=f"{path}?{urlencode({**given, 'limit': limit, 'after': after})}")

@@ -1,0 +1,101 @@
+"""Plans from all sides, their prices under other conditions, and prices of plans that somebody else made."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response
+
+from api.answers import StrictRoute
+from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
+from api.resolution import cluster_of, resolve
+from api.routes.parameters import READS_BODY, FoundBy, PlanId, problems
+from api.search_store import SearchStore
+from api.values import EstimateRequest, WhatIfRequest
+from planner.cost import estimate
+from planner.spec.estimate import Estimate
+from planner.spec.plan import Plan
+from planner.view import plan_picture
+
+
+class SvgResponse(Response):
+    """A picture."""
+
+    media_type = "image/svg+xml"
+
+
+class PlanRoutes:
+    """Routes under /plans and /estimates."""
+
+    def __init__(self, store: SearchStore) -> None:
+        self._store = store
+
+    def router(self) -> APIRouter:
+        """All routes."""
+        router = APIRouter(tags=["plans"], route_class=StrictRoute)
+        add = router.add_api_route
+        one, misses = "/plans/{plan_id}", problems(404, 422)
+        add(one, self.get, methods=["GET"], operation_id="get_plan", summary="One plan", responses=misses)
+        add(
+            f"{one}/estimate",
+            self.estimate,
+            methods=["GET"],
+            operation_id="get_plan_estimate",
+            summary="Predicted time and memory of a plan",
+            responses=misses,
+        )
+        add(
+            f"{one}/picture",
+            self.picture,
+            methods=["GET"],
+            operation_id="get_plan_picture",
+            summary="Picture of a plan (SVG)",
+            response_class=SvgResponse,
+            responses={200: {"description": "Devices, layers and strategies; memory of each stage"}, **misses},
+        )
+        add(
+            f"{one}/estimate",
+            self.what_if,
+            methods=["POST"],
+            operation_id="estimate_plan_under_other_conditions",
+            summary="The same plan under another load, cluster or recipe",
+            responses=problems(404, *READS_BODY),
+        )
+        add(
+            "/estimates",
+            self.price,
+            methods=["POST"],
+            operation_id="estimate",
+            summary="Price any plan",
+            responses=problems(*READS_BODY),
+        )
+        return router
+
+    def get(self, plan_id: PlanId, search_id: FoundBy = None) -> Plan:
+        """The plan, as files and other programs take it."""
+        return self._store.found(plan_id, search_id).entry.plan
+
+    def estimate(self, plan_id: PlanId, search_id: FoundBy = None) -> Estimate:
+        """What its search predicted for balanced load: seconds and bytes in named parts."""
+        return self._store.found(plan_id, search_id).entry.estimate
+
+    def picture(self, plan_id: PlanId, search_id: FoundBy = None) -> SvgResponse:
+        """Stages, devices, layers and strategies, with memory bars."""
+        found = self._store.found(plan_id, search_id)
+        return SvgResponse(plan_picture(found.model, found.entry.plan, found.entry.estimate))
+
+    def what_if(
+        self,
+        plan_id: PlanId,
+        request: Annotated[WhatIfRequest, Body(openapi_examples=WHAT_IF_EXAMPLES)],
+        search_id: FoundBy = None,
+    ) -> Estimate:
+        """Price a found plan; what the body leaves out is as in the plan's search."""
+        found = self._store.found(plan_id, search_id)
+        cluster = cluster_of(request.cluster) if request.cluster else found.cluster
+        return estimate(found.model, cluster, request.training or found.training, found.entry.plan, request.workload)
+
+    def price(self, request: Annotated[EstimateRequest, Body(openapi_examples=ESTIMATE_EXAMPLES)]) -> Estimate:
+        """Price a plan that no search of this service needs to have found."""
+        model, cluster = resolve(request.model, request.cluster)
+        return estimate(model, cluster, request.training, request.plan, request.workload)

@@ -1,0 +1,89 @@
+"""Runs: training jobs, their windows, and the decisions that answer them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Response
+
+from api.answers import StrictRoute
+from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
+from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, page, problems
+from api.run_store import RunStore
+from api.runs import Runs
+from api.values import Page
+from planner.spec.decision import Decision
+from planner.spec.run import Run, RunRequest
+from planner.spec.window import Window
+
+Name = Annotated[str | None, Query(max_length=200, description="Only runs of this name")]
+
+
+class RunRoutes:
+    """Routes under /runs."""
+
+    def __init__(self, runs: Runs, store: RunStore) -> None:
+        self._runs = runs
+        self._store = store
+
+    def router(self) -> APIRouter:
+        """All routes."""
+        router = APIRouter(prefix="/runs", tags=["runs"], route_class=StrictRoute)
+        add = router.add_api_route
+        add(
+            "",
+            self.begin,
+            methods=["POST"],
+            status_code=201,
+            operation_id="begin_run",
+            summary="A training job begins",
+            responses=problems(*READS_BODY, 409),
+        )
+        add("", self.list, methods=["GET"], operation_id="list_runs", summary="All runs", responses=problems(422))
+        one, misses = "/{run_id}", problems(404, 422)
+        add(one, self.get, methods=["GET"], operation_id="get_run", summary="One run", responses=misses)
+        add(
+            f"{one}/windows",
+            self.decide,
+            methods=["POST"],
+            operation_id="post_window",
+            summary="Token counts in, decision out",
+            responses=problems(404, *READS_BODY),
+        )
+        add(f"{one}/windows", self.windows, methods=["GET"], operation_id="list_windows", responses=misses)
+        add(f"{one}/decisions", self.decisions, methods=["GET"], operation_id="list_decisions", responses=misses)
+        return router
+
+    def begin(self, request: Annotated[RunRequest, Body(openapi_examples=RUN_EXAMPLES)], response: Response) -> Run:
+        """Begin a run on the shortlist of a search. The answer holds the first placement, and all that an agent needs
+        to decide alone while the service is away.
+        """
+        run = self._runs.begin(request)
+        response.headers["Location"] = f"/v1/runs/{run.id}"
+        return run
+
+    def list(self, limit: Limit = 50, after: After = None, name: Name = None) -> Page[Run]:
+        """Runs, newest first."""
+        items = self._store.page(limit, after, name)
+        return page(items, limit, "/v1/runs", items[-1].id if items else "", name=name)
+
+    def get(self, run_id: RunId) -> Run:
+        """The run as it began."""
+        return self._store.run(run_id)
+
+    def decide(self, run_id: RunId, window: Annotated[Window, Body(openapi_examples=WINDOW_EXAMPLES)]) -> Decision:
+        """Keep, rebalance or switch plan, with the reason, the gain and the cost.
+
+        The same index again gives the same decision, whatever the body says. Windows may be missing or come late.
+        """
+        return self._runs.decide(run_id, window)
+
+    def windows(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Window]:
+        """Windows in order of their index."""
+        items = self._store.windows(run_id, limit, after)
+        return page(items, limit, f"/v1/runs/{run_id}/windows", str(items[-1].index) if items else "")
+
+    def decisions(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Decision]:
+        """Decisions in order of the index of their window."""
+        items = self._store.decisions(run_id, limit, after)
+        return page(items, limit, f"/v1/runs/{run_id}/decisions", str(items[-1].window) if items else "")

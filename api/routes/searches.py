@@ -1,0 +1,157 @@
+"""Searches: ask, look, wait, cancel, and fetch the shortlist."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Response
+from fastapi.concurrency import run_in_threadpool
+
+from api.answers import StrictRoute, problem_response
+from api.examples import SEARCH_EXAMPLES
+from api.jobs import Jobs
+from api.problems import ProblemDocument
+from api.resolution import resolve
+from api.routes.parameters import READS_BODY, After, Limit, SearchId, page, problems
+from api.search_store import SearchStore
+from api.settings import Settings
+from api.values import Page, Search
+from planner.spec.request import SearchRequest
+from planner.spec.shortlist import Shortlist
+
+Prefer = Annotated[
+    str | None,
+    Header(
+        description="`wait=N` (RFC 7240): answer when the search has ended, or after N seconds",
+        openapi_examples={
+            "at once": {"summary": "Answer at once", "value": ""},
+            "wait": {"summary": "Wait up to 30 s for the result", "value": "wait=30"},
+        },
+    ),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(max_length=255, description="The same key with the same body makes one search, however often it is sent"),
+]
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+
+class SearchRoutes:
+    """Routes under /searches."""
+
+    def __init__(self, store: SearchStore, jobs: Jobs, settings: Settings) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._settings = settings
+
+    def router(self) -> APIRouter:
+        """All routes."""
+        router = APIRouter(prefix="/searches", tags=["searches"], route_class=StrictRoute)
+        add = router.add_api_route
+        finished: dict[int | str, dict[str, Any]] = {
+            201: {"model": Search, "description": "The search has ended within the time that was asked for"}
+        }
+        add(
+            "",
+            self.submit,
+            methods=["POST"],
+            status_code=202,
+            operation_id="submit_search",
+            summary="Search for plans",
+            response_description="The search is queued; Location says where to look",
+            responses={**finished, **problems(*READS_BODY, 404, 409, 503)},
+        )
+        add(
+            "",
+            self.list,
+            methods=["GET"],
+            operation_id="list_searches",
+            summary="All searches",
+            responses=problems(422),
+        )
+        one = "/{search_id}"
+        add(
+            one,
+            self.get,
+            methods=["GET"],
+            operation_id="get_search",
+            summary="How far a search is",
+            responses=problems(404, 422),
+        )
+        add(
+            one,
+            self.cancel,
+            methods=["DELETE"],
+            operation_id="cancel_search",
+            summary="Cancel a search",
+            responses=problems(404, 409, 422),
+        )
+        add(
+            f"{one}/shortlist",
+            self.shortlist,
+            methods=["GET"],
+            operation_id="get_shortlist",
+            summary="The plans that a search found",
+            response_model=Shortlist,
+            responses=problems(404, 409, 422),
+        )
+        return router
+
+    async def submit(
+        self,
+        request: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXAMPLES)],
+        response: Response,
+        prefer: Prefer = None,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Search:
+        """Queue a search for the parallel plans of a model on a cluster.
+
+        The answer comes at once with 202; with `Prefer: wait=N` it comes when the search has ended, with 201, or after
+        N seconds, with 202. A finished search links to its shortlist, its best plan, and the picture of that plan.
+        """
+        wait_s = min(_wait_s(prefer), self._settings.max_wait_s)
+        search = await run_in_threadpool(self._submit, request, idempotency_key)
+        if wait_s > 0 and not search.state.is_final:
+            ended = await run_in_threadpool(self._jobs.ended, search.id)
+            await asyncio.wait([asyncio.wrap_future(ended)], timeout=wait_s)
+            search = await run_in_threadpool(self._store.search, search.id)
+        response.headers["Location"] = search.links.self
+        if wait_s > 0 and search.state.is_final:
+            response.status_code = 201
+        if prefer:
+            response.headers["Vary"] = "Prefer"
+        return search
+
+    def list(self, limit: Limit = 50, after: After = None) -> Page[Search]:
+        """Searches, newest first."""
+        items = self._store.page(limit, after)
+        return page(items, limit, "/v1/searches", items[-1].id if items else "")
+
+    def get(self, search_id: SearchId) -> Search:
+        """State, progress from 0 to 1, and what it is at."""
+        return self._store.search(search_id)
+
+    def cancel(self, search_id: SearchId) -> Search:
+        """End a search that waits or runs; its process is killed at once. Cancelling again changes nothing."""
+        return self._jobs.cancel(search_id)
+
+    def shortlist(self, search_id: SearchId) -> Response:
+        """The shortlist with its certificate; for a search that failed, the problem that it met."""
+        result = self._store.shortlist(search_id)
+        if isinstance(result, ProblemDocument):
+            return problem_response(result)
+        return Response(result.model_dump_json(), media_type="application/json")
+
+    def _submit(self, request: SearchRequest, key: str | None) -> Search:
+        model, cluster = resolve(request.model, request.cluster)
+        search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
+        self._jobs.wake()
+        return search
+
+
+def _wait_s(prefer: str | None) -> float:
+    """Seconds that a Prefer header asks to wait; 0 where it asks for something else, as RFC 7240 wants."""
+    found = _WAIT.search(prefer) if prefer else None
+    return float(found[1]) if found else 0.0

@@ -1,0 +1,123 @@
+"""Runs with their windows and decisions. Each method is one transaction; all SQL about runs is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api.database import Database
+from api.tables import DecisionRow, RunRow, SearchRow, WindowRow
+from planner.online import RunState
+from planner.spec.decision import Decision
+from planner.spec.errors import InputError, NotFoundError
+from planner.spec.run import Run, RunContext
+from planner.spec.window import Window
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: what its next decision depends on. `version` is for `record`."""
+
+    context: RunContext
+    state: RunState
+    version: int
+
+
+class RunStore:
+    """Runs in order of their beginning; windows and decisions in order of their index. Times come from outside."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+
+    def begin(self, run: Run, state: RunState) -> None:
+        """Keep a new run; raises NotFoundError if its search is gone."""
+        with self._database.writing() as session:
+            search = session.scalar(select(SearchRow.number).where(SearchRow.id == run.search_id))
+            if search is None:
+                raise NotFoundError(f"no search {run.search_id!r}")
+            session.add(
+                RunRow(
+                    id=run.id,
+                    name=run.name,
+                    search_number=search,
+                    created_at=run.created_at,
+                    version=0,
+                    run=run,
+                    state=state,
+                )
+            )
+
+    def run(self, run_id: str) -> Run:
+        """One run as it began; raises NotFoundError."""
+        with self._database.reading() as session:
+            return _row(session, run_id).run
+
+    def page(self, limit: int, after: str | None = None, name: str | None = None) -> tuple[Run, ...]:
+        """At most `limit` runs, newest first, from the one after `after` on; raises InputError for `after`."""
+        query = select(RunRow.run).order_by(RunRow.number.desc()).limit(limit)
+        if name is not None:
+            query = query.where(RunRow.name == name)
+        with self._database.reading() as session:
+            if after is not None:
+                last = session.scalar(select(RunRow.number).where(RunRow.id == after))
+                if last is None:
+                    raise InputError.at("query.after", f"is no run: {after!r}")
+                query = query.where(RunRow.number < last)
+            return tuple(session.scalars(query))
+
+    def standing(self, run_id: str) -> Standing:
+        """Where the run stands; raises NotFoundError."""
+        with self._database.reading() as session:
+            row = _row(session, run_id)
+            return Standing(row.run.context, row.state, row.version)
+
+    def decision(self, run_id: str, index: int) -> Decision | None:
+        """The answer to the window of this index, None if there was no such window; raises NotFoundError."""
+        with self._database.reading() as session:
+            number = _row(session, run_id).number
+            return session.scalar(
+                select(DecisionRow.decision).where(DecisionRow.run_number == number, DecisionRow.index == index)
+            )
+
+    def record(self, run_id: str, version: int, window: Window, decision: Decision, state: RunState) -> bool:
+        """Keep window, decision and new state together; False, and nothing kept, if the run has moved on meanwhile."""
+        with self._database.writing() as session:
+            moved = session.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, RunRow.version == version)
+                .values(version=version + 1, state=state)
+                .returning(RunRow.number)
+            )
+            number = moved.scalar()
+            if number is None:
+                return False
+            now = self._now()
+            session.add(WindowRow(run_number=number, index=window.index, received_at=now, window=window))
+            session.add(DecisionRow(run_number=number, index=window.index, decided_at=now, decision=decision))
+            return True
+
+    def windows(self, run_id: str, limit: int, after: int | None = None) -> tuple[Window, ...]:
+        """At most `limit` windows in order, those with an index above `after`; raises NotFoundError."""
+        query = select(WindowRow.window).order_by(WindowRow.index).limit(limit)
+        with self._database.reading() as session:
+            query = query.where(WindowRow.run_number == _row(session, run_id).number)
+            return tuple(session.scalars(query if after is None else query.where(WindowRow.index > after)))
+
+    def decisions(self, run_id: str, limit: int, after: int | None = None) -> tuple[Decision, ...]:
+        """At most `limit` decisions in order, those for an index above `after`; raises NotFoundError."""
+        query = select(DecisionRow.decision).order_by(DecisionRow.index).limit(limit)
+        with self._database.reading() as session:
+            query = query.where(DecisionRow.run_number == _row(session, run_id).number)
+            return tuple(session.scalars(query if after is None else query.where(DecisionRow.index > after)))
+
+
+def _row(session: Session, run_id: str) -> RunRow:
+    row = session.scalar(select(RunRow).where(RunRow.id == run_id))
+    if row is None:
+        raise NotFoundError(f"no run {run_id!r}")
+    return row

@@ -1,0 +1,82 @@
+"""Training jobs: how one begins, and how a window becomes a decision that is kept exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from api.run_store import RunStore
+from api.search_store import SearchStore
+from planner.online import begin, decide
+from planner.spec.decision import Decision
+from planner.spec.errors import InputError, NotFoundError
+from planner.spec.run import Run, RunContext, RunRequest
+from planner.spec.shortlist import Shortlist
+from planner.spec.window import Window
+
+LARGEST_INDEX = 2**63 - 1
+"""The largest number that the databases keep."""
+
+
+class Runs:
+    """The online stage over the store. Clock and ids come from outside."""
+
+    def __init__(
+        self, searches: SearchStore, store: RunStore, now: Callable[[], datetime], new_id: Callable[[], str]
+    ) -> None:
+        self._searches = searches
+        self._store = store
+        self._now = now
+        self._new_id = new_id
+
+    def begin(self, request: RunRequest) -> Run:
+        """A new run on the shortlist of its search; raises InputError, and ConflictError without shortlist."""
+        context = self._context(request)
+        plan_id = request.plan_id or context.plans[0].id
+        if plan_id not in {plan.id for plan in context.plans}:
+            raise InputError.at("plan_id", f"must be a plan of the shortlist of search {request.search_id}")
+        state = begin(context, plan_id)
+        run = Run(
+            id=self._new_id(),
+            name=request.name,
+            search_id=request.search_id,
+            created_at=self._now(),
+            plan_id=plan_id,
+            placement=state.placement,
+            context=context,
+        )
+        self._store.begin(run, state)
+        return run
+
+    def decide(self, run_id: str, window: Window) -> Decision:
+        """The decision for a window: the one that was made before, if the index was there before.
+
+        Deciding happens outside any transaction; whoever finds that the run has moved on meanwhile decides again, so
+        each decision knows all that were made before it.
+        """
+        if max(window.index, window.first_step, window.num_steps) > LARGEST_INDEX:
+            raise InputError.at("index", f"steps and indices must be at most {LARGEST_INDEX}")
+        while True:
+            earlier = self._store.decision(run_id, window.index)
+            if earlier is not None:
+                return earlier
+            standing = self._store.standing(run_id)
+            decision, state = decide(window, standing.state, standing.context)
+            if self._store.record(run_id, standing.version, window, decision, state):
+                return decision
+
+    def _context(self, request: RunRequest) -> RunContext:
+        try:
+            conditions = self._searches.conditions(request.search_id)
+        except NotFoundError as error:
+            raise InputError.at("search_id", str(error)) from None
+        shortlist = self._searches.shortlist(request.search_id)
+        if not isinstance(shortlist, Shortlist):
+            raise InputError.at("search_id", f"this search failed: {shortlist.detail}")
+        return RunContext(
+            model=conditions.model,
+            cluster=conditions.cluster,
+            training=conditions.training,
+            plans=tuple(entry.plan for entry in shortlist.plans),
+            extra_slots_per_rank=request.extra_slots_per_rank,
+        )

@@ -1,0 +1,120 @@
+"""What the store keeps and the service shows beside the planner's own values: searches, and pages of things."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import Field, computed_field
+
+from api.problems import ProblemDocument
+from planner.spec.cluster import Cluster
+from planner.spec.model import Model
+from planner.spec.plan import Plan
+from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
+from planner.spec.training import Training
+from planner.spec.value import Name, Value
+from planner.spec.workload import BALANCED, Workload
+
+T = TypeVar("T")
+
+
+class SearchState(StrEnum):
+    """`queued` and `running` go on by themselves; the other three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing happens after this."""
+        return self not in (SearchState.QUEUED, SearchState.RUNNING)
+
+
+class SearchLinks(Value):
+    """Where to go from a search; what is not there yet is null."""
+
+    self: str
+    shortlist: str | None = None
+    best_plan: str | None = None
+    best_plan_picture: str | None = None
+
+
+class Search(Value):
+    """One search as a client sees it."""
+
+    id: Name
+    state: SearchState
+    progress: Annotated[float, Field(ge=0, le=1)]
+    message: str
+    """What it does at the moment, or how it ended."""
+    error: ProblemDocument | None = None
+    """Why it failed."""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    best_plan_id: str | None = None
+    """First plan of the shortlist."""
+    request: SearchRequest
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def links(self) -> SearchLinks:
+        """Paths on this service."""
+        own, plan = f"/v1/searches/{self.id}", f"/v1/plans/{self.best_plan_id}"
+        if self.best_plan_id is None:
+            return SearchLinks(self=own)
+        return SearchLinks(self=own, shortlist=f"{own}/shortlist", best_plan=plan, best_plan_picture=f"{plan}/picture")
+
+
+class SearchJob(Value):
+    """What a worker needs to do a search: everything resolved, nothing to look up."""
+
+    id: Name
+    model: Model
+    cluster: Cluster
+    training: Training
+    options: Options
+
+
+class Page(Value, Generic[T]):
+    """Part of a list, newest first where nothing else is said."""
+
+    items: tuple[T, ...]
+    next: str | None = None
+    """Path of the next part; null at the end."""
+
+
+class PresetList(Value):
+    """Names of presets."""
+
+    items: tuple[str, ...]
+
+
+class WhatIfRequest(Value):
+    """Other conditions for a plan; what is left out is as in the plan's search."""
+
+    workload: Workload = BALANCED
+    cluster: ClusterRequest | None = None
+    training: Training | None = None
+
+
+class Health(Value):
+    """The service lives."""
+
+    status: str
+    version: str
+
+
+class EstimateRequest(Value):
+    """A plan, whoever made it, with all that its price depends on."""
+
+    model: ModelRequest
+    cluster: ClusterRequest
+    training: Training
+    plan: Plan
+    workload: Workload = BALANCED

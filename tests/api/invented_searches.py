@@ -1,0 +1,149 @@
+"""Searches that end the way a test wants: module-level functions, so that worker processes find them by name."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from planner.cost import estimate
+from planner.spec.cluster import Provenance
+from planner.spec.errors import InputError, NearestMiss, NoPlanFitsError
+from planner.spec.plan import Plan
+from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
+from planner.spec.workload import BALANCED, Scenario
+
+TINY_MODEL = {
+    "spec": {
+        "name": "tiny-moe",
+        "hidden_size": 64,
+        "runs": [
+            {"layer": {"kind": "embedding", "vocab_size": 512}},
+            {
+                "layer": {
+                    "kind": "block",
+                    "attention": {"kind": "gqa", "num_heads": 4, "num_kv_heads": 4, "head_dim": 16},
+                    "feed_forward": {"kind": "moe", "num_experts": 4, "top_k": 2, "expert_width": 128},
+                },
+                "num_layers": 2,
+            },
+            {"layer": {"kind": "head", "vocab_size": 512}},
+        ],
+    }
+}
+TINY_REQUEST = {
+    "model": TINY_MODEL,
+    "cluster": {"nodes": 1, "devices_per_node": 4, "device": "a100-sxm-80g"},
+    "training": {"global_batch_size": 8, "sequence_length": 128},
+}
+
+
+def plan_with(*, micro_batch_size: int) -> Plan:
+    """All four layers of the tiny model on one stage of four devices, experts spread over all."""
+    dense = {"axes": [["dp", 4]], "sharding": "optimizer"}
+    return Plan.model_validate(
+        {
+            "global_batch_size": 8,
+            "sequence_length": 128,
+            "micro_batch_size": micro_batch_size,
+            "num_micro_batches": 2 // micro_batch_size,
+            "stages": [
+                {
+                    "first_device": 0,
+                    "num_devices": 4,
+                    "runs": [
+                        {"first_layer": 0, "num_layers": 1, "strategy": dense},
+                        {
+                            "first_layer": 1,
+                            "num_layers": 2,
+                            "strategy": {**dense, "experts": {"expert_parallel_size": 4}},
+                        },
+                        {"first_layer": 3, "num_layers": 1, "strategy": dense},
+                    ],
+                }
+            ],
+        }
+    )
+
+
+def instant(model, cluster, training, options, report):
+    """Two plans, priced by the real estimate."""
+    report(0.5, "half way")
+    plans = [plan_with(micro_batch_size=2), plan_with(micro_batch_size=1)]
+    entries = tuple(
+        ShortlistEntry(
+            rank=rank,
+            plan=plan,
+            estimate=estimate(model, cluster, training, plan),
+            best_for=("balanced",) if rank == 1 else (),
+            regret_ratio=0.0,
+            switch_cost_s={},
+        )
+        for rank, plan in enumerate(plans, start=1)
+    )
+    best = entries[0].estimate.step_time_s
+    certificate = Certificate(
+        status=CertificateStatus.OPTIMAL, lower_bound_s=best, gap_ratio=0.0, space="two plans", evaluated=2, pruned={}
+    )
+    scenarios = (Scenario(workload=BALANCED, probability=1.0),)
+    return Shortlist(
+        plans=entries,
+        certificate=certificate,
+        scenarios=scenarios,
+        provenance=Provenance.DATASHEET,
+        search_time_s=0.0,
+    )
+
+
+def endless(model, cluster, training, options, report):
+    """Goes on until it is stopped."""
+    step = 0
+    while True:
+        step += 1
+        report(min(0.9, step / 1000), f"step {step}")
+        time.sleep(0.005)
+
+
+def endless_with_solver(pid_file, model, cluster, training, options, report):
+    """Starts a solver of its own, as CBC is one, and goes on until it is stopped."""
+    solver = subprocess.Popen(["sleep", "600"])
+    Path(pid_file).write_text(f"{os.getpid()} {solver.pid}")
+    endless(model, cluster, training, options, report)
+
+
+def misses(model, cluster, training, options, report):
+    """Nothing fits."""
+    raise NoPlanFitsError(NearestMiss(summary="pp1 · dp4", stage=0, missing_bytes=5 * 2**30, limit_bytes=80 * 2**30))
+
+
+def refuses(model, cluster, training, options, report):
+    """The input is impossible."""
+    raise InputError.at("training.global_batch_size", "must be at least 4")
+
+
+def breaks(model, cluster, training, options, report):
+    """A bug."""
+    raise ZeroDivisionError("secret detail")
+
+
+def dies(model, cluster, training, options, report):
+    """Is killed each time."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_once(marker, model, cluster, training, options, report):
+    """Is killed the first time, and succeeds the second."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return instant(model, cluster, training, options, report)
+
+
+def notes_its_turn(log, model, cluster, training, options, report):
+    """Writes down when it begins and ends."""
+    with Path(log).open("a") as file:
+        file.write(f"begin {training.sequence_length}\n")
+    time.sleep(0.2)
+    with Path(log).open("a") as file:
+        file.write(f"end {training.sequence_length}\n")
+    return instant(model, cluster, training.model_copy(update={"sequence_length": 128}), options, report)

@@ -1,0 +1,17 @@
+"""A service in the process of the test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.database import Database
+from api.settings import Settings
+
+
+@contextmanager
+def running(database: Database, search, **settings: object) -> Iterator[TestClient]:
+    app = create_app(Settings(**{"workers": 2, **settings}), database, search)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
