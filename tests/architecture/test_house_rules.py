@@ -9,19 +9,8 @@ import pytest
 from source_tree import PACKAGES, calls, imported, modules, name, tree
 
 EVERYTHING = (*PACKAGES, "tests", "benchmarks")
-OUTSIDE_WORLD = {
-    "os",
-    "io",
-    "pathlib",
-    "shutil",
-    "tempfile",
-    "socket",
-    "subprocess",
-    "sqlite3",
-    "urllib",
-    "http",
-    "httpx",
-}
+FILES_AND_PROCESSES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "sqlite3"}
+NETWORK = {"socket", "urllib", "http", "httpx"}
 SYNONYMS = {
     "gpu": "device",
     "gpus": "devices",
@@ -98,7 +87,7 @@ def test_the_planner_does_no_input_and_no_output():
         f"{name(path)} imports {imports}"
         for path in modules("planner")
         for imports in imported(tree(path))
-        if imports.split(".")[0] in OUTSIDE_WORLD
+        if imports.split(".")[0] in FILES_AND_PROCESSES | NETWORK
     ]
     opened = [f"{name(path)}:{line}" for path in modules("planner") for line, called in calls(path) if called == "open"]
     assert not touched + opened
@@ -106,9 +95,7 @@ def test_the_planner_does_no_input_and_no_output():
 
 def test_the_planner_takes_randomness_as_an_argument():
     """Equal input gives equal plans: no generator without a seed, none that all share."""
-    shared = re.compile(
-        r"random\.\w+|np\.random\.(?!default_rng|Generator)\w+|numpy\.random\.(?!default_rng|Generator)\w+"
-    )
+    shared = re.compile(r"(random|(np|numpy)\.random)\.(?!default_rng|Generator)\w+")
     drawn = [
         f"{name(path)}:{node.lineno}"
         for path in modules("planner")

@@ -48,7 +48,7 @@ def strategy(tp: int = 1, dp: int = 1, cp: int = 1, ep: int | None = None, **res
 def even_plan(
     layers: Sequence[int], first: Strategy, schedule: Schedule | None = None, num_micro_batches: int = 64
 ) -> Plan:
-    """One strategy for all; `layers` are the layers of each piece in pipeline order (stages × virtual stages)."""
+    """One strategy for all, without experts for embedding and head; `layers` of each piece in pipeline order."""
     schedule = schedule or Schedule()
     num_stages = len(layers) // schedule.virtual_stages
     starts = [sum(layers[:number]) for number in range(len(layers))]
@@ -57,8 +57,9 @@ def even_plan(
             first_device=stage * first.num_devices,
             num_devices=first.num_devices,
             runs=tuple(
-                StageRun(first_layer=starts[piece], num_layers=layers[piece], strategy=first)
+                run
                 for piece in range(stage, len(layers), num_stages)
+                for run in _runs(starts[piece], starts[piece] + layers[piece], sum(layers), first)
             ),
         )
         for stage in range(num_stages)
@@ -71,6 +72,18 @@ def even_plan(
         schedule=schedule,
         stages=stages,
     )
+
+
+def _runs(first_layer: int, end_layer: int, num_layers: int, inner: Strategy) -> list[StageRun]:
+    edge = inner.model_copy(update={"experts": None})
+    runs: list[StageRun] = []
+    for layer in range(first_layer, end_layer):
+        chosen = edge if layer in (0, num_layers - 1) else inner
+        if runs and runs[-1].strategy == chosen:
+            runs[-1] = runs[-1].model_copy(update={"num_layers": runs[-1].num_layers + 1})
+        else:
+            runs.append(StageRun(first_layer=layer, num_layers=1, strategy=chosen))
+    return runs
 
 
 def estimate(plan: Plan, peak_gib: float = 62.0, limit_gib: float = 80.0, step_time_s: float = 11.8) -> Estimate:
