@@ -25,7 +25,19 @@ from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import ExpertStrategy, Sharding, Strategy
 from planner.spec.training import Training
 
-__all__ = ["expert_ranks", "expert_state_bytes", "migration_s", "rank_devices", "state_bytes", "switch_plan_s"]
+__all__ = [
+    "PAUSE_S",
+    "expert_ranks",
+    "expert_state_bytes",
+    "migration_s",
+    "rank_devices",
+    "state_bytes",
+    "switch_plan_s",
+]
+
+PAUSE_S = 0.05
+"""Assumed, not measured: what training stands still for any move besides the transfer itself, while queued kernels
+drain, the ranks meet and the new routing tables are made."""
 
 
 def state_bytes(training: Training) -> int:
@@ -49,10 +61,17 @@ def expert_ranks(model: Model, plan: Plan) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def migration_s(model: Model, cluster: Cluster, training: Training, plan: Plan, moves: Sequence[Move]) -> float:
-    """Seconds of pause while experts move from rank to rank under `plan`; `Move.layer` counts MoE layers.
+def migration_s(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    plan: Plan,
+    moves: Sequence[Move],
+    pause_s: float = PAUSE_S,
+) -> float:
+    """Seconds of pause while experts move from rank to rank under `plan`: the transfer and `pause_s`; 0 for no moves.
 
-    Rank r of expert-data-parallel group g and expert-tensor-parallel part t is device
+    `Move.layer` counts MoE layers. Rank r of expert-data-parallel group g and expert-tensor-parallel part t is device
     first_device + (g x ep + r) x etp + t; every group and every part moves its own: 1/etp of the weights and of the
     optimizer state, of what is sharded over the g groups 1/g (optimizer state from ZeRO-1 on, weights under ZeRO-3).
     """
@@ -70,7 +89,8 @@ def migration_s(model: Model, cluster: Cluster, training: Training, plan: Plan, 
         sizes.append(np.full(senders[-1].size, moved))
     if not sizes:
         return 0.0
-    return transfer_s(cluster.levels, np.concatenate(senders), np.concatenate(receivers), np.concatenate(sizes))
+    messages = (np.concatenate(senders), np.concatenate(receivers), np.concatenate(sizes))
+    return transfer_s(cluster.levels, *messages) + pause_s
 
 
 def rank_devices(stage: Stage, experts: ExpertStrategy) -> NDArray[np.int64]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.balance import Floats, Indices, imbalance, rank_loads
-from planner.cost.migration import expert_ranks, migration_s, switch_plan_s
+from planner.cost.migration import PAUSE_S, expert_ranks, migration_s, switch_plan_s
 from planner.cost.switch import RESTART_PAUSE_S
-from planner.online.placement import Options, first_placement, moves_between, options
+from planner.online.placement import Options, afresh, moves_between, options
 from planner.online.state import placement_of, slots_per_rank
 from planner.spec.cluster import Cluster
 from planner.spec.estimate import Estimate
@@ -47,6 +47,13 @@ class Pricing:
         return self.price(context.model, context.cluster, context.training, plan, workload, placement).step_time_s
 
 
+def served(loads: Floats, training: Training) -> Floats:
+    """Shares [layers, experts] capped at the capacity factor's multiple of an even share."""
+    if training.capacity_factor is None:
+        return loads
+    return np.asarray(np.minimum(loads, training.capacity_factor / loads.shape[1]), dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Something that could be done now."""
@@ -69,7 +76,7 @@ def rebalances(
 ) -> Iterator[Candidate]:
     """Placements of `plan` that are faster than the one in force (`step_s` a step), the most even first."""
     current = np.array(placement.layers)
-    choices = options(loads, placement.num_ranks, current)
+    choices = options(served(loads, pricing.context.training), placement.num_ranks, current)
     best = _moved(pricing, plan, placement, choices.choose(0.0), loads, step_s)
     if best is None or best.gain_s <= 0:
         return
@@ -106,7 +113,7 @@ def switches(
         if most <= cost or ranks is None:
             continue
         if ranks not in placements:
-            placements[ranks] = best_placement(loads, ranks, context.extra_slots_per_rank)
+            placements[ranks] = best_placement(served(loads, context.training), ranks, context.extra_slots_per_rank)
         gain = step_s - pricing.step_s(other, loads, placements[ranks])
         yield Candidate(other, placements[ranks], (), gain, cost)
 
@@ -114,9 +121,7 @@ def switches(
 def best_placement(loads: Floats, num_ranks: int, extra_slots: int) -> Placement:
     """The most even placement found for shares [layers, experts], whatever was before."""
     experts = loads.shape[1]
-    row = first_placement(experts, num_ranks, slots_per_rank(experts, num_ranks, extra_slots))
-    chosen = options(loads, num_ranks, np.tile(row, (len(loads), 1))).choose(0.0)
-    return placement_of(chosen, num_ranks)
+    return placement_of(afresh(loads, num_ranks, slots_per_rank(experts, num_ranks, extra_slots)), num_ranks)
 
 
 def placement_imbalance(loads: Floats, placement: Placement) -> float:
@@ -146,8 +151,8 @@ def _moved(
 def _move_price(choices: Options, best: Candidate, horizon_steps: float) -> float:
     """What one move must take from a layer's hottest rank, in shares, to pay for itself over the horizon.
 
-    The exchange rates are means over the best balance: seconds per share of load, and seconds of pause per move.
+    The exchange rates are means over the best balance: seconds per share of load, seconds of transfer per move.
     """
     relieved = float((choices.hottest[0] - choices.hottest.min(axis=0)).sum())
     seconds_per_share = best.gain_s / relieved
-    return best.cost_s / len(best.moves) / (seconds_per_share * horizon_steps)
+    return (best.cost_s - PAUSE_S) / len(best.moves) / (seconds_per_share * horizon_steps)

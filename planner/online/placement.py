@@ -63,6 +63,13 @@ def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
     return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1))
 
 
+def afresh(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
+    """[L, S]: the most even placement found for `loads` [L, E], whatever was before."""
+    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
+    path = improve(loads, num_ranks, longest_first(loads, num_ranks, slots_per_rank), bound)
+    return np.asarray(path[-1], dtype=np.intp)
+
+
 def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> Indices:
     """[S]: expert e on rank e // (E / R) as frameworks place them; slots beyond hold experts of the next ranks.
 

@@ -8,13 +8,13 @@ greatest net value), both priced for the load that really came. The best candida
 * has a positive net value and A >= TRUST C: the forecast says that it pays, and part of its cost was already lost; or
 * still gains and A >= C / TRUST: the loss has gone on whatever the forecast said.
 
-A move takes its cost out of the account. This is renting or buying with a prediction (Purohit, Svitkina and Kumar,
+This is renting or buying with a prediction (Purohit, Svitkina and Kumar,
 NeurIPS 2018): TRUST near 0 believes the forecast, 1 ignores it.
 
-What it guarantees, over any load history: moves are paid from losses that were really suffered, so their cost is at
-most the time lost against the candidates, plus (1 - TRUST) of the dearest single move. With S the time of all steps
-and B the time they would take with the best placement of each window, all together takes at most
-S + (S - B) + (1 - TRUST) C_max; see docs/online.md.
+What it guarantees, over any load history: a move takes TRUST C out of the account, which holds only losses that were
+really suffered. With S the time of all steps and B the time they would have taken with the best plan and placement of
+each window, losses sum to at most S - B, so all moves cost at most (S - B) / TRUST: whatever the load does, steps and
+moves together take at most B + (1 + 1 / TRUST)(S - B) seconds. Moves never cost more than twice what imbalance did.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from planner.cost import estimate
 from planner.cost.balance import Floats, imbalance_bound
 from planner.cost.migration import expert_ranks
 from planner.online import reasons
-from planner.online.candidates import Candidate, Price, Pricing, placement_imbalance, rebalances, switches
+from planner.online.candidates import Candidate, Price, Pricing, placement_imbalance, rebalances, served, switches
 from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
 from planner.online.state import RunState, experts_per_layer, placement_at_start, plan_of
 from planner.spec.decision import Action, Decision
@@ -50,22 +50,24 @@ def decide(window: Window, state: RunState, context: RunContext, price: Price = 
     state = _in_force(window, state, context)
     plan = plan_of(context, state.plan_id, "plan_id")
     if state.last_window is not None and window.index <= state.last_window:
-        return _keep(window, state, window_shares(window), 0.0, reasons.late(window.index, state.last_window)), state
+        reason = reasons.late(window.index, state.last_window)
+        return _keep(window, state, served(window_shares(window), context.training), 0.0, reason), state
     pricing = Pricing(context, price)
     if not state.balanced_step_time_s:
         state = state.model_copy(update={"balanced_step_time_s": _balanced(pricing)})
     forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
     state = state.model_copy(update={"forecast": forecast, "last_window": window.index})
+    loads = served(forecast.array, context.training)
     candidates = _candidates(pricing, plan, state, forecast)
     if not candidates:
         settled = state.model_copy(update={"account_s": min(state.account_s, 0.0)})
-        return _keep(window, settled, forecast.array, forecast.horizon_steps, _nothing(state)), settled
+        return _keep(window, settled, loads, forecast.horizon_steps, _nothing(state)), settled
     state = _with_loss(pricing, plan, state, candidates[0], candidates, window)
     chosen = _affordable(candidates, state.account_s, forecast.horizon_steps)
     if chosen is None:
         reason = reasons.not_yet(candidates[0], forecast.horizon_steps, state.account_s, TRUST)
-        return _keep(window, state, forecast.array, forecast.horizon_steps, reason, candidates[0]), state
-    return _act(window, state, forecast, chosen)
+        return _keep(window, state, loads, forecast.horizon_steps, reason, candidates[0]), state
+    return _act(window, state, loads, forecast.horizon_steps, chosen)
 
 
 def _candidates(pricing: Pricing, plan: Plan, state: RunState, forecast: Forecast) -> list[Candidate]:
@@ -99,14 +101,15 @@ def _affordable(candidates: list[Candidate], account_s: float, horizon_steps: fl
     return None
 
 
-def _act(window: Window, state: RunState, forecast: Forecast, chosen: Candidate) -> tuple[Decision, RunState]:
-    loads = forecast.array
+def _act(
+    window: Window, state: RunState, loads: Floats, horizon_steps: float, chosen: Candidate
+) -> tuple[Decision, RunState]:
     switched = chosen.plan.id != state.plan_id
     following = state.model_copy(
         update={
             "plan_id": chosen.plan.id,
             "placement": chosen.placement,
-            "account_s": state.account_s - chosen.cost_s,
+            "account_s": state.account_s - TRUST * chosen.cost_s,
         }
     )
     decision = Decision(
@@ -118,11 +121,11 @@ def _act(window: Window, state: RunState, forecast: Forecast, chosen: Candidate)
         gain_s_per_step=chosen.gain_s,
         cost_s=chosen.cost_s,
         payback_steps=chosen.cost_s / chosen.gain_s,
-        horizon_steps=forecast.horizon_steps,
+        horizon_steps=horizon_steps,
         imbalance_before=_imbalance(loads, state.placement),
         imbalance_after=_imbalance(loads, chosen.placement),
         imbalance_bound=_bound(loads, chosen.placement),
-        reason=reasons.act(chosen, forecast.horizon_steps, switched),
+        reason=reasons.act(chosen, horizon_steps, switched),
     )
     return decision, following
 
