@@ -78,7 +78,7 @@ def draw_layers(
             label(cell, (left + right) / 2, height / 2 + 13, layers, "on tiny num", anchor="middle")
     if fold.num_stages > 1 and MAP_WIDTH / num_layers >= 3:
         for start in sorted({piece[0].first_layer for stage in fold.stages for piece in stage.pieces}):
-            upright(element, _place(start, num_layers), height - 10, height - 2, "seam")
+            upright(element, _place(start, num_layers), height - 7, height - 2, "seam")
 
 
 def _draw_letter(cell: Element, letter: str, places: tuple[float, float, float], y: float) -> None:

@@ -15,7 +15,7 @@ from planner.view.svg import MARGIN, WIDTH, Area, Panel, box, group, label, rect
 from planner.view.theme import Look, nth_look
 
 MOST_CARDS = 6
-"""So many strategies, those with most layers, are drawn with their groups of devices; the others have one line."""
+"""So many strategies are drawn with their groups of devices; the others have one line."""
 _GRIDS_LEFT = (470.0, 822.0)
 _PADDING, _LINE, _GAP = 14.0, 19.0, 10.0
 
@@ -28,10 +28,17 @@ class StrategyMark(NamedTuple):
 
 
 def strategy_marks(plan: Plan) -> dict[Strategy, StrategyMark]:
-    """A letter and a look for each strategy, in the order of the layers."""
-    runs = sorted((run for stage in plan.stages for run in stage.runs), key=lambda run: run.first_layer)
-    distinct = dict.fromkeys(run.strategy for run in runs)
-    return {strategy: StrategyMark(_letter(number), nth_look(number)) for number, strategy in enumerate(distinct)}
+    """A letter and a look for each strategy; the one with most layers is A, equal ones come in order of their layers."""
+    ordered = [strategy for strategy, _ in _num_layers(plan).most_common()]
+    return {strategy: StrategyMark(_letter(number), nth_look(number)) for number, strategy in enumerate(ordered)}
+
+
+def _num_layers(plan: Plan) -> Counter[Strategy]:
+    """Layers under each strategy, in order of their first layers."""
+    counts: Counter[Strategy] = Counter()
+    for run in sorted((run for stage in plan.stages for run in stage.runs), key=lambda run: run.first_layer):
+        counts[run.strategy] += run.num_layers
+    return counts
 
 
 def _letter(number: int) -> str:
@@ -47,16 +54,12 @@ def strategy_names(marks: Mapping[Strategy, StrategyMark]) -> str:
 
 def strategy_panel(plan: Plan, marks: Mapping[Strategy, StrategyMark]) -> Panel:
     """One card per strategy, in the order of their letters."""
-    num_layers: Counter[Strategy] = Counter()
-    for stage in plan.stages:
-        for run in stage.runs:
-            num_layers[run.strategy] += run.num_layers
-    with_card = {strategy for strategy, _ in num_layers.most_common(MOST_CARDS)}
+    num_layers = _num_layers(plan)
     panel = group()
     label(panel, 0, 14, "Strategies", "h2")
     top = 28.0
-    for strategy, mark in marks.items():
-        draw = _draw_card if strategy in with_card else _draw_line
+    for number, (strategy, mark) in enumerate(marks.items()):
+        draw = _draw_card if number < MOST_CARDS else _draw_line
         top += draw(group(panel, 0, top), strategy, mark, num_layers[strategy]) + _GAP
     return Panel(panel, top - _GAP)
 
