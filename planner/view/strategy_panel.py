@@ -28,7 +28,7 @@ class StrategyMark(NamedTuple):
 
 
 def strategy_marks(plan: Plan) -> dict[Strategy, StrategyMark]:
-    """A letter and a look for each strategy; the one with most layers is A, equal ones come in order of their layers."""
+    """A letter and a look for each strategy; A is the one with most layers, ties go by first layer."""
     ordered = [strategy for strategy, _ in _num_layers(plan).most_common()]
     return {strategy: StrategyMark(_letter(number), nth_look(number)) for number, strategy in enumerate(ordered)}
 

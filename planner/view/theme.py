@@ -71,6 +71,7 @@ PART_LOOKS: Mapping[str, Look] = MappingProxyType(
         "expert_all_to_all": Look("magenta"),
         "expert_imbalance": Look("magenta", "dots"),
         "data_parallel_communication": Look("green"),
+        "layout_change": Look("green", "slash"),
         "pipeline_communication": Look("violet"),
         "pipeline_bubble": Look("violet", "slash"),
         "optimizer": Look("teal"),
@@ -85,14 +86,14 @@ PART_LOOKS: Mapping[str, Look] = MappingProxyType(
         "reserve": Look("grey", "dots"),
     }
 )
-"""A part looks the same in every picture."""
+"""A part looks the same in every picture; gold is left for parts that are not listed."""
 
 _ROTATION = ("blue", "orange", "green", "violet", "magenta", "gold", "teal", "grey")
 _ROTATED_PATTERNS = (None, *PATTERNS)
 
 
 def nth_look(number: int) -> Look:
-    """Looks for things without a look of their own; neighbours differ in colour and in pattern."""
+    """Looks for things without a look of their own, such as strategies; neighbours differ in colour and pattern."""
     return Look(
         _ROTATION[number % len(_ROTATION)],
         _ROTATED_PATTERNS[(number + number // len(_ROTATION)) % len(_ROTATED_PATTERNS)],
@@ -101,7 +102,7 @@ def nth_look(number: int) -> Look:
 
 def part_look(key: str, number: int) -> Look:
     """The look of a named part; `number` is its position among the parts, for parts that have none of their own."""
-    return PART_LOOKS.get(key) or nth_look(number)
+    return PART_LOOKS.get(key) or Look("gold", _ROTATED_PATTERNS[number % len(_ROTATED_PATTERNS)])
 
 
 def stylesheet() -> str:

@@ -50,6 +50,13 @@ def test_parts_of_one_bar_have_different_looks():
         assert set(keys) <= set(PART_LOOKS)
 
 
+def test_a_part_that_is_not_listed_looks_like_no_other():
+    listed = set(PART_LOOKS.values())
+    unlisted = {part_look("checkpoint_writing", number) for number in range(6)}
+    assert len(unlisted) == 6
+    assert not unlisted & listed
+
+
 def test_neighbouring_strategies_differ_in_colour_and_in_pattern():
     looks = [nth_look(number) for number in range(30)]
     assert len(set(looks)) == 30
