@@ -127,7 +127,7 @@ class Cluster(Value):
         if size != self.num_devices:
             raise ValueError(f"levels: the last must span all {self.num_devices} devices, it spans {size}")
         if self.memory_limit_bytes is not None and self.memory_limit_bytes > self.device.memory_bytes:
-            raise ValueError(f"memory_limit_bytes exceeds the device's {self.device.memory_bytes} bytes")
+            raise ValueError(f"memory_limit_bytes: exceeds the {self.device.memory_bytes} bytes of the device")
         return self
 
     @cached_property

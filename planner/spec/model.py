@@ -44,7 +44,9 @@ class GroupedQueryAttention(Value):
     @model_validator(mode="after")
     def _groups_divide_heads(self) -> GroupedQueryAttention:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+            raise ValueError(
+                f"num_heads: must be a multiple of num_kv_heads ({self.num_kv_heads}), got {self.num_heads}"
+            )
         return self
 
 
@@ -97,7 +99,7 @@ class MoeFeedForward(Value):
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> MoeFeedForward:
         if self.top_k > self.num_experts:
-            raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+            raise ValueError(f"top_k: must not exceed num_experts ({self.num_experts}), got {self.top_k}")
         return self
 
 
@@ -160,16 +162,16 @@ class Model(Value):
             raise ValueError(f"runs: a model may have at most {MAX_LAYERS} layers, this has {total}")
         for number, layer in enumerate(self.layers):
             if isinstance(layer, Embedding) and number != 0:
-                raise ValueError(f"layer {number} is an embedding; only layer 0 may be one")
+                raise ValueError(f"runs: layer {number} is an embedding; only layer 0 may be one")
             if isinstance(layer, Head) and number != len(self.layers) - 1:
-                raise ValueError(f"layer {number} is a head; only the last layer may be one")
+                raise ValueError(f"runs: layer {number} is a head; only the last layer may be one")
         first = self.layers[0]
         last = self.layers[-1]
         if isinstance(last, Head) and last.tied:
             if not isinstance(first, Embedding) or first.vocab_size != last.vocab_size:
-                raise ValueError("a tied head needs an embedding of the same vocab_size as layer 0")
+                raise ValueError("runs: a tied head needs an embedding of the same vocab_size as layer 0")
         if not any(isinstance(layer, Block) for layer in self.layers):
-            raise ValueError("a model needs at least one block")
+            raise ValueError("runs: a model needs at least one block")
         return self
 
     @cached_property

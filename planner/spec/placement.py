@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -26,8 +27,9 @@ class Placement(Value):
                 raise ValueError(
                     f"layers[{number}]: {len(slots)} slots cannot be shared evenly by {self.num_ranks} ranks"
                 )
-            if set(slots) != set(range(max(slots) + 1)):
-                missing = min(set(range(max(slots) + 1)) - set(slots))
+            experts = set(slots)
+            if len(experts) != max(slots) + 1:
+                missing = next(expert for expert in count() if expert not in experts)
                 raise ValueError(f"layers[{number}]: expert {missing} stands in no slot")
         return self
 

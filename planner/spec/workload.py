@@ -26,7 +26,7 @@ class Workload(Value):
     def _rows_sum_to_one(self) -> Workload:
         for number, row in enumerate(self.expert_shares):
             if not isclose(sum(row), 1.0, rel_tol=1e-6):
-                raise ValueError(f"expert_shares[{number}] must sum to 1, it sums to {sum(row):.6g}")
+                raise ValueError(f"expert_shares[{number}]: must sum to 1, it sums to {sum(row):.6g}")
         return self
 
     def shares(self, moe_layer: int, num_experts: int) -> tuple[float, ...]:
