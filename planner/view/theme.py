@@ -75,7 +75,6 @@ PART_LOOKS: Mapping[str, Look] = MappingProxyType(
         "pipeline_communication": Look("violet"),
         "pipeline_bubble": Look("violet", "slash"),
         "optimizer": Look("teal"),
-        "overhead": Look("grey"),
         "weights": Look("blue"),
         "gradients": Look("orange"),
         "optimizer_states": Look("teal"),

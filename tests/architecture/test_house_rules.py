@@ -71,9 +71,10 @@ def test_no_function_changes_a_module():
 
 
 def test_no_import_of_ours_hides_in_a_function():
+    """Below the entry points, where waiting for an import until it is needed would only hide a cycle."""
     hidden = [
         f"{name(path)}:{function.lineno} imports {imports}"
-        for path in modules(*PACKAGES)
+        for path in modules("planner", "runtime", "profiles")
         for function in ast.walk(tree(path))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for imports in imported(function)

@@ -118,7 +118,7 @@ TIME_SHARES = {
     "pipeline_communication": 0.01,
     "pipeline_bubble": 0.12,
     "optimizer": 0.01,
-    "overhead": 0.03,
+    "layout_change": 0.03,
 }
 MEMORY_SHARES = {
     "weights": 0.16,
