@@ -2,13 +2,13 @@
 
 Publishers count what is active for one token in two ways: Mistral, Qwen and Allen AI with the embedding, OpenAI and
 DeepSeek without it. They also round: 0.5 % holds where enough digits are published, otherwise half of the last digit
-(Qwen cuts off: 3.35 is published as 3.3).
+(some cut off: Qwen publishes 3.35 as 3.3, DeepSeek 2.45 as 2.4).
 """
 
 import pytest
 
 from planner.cost.parameters import active_parameters, total_parameters
-from profiles import model_preset
+from profiles import model_names, model_preset
 
 TOTALS = [
     ("mixtral-8x7b", 46.7e9, "Mixtral of experts (arXiv 2401.04088): 47B; Hugging Face counts 46.7B"),
@@ -27,6 +27,14 @@ TOTALS = [
     ("gpt-3-175b", 174.6e9, "arXiv 2005.14165, table D.1"),
     ("gpt2", 124e6, "model card of openai-community/gpt2"),
     ("gpt2-xl", 1.558e9, "github.com/openai/gpt-2, 1558M"),
+    ("gpt2-medium", 355e6, "model card of openai-community/gpt2-medium"),
+    ("gpt2-large", 774e6, "model card of openai-community/gpt2-large"),
+    ("gpt-oss-120b", 116.83e9, "gpt-oss model card (arXiv 2508.10925), table 1"),
+    ("qwen3-32b", 32.8e9, "model card of Qwen/Qwen3-32B"),
+    ("qwen2-57b-a14b", 57.4e9, "model card of Qwen/Qwen2-57B-A14B"),
+    ("qwen1.5-moe-a2.7b", 14.3e9, "model card of Qwen/Qwen1.5-MoE-A2.7B"),
+    ("deepseek-v2", 236e9, "arXiv 2405.04434"),
+    ("deepseek-v2-lite", 15.7e9, "arXiv 2405.04434, appendix B"),
     ("olmoe-1b-7b", 6.92e9, "Hugging Face's count for allenai/OLMoE-1B-7B-0924"),
 ]
 ACTIVE_WITH_EMBEDDING = [
@@ -39,6 +47,9 @@ ACTIVE_WITH_EMBEDDING = [
 ACTIVE_WITHOUT_EMBEDDING = [
     ("deepseek-v3", 36.7e9, 0.005, "README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 36.7B; the paper rounds to 37B"),
     ("gpt-oss-20b", 3.61e9, 0.005, "gpt-oss model card (arXiv 2508.10925), table 1: 3.61B"),
+    ("gpt-oss-120b", 5.13e9, 0.005, "gpt-oss model card (arXiv 2508.10925), table 1: 5.13B"),
+    ("deepseek-v2", 21e9, 0.5 / 21, "arXiv 2405.04434: 21B"),
+    ("deepseek-v2-lite", 2.4e9, 0.1 / 2.4, "arXiv 2405.04434, appendix B: 2.4B, cut off after the first digit"),
 ]
 
 
@@ -67,3 +78,7 @@ def test_a_tied_head_is_active_even_where_the_embedding_is_not_counted():
     gpt2 = model_preset("gpt2")
     positions = 1024 * 768
     assert active_parameters(gpt2) - active_parameters(gpt2, embedding=False) == positions
+
+
+def test_every_preset_is_compared():
+    assert sorted(row[0] for row in TOTALS) == model_names()

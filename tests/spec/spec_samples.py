@@ -87,7 +87,7 @@ def _experts(num_devices):
 
 @st.composite
 def plans(draw):
-    """Plans of up to 4 stages of equal size, interleaved or not, with up to 3 layers in each piece."""
+    """Plans of up to 4 stages of equal size, interleaved or not, with one or two strategies in each piece."""
     num_stages, per_stage = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 4, 8]))
     pieces = draw(st.integers(1, 3)) if num_stages > 1 else 1
     plain = draw(st.sampled_from([ScheduleKind.ONE_F_ONE_B, ScheduleKind.GPIPE]))
@@ -95,10 +95,10 @@ def plans(draw):
     layer = 0
     for _ in range(pieces):
         for stage in runs:
-            num_layers = draw(st.integers(1, 3))
-            strategy = draw(strategies(per_stage))
-            stage.append(StageRun(first_layer=layer, num_layers=num_layers, strategy=strategy))
-            layer += num_layers
+            for strategy in draw(st.lists(strategies(per_stage), min_size=1, max_size=2, unique_by=repr)):
+                num_layers = draw(st.integers(1, 3))
+                stage.append(StageRun(first_layer=layer, num_layers=num_layers, strategy=strategy))
+                layer += num_layers
     first = runs[0][0].strategy.data_parallel_size
     micro_batch_size, num_micro_batches = 8 * draw(st.integers(1, 3)), draw(st.integers(1, 5))
     return Plan(
