@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from planner.spec.model import Block, Embedding, Head, Model
-from planner.spec.plan import Plan, Schedule, ScheduleKind
+from planner.spec.plan import Plan, Schedule, ScheduleKind, StageRun
 from planner.spec.strategy import ExpertStrategy, Recompute, Sharding, Strategy
 from planner.view.quantities import span
 
@@ -84,10 +85,15 @@ def layer_kinds(model: Model, first_layer: int, num_layers: int) -> tuple[tuple[
     return tuple(kinds)
 
 
-def layers(model: Model, first_layer: int, num_layers: int) -> str:
-    """`0–8: embedding, 8 MoE blocks`."""
-    names = (f"{count} {kind}s" if count > 1 else kind for kind, count in layer_kinds(model, first_layer, num_layers))
-    return f"{span(first_layer, first_layer + num_layers - 1)}: {', '.join(names)}"
+def layers(model: Model, runs: Iterable[StageRun]) -> str:
+    """All layers of the runs, by number and by kind: `1–4, 17–20: 8 MoE blocks`."""
+    runs = tuple(runs)
+    numbers = ", ".join(span(run.first_layer, run.end_layer - 1) for run in runs)
+    kinds: Counter[str] = Counter()
+    for run in runs:
+        for kind, count in layer_kinds(model, run.first_layer, run.num_layers):
+            kinds[kind] += count
+    return f"{numbers}: {', '.join(f'{count} {kind}s' if count > 1 else kind for kind, count in kinds.items())}"
 
 
 def schedule(value: Schedule) -> str:

@@ -100,19 +100,20 @@ def _room(stage: StageEstimate) -> str:
 
 
 def stage_table(model: Model, plan: Plan) -> Table:
-    """One row per run of layers with one strategy; neighbouring stages that are equal stand once."""
+    """One row per stage and strategy; neighbouring stages that are equal stand once."""
     columns = (Column("stage"), Column("devices"), Column("layers"), Column("strategy"))
     return Table("Stages", columns, tuple(row for fold in fold_stages(model, plan) for row in _fold_rows(model, fold)))
 
 
 def _fold_rows(model: Model, fold: Fold) -> Iterable[tuple[str, ...]]:
-    for number, run in enumerate(fold.first_stage.runs):
-        layers = captions.layers(model, run.first_layer, run.num_layers)
+    runs = fold.first_stage.runs
+    for number, strategy in enumerate(dict.fromkeys(run.strategy for run in runs)):
+        layers = captions.layers(model, (run for run in runs if run.strategy == strategy))
         yield (
             fold.name if number == 0 else "",
             fold.device_span if number == 0 else "",
             f"{layers} (in stage {fold.first_number})" if fold.num_stages > 1 else layers,
-            captions.strategy_short(run.strategy),
+            captions.strategy_short(strategy),
         )
 
 

@@ -113,7 +113,7 @@ def test_equal_neighbouring_stages_stand_once_with_their_number():
     table = stage_table(model, plan)
     assert [name for name in _column(table, "stage") if name] == ["stage 0", "stages 1–62 (×62)", "stage 63"]
     assert _column(table, "layers")[0] == "0: embedding"
-    assert "2: MoE block (in stage 1)" in _column(table, "layers")
+    assert "2, 66: 2 MoE blocks (in stage 1)" in _column(table, "layers")
 
 
 def test_each_strategy_of_a_stage_has_its_row():
