@@ -14,9 +14,6 @@ from planner.spec.run import Run, RunContext, RunRequest
 from planner.spec.shortlist import Shortlist
 from planner.spec.window import Window
 
-LARGEST_INDEX = 2**63 - 1
-"""The largest number that the databases keep."""
-
 
 class Runs:
     """The online stage over the store. Clock and ids come from outside."""
@@ -54,8 +51,6 @@ class Runs:
         Deciding happens outside any transaction; whoever finds that the run has moved on meanwhile decides again, so
         each decision knows all that were made before it.
         """
-        if max(window.index, window.first_step, window.num_steps) > LARGEST_INDEX:
-            raise InputError.at("index", f"steps and indices must be at most {LARGEST_INDEX}")
         while True:
             earlier = self._store.decision(run_id, window.index)
             if earlier is not None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 Limit = Annotated[int, Query(ge=1, le=500, description="Items of one page")]
 After = Annotated[str | None, Query(description="Id of the last item of the page before")]
-AfterIndex = Annotated[int | None, Query(ge=0, lt=2**63, description="Index of the last item of the page before")]
+AfterIndex = Annotated[int | None, Query(ge=0, lt=2**53, description="Index of the last item of the page before")]
 SearchId = Annotated[str, Path(description="Id of a search", max_length=64)]
 PlanId = Annotated[str, Path(description="Id of a plan, as a shortlist names it", max_length=64)]
 RunId = Annotated[str, Path(description="Id of a run", max_length=64)]

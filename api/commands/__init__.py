@@ -1,0 +1,1 @@
+"""The commands of `trimtab`: parse, call, render. Errors leave as exceptions; api.cli turns them to exit codes."""

@@ -1,0 +1,99 @@
+"""Arguments and options that several commands take, and how they become requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.resolution import resolve
+from planner.search import plan_from_shorthand
+from planner.spec.cluster import Cluster
+from planner.spec.errors import InputError, TrimtabError
+from planner.spec.model import Model
+from planner.spec.parse import parse
+from planner.spec.plan import Plan
+from planner.spec.shortlist import Shortlist
+from planner.spec.training import Training
+from profiles import cluster_request_from_file, model_request_from_file, parse_bytes
+from profiles.files import looks_like_file, read_json_file
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A config.json of Hugging Face, a model file, or a preset's name")
+]
+ClusterArgument = Annotated[
+    str, typer.Argument(metavar="CLUSTER", help="Nodes x devices : device, as 8x8:h100-sxm-80g, or a JSON file")
+]
+PlanArgument = Annotated[
+    str, typer.Argument(metavar="PLAN", help="A plan's or shortlist's JSON file, or short: tp2-pp4-dp8-ep8-mbs1-zero1")
+]
+_BATCH = typer.Option("--global-batch-size", metavar="N|max", help="Samples per step; max: of largest throughput")
+_SEQUENCE = typer.Option("--sequence-length", metavar="N", help="Tokens per sample")
+RequiredBatch = Annotated[str, _BATCH]
+RequiredSequence = Annotated[int, _SEQUENCE]
+Batch = Annotated[str | None, _BATCH]
+Sequence = Annotated[int | None, _SEQUENCE]
+PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16, bf16 or fp8")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="SIZE", help="Memory of a device that plans may use, as 24GB or 24GiB"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
+
+
+def read_model_and_cluster(model: str, cluster: str, memory_limit: str | None) -> tuple[Model, Cluster]:
+    """What the arguments name; raises InputError."""
+    request = cluster_request_from_file(cluster)
+    if memory_limit is not None:
+        limit = parse_bytes(memory_limit, "--memory-limit")
+        request = request.model_copy(update={"memory_limit_bytes": limit})
+    return resolve(model_request_from_file(model), request)
+
+
+def training_from(batch: str | None, sequence_length: int | None, **recipe: object) -> Training:
+    """The recipe that the options describe; raises InputError that names the option."""
+    size: object = int(batch) if batch is not None and batch.removeprefix("-").isdecimal() else batch
+    given: dict[str, Any] = {"global_batch_size": size, "sequence_length": sequence_length, **recipe}
+    return parse(Training, {key: value for key, value in given.items() if value is not None}, "training")
+
+
+def read_plan(text: str, model: Model, cluster: Cluster, training: Training | None) -> Plan:
+    """A plan from a file (a shortlist's: its first), or from shorthand, which needs the training; raises InputError."""
+    if not looks_like_file(text):
+        if training is None:
+            raise InputError.at(
+                "training.global_batch_size", "is required for a plan in shorthand, and so is sequence_length"
+            )
+        return plan_from_shorthand(text, model, cluster, training)
+    data = read_json_file(Path(text), "plan")
+    if "plans" in data:
+        return parse(Shortlist, data, "plan").plans[0].plan
+    return parse(Plan, data, "plan")
+
+
+def training_of(plan: Plan, precision: str) -> Training:
+    """The recipe that a plan was made for, as far as a plan says."""
+    return training_from(str(plan.global_batch_size), plan.sequence_length, precision=precision)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named; raises InputError at `--output`."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError.at("--output", f"cannot write {path}: {error.strerror or error}") from None
+
+
+def shown(error: TrimtabError) -> str:
+    """One line for the terminal; fields that an option sets are named by the option."""
+    if not isinstance(error, InputError):
+        return " ".join(str(error).split())
+    lines = []
+    for problem in error.problems:
+        field = problem.field
+        for root in ("training.", "options."):
+            if field.startswith(root):
+                field = "--" + field.removeprefix(root).replace("_", "-")
+        lines.append(f"{field}: {problem.message}")
+    return " ".join("; ".join(lines).split())

@@ -1,0 +1,96 @@
+"""`trimtab plan`: the offline stage in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.commands.options import (
+    ClusterArgument,
+    JsonOption,
+    MemoryOption,
+    ModelArgument,
+    PrecisionOption,
+    RequiredBatch,
+    RequiredSequence,
+    read_model_and_cluster,
+    training_from,
+    write_text,
+)
+from api.commands.terminal import certificate_line, progress_bar, say, show
+from planner.search import search
+from planner.spec.model import Model
+from planner.spec.parse import parse
+from planner.spec.request import Options
+from planner.spec.shortlist import Shortlist
+from planner.view import headline_table, memory_table, shortlist_table, stage_table, time_table
+
+
+def plan(
+    model: ModelArgument,
+    cluster: ClusterArgument,
+    global_batch_size: RequiredBatch,
+    sequence_length: RequiredSequence,
+    precision: PrecisionOption = "bf16",
+    optimizer: Annotated[str, typer.Option(help="adam or sgd")] = "adam",
+    max_global_batch_size: Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")] = None,
+    capacity_factor: Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")] = None,
+    memory_limit: MemoryOption = None,
+    shortlist_size: Annotated[int | None, typer.Option(help="Plans to hand out at most")] = None,
+    axes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")] = None,
+    sharding: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")] = None,
+    recompute: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")] = None,
+    schedules: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which the best so far is taken")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the shortlist to this JSON file")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the best parallel plans for training MODEL on CLUSTER."""
+    resolved, devices = read_model_and_cluster(model, cluster, memory_limit)
+    training = training_from(
+        global_batch_size,
+        sequence_length,
+        precision=precision,
+        optimizer=optimizer,
+        max_global_batch_size=max_global_batch_size,
+        capacity_factor=capacity_factor,
+    )
+    options = _options(
+        shortlist_size=shortlist_size,
+        axes=_parts(axes),
+        sharding=_parts(sharding),
+        recompute=_parts(recompute),
+        schedules=_parts(schedules),
+        time_limit_s=time_limit,
+    )
+    with progress_bar("Searching") as report:
+        shortlist = search(resolved, devices, training, options, report)
+    text = shortlist.model_dump_json(indent=2)
+    if output is not None:
+        write_text(output, text + "\n")
+    if as_json:
+        say(text)
+    else:
+        _show(resolved, shortlist)
+
+
+def _parts(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _options(**given: object) -> Options:
+    return parse(Options, {key: value for key, value in given.items() if value is not None}, "options")
+
+
+def _show(model: Model, shortlist: Shortlist) -> None:
+    best = shortlist.plans[0]
+    show(shortlist_table(shortlist), highlight_first=True)
+    show(
+        headline_table(best.plan, best.estimate),
+        stage_table(model, best.plan),
+        time_table(best.estimate),
+        memory_table(best.plan, best.estimate),
+    )
+    say(certificate_line(shortlist))

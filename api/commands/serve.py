@@ -1,0 +1,80 @@
+"""`trimtab serve`: the HTTP service."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from api.commands.terminal import say
+from api.settings import Settings
+from planner.spec.errors import InputError
+
+BACKLOG = 512
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (TRIMTAB_HOST; 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for any free one (TRIMTAB_PORT; 8000)")] = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
+    ] = None,
+) -> None:
+    """Serve the planner over HTTP, with Swagger UI at /docs."""
+    # Here, not above: the web framework and the database take longer to load than the other commands take to run.
+    import uvicorn  # noqa: PLC0415
+
+    from api.app import create_app  # noqa: PLC0415
+    from api.database import open_database, shown_url  # noqa: PLC0415
+    from planner.search import search  # noqa: PLC0415
+
+    settings = _settings(host=host, port=port, database_url=database_url, workers=workers)
+    with (
+        closing(_listening(settings.host, settings.port)) as listener,
+        closing(open_database(settings.database_url)) as database,
+    ):
+        address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
+        say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
+        say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
+        app = create_app(settings, database, search)
+        uvicorn.Server(uvicorn.Config(app, log_level="info", lifespan="on")).run(sockets=[listener])
+
+
+def _settings(**options: Any) -> Settings:
+    """Options over environment over defaults; raises InputError that names the option."""
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise InputError.from_validation(error, "options") from None
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens already, so that a busy port is known before anything starts; raises InputError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError.at("--host", f"{host!r} is no address to listen on: {error.strerror or error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InputError.at(
+            "--port", f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port"
+        ) from None
+    return listener
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

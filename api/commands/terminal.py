@@ -1,0 +1,73 @@
+"""What a person sees: tables on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
+from planner.view import Table
+from planner.view.quantities import percent, seconds
+
+WIDTH_OF_FILES = 160
+"""Columns where stdout is no terminal."""
+
+
+def show(*tables: Table, highlight_first: bool = False) -> None:
+    """Print tables to stdout."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+    for table in tables:
+        console.print(_rendered(table, highlight_first))
+
+
+def say(text: str) -> None:
+    """Print a line to stdout, as it is."""
+    print(text, flush=True)
+
+
+def _rendered(table: Table, highlight_first: bool) -> RichTable:
+    rendered = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        rendered.add_column(
+            Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
+        )
+    for number, row in enumerate(table.rows):
+        style = "bold green" if highlight_first and number == 0 else None
+        rendered.add_row(*(Text(cell) for cell in row), style=style)
+    return rendered
+
+
+def certificate_line(shortlist: Shortlist) -> str:
+    """How sure the answer is, in one line."""
+    certificate = shortlist.certificate
+    removed = sum(certificate.pruned.values())
+    return (
+        f"{_sureness(certificate)} in the space: {certificate.space}. {certificate.evaluated:,} families of plans "
+        f"solved, {removed:,} candidates removed by named rules, in {seconds(shortlist.search_time_s)}."
+    )
+
+
+def _sureness(certificate: Certificate) -> str:
+    if certificate.status is CertificateStatus.OPTIMAL:
+        return "Certificate: optimal; nothing is faster"
+    bound, gap = seconds(certificate.lower_bound_s), percent(certificate.gap_ratio)
+    return f"Certificate: bounded; nothing is faster than {bound} per step, the best plan is {gap} above that"
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
+    """A function that shows progress from 0 to 1 on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda progress, message: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda progress, message: bar.update(task, completed=progress, description=f"{title}: {message}")

@@ -1,0 +1,97 @@
+"""Plans and prices over HTTP."""
+
+from xml.etree import ElementTree
+
+import pytest
+from invented_searches import TINY_REQUEST, plan_with
+
+from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
+from planner.spec.estimate import Estimate
+from planner.spec.plan import Plan
+from planner.spec.shortlist import Shortlist
+
+WAIT = {"Prefer": "wait=30"}
+HOT = {"name": "hot", "expert_shares": [[0.7, 0.1, 0.1, 0.1]]}
+
+
+@pytest.fixture
+def search(client):
+    return client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+
+
+def test_the_shortlist_is_the_planner_s_own_value(client, search):
+    shortlist = Shortlist.model_validate(client.get(search["links"]["shortlist"]).json())
+    assert [entry.plan for entry in shortlist.plans] == [plan_with(micro_batch_size=2), plan_with(micro_batch_size=1)]
+
+
+def test_a_plan_has_its_id_and_summary(client, search):
+    data = client.get(search["links"]["best_plan"]).json()
+    plan = Plan.model_validate(data)
+    assert (plan.id, plan.summary) == (data["id"], data["summary"]) and plan.id == search["best_plan_id"]
+
+
+def test_the_estimate_of_a_plan_is_the_one_of_its_shortlist(client, search):
+    estimate = Estimate.model_validate(client.get(f"{search['links']['best_plan']}/estimate").json())
+    shortlist = client.get(search["links"]["shortlist"]).json()
+    assert estimate == Estimate.model_validate(shortlist["plans"][0]["estimate"])
+
+
+def test_the_picture_is_an_svg_with_the_plan(client, search):
+    answer = client.get(search["links"]["best_plan_picture"])
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("image/svg+xml")
+    assert ElementTree.fromstring(answer.text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_what_if_nothing_changes_the_price_stays(client, search):
+    path = f"{search['links']['best_plan']}/estimate"
+    assert client.post(path, json={}).json() == client.get(path).json()
+
+
+def test_what_if_the_load_is_skewed_the_step_takes_longer(client, search):
+    path = f"{search['links']['best_plan']}/estimate"
+    skewed = client.post(path, json={"workload": HOT}).json()
+    assert skewed["workload"] == "hot"
+    assert skewed["step_time_s"] > client.get(path).json()["step_time_s"]
+
+
+def test_what_if_the_network_is_slower_the_step_takes_longer(client, search):
+    path = f"{search['links']['best_plan']}/estimate"
+    slow = TINY_REQUEST["cluster"] | {"intra_node": {"bandwidth_bytes_per_s": 1e8, "latency_s": 1e-4}}
+    assert client.post(path, json={"cluster": slow}).json()["step_time_s"] > client.get(path).json()["step_time_s"]
+
+
+def test_a_plan_that_two_searches_found_is_seen_under_the_conditions_of_either(client, search):
+    other = TINY_REQUEST | {"cluster": TINY_REQUEST["cluster"] | {"device": "v100-sxm2-32g"}}
+    other["training"] = TINY_REQUEST["training"] | {"precision": "fp16"}
+    later = client.post("/v1/searches", json=other, headers=WAIT).json()
+    assert later["best_plan_id"] == search["best_plan_id"]
+    path = f"/v1/plans/{search['best_plan_id']}/estimate"
+    first = client.get(path, params={"search_id": search["id"]}).json()
+    second = client.get(path, params={"search_id": later["id"]}).json()
+    assert first["step_time_s"] < second["step_time_s"]
+    assert client.get(path).json() == second
+    assert client.get(path, params={"search_id": "none"}).status_code == 404
+
+
+@pytest.mark.parametrize("name", ESTIMATE_EXAMPLES)
+def test_the_filled_in_estimates_work(client, name):
+    answer = client.post("/v1/estimates", json=ESTIMATE_EXAMPLES[name]["value"])
+    assert answer.status_code == 200, answer.text
+    estimate = Estimate.model_validate(answer.json())
+    assert sum(estimate.time.values()) == pytest.approx(estimate.step_time_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", WHAT_IF_EXAMPLES)
+def test_the_filled_in_what_ifs_suit_the_filled_in_plan(client, name):
+    balanced = ESTIMATE_EXAMPLES["mixtral"]["value"]
+    changed = client.post("/v1/estimates", json=balanced | WHAT_IF_EXAMPLES[name]["value"])
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["step_time_s"] > client.post("/v1/estimates", json=balanced).json()["step_time_s"]
+
+
+def test_presets_are_listed_and_shown(client):
+    models, devices = client.get("/v1/models").json()["items"], client.get("/v1/devices").json()["items"]
+    assert "mixtral-8x7b" in models and "h100-sxm-80g" in devices
+    assert client.get("/v1/models/mixtral-8x7b").json()["hidden_size"] == 4096
+    assert client.get("/v1/devices/h100-sxm-80g").json()["device"]["memory_bytes"] > 79 * 10**9

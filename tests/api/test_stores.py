@@ -1,0 +1,281 @@
+"""The stores' promises, on a real database file: kept over a restart, all or nothing, one winner."""
+
+import threading
+from datetime import datetime, timedelta, timezone
+
+import invented_searches
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+
+from api.database import open_database, shown_url
+from api.problems import status_problem
+from api.run_store import RunStore
+from api.search_store import SearchStore
+from api.tables import Table
+from api.values import SearchState
+from planner.online import begin, decide
+from planner.spec.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from planner.spec.request import SearchRequest
+from planner.spec.run import Run, RunContext
+from planner.spec.window import Window
+from profiles import resolve_cluster, resolve_model
+
+REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
+MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)
+SHORTLIST = invented_searches.instant(MODEL, CLUSTER, REQUEST.training, REQUEST.options, lambda *_: None)
+BEGIN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+class Clock:
+    """Each look at it is a second later."""
+
+    def __init__(self):
+        self.now = BEGIN
+
+    def __call__(self):
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+class Numbers:
+    """Ids that tests can foresee: s1, s2, …"""
+
+    def __init__(self):
+        self.last = 0
+
+    def __call__(self):
+        self.last += 1
+        return f"s{self.last}"
+
+
+@pytest.fixture
+def searches(database):
+    return SearchStore(database, Clock(), Numbers())
+
+
+@pytest.fixture
+def runs(database):
+    return RunStore(database, Clock())
+
+
+def add(searches, **more):
+    return searches.add(REQUEST, MODEL, CLUSTER, **more)
+
+
+def done(searches):
+    search = add(searches)
+    assert searches.take_next().id == search.id
+    searches.succeed(search.id, SHORTLIST)
+    return search.id
+
+
+def begun(searches, runs, run_id="r1"):
+    context = RunContext(
+        model=MODEL, cluster=CLUSTER, training=REQUEST.training, plans=tuple(e.plan for e in SHORTLIST.plans)
+    )
+    state = begin(context)
+    search_id = done(searches)
+    run = Run(
+        id=run_id,
+        name="job",
+        search_id=search_id,
+        created_at=BEGIN,
+        plan_id=state.plan_id,
+        placement=state.placement,
+        context=context,
+    )
+    runs.begin(run, state)
+    return run
+
+
+def window(index):
+    return Window(index=index, first_step=10 * index, num_steps=10, tokens=((900, 50, 30, 20), (50, 900, 30, 20)))
+
+
+def record(runs, run_id, index):
+    standing = runs.standing(run_id)
+    decision, state = decide(window(index), standing.state, standing.context)
+    return runs.record(run_id, standing.version, window(index), decision, state), decision
+
+
+def test_the_migrations_make_exactly_the_tables(database, tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/trimtab.db")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    engine.dispose()
+
+
+def test_a_file_is_written_ahead_and_checks_foreign_keys(database):
+    with database.reading() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+        assert session.scalar(text("PRAGMA busy_timeout")) >= 1000
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "sqlite://", "sqlite:///:memory:", "sqlite:////no/such/folder/x.db", "nosuch://x"]
+)
+def test_a_database_that_cannot_be_opened_is_the_user_s_to_mend(url):
+    with pytest.raises(InputError, match="database_url"):
+        open_database(url)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "x.db").write_text("not a database at all" * 100)
+    with pytest.raises(InputError, match="database_url"):
+        open_database(f"sqlite:///{tmp_path}/x.db")
+
+
+def test_passwords_are_not_shown():
+    assert "secret" not in shown_url("postgresql://user:secret@host/db")
+
+
+def test_searches_are_taken_in_order_of_arrival(searches):
+    first, second = add(searches), add(searches)
+    assert [searches.take_next().id, searches.take_next().id, searches.take_next()] == [first.id, second.id, None]
+
+
+def test_two_takers_never_take_the_same_search(searches):
+    for _ in range(20):
+        add(searches)
+    taken = []
+
+    def take():
+        while (job := searches.take_next()) is not None:
+            taken.append(job.id)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == sorted(f"s{number}" for number in range(1, 21))
+
+
+def test_times_are_utc(searches):
+    search = add(searches)
+    searches.take_next()
+    found = searches.search(search.id)
+    assert found.created_at == BEGIN + timedelta(seconds=1)
+    assert found.started_at == BEGIN + timedelta(seconds=2)
+    assert found.created_at.utcoffset() == timedelta(0)
+
+
+def test_a_job_holds_what_was_asked_for(searches):
+    add(searches)
+    job = searches.take_next()
+    assert (job.model, job.cluster, job.training, job.options) == (MODEL, CLUSTER, REQUEST.training, REQUEST.options)
+
+
+def test_a_key_finds_the_earlier_search_and_refuses_another_request(searches):
+    first = add(searches, key="k")
+    assert add(searches, key="k") == first
+    other = REQUEST.model_copy(update={"training": REQUEST.training.model_copy(update={"sequence_length": 64})})
+    with pytest.raises(ConflictError, match="s1"):
+        searches.add(other, MODEL, CLUSTER, key="k")
+
+
+def test_the_queue_has_an_end(searches):
+    add(searches, max_waiting=1)
+    with pytest.raises(UnavailableError):
+        add(searches, max_waiting=1)
+
+
+def test_news_of_a_search_that_no_longer_runs_changes_nothing(searches):
+    search = add(searches)
+    searches.take_next()
+    cancelled = searches.cancel(search.id)
+    searches.report(search.id, 0.5, "late")
+    searches.succeed(search.id, SHORTLIST)
+    searches.fail(search.id, status_problem(500, "late"))
+    searches.worker_died(search.id, "killed", status_problem(503, "late"))
+    assert searches.search(search.id) == cancelled
+    with pytest.raises(NotFoundError):
+        searches.found(SHORTLIST.plans[0].plan.id)
+
+
+def test_only_running_searches_wait_again_after_an_interruption(searches):
+    finished, running, waiting = done(searches), add(searches).id, add(searches).id
+    searches.take_next()
+    searches.report(running, 0.7, "far")
+    assert searches.requeue_interrupted() == 1
+    states = [searches.search(search_id).state for search_id in (finished, running, waiting)]
+    assert states == [SearchState.SUCCEEDED, SearchState.QUEUED, SearchState.QUEUED]
+    assert searches.search(running).progress == 0
+    assert searches.take_next().id == running
+
+
+def test_after_its_second_death_a_search_has_failed(searches):
+    search = add(searches)
+    for expected in (SearchState.QUEUED, SearchState.FAILED):
+        searches.take_next()
+        assert searches.worker_died(search.id, "killed", status_problem(503, "killed twice")).state is expected
+    assert searches.search(search.id).error.detail == "killed twice"
+
+
+def test_a_plan_is_found_with_the_conditions_of_its_search(searches):
+    done(searches)
+    found = searches.found(SHORTLIST.plans[1].plan.id)
+    assert (found.entry, found.model, found.cluster) == (SHORTLIST.plans[1], MODEL, CLUSTER)
+
+
+def test_a_window_its_decision_and_the_state_are_kept_together(searches, runs):
+    run = begun(searches, runs)
+    kept, decision = record(runs, run.id, 0)
+    assert kept
+    assert runs.decision(run.id, 0) == decision
+    assert runs.windows(run.id, 10) == (window(0),)
+    assert runs.standing(run.id).version == 1
+
+
+def test_whoever_decided_on_an_old_state_keeps_nothing(searches, runs):
+    run = begun(searches, runs)
+    old = runs.standing(run.id)
+    record(runs, run.id, 0)
+    decision, state = decide(window(1), old.state, old.context)
+    assert not runs.record(run.id, old.version, window(1), decision, state)
+    assert runs.decision(run.id, 1) is None
+    assert runs.windows(run.id, 10) == (window(0),)
+
+
+NO_DECISIONS = "CREATE TRIGGER none BEFORE INSERT ON decisions BEGIN SELECT RAISE(ABORT, 'no'); END"
+
+
+def test_a_failure_in_the_middle_keeps_nothing(searches, runs, database):
+    run = begun(searches, runs)
+    standing = runs.standing(run.id)
+    decision, state = decide(window(0), standing.state, standing.context)
+    with database.writing() as session:
+        session.execute(text(NO_DECISIONS))
+    with pytest.raises(Exception, match="no"):
+        runs.record(run.id, standing.version, window(0), decision, state)
+    assert runs.standing(run.id) == standing
+    assert runs.windows(run.id, 10) == ()
+
+
+@pytest.mark.parametrize(("table", "time"), [("windows", "received_at"), ("decisions", "decided_at")])
+def test_an_index_stands_once_in_a_run(database, searches, runs, table, time):
+    run = begun(searches, runs)
+    record(runs, run.id, 0)
+    columns = f'run_number, "index", {time}, {table.removesuffix("s")}'
+    with pytest.raises(IntegrityError), database.writing() as session:
+        session.execute(text(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {table}"))
+
+
+def test_everything_is_still_there_when_the_file_is_opened_again(database, searches, runs, tmp_path):
+    run = begun(searches, runs)
+    record(runs, run.id, 0)
+    waiting = add(searches, key="k")
+    before = (searches.page(10), searches.shortlist(run.search_id), runs.page(10), runs.standing(run.id))
+    history = (runs.windows(run.id, 10), runs.decisions(run.id, 10))
+    database.close()
+    again = open_database(f"sqlite:///{tmp_path}/trimtab.db")
+    searches, runs = SearchStore(again, Clock(), Numbers()), RunStore(again, Clock())
+    assert (searches.page(10), searches.shortlist(run.search_id), runs.page(10), runs.standing(run.id)) == before
+    assert (runs.windows(run.id, 10), runs.decisions(run.id, 10)) == history
+    assert add(searches, key="k") == waiting
+    assert searches.take_next().id == waiting.id
+    again.close()
