@@ -30,7 +30,7 @@ Interval = tuple[NDArray[np.float64], NDArray[np.float64]]
 """[devices] begin and end, within 0 .. 1."""
 
 
-class _Box(NamedTuple):
+class Box(NamedTuple):
     """What the devices of a stage hold of one kind of state."""
 
     tensor: Interval
@@ -99,12 +99,12 @@ def _flow(model: Model, training: Training, layers: list[int], before: Owner, af
     for part, count in counts.items():
         for is_weight, width in ((True, weight_bytes(training)), (False, optimizer_bytes(training))):
             if count:
-                old, new = _box(before[1], part, is_weight), _box(after[1], part, is_weight)
-                flow += count * width * _sent(old, new, before[0].first_device - after[0].first_device)
+                old, new = box(before[1], part, is_weight), box(after[1], part, is_weight)
+                flow += count * width * sent(old, new, before[0].first_device - after[0].first_device)
     return np.rint(flow)
 
 
-def _sent(old: _Box, new: _Box, offset: int) -> NDArray[np.float64]:
+def sent(old: Box, new: Box, offset: int) -> NDArray[np.float64]:
     """[devices before, devices after]: the part of the whole that each sends to each.
 
     `offset`: what to add to a device's number in the stage before to get its number in the stage after.
@@ -115,8 +115,8 @@ def _sent(old: _Box, new: _Box, offset: int) -> NDArray[np.float64]:
     missing = needed - np.where(mine, shared, 0.0).sum(axis=0)
     holders = np.where(mine, 0.0, shared)
     total = holders.sum(axis=0)
-    sent: NDArray[np.float64] = holders * (missing / np.where(total > 0, total, 1.0))
-    return sent
+    flow: NDArray[np.float64] = holders * (missing / np.where(total > 0, total, 1.0))
+    return flow
 
 
 def _overlap(old: Interval, new: Interval) -> NDArray[np.float64]:
@@ -125,7 +125,7 @@ def _overlap(old: Interval, new: Interval) -> NDArray[np.float64]:
     return np.asarray(np.maximum(end - begin, 0.0), dtype=np.float64)
 
 
-def _box(strategy: Strategy, part: str, is_weight: bool) -> _Box:
+def box(strategy: Strategy, part: str, is_weight: bool) -> Box:
     """The boxes of the devices of a stage for one part of a layer, and weights or optimizer state."""
     devices = np.arange(strategy.num_devices)
     sharded = strategy.sharding is Sharding.FULL if is_weight else strategy.sharding is not Sharding.NONE
@@ -136,13 +136,13 @@ def _box(strategy: Strategy, part: str, is_weight: bool) -> _Box:
             raise InputError.at("plan", "an MoE layer's strategy must say how its experts are spread")
         tensor, parallel = experts.expert_tensor_parallel_size, experts.expert_parallel_size
         groups = experts.expert_data_parallel_size
-        return _Box(
+        return Box(
             _interval(devices % tensor, tensor),
             _interval(devices // tensor % parallel, parallel),
             _interval(devices // (tensor * parallel), groups) if sharded else whole,
         )
     cut = _interval(devices // strategy.stride(AxisKind.TP) % strategy.tp, strategy.tp) if part == "split" else whole
-    return _Box(cut, whole, _shard(strategy, devices) if sharded else whole)
+    return Box(cut, whole, _shard(strategy, devices) if sharded else whole)
 
 
 def _shard(strategy: Strategy, devices: NDArray[np.int64]) -> Interval:
