@@ -113,11 +113,18 @@ class Agent:
                 return attachment
 
             courier = Courier(client, find_run, policy)
-            attachment = join(courier.attach, group, self._device)
+            try:
+                attachment = join(courier.attach, group, self._device)
+            except BaseException:
+                courier.close(0.0)
+                raise
         except BaseException:
             self._remove_hooks()
             raise
-        self._courier = courier if rank(group) == 0 else None
+        self._courier: Courier | None = courier
+        if rank(group) != 0:
+            courier.close(0.0)
+            self._courier = None
         self._placement = None if attachment is None else attachment.run.placement
         self._plan_id = None if attachment is None else attachment.run.plan_id
         self._last_window: Window | None = None

@@ -81,7 +81,7 @@ class PlannerService:
         response = self._send("GET", f"/v1/runs/{quote(name, safe='')}")
         if response.is_success:
             return _read(Run, response)
-        if response.status_code != HTTPStatus.NOT_FOUND:
+        if response.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY):  # 422: no id looks so
             _accepted(response)
         named = self._items(_accepted(self._send("GET", f"/v1/runs?name={quote(name, safe='')}&limit=1")))
         return _value(Run, named[0]) if named else None

@@ -56,6 +56,7 @@ class Courier:
         self._local: dict[int, Future[Decision]] = {}
         self._changed = threading.Condition()
         self._closing = False
+        self._gives_up = False
         self._trouble: Trouble | None = None
         self._pause_s = FIRST_PAUSE_S
         self._thinker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trimtab-policy")
@@ -107,14 +108,14 @@ class Courier:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is not None:
+        if self._thread is None:
+            self._service.close()
+        else:
             self._thread.join(timeout_s)
         self._thinker.shutdown(wait=False, cancel_futures=True)
         with self._changed:
             if self._waiting:
                 logger.warning("%d windows were not delivered", len(self._waiting))
-        if self._thread is None or not self._thread.is_alive():
-            self._service.close()
 
     def _numbered(self, window: Window) -> Window:
         """The window as the run counts: a job that attaches to a run goes on after what the run has seen."""
@@ -123,13 +124,7 @@ class Courier:
         return window.model_copy(update={"index": index, "first_step": step})
 
     def _deliver_all(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._closing:
-                    self._changed.wait()
-                if not self._waiting or (self._closing and self._trouble):
-                    return
-                window = self._waiting[0]
+        while (window := self._next_window()) is not None:
             try:
                 self._deliver(window)
             except UnavailableError as error:
@@ -142,6 +137,14 @@ class Courier:
                 self._done_with(window)
             else:
                 self._note_well()
+        self._service.close()
+
+    def _next_window(self) -> Window | None:
+        """Wait for a window that can be delivered; None: the job ends, and there is none."""
+        with self._changed:
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            return self._waiting[0] if self._waiting and not self._gives_up else None
 
     def _deliver(self, window: Window) -> None:
         """One attempt; raises UnavailableError to be repeated, InputError if there is still no run to report to."""
@@ -163,13 +166,14 @@ class Courier:
                 self._waiting.popleft()
 
     def _wait_out(self, trouble: Trouble, error: TrimtabError) -> None:
-        """Log what is new, and pause before the next attempt, unless the job ends."""
+        """Log what is new, and pause before the next attempt; a job that ends makes one more at once, no second."""
         if self._trouble is not trouble:
             logger.warning("the planner service %s (%s); training goes on", trouble.value, error)
         self._trouble = trouble
         until = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         with self._changed:
+            self._gives_up = self._closing
             while not self._closing and time.monotonic() < until:
                 self._changed.wait(until - time.monotonic())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -45,7 +46,7 @@ def launch(
     Raises RankFailedError if one raises or dies, UnavailableError after `timeout_s`. No process is left behind.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", function.__module__])
+    context.set_forkserver_preload(["runtime", function.__module__])
     processes: list[ForkServerProcess] = []
     connections: list[Connection] = []
     finished = False
@@ -114,6 +115,11 @@ class _Seat(NamedTuple):
 def _rank_main(function: Callable[..., Any], seat: _Seat, parent: Connection, arguments: Sequence[Any]) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
+
+    def send(kind: str, content: object) -> None:
+        # By value: tensors through `Connection.send` would live in shared memory that ends with this process.
+        parent.send_bytes(pickle.dumps((kind, content)))
+
     try:
         dist.init_process_group(
             "gloo",
@@ -122,12 +128,12 @@ def _rank_main(function: Callable[..., Any], seat: _Seat, parent: Connection, ar
             world_size=seat.num_ranks,
             timeout=timedelta(seconds=seat.timeout_s),
         )
-        result = function(lambda message: parent.send(("report", message)), *arguments)
+        result = function(lambda message: send("report", message), *arguments)
         dist.barrier()
-        parent.send(("result", result))
+        send("result", result)
         dist.destroy_process_group()
     except BaseException:
-        parent.send(("failed", traceback.format_exc()))
+        send("failed", traceback.format_exc())
     finally:
         # Not a normal exit: gloo's threads sometimes abort the interpreter while it shuts down.
         sys.stdout.flush()

@@ -1,0 +1,276 @@
+"""The agent on one process, against a planner that behaves well, badly, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+import torch
+from planner_samples import SEARCH, SamplePlanner, keep, sample_run, turn
+from torch import nn
+from training_samples import EXPERTS, LAYERS, TOKENS, largest_difference, make_job, my_batches, train_step
+
+from planner.spec.decision import Action
+from planner.spec.errors import InputError
+from runtime.agent import Agent
+from runtime.moe import moe_layers
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+def fixed_policy(answer):
+    """A local policy that answers like `answer`."""
+    return lambda run: answer
+
+
+@pytest.fixture
+def planner():
+    with SamplePlanner(ranks=1) as planner:
+        yield planner
+
+
+def train(agent, model, optimizer, steps, pause_s=0.0):
+    data, losses = my_batches(union=1), []
+    for _ in range(steps):
+        losses.append(train_step(model, optimizer, next(data)))
+        time.sleep(pause_s)
+        if agent is not None:
+            agent.step()
+    return losses
+
+
+def make_agent(planner, model, optimizer, **changes):
+    url = planner if isinstance(planner, str) else planner.url
+    arguments = {"service": url, "run": "my-run", "search": SEARCH, "window_steps": 4, "timeout_s": 2.0}
+    return Agent(model=model, optimizer=optimizer, **arguments | changes)
+
+
+@pytest.fixture(scope="module")
+def plain_losses():
+    return train(None, *make_job(), 24)
+
+
+def test_windows_arrive_and_decisions_are_carried_out_without_a_trace_in_the_losses(planner, plain_losses):
+    model, optimizer = make_job()
+    heard = []
+    with make_agent(planner, model, optimizer, on_decision=heard.append) as agent:
+        losses = train(agent, model, optimizer, 24, pause_s=0.02)
+    assert [window.index for window in planner.windows] == list(range(6))
+    assert [window.first_step for window in planner.windows] == [0, 4, 8, 12, 16, 20]
+    for window in planner.windows:
+        assert [sum(row) for row in window.tokens] == [4 * 2 * TOKENS * 2] * LAYERS
+        assert window.step_time_s >= 0.02
+    assert [decision.window for decision in heard] == list(range(5))
+    assert {decision.action for decision in heard} == {Action.REBALANCE}
+    first = tuple(range(EXPERTS))
+    assert [w.placement.layers[0] for w in planner.windows] == [
+        tuple(first[-turns:] + first[:-turns]) if turns else first for turns in range(6)
+    ]
+    assert moe_layers(model)[1].slots == planner.windows[-1].placement.layers[1]
+    assert largest_difference(losses, plain_losses) <= 1e-5
+
+
+def test_advise_never_touches_the_model(planner):
+    model, optimizer = make_job()
+    heard = []
+    with make_agent(planner, model, None, apply="advise", on_decision=heard.append) as agent:
+        train(agent, model, optimizer, 12, pause_s=0.02)
+    assert len(heard) == 2
+    assert moe_layers(model)[0].slots == tuple(range(EXPERTS))
+    assert {window.placement.layers[0] for window in planner.windows} == {tuple(range(EXPERTS))}
+
+
+def test_the_run_is_found_by_id_or_name_and_its_history_goes_on(planner):
+    run = sample_run("old", ranks=1)
+    planner.runs[run.id] = run
+    for name in ("old", run.id):
+        model, optimizer = make_job()
+        with make_agent(planner, model, optimizer, run=name, search=None) as agent:
+            train(agent, model, optimizer, 12, pause_s=0.02)
+    assert [window.index for window in planner.windows] == list(range(6))
+    assert [window.first_step for window in planner.windows] == [0, 4, 8, 12, 16, 20]
+    assert not any(command == "POST" and path == "/v1/runs" for command, path, _ in planner.requests)
+
+
+def test_address_and_token_come_from_the_environment(planner, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_SERVICE", planner.url)
+    monkeypatch.setenv("TRIMTAB_TOKEN", "secret")
+    model, optimizer = make_job()
+    with Agent(run="my-run", search=SEARCH, model=model, optimizer=optimizer):
+        pass
+    assert {token for _, _, token in planner.requests} == {"Bearer secret"}
+
+
+def test_a_service_that_is_away_from_the_start_costs_nothing_and_gets_all_windows_later(planner, plain_losses, caplog):
+    planner.mode = 503
+    model, optimizer = make_job()
+    agent = make_agent(planner, model, optimizer)
+    losses = train(agent, model, optimizer, 12)
+    planner.mode = "up"
+    deadline = time.monotonic() + 10
+    while len(planner.windows) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    losses += train(agent, model, optimizer, 0)
+    agent.close()
+    assert [window.index for window in planner.windows] == [0, 1, 2]
+    assert largest_difference(losses, plain_losses[:12]) <= 1e-5
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [("is away" in text, "is back" in text) for text in warnings] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize("mode", ["garbage", "misfit", "stale", "hang-up", 500, 503, 404, 401, 302])
+def test_whatever_goes_wrong_the_local_policy_decides_and_windows_are_delivered_later(
+    planner, plain_losses, caplog, mode
+):
+    model, optimizer = make_job()
+    heard = []
+    agent = make_agent(planner, model, optimizer, policy=fixed_policy(turn), on_decision=heard.append)
+    planner.decide, planner.mode = keep, mode
+    losses = train(agent, model, optimizer, 12, pause_s=0.01)
+    assert [decision.action for decision in heard] == [Action.REBALANCE] * 2
+    if mode in ("misfit", "stale", "hang-up"):
+        planner.windows.clear(), planner.decisions.clear()  # it had understood, only its answers were wrong
+    planner.mode = "up"
+    agent.close(timeout_s=0.1)
+    assert largest_difference(losses, plain_losses[:12]) <= 1e-5
+    warnings = [record.message for record in caplog.records if "is away" in record.message]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("mode", [400, 409, 413, 422])
+def test_a_window_that_the_service_refuses_is_given_up_and_the_next_goes_on(planner, caplog, mode):
+    model, optimizer = make_job()
+    agent = make_agent(planner, model, optimizer)
+    planner.mode = mode
+    train(agent, model, optimizer, 4)
+    deadline = time.monotonic() + 10
+    while not any("given up" in record.message for record in caplog.records) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    planner.mode = "up"
+    train(agent, model, optimizer, 8)
+    agent.close()
+    assert [window.index for window in planner.windows] == [1, 2]
+
+
+def test_a_service_that_sleeps_never_slows_a_step_down(planner):
+    model, optimizer = make_job()
+    agent = make_agent(planner, model, optimizer, timeout_s=20.0)
+    planner.mode = "slow"
+    longest = 0.0
+    for _ in range(24):
+        before = time.monotonic()
+        agent.step()
+        train_step(model, optimizer, next(my_batches(union=1)))
+        longest = max(longest, time.monotonic() - before)
+    before = time.monotonic()
+    agent.close(timeout_s=0.2)
+    assert longest < 1.0 and time.monotonic() - before < 2.0
+
+
+def test_a_window_in_which_nothing_was_trained_is_left_out(planner, caplog):
+    model, optimizer = make_job()
+    agent = make_agent(planner, model, optimizer)
+    for _ in range(4):
+        agent.step()
+    train(agent, model, optimizer, 4)
+    agent.close()
+    assert [window.index for window in planner.windows] == [1]
+    assert "window 0 is left out" in caplog.text
+
+
+def test_a_placement_that_the_layer_cannot_hold_leaves_model_and_training_as_they_are(planner, plain_losses, caplog):
+    def with_replica(window):
+        decision = turn(window)
+        rows = tuple((*row, 0) for row in decision.placement.layers)
+        return decision.model_copy(update={"placement": decision.placement.model_copy(update={"layers": rows})})
+
+    planner.decide = with_replica
+    model, optimizer = make_job()
+    with make_agent(planner, model, optimizer) as agent:
+        losses = train(agent, model, optimizer, 12, pause_s=0.02)
+    assert "nothing was moved" in caplog.text and "replicas" in caplog.text
+    assert moe_layers(model)[0].slots == tuple(range(EXPERTS))
+    assert largest_difference(losses, plain_losses[:12]) <= 1e-5
+
+
+def test_an_own_executor_that_carried_out_a_switch_is_believed(planner):
+    def switch(window):
+        return keep(window).model_copy(update={"action": Action.SWITCH_PLAN, "plan_id": "other"})
+
+    planner.decide = switch
+    model, optimizer = make_job()
+    answers = iter([False, True, True, True])
+    with make_agent(planner, model, optimizer, on_decision=lambda decision: next(answers)) as agent:
+        train(agent, model, optimizer, 20, pause_s=0.02)
+    known = planner.windows[0].plan_id
+    assert [window.plan_id for window in planner.windows] == [known, known, "other", "other", "other"]
+
+
+def test_closing_removes_the_hooks_and_may_be_repeated(planner):
+    model, optimizer = make_job()
+    agent = make_agent(planner, model, optimizer)
+    agent.close()
+    agent.close()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class OtherRouters(nn.Module):
+    """Ours and a stranger's in one model."""
+
+    def __init__(self):
+        super().__init__()
+        self.ours = make_job()[0]
+        self.theirs = type("NewTopKRouter", (nn.Linear,), {"__module__": "transformers.new", "num_experts": 4})(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        ({"window_steps": 0}, "window_steps", "must be at least 1"),
+        ({"window_steps": -3}, "window_steps", "must be at least 1"),
+        ({"apply": "perhaps"}, "apply", 'must be "migrate" or "advise"'),
+        ({"service": ""}, "service", "TRIMTAB_SERVICE"),
+        ({"service": "ftp://planner"}, "service", "must be an http or https address"),
+        ({"service": "planner:8000"}, "service", "must be an http or https address"),
+        ({"optimizer": None}, "optimizer", "is required to move experts"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())}, "optimizer", "does not hold the experts"),
+        ({"search": None}, "run", "give search="),
+        ({"search": "unknown"}, "run", "no search 'unknown'"),
+        ({"model": nn.Linear(2, 2)}, "model", "has no router that is known"),
+        ({"model": OtherRouters()}, "model", "mixes"),
+    ],
+)
+def test_what_cannot_be_right_is_said_when_the_agent_is_made(planner, monkeypatch, changes, field, message):
+    monkeypatch.delenv("TRIMTAB_SERVICE", raising=False)
+    model, optimizer = make_job()
+    arguments = {"service": planner.url, "run": "my-run", "search": SEARCH, "model": model, "optimizer": optimizer}
+    with pytest.raises(InputError, match=message) as caught:
+        Agent(**arguments | changes)
+    assert [problem.field for problem in caught.value.problems] == [field]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_run_that_was_planned_for_other_experts_or_ranks_is_refused(planner):
+    model, optimizer = make_job()
+    planner.ranks = 4
+    with pytest.raises(InputError, match="over 4 ranks, the model over 1"):
+        make_agent(planner, model, optimizer)
+    del model.blocks[1]
+    with pytest.raises(InputError, match="for 1 MoE layers of 8 experts, but run 'my-run' was planned for 2"):
+        make_agent(planner, model, torch.optim.AdamW(model.parameters()))
+
+
+@pytest.mark.parametrize("mode", [401, 403])
+def test_a_token_that_is_not_let_in_is_said_when_the_agent_is_made(planner, mode):
+    planner.mode = mode
+    with pytest.raises(InputError, match="does not let us in"):
+        make_agent(planner, *make_job())
+
+
+def test_nobody_listening_is_a_warning_not_an_error(plain_losses, caplog):
+    model, optimizer = make_job()
+    with make_agent(NOWHERE, model, optimizer) as agent:
+        losses = train(agent, model, optimizer, 8)
+    assert largest_difference(losses, plain_losses[:8]) <= 1e-5
+    assert "is away" in caplog.text and "2 windows were not delivered" in caplog.text

@@ -1,0 +1,172 @@
+"""The agent on four real processes: one decision, at one step, on every rank, whatever the service does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from planner_samples import SEARCH, SamplePlanner, keep, turn
+from training_samples import (
+    EXPERTS,
+    LAYERS,
+    RANKS,
+    TOKENS,
+    largest_difference,
+    make_job,
+    my_batches,
+    train_step,
+    train_with_migrations,
+)
+
+from planner.spec.errors import InputError
+from runtime.agent import Agent
+from runtime.hooks import attach
+from runtime.launch import launch
+from runtime.moe import moe_layers
+
+STEPS, WINDOW = 32, 4
+
+
+def turning_policy(run):
+    """Away from the service, experts turn too: so it shows who decided by the reason."""
+    return lambda window: turn(window).model_copy(update={"reason": "decided alone"})
+
+
+def train_with_agent(report, url, steps):
+    model, optimizer = make_job()
+    heard, losses, data = [], [], my_batches()
+    step = 0
+
+    def note(decision):
+        heard.append((step, decision))
+
+    agent = Agent(
+        service=url,
+        run="my-run",
+        search=SEARCH,
+        model=model,
+        optimizer=optimizer,
+        window_steps=WINDOW,
+        timeout_s=5.0,
+        on_decision=note,
+        policy=turning_policy,
+    )
+    for step in range(1, steps + 1):
+        losses.append(train_step(model, optimizer, next(data)))
+        before = time.monotonic()
+        agent.step()
+        report((step, time.monotonic() - before))
+        time.sleep(0.02)
+    agent.close()
+    return losses, heard, [layer.slots for layer in moe_layers(model)]
+
+
+@pytest.fixture(scope="module")
+def plain_losses():
+    return launch(train_with_migrations, RANKS, (STEPS, 0), timeout_s=120)[0]
+
+
+def check_that_ranks_agree(results, plain_losses):
+    losses, heard, slots = results[0]
+    assert all(other == (losses, heard, slots) for other in results)
+    assert [step for step, _ in heard] == list(range(2 * WINDOW, STEPS + 1, WINDOW))
+    assert [decision.window for _, decision in heard] == list(range(STEPS // WINDOW - 1))
+    assert largest_difference(losses, plain_losses) <= 1e-5
+    assert slots[0] == (*range(EXPERTS - len(heard), EXPERTS), *range(EXPERTS - len(heard)))
+    return [decision.reason == "decided alone" for _, decision in heard]
+
+
+def test_a_service_that_goes_away_in_the_middle_changes_nothing_and_hears_everything_later(plain_losses):
+    with SamplePlanner() as planner:
+
+        def follow(rank, message):
+            step, _ = message
+            if rank == 0 and step in (10, 26):
+                planner.mode = "hang-up" if step == 10 else "up"
+
+        results = launch(train_with_agent, RANKS, (planner.url, STEPS), on_report=follow, timeout_s=120)
+        alone = check_that_ranks_agree(results, plain_losses)
+    assert not alone[0] and any(alone)
+    first_seen = list(dict.fromkeys(window.index for window in planner.windows))
+    assert first_seen == list(range(STEPS // WINDOW)), "every window arrives, in order"
+    assert all(sum(row) == WINDOW * RANKS * 2 * TOKENS * 2 for w in planner.windows for row in w.tokens)
+
+
+def test_a_service_that_sleeps_five_seconds_never_holds_a_step_up(plain_losses):
+    slowest = []
+    with SamplePlanner() as planner:
+
+        def follow(rank, message):
+            if message[0] == 1 and rank == 0:
+                planner.mode = "slow"
+            slowest.append(message[1])
+
+        results = launch(train_with_agent, RANKS, (planner.url, STEPS), on_report=follow, timeout_s=120)
+    assert all(check_that_ranks_agree(results, plain_losses))
+    assert len(slowest) == RANKS * STEPS and max(slowest) < 1.0
+
+
+def begin_what_cannot_begin(report, url):
+    model, optimizer = make_job()
+    with pytest.raises(InputError) as caught:
+        Agent(service=url, run="my-run", search="unknown", model=model, optimizer=optimizer)
+    return str(caught.value)
+
+
+def test_all_ranks_raise_the_same_error_when_the_run_cannot_begin():
+    with SamplePlanner() as planner:
+        messages = launch(begin_what_cannot_begin, RANKS, (planner.url,), timeout_s=60)
+    assert len(set(messages)) == 1 and "no search 'unknown'" in messages[0]
+
+
+def count_alone(report):
+    """Counts of this rank's tokens, without an agent, summed by hand."""
+    model, optimizer = make_job()
+    counters, data = attach(model), my_batches()
+    for _ in range(WINDOW):
+        train_step(model, optimizer, next(data))
+    counts = torch.stack([counter.take(torch.device("cpu")) for counter in counters])
+    dist.all_reduce(counts)
+    return counts.tolist()
+
+
+def test_a_window_holds_the_tokens_of_all_ranks():
+    with SamplePlanner(decide=keep) as planner:
+        launch(train_with_agent, RANKS, (planner.url, WINDOW), timeout_s=60)
+    [window] = planner.windows
+    wanted = launch(count_alone, RANKS, timeout_s=60)[0]
+    assert [list(row) for row in window.tokens] == wanted
+
+
+def skew_routers(model):
+    """All tokens of every layer go to the experts that one rank holds."""
+    for layer in moe_layers(model):
+        favoured = torch.zeros(EXPERTS)
+        favoured[: EXPERTS // RANKS] = 50.0
+        layer.router.register_forward_hook(lambda *_: None)
+        layer.router.projection.bias = torch.nn.Parameter(favoured, requires_grad=False)
+
+
+def train_skewed_alone(report):
+    model, optimizer = make_job()
+    skew_routers(model)
+    heard, data = [], my_batches()
+    with Agent(
+        service="http://127.0.0.1:9",
+        run="my-run",
+        model=model,
+        optimizer=optimizer,
+        window_steps=WINDOW,
+        on_decision=heard.append,
+    ) as agent:
+        for _ in range(2 * WINDOW):
+            train_step(model, optimizer, next(data))
+            agent.step()
+    return heard, [layer.slots for layer in moe_layers(model)]
+
+
+def test_without_a_run_nothing_is_decided_and_nothing_moves():
+    results = launch(train_skewed_alone, RANKS, timeout_s=60)
+    assert results == [([], [tuple(range(EXPERTS))] * LAYERS)] * RANKS
