@@ -1,4 +1,4 @@
-"""How strategies, layers and named parts are put in words: one wording for pictures, tables and explanations."""
+"""How strategies, layers and batches are put in words: one wording for pictures, tables and explanations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ _RECOMPUTE = {
     Recompute.FULL: "whole layer recomputed",
 }
 _SHORT_SHARDING = {Sharding.NONE: "", Sharding.OPTIMIZER: "zero1", Sharding.GRADIENTS: "zero2", Sharding.FULL: "zero3"}
-_HYPHENATED = ("tensor", "context", "data", "pipeline", "expert")
 
 
 def degrees(strategy: Strategy) -> str:
@@ -55,15 +54,6 @@ def strategy_lines(strategy: Strategy) -> tuple[str, ...]:
     if strategy.sequence_parallel:
         lines.insert(0, "sequence parallel between tensor-parallel regions")
     return tuple(lines)
-
-
-def part_name(key: str) -> str:
-    """A named part of time or memory as prose: `data_parallel_communication` → `data-parallel communication`."""
-    words = key.split("_")
-    for axis in _HYPHENATED:
-        if words[:2] == [axis, "parallel"]:
-            words[:2] = [f"{axis}-parallel"]
-    return " ".join(words).replace("all to all", "all-to-all")
 
 
 def layer_kind(layer: Embedding | Block | Head) -> str:

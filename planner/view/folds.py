@@ -9,9 +9,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-from planner.spec.errors import InputError
 from planner.spec.model import Model
 from planner.spec.plan import Plan, Stage
+from planner.view.match import check_model
 from planner.view.quantities import span
 
 
@@ -52,7 +52,7 @@ class Fold(NamedTuple):
 
 def fold_stages(model: Model, plan: Plan) -> tuple[Fold, ...]:
     """All stages of the plan in order, equal neighbours folded; raises InputError if the plan is for other layers."""
-    check_layers(model, plan)
+    check_model(model, plan)
     folds = []
     for _, group in groupby(enumerate(plan.stages), key=lambda numbered: _content(model, numbered[1])):
         members = tuple(group)
@@ -62,14 +62,8 @@ def fold_stages(model: Model, plan: Plan) -> tuple[Fold, ...]:
 
 def single_stages(model: Model, plan: Plan) -> tuple[Fold, ...]:
     """All stages of the plan in order, each alone; raises InputError if the plan is for other layers."""
-    check_layers(model, plan)
+    check_model(model, plan)
     return tuple(Fold(number, (stage,)) for number, stage in enumerate(plan.stages))
-
-
-def check_layers(model: Model, plan: Plan) -> None:
-    """Raise InputError if the plan cannot be of this model."""
-    if plan.num_layers != len(model.layers):
-        raise InputError.at("plan.stages", f"must hold the model's {len(model.layers)} layers, hold {plan.num_layers}")
 
 
 def _content(model: Model, stage: Stage) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from planner.spec.estimate import StageEstimate
-from planner.view.captions import part_name
+from planner.view.parts import part_name
 from planner.view.quantities import gibibytes, memory
 from planner.view.svg import Area, box, group, label, rectangle, tooltip, upright
 from planner.view.theme import Look

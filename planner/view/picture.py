@@ -6,26 +6,23 @@ and large groups of devices are drawn once, so that the picture of 100,000 devic
 
 from __future__ import annotations
 
-from planner.spec.errors import InputError
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.view.captions import batch, schedule
-from planner.view.folds import check_layers, fold_stages
+from planner.view.folds import fold_stages
+from planner.view.match import check_estimate, check_model
 from planner.view.quantities import memory, percent, seconds, significant
 from planner.view.stage_panel import stage_panel
 from planner.view.strategy_panel import strategy_marks, strategy_names, strategy_panel
 from planner.view.svg import MARGIN, WIDTH, Area, Panel, document, fitted, group, label, rectangle
-from planner.view.tables import check_stages
 from planner.view.time_panel import time_panel
 
 
 def plan_picture(model: Model, plan: Plan, estimate: Estimate) -> str:
     """The picture as SVG text; raises InputError if model, plan and estimate do not belong together."""
-    check_layers(model, plan)
-    check_stages(plan, estimate)
-    if estimate.plan_id != plan.id:
-        raise InputError.at("estimate.plan_id", f"must be that of the plan, {plan.id}, is {estimate.plan_id}")
+    check_model(model, plan)
+    check_estimate(plan, estimate)
     marks = strategy_marks(plan)
     panels = [
         _headline_panel(model, plan, estimate),

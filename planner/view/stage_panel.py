@@ -10,15 +10,14 @@ from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.strategy import Strategy
-from planner.view.captions import part_name
 from planner.view.folds import Fold, fold_stages, single_stages
 from planner.view.layer_map import MAP_LEFT, draw_kinds, draw_layers
 from planner.view.legend import draw_legend
 from planner.view.memory_bars import BAR_LEFT, Bar, Scale, draw_axis, draw_bar, draw_limit, draw_peak
+from planner.view.parts import memory_parts, part_name
 from planner.view.quantities import memory
 from planner.view.strategy_panel import StrategyMark
 from planner.view.svg import Panel, fitted, group, label
-from planner.view.tables import memory_parts
 from planner.view.theme import part_look
 
 MOST_SINGLE_STAGES = 16

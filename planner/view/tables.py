@@ -18,13 +18,14 @@ from itertools import groupby
 from typing import NamedTuple
 
 from planner.spec.decision import Decision
-from planner.spec.errors import InputError
 from planner.spec.estimate import Estimate, StageEstimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist, ShortlistEntry
 from planner.view import captions
 from planner.view.folds import Fold, fold_stages
+from planner.view.match import check_estimate
+from planner.view.parts import memory_parts, part_name, time_parts
 from planner.view.quantities import gibibytes, memory, percent, seconds, significant, span
 
 
@@ -75,7 +76,8 @@ def _shortlist_row(entry: ShortlistEntry) -> tuple[str, ...]:
 
 
 def headline_table(plan: Plan, estimate: Estimate) -> Table:
-    """What the plan is and what it reaches; one quantity per row."""
+    """What the plan is and what it reaches; one quantity per row. Raises InputError if they do not belong together."""
+    check_estimate(plan, estimate)
     fullest = max(estimate.stages, key=lambda stage: stage.peak_memory_bytes - stage.limit_bytes)
     rows = (
         ("plan", plan.summary),
@@ -120,9 +122,8 @@ def _fold_rows(model: Model, fold: Fold) -> Iterable[tuple[str, ...]]:
 def time_table(estimate: Estimate) -> Table:
     """Named parts of the step in the order of the estimate, and their sum; parts of no time are left out."""
     parts = [
-        (captions.part_name(key), seconds(part_s), percent(part_s / estimate.step_time_s))
-        for key, part_s in estimate.time.items()
-        if part_s > 0
+        (part_name(key), seconds(part_s), percent(part_s / estimate.step_time_s))
+        for key, part_s in time_parts(estimate).items()
     ]
     rows = (*parts, ("step", seconds(estimate.step_time_s), percent(1.0)))
     return Table("Time of a step", (Column("part"), Column("time", True), Column("share", True)), rows)
@@ -131,13 +132,13 @@ def time_table(estimate: Estimate) -> Table:
 def memory_table(plan: Plan, estimate: Estimate) -> Table:
     """Bytes per device in named parts, GiB; equal neighbouring stages stand once, parts that no stage has are left out.
 
-    Raises InputError if the estimate belongs to a plan with another number of stages.
+    Raises InputError if the estimate is not of this plan.
     """
-    check_stages(plan, estimate)
+    check_estimate(plan, estimate)
     keys = memory_parts(estimate)
     columns = (
         Column("stage"),
-        *(Column(captions.part_name(key), True) for key in keys),
+        *(Column(part_name(key), True) for key in keys),
         Column("peak", True),
         Column("limit", True),
         Column("free", True),
@@ -159,20 +160,6 @@ def _equal_neighbours(stages: Sequence[StageEstimate]) -> Iterable[tuple[int, in
     for _, group in groupby(enumerate(stages), key=lambda numbered: (numbered[1].memory, numbered[1].limit_bytes)):
         members = tuple(group)
         yield members[0][0], members[-1][0], members[0][1]
-
-
-def memory_parts(estimate: Estimate) -> tuple[str, ...]:
-    """Keys of the named parts of memory that any stage has, in order of appearance."""
-    keys = dict.fromkeys(key for stage in estimate.stages for key in stage.memory)
-    return tuple(key for key in keys if any(stage.memory.get(key, 0) for stage in estimate.stages))
-
-
-def check_stages(plan: Plan, estimate: Estimate) -> None:
-    """Raise InputError if the estimate cannot be of this plan."""
-    if len(plan.stages) != len(estimate.stages):
-        raise InputError.at(
-            "estimate.stages", f"must describe the plan's {len(plan.stages)} stages, describes {len(estimate.stages)}"
-        )
 
 
 def decision_table(decisions: Sequence[Decision]) -> Table:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from planner.spec.estimate import Estimate
-from planner.view.captions import part_name
 from planner.view.legend import draw_legend
+from planner.view.parts import part_name, time_parts
 from planner.view.quantities import percent, seconds
 from planner.view.svg import MARGIN, WIDTH, Area, Panel, box, group, label, tooltip
 from planner.view.theme import part_look
@@ -16,7 +16,7 @@ def time_panel(estimate: Estimate) -> Panel:
     """The bar under a heading, over its legend; parts of no time are left out."""
     panel = group()
     label(panel, 0, 14, f"Time of a step: {seconds(estimate.step_time_s)}", "h2")
-    parts = {key: part_s for key, part_s in estimate.time.items() if part_s > 0}
+    parts = time_parts(estimate)
     looks = {key: part_look(key, position) for position, key in enumerate(parts)}
     left = 0.0
     for position, (key, part_s) in enumerate(parts.items()):

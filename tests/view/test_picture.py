@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from planner.spec.errors import InputError
 from planner.view import plan_picture
-from planner.view.captions import part_name
+from planner.view.parts import part_name
 
 SVG = "{http://www.w3.org/2000/svg}"
 LAYERS = re.compile(r"(?P<row>stages? .*), layers (?P<first>\d+)(–(?P<last>\d+))?: (?P<letter>[A-Z]+), ")

@@ -19,7 +19,7 @@ from planner.view import (
     stage_table,
     time_table,
 )
-from planner.view.captions import part_name
+from planner.view.parts import part_name
 from planner.view.quantities import memory, percent, seconds, significant
 
 
@@ -98,7 +98,7 @@ def test_stages_with_equal_memory_stand_once():
 def test_an_estimate_of_another_plan_is_refused():
     _, plan, _ = samples.mixtral()
     _, _, other = samples.one_device()
-    with pytest.raises(InputError, match=r"4 stages, describes 1"):
+    with pytest.raises(InputError, match=r"estimate\.plan_id: must be that of the plan"):
         memory_table(plan, other)
 
 
