@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from planner.spec.value import Count, Name, NonNegative, Positive, Ratio, Value
+from planner.spec.value import Count, Name, NonNegative, Positive, Ratio, StrEnum, Value
 
 
 class Precision(StrEnum):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from planner.spec.placement import Move, Placement
-from planner.spec.value import Index, NonNegative, Value
+from planner.spec.value import Index, NonNegative, StrEnum, Value
 
 
 class Action(StrEnum):

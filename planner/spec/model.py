@@ -5,13 +5,12 @@ A layer is the embedding, one Transformer block, or the head; layers are numbere
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from planner.spec.value import Count, Index, Name, Value
+from planner.spec.value import Count, Index, Name, StrEnum, Value
 
 MAX_LAYERS = 10_000
 """Layers of one model; more is a mistake, or an attack on the planner's memory."""

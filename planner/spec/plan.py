@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, computed_field, model_validator
 
 from planner.spec.strategy import Recompute, Sharding, Strategy
-from planner.spec.value import Count, Index, Value, content_id
+from planner.spec.value import Count, Index, StrEnum, Value, content_id
 
 
 class ScheduleKind(StrEnum):

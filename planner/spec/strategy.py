@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import cached_property
 from math import prod
 from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
-from planner.spec.value import Count, Value
+from planner.spec.value import Count, StrEnum, Value
 
 
 class AxisKind(StrEnum):

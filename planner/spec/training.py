@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
 from planner.spec.cluster import Precision
-from planner.spec.value import Count, Positive, Value
+from planner.spec.value import Count, Positive, StrEnum, Value
 
 
 class Optimizer(StrEnum):

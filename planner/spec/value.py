@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if sys.version_info >= (3, 11):
+    from enum import StrEnum as StrEnum  # noqa: PLC0414 - exported from here
+else:
+    from enum import Enum
+
+    class StrEnum(str, Enum):
+        """An enumeration of strings that prints as its value: the standard library's, for Python 3.10."""
+
+        __str__ = str.__str__
+
 
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**53)]
 """A whole number of at least one that every JSON reader keeps exactly; 8.0, "8" and true are refused."""
