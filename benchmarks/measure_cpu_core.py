@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -136,6 +137,9 @@ def round_to(value, digits=3):
 
 
 def preset():
+    load = os.getloadavg()[0]
+    if load > os.cpu_count() / 4:
+        print(f"others use this machine (load average {load:.2f}): the figures will be too low", file=sys.stderr)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     fp32, bf16 = matmul_flops(torch.float32), matmul_flops(torch.bfloat16)
@@ -176,7 +180,7 @@ def preset():
             "provenance": "measured",
             "sources": [
                 f"measured {date.today()} by benchmarks/measure_cpu_core.py: {_processor()}, {os.cpu_count()} cores, "
-                f"torch {torch.__version__}, one thread",
+                f"torch {torch.__version__}, one thread, load average {load:.2f} before",
                 "peaks: the best matrix product of 1024 cubed, hence matmul_ratio 1; attention against the fp32 peak",
                 "matmul_tile: assumption, the block that vector registers hold",
                 "overlap_slowdown_ratio: assumption, gloo runs on the core that computes",
