@@ -6,8 +6,13 @@ between windows one and two apart, d1 and d2, whose means over windows T1 and T2
 
     d1 = q T1 + 2 r,    d2 = q T2 + 2 r,    so    q = (d2 - d1) / (T2 - T1),    r = (d1 - q T1) / 2.
 
-For such a walk exponential smoothing is the best linear forecast (Muth 1960), with the gain K of the scalar Kalman
-filter. So a load that drifts is followed at once; one that comes and goes (oscillation, a rotating hot spot, a spike
+For such a walk exponential smoothing is the best linear forecast (Muth 1960). The weight K of a window that comes t
+steps after the last one is that of the scalar Kalman filter, with the variance of the forecast so far in units of
+today's r, which is the last weight:
+
+    K = x / (x + 1),    x = K_last + q t / r;    without drift K = 1, 1/2, 1/3, ...: the mean of all windows.
+
+So a load that drifts is followed at once; one that comes and goes (oscillation, a rotating hot spot, a spike
 of one window) is averaged, because windows two apart are then no farther from each other than neighbours.
 
 The forecast lives until drift has carried the load as far as its own skew, |share - even|^2 / q steps, and, for want
@@ -19,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.balance import Floats
-from planner.spec.value import Count, Index, NonNegative, Value
+from planner.spec.value import Count, Index, NonNegative, Ratio, Value
 from planner.spec.window import Window
 from planner.spec.workload import Shares
 
@@ -58,8 +63,8 @@ class Forecast(Value):
     """[MoE layer][expert], each row sums to 1."""
     horizon_steps: NonNegative
     """Steps for which this is expected to hold."""
-    variance: NonNegative
-    """Expected squared distance of `shares` from the true load, summed over layers."""
+    weight: Ratio
+    """What the last window weighed in `shares`: 1 forgets all before it."""
     first_step: Index
     windows: Count
     recent: tuple[Seen, ...]
@@ -81,7 +86,7 @@ def begin_forecast(window: Window) -> Forecast:
     return Forecast(
         shares=seen.shares,
         horizon_steps=float(window.num_steps),
-        variance=_counting_noise(window),
+        weight=1.0,
         first_step=window.first_step,
         windows=1,
         recent=(seen,),
@@ -100,14 +105,14 @@ def update_forecast(forecast: Forecast, window: Window) -> Forecast:
         apart = elapsed + max(1.0, last.middle_step - before.middle_step)
         second = second.including(_distance(seen, before), apart)
     drift, noise = _drift_and_noise(neighbours, second, _counting_noise(window))
-    predicted = forecast.variance + drift * elapsed
-    weight = predicted / (predicted + noise) if predicted + noise > 0 else 1.0
+    uncertain = forecast.weight * noise + drift * elapsed
+    weight = uncertain / (uncertain + noise) if noise > 0 else 1.0
     shares = forecast.array + weight * (np.array(seen.shares) - forecast.array)
     lasted = max(window.first_step - forecast.first_step, 0) + window.num_steps
     return Forecast(
         shares=_rows(shares),
         horizon_steps=_horizon(shares, drift, float(lasted)),
-        variance=(1.0 - weight) * predicted,
+        weight=weight,
         first_step=min(forecast.first_step, window.first_step),
         windows=forecast.windows + 1,
         recent=(seen, last),

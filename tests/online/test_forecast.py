@@ -1,0 +1,121 @@
+"""The forecast follows what drifts, averages what comes and goes, and knows how long it can be trusted."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moe_runs import window
+
+from planner.online.forecast import Forecast, begin_forecast, update_forecast
+
+FLAT = np.ones((2, 8))
+HOT = np.array([[8.0] + [1.0] * 7] * 2)
+COLD = np.array([[1.0] * 7 + [8.0]] * 2)
+
+
+def shares(loads):
+    return loads / loads.sum(axis=1, keepdims=True)
+
+
+def forecast_after(sequence, num_steps=10):
+    forecast = begin_forecast(window(0, sequence[0], num_steps))
+    for index, loads in enumerate(sequence[1:], start=1):
+        forecast = update_forecast(forecast, window(index, loads, num_steps))
+    return forecast
+
+
+def distance(forecast, loads):
+    return float(np.abs(forecast.array - shares(np.asarray(loads, dtype=float))).max())
+
+
+def test_after_one_window_the_forecast_is_the_window_for_as_long_again():
+    forecast = forecast_after([HOT])
+    assert distance(forecast, HOT) < 1e-4
+    assert forecast.horizon_steps == 10
+
+
+def test_steady_load_with_the_noise_of_counting_is_averaged():
+    rng = np.random.default_rng(0)
+    noisy = [np.array([rng.multinomial(2000, row) for row in shares(HOT)]) for _ in range(40)]
+    forecast = begin_forecast(window(0, noisy[0], tokens=2000))
+    for index, loads in enumerate(noisy[1:], start=1):
+        forecast = update_forecast(forecast, window(index, loads, tokens=2000))
+    typical = np.mean([np.abs(shares(loads) - shares(HOT)).max() for loads in noisy])
+    assert distance(forecast, HOT) < typical / 2
+    assert forecast.horizon_steps > 200
+
+
+def test_a_steady_drift_is_followed_at_once():
+    rng = np.random.default_rng(1)
+    walk = np.cumsum(rng.normal(0, 0.3, (30, 2, 8)), axis=0)
+    forecast = forecast_after(np.exp(walk))
+    last, before = shares(np.exp(walk[-1])), shares(np.exp(walk[-2]))
+    assert np.abs(forecast.array - last).max() < 0.35 * np.abs(before - last).max()
+
+
+def test_a_lasting_change_is_followed_from_its_second_window_on():
+    forecast = forecast_after([HOT] * 20 + [COLD] * 2)
+    assert distance(forecast, COLD) < 0.05
+
+
+def test_a_spike_of_one_window_hardly_moves_the_forecast():
+    forecast = forecast_after([HOT] * 20 + [COLD])
+    assert distance(forecast, HOT) < 0.1 * distance(forecast, COLD)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_a_load_that_comes_and_goes_is_forecast_by_its_mean(period):
+    rotating = [np.roll(HOT, 2 * (index % period), axis=1) for index in range(24 * period)]
+    mean = np.mean([shares(loads) for loads in rotating[:period]], axis=0)
+    assert np.abs(forecast_after(rotating).array - mean).max() < 0.1
+
+
+def test_the_horizon_is_short_while_the_load_drifts_and_grows_while_it_stays():
+    rng = np.random.default_rng(2)
+    drifting = list(np.exp(np.cumsum(rng.normal(0, 0.5, (20, 2, 8)), axis=0)))
+    moving = forecast_after(drifting)
+    settled = forecast_after(drifting + [drifting[-1]] * 60)
+    assert moving.horizon_steps < 100
+    assert settled.horizon_steps > 3 * moving.horizon_steps
+
+
+def test_the_horizon_never_exceeds_what_the_run_has_lasted():
+    assert forecast_after([HOT] * 7).horizon_steps <= 70
+
+
+def test_missing_windows_count_as_drift_over_their_steps():
+    near = update_forecast(forecast_after([HOT, HOT, COLD]), window(3, HOT))
+    far = update_forecast(forecast_after([HOT, HOT, COLD]), window(300, HOT))
+    assert distance(far, HOT) <= distance(near, HOT)
+
+
+def test_a_job_set_back_to_an_earlier_step_goes_on():
+    back = window(9, COLD).model_copy(update={"first_step": 5})
+    forecast = update_forecast(forecast_after([HOT] * 5), back)
+    assert forecast.first_step == 0
+    assert forecast.horizon_steps > 0
+
+
+def test_all_tokens_on_one_expert_is_a_load_like_any_other():
+    only = np.eye(8)[:2] + 0.0
+    forecast = forecast_after([only, only, only])
+    assert distance(forecast, only) == 0
+
+
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(any), min_size=2, max_size=2),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 100),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_history_gives_shares_and_a_finite_horizon(history, num_steps):
+    forecast = begin_forecast(window(0, history[0], num_steps))
+    for index, loads in enumerate(history[1:], start=1):
+        forecast = update_forecast(forecast, window(index, loads, num_steps))
+    assert forecast.array.sum(axis=1) == pytest.approx(1)
+    assert (forecast.array >= 0).all()
+    assert 0 <= forecast.horizon_steps <= num_steps * len(history)
+    assert Forecast.model_validate_json(forecast.model_dump_json()) == forecast
