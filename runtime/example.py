@@ -7,8 +7,10 @@ grouped-query attention, expert-parallel feed-forward layers, learned positions.
 from __future__ import annotations
 
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,16 @@ from torch import Tensor, nn
 
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, LayerRun, Model, MoeFeedForward
-from runtime.exchange import Group
-from runtime.moe import ExpertParallelMoe
+from planner.spec.plan import Plan
+from planner.spec.strategy import ExpertStrategy, Recompute, Sharding
+from planner.spec.value import Count, Index, Positive, Value
+from runtime.agent import Agent
+from runtime.comparison import Comparison, compare_placements
+from runtime.exchange import Group, num_ranks, rank
+from runtime.gradients import average_gradients
+from runtime.launch import Report
+from runtime.migration import current_placement
+from runtime.moe import ExpertParallelMoe, moe_layers
 
 NUM_BYTES = 256
 
@@ -121,3 +131,94 @@ def batches(text: Tensor, samples: int, sequence_length: int, seed: int) -> Iter
     while True:
         starts = torch.randint(len(text) - sequence_length, (samples, 1), generator=generator)
         yield text[starts + within]
+
+
+class Job(Value):
+    """One training job: what to train, by which plan, and where the planner is."""
+
+    model: Model
+    plan: Plan
+    service: str
+    search: str
+    run: str
+    num_steps: Count
+    window_steps: Count
+    learning_rate: Positive = 2e-3
+    seed: Index = 0
+
+
+class Progress(NamedTuple):
+    """What rank 0 reports at the end of a window: its loss in nats per byte, and seconds; means over the window."""
+
+    step: int
+    loss: float
+    step_time_s: float
+
+
+def can_run(plan: Plan) -> bool:
+    """Whether this program trains by this plan: data parallelism, experts over all ranks, nothing else."""
+    strategies = {run.strategy for stage in plan.stages for run in stage.runs}
+    return len(plan.stages) == 1 and all(
+        strategy.data_parallel_size == plan.num_devices
+        and strategy.sharding is Sharding.NONE
+        and strategy.recompute is Recompute.NONE
+        and strategy.experts in (None, ExpertStrategy(expert_parallel_size=plan.num_devices))
+        for strategy in strategies
+    )
+
+
+def train(report: Report, job: Job) -> Comparison:
+    """The training program of one rank. Reports each `Progress` and each `Decision` from rank 0.
+
+    Returns what the adapted placement is worth against the first, on the model as it is at the end.
+    """
+    if not can_run(job.plan) or job.plan.num_devices != num_ranks(None):
+        raise InputError.at("plan", f"this example cannot run {job.plan.summary} on {num_ranks(None)} ranks")
+    tell = report if rank(None) == 0 else _say_nothing
+    torch.manual_seed(job.seed)
+    model = LanguageModel(job.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
+    first_placement = current_placement(moe_layers(model))
+    text = library_text(4_000_000)
+    data = batches(text, job.plan.micro_batch_size, job.plan.sequence_length, seed=rank(None))
+    agent = Agent(
+        service=job.service,
+        run=job.run,
+        search=job.search,
+        plan=job.plan.id,
+        model=model,
+        optimizer=optimizer,
+        window_steps=job.window_steps,
+        on_decision=tell,
+    )
+    losses: list[float] = []
+    began = time.perf_counter()
+    for step in range(1, job.num_steps + 1):
+        losses.append(train_step(model, optimizer, data, job.plan.num_micro_batches))
+        agent.step()
+        if step % job.window_steps == 0:
+            mean = sum(losses[-job.window_steps :]) / job.window_steps
+            tell(Progress(step, mean, (time.perf_counter() - began) / job.window_steps))
+            began = time.perf_counter()
+    agent.close()
+    placements = (first_placement, current_placement(moe_layers(model)))
+    return compare_placements(model, optimizer, placements, [next(data) for _ in range(8)])
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Iterator[Tensor], num_micro_batches: int
+) -> float:
+    """One step: this rank's micro-batches, gradients averaged over ranks, AdamW. Returns this rank's mean loss."""
+    optimizer.zero_grad()
+    total = 0.0
+    for _ in range(num_micro_batches):
+        loss = model(next(data)) / num_micro_batches
+        loss.backward()
+        total += loss.item()
+    average_gradients(model)
+    optimizer.step()
+    return total
+
+
+def _say_nothing(_: object) -> None:
+    """What ranks other than 0 report."""

@@ -1,0 +1,300 @@
+"""`make demo`: the whole story in one terminal, in under three minutes.
+
+It starts the service on a free port with a database that goes away again, has it plan a small Mixture-of-Experts
+language model for four processes of this machine, trains that model on the sources of Python's standard library with an
+agent inside, shows windows and decisions as they come, and measures what the moved experts gained. Exits with 1 if one
+of its promises fails: the model learns, experts move, the load of the ranks becomes more even.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from api.commands.terminal import certificate_line, show
+from planner.spec.cluster import Precision
+from planner.spec.decision import Action, Decision
+from planner.spec.errors import NotFoundError, TrimtabError, UnavailableError
+from planner.spec.model import Model, MoeFeedForward
+from planner.spec.parse import parse
+from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
+from planner.spec.shortlist import Shortlist
+from planner.spec.strategy import Recompute, Sharding
+from planner.spec.training import AttentionKernel, Training
+from planner.view.tables import shortlist_table
+from runtime.comparison import Comparison
+from runtime.example import Job, Progress, can_run, language_model, train
+from runtime.launch import launch
+
+RANKS = 4
+SEQUENCE_LENGTH = 128
+EXPERTS = MoeFeedForward(num_experts=16, top_k=2, expert_width=512)
+NUM_STEPS, WINDOW_STEPS = 120, 10
+TRAINING_TIMEOUT_S = 160.0
+SERVICE_TIMEOUT_S = 30.0
+
+console = Console(highlight=False)
+
+
+def main(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
+    port: Annotated[int, typer.Option(help="Port of the service; 0: any free one")] = 0,
+) -> None:
+    """Plan, train, adapt: the whole story in one terminal."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="trimtab-demo-") as folder, running_service(Path(folder), port) as url:
+        search_id, shortlist = plan(url)
+        job = job_for(url, search_id, shortlist)
+        comparison, progress, decisions = run_training(job)
+        promises = check_promises(comparison, progress, decisions)
+        show_gain(comparison, decisions)
+        show_where_to_look(url, search_id, job)
+        for promise, kept in promises.items():
+            console.print(f"[{'green' if kept else 'bold red'}]{'✓' if kept else '✗'} {promise}[/]")
+        console.print(f"[dim]{time.monotonic() - began:.0f} s in all[/]")
+        if keep:
+            wait_for_interrupt()
+    if not all(promises.values()):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def running_service(folder: Path, port: int) -> Iterator[str]:
+    """The service as a process of its own, over a database in `folder`; yields its address, and stops it at the end."""
+    heading("1", "The service")
+    log = folder / "service.log"
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", str(port)]
+    command += ["--database-url", f"sqlite:///{folder / 'demo.db'}", "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIMTAB_")}
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C reaches the demo only, which then stops the service in order.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        url = wait_for_service(process, log)
+        console.print(f"{url}  [dim](process {process.pid}, SQLite in {escape(str(folder))})[/]")
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for_service(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address, once the service is ready; raises UnavailableError with its log if it does not become so."""
+    deadline = time.monotonic() + SERVICE_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        address = re.search(r"serves at (http://\S+?),?\s", log.read_text())
+        if address is not None:
+            try:
+                if httpx.get(f"{address[1]}/readyz").is_success:
+                    return address[1]
+            except httpx.TransportError:
+                pass  # not listening yet
+        time.sleep(0.1)
+    raise UnavailableError(f"the service did not start:\n{log.read_text()}")
+
+
+def plan(url: str) -> tuple[str, Shortlist]:
+    """Have the service plan the model for this machine's processes."""
+    heading("2", "The plan")
+    request = SearchRequest(
+        model=ModelRequest(spec=model()),
+        cluster=ClusterRequest(nodes=1, devices_per_node=RANKS, device="cpu-core"),
+        training=Training(
+            global_batch_size=16,
+            sequence_length=SEQUENCE_LENGTH,
+            precision=Precision.FP32,
+            attention_kernel=AttentionKernel.UNFUSED,
+        ),
+        # What the training program can run; it moves experts, but does not switch plans.
+        options=Options(axes=("dp", "ep"), sharding=(Sharding.NONE,), recompute=(Recompute.NONE,), shortlist_size=1),
+    )
+    console.print(
+        f"A byte-level language model with {EXPERTS.num_experts} experts in each of {len(model().moe_layers)} layers, "
+        f"top-{EXPERTS.top_k}, on {RANKS} processes (`cpu-core`):"
+    )
+    body = request.model_dump(mode="json", exclude_none=True)
+    search = answer(httpx.post(f"{url}/v1/searches", json=body, headers={"Prefer": "wait=60"}, timeout=90))
+    shortlist = parse(Shortlist, answer(httpx.get(f"{url}/v1/searches/{search['id']}/shortlist")))
+    show(shortlist_table(shortlist))
+    console.print(f"[dim]{certificate_line(shortlist)}[/]")
+    return search["id"], shortlist
+
+
+def model() -> Model:
+    """What is planned and trained."""
+    return language_model(hidden_size=128, num_blocks=3, num_heads=4, experts=EXPERTS, sequence_length=SEQUENCE_LENGTH)
+
+
+def job_for(url: str, search_id: str, shortlist: Shortlist) -> Job:
+    """The job that runs the best plan that the training program can run."""
+    runnable = [entry.plan for entry in shortlist.plans if can_run(entry.plan)]
+    if not runnable:
+        raise NotFoundError("the shortlist has no plan that the training program can run")
+    return Job(
+        model=model(),
+        plan=runnable[0],
+        service=url,
+        search=search_id,
+        run="demo",
+        num_steps=NUM_STEPS,
+        window_steps=WINDOW_STEPS,
+    )
+
+
+def run_training(job: Job) -> tuple[Comparison, list[Progress], list[Decision]]:
+    """Train in processes of their own, and show what they report."""
+    heading("3", "The training job")
+    console.print(
+        f"{RANKS} processes, {job.num_steps} steps on the sources of Python's standard library, no auxiliary loss; "
+        f"the agent reports every {job.window_steps} steps.\n"
+    )
+    progress: list[Progress] = []
+    decisions: list[Decision] = []
+
+    def on_report(_rank: int, message: Any) -> None:
+        if isinstance(message, Decision):
+            decisions.append(message)
+            show_decision(message)
+        else:
+            progress.append(message)
+            console.print(
+                f"  step {message.step:>4}   loss {message.loss:.3f}   {message.step_time_s * 1e3:>5.0f} ms/step"
+            )
+            if message.step == job.num_steps:
+                console.print("\nThe same passes under the first and the adapted placement, in turns …")
+
+    results = launch(train, RANKS, (job,), on_report=on_report, timeout_s=TRAINING_TIMEOUT_S)
+    return results[0], progress, decisions
+
+
+def show_decision(decision: Decision) -> None:
+    """One decision, as it is carried out."""
+    color = "cyan" if decision.action is Action.KEEP else "bold yellow"
+    balance = f"imbalance {decision.imbalance_before:.2f}"
+    if decision.action is Action.REBALANCE:
+        balance += f" → {decision.imbalance_after:.2f} (bound {decision.imbalance_bound:.2f})"
+    console.print(f"  [{color}]window {decision.window:>2}: {decision.action.value}[/]  {balance}")
+    console.print(f"     [dim]{escape(decision.reason)}[/]")
+
+
+def check_promises(comparison: Comparison, progress: list[Progress], decisions: list[Decision]) -> dict[str, bool]:
+    """What the demo promises, and whether it came true."""
+    before, after = comparison.imbalance
+    rebalances = sum(decision.action is Action.REBALANCE for decision in decisions)
+    return {
+        f"the model learns: loss {progress[0].loss:.2f} → {progress[-1].loss:.2f}": (
+            progress[-1].loss < progress[0].loss - 0.5
+        ),
+        f"experts moved: {comparison.moved_experts} sit on another rank, after {rebalances} decisions": (
+            comparison.moved_experts > 0 and rebalances > 0
+        ),
+        f"the load of the ranks is more even: imbalance {before:.2f} → {after:.2f}": after < before,
+        f"the busiest rank has less to do: {comparison.busiest_cpu_ratio:.2f} times less CPU time": (
+            comparison.busiest_cpu_ratio > 1
+        ),
+    }
+
+
+def show_gain(comparison: Comparison, decisions: list[Decision]) -> None:
+    """What the moves were worth, as measured."""
+    heading("4", "What it gained")
+    before, after = comparison.imbalance
+    bound = decisions[-1].imbalance_bound if decisions else 1.0
+    console.print(
+        f"Load of the busiest rank over the mean   {before:.2f} → {after:.2f}   "
+        f"[dim](1 is even; about {bound:.2f} is as good as any placement can be)[/]"
+    )
+    console.print(
+        f"CPU time of the busiest rank             {comparison.busiest_cpu_ratio:.2f} times less   "
+        "[dim](what a step takes where each rank has a device of its own)[/]"
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = (
+        f"{RANKS} processes share {cores} cores here, which hides part of it" if cores < RANKS else f"{cores} cores"
+    )
+    console.print(
+        f"Time of a pass, forward and backward     {comparison.wall_ratio:.2f} times less   [dim]({shared})[/]"
+    )
+    console.print(
+        f"[dim]Median of {len(comparison.rounds)} rounds; in each, {comparison.passes_per_trial} passes on the same "
+        "batches under either placement, one after the other.[/]"
+    )
+
+
+def show_where_to_look(url: str, search_id: str, job: Job) -> None:
+    """Addresses of what was made."""
+    heading("5", "Where to look")
+    runs = answer(httpx.get(f"{url}/v1/runs", params={"name": job.run}))["items"]
+    windows = answer(httpx.get(f"{url}/v1/runs/{runs[0]['id']}/windows"))["items"]
+    picture = httpx.get(f"{url}/v1/plans/{job.plan.id}/picture")
+    places = {
+        "the plan": f"/v1/plans/{job.plan.id}",
+        f"its picture ({picture.headers.get('content-type', '?')}, {len(picture.content):,} bytes)": (
+            f"/v1/plans/{job.plan.id}/picture"
+        ),
+        "the shortlist": f"/v1/searches/{search_id}/shortlist",
+        f"the run: {len(windows)} windows": f"/v1/runs/{runs[0]['id']}/windows",
+        "its decisions": f"/v1/runs/{runs[0]['id']}/decisions",
+        "Swagger UI": "/docs",
+    }
+    for name, path in places.items():
+        console.print(f"  {url}{path}   [dim]{escape(name)}[/]", soft_wrap=True)
+    console.print(
+        "\n[dim]The service ends with the demo; `.venv/bin/python -m api.demo --keep` leaves it running to look at, "
+        "`make run` starts one that lasts.[/]\n"
+    )
+
+
+def answer(response: httpx.Response) -> Any:
+    """The JSON of a success; raises UnavailableError with what the service said otherwise."""
+    if not response.is_success:
+        raise UnavailableError(f"{response.request.url} answered {response.status_code}: {response.text}")
+    return response.json()
+
+
+def wait_for_interrupt() -> None:
+    """Leave the service running until Ctrl-C."""
+    console.print("The service runs until Ctrl-C.")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def heading(number: str, text: str) -> None:
+    """The begin of a chapter."""
+    console.print(f"\n[bold]{number} · {text}[/]")
+
+
+def run() -> None:
+    """Entry point; one line instead of a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        typer.run(main)
+    except TrimtabError as error:
+        sys.exit(f"demo: {error}")
+
+
+if __name__ == "__main__":
+    run()
