@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
-from planner.online.assign import keep_in_place, longest_first
+from planner.online.assign import align_slots, keep_in_place, longest_first
 from planner.online.refine import improve
 from planner.spec.placement import Move
 
@@ -33,16 +33,17 @@ class Options:
     """[options, L]: load of the hottest rank, in the unit of the loads."""
     moves: Indices
     """[options, L]: experts to copy, counted against option 0."""
+    num_ranks: int
 
     def choose(self, move_price: float) -> Indices:
         """[L, S]: the best option of each layer when a move is worth `move_price` of load on the hottest rank.
 
-        Of equals, the one with fewer moves, then the earlier.
+        Of equals, the one with fewer moves, then the earlier. An expert that stays on its rank keeps its slot.
         """
         value = self.hottest + move_price * self.moves
         best = np.lexsort((np.broadcast_to(np.arange(len(value))[:, None], value.shape), self.moves, value), axis=0)[0]
         chosen: Indices = self.slots[best, np.arange(value.shape[1])]
-        return chosen
+        return align_slots(chosen, self.slots[0], self.num_ranks)
 
 
 def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
@@ -60,7 +61,7 @@ def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
     relabelled = keep_in_place(path[-1, layers:], current, num_ranks)
     slots = np.concatenate([path[:, :layers], relabelled[None]])
     hottest = rank_loads(np.broadcast_to(loads, (len(slots), *loads.shape)), slots, num_ranks).max(axis=-1)
-    return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1))
+    return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1), num_ranks)
 
 
 def afresh(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
@@ -85,8 +86,8 @@ def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> In
 def moves_between(current: Indices, target: Indices, num_ranks: int) -> tuple[Move, ...]:
     """The copies that turn `current` into `target` (both [L, S]), from the nearest rank that has the expert.
 
-    An expert that a rank already has is not copied: it only changes its slot. Nearest is by rank number (ranks are
-    numbered from near to far); of two at equal distance the lower.
+    Experts that stay on a rank must keep their slots there, as in all that `Options.choose` returns. Nearest is by rank
+    number (near ranks have near numbers); of two at equal distance the lower.
     """
     slots_per_rank = target.shape[1] // num_ranks
     new = _newcomers(target[None], current, num_ranks, int(target.max()) + 1)[0]

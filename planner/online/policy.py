@@ -5,16 +5,21 @@ forecast is expected to hold, C the pause that the candidate costs. Its net valu
 seconds lost so far: for each window, its steps x (step under what was in force - step under the candidate of the
 greatest net value), both priced for the load that really came. The best candidate is taken that
 
-* has a positive net value and A >= TRUST C: the forecast says that it pays, and part of its cost was already lost; or
+* has a positive net value and A >= TRUST C (moving experts) or A >= C (switching plans, which stops the job): the
+  forecast says that it pays, and a good part of its cost was lost already; or
 * still gains and A >= C / TRUST: the loss has gone on whatever the forecast said.
 
-This is renting or buying with a prediction (Purohit, Svitkina and Kumar,
-NeurIPS 2018): TRUST near 0 believes the forecast, 1 ignores it.
+It takes C out of the account. This is renting or buying with a prediction (Purohit, Svitkina and Kumar, NeurIPS
+2018): TRUST near 0 believes the forecast, 1 ignores it.
 
-What it guarantees, over any load history: a move takes TRUST C out of the account, which holds only losses that were
-really suffered. With S the time of all steps and B the time they would have taken with the best plan and placement of
-each window, losses sum to at most S - B, so all moves cost at most (S - B) / TRUST: whatever the load does, steps and
-moves together take at most B + (1 + 1 / TRUST)(S - B) seconds. Moves never cost more than twice what imbalance did.
+What it guarantees, over any load history: the account holds only losses that were really suffered, and is never
+overdrawn by more than (1 - TRUST) of one move of experts. With S the time of all steps, B the time they would have
+taken with the best plan and placement of each window, and C_max the dearest move of experts, losses sum to at most
+S - B, so steps and moves together take at most
+
+    B + 2 (S - B) + (1 - TRUST) C_max
+
+seconds: but for half of one move, moves never cost more than imbalance did.
 """
 
 from __future__ import annotations
@@ -37,7 +42,8 @@ from planner.spec.window import Window
 from planner.spec.workload import BALANCED
 
 TRUST = 0.5
-"""Part of a move's cost that must have been lost before a forecast is acted on; its inverse, where it is not asked."""
+"""Part of a move's cost that must have been lost before a forecast is acted on; its inverse, where it is not asked.
+A choice, not a fit: the proof holds for every value in (0, 1]."""
 
 
 def decide(window: Window, state: RunState, context: RunContext, price: Price = estimate) -> tuple[Decision, RunState]:
@@ -65,7 +71,7 @@ def decide(window: Window, state: RunState, context: RunContext, price: Price = 
     state = _with_loss(pricing, plan, state, candidates[0], candidates, window)
     chosen = _affordable(candidates, state.account_s, forecast.horizon_steps)
     if chosen is None:
-        reason = reasons.not_yet(candidates[0], forecast.horizon_steps, state.account_s, TRUST)
+        reason = reasons.not_yet(candidates[0], forecast.horizon_steps, state.account_s, _advance_s(candidates[0]))
         return _keep(window, state, loads, forecast.horizon_steps, reason, candidates[0]), state
     return _act(window, state, loads, forecast.horizon_steps, chosen)
 
@@ -95,10 +101,15 @@ def _with_loss(
 
 def _affordable(candidates: list[Candidate], account_s: float, horizon_steps: float) -> Candidate | None:
     for candidate in candidates:
-        expected_to_pay = candidate.net_s(horizon_steps) > 0 and account_s >= TRUST * candidate.cost_s
+        expected_to_pay = candidate.net_s(horizon_steps) > 0 and account_s >= _advance_s(candidate)
         if expected_to_pay or account_s >= candidate.cost_s / TRUST:
             return candidate
     return None
+
+
+def _advance_s(candidate: Candidate) -> float:
+    """What must have been lost before the forecast is believed; only moves within the plan get credit."""
+    return TRUST * candidate.cost_s if candidate.moves else candidate.cost_s
 
 
 def _act(
@@ -109,7 +120,7 @@ def _act(
         update={
             "plan_id": chosen.plan.id,
             "placement": chosen.placement,
-            "account_s": state.account_s - TRUST * chosen.cost_s,
+            "account_s": state.account_s - chosen.cost_s,
         }
     )
     decision = Decision(

@@ -23,7 +23,7 @@ def act(chosen: Candidate, horizon_steps: float, switched: bool) -> str:
     )
 
 
-def not_yet(best: Candidate, horizon_steps: float, account_s: float, trust: float) -> str:
+def not_yet(best: Candidate, horizon_steps: float, account_s: float, advance_s: float) -> str:
     """A move that is not made, now."""
     switched = not best.moves
     offer = f"{_what(best, switched)} would save {_seconds(best.gain_s)} a step and cost {_seconds(best.cost_s)}"
@@ -31,7 +31,7 @@ def not_yet(best: Candidate, horizon_steps: float, account_s: float, trust: floa
         return f"{offer}: not paid back within the {horizon_steps:.3g} steps that the load is expected to last"
     return (
         f"{offer}: worth it if the load lasts, but only {_seconds(max(0.0, account_s))} were lost so far; "
-        f"waits for {_seconds(trust * best.cost_s)}"
+        f"waits for {_seconds(advance_s)}"
     )
 
 

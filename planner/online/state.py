@@ -27,7 +27,7 @@ class RunState(Value):
     """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster."""
     forecast: Forecast | None = None
     account_s: float = 0.0
-    """Seconds lost so far that another placement or plan would have saved, less what moves took from it."""
+    """Seconds lost so far that another placement or plan would have saved, less what moves have cost since."""
     last_window: Index | None = None
     """Index of the newest window that was counted."""
 

@@ -15,8 +15,8 @@ from planner.spec.run import RunContext
 from planner.spec.window import Window
 
 
-def cluster(nodes: int = 1, devices_per_node: int = 8) -> Cluster:
-    """Round numbers: 1e15 FLOP/s, 100 GB/s in a node, 10 GB/s between nodes."""
+def cluster(nodes: int = 1, devices_per_node: int = 8, bandwidth: float = 1e11) -> Cluster:
+    """Round numbers: 1e15 FLOP/s, 100 GB/s in a node unless told, 10 GB/s between nodes."""
     efficiency = KernelEfficiency(
         matmul_ratio=0.7,
         attention_forward_ratio=0.5,
@@ -34,7 +34,7 @@ def cluster(nodes: int = 1, devices_per_node: int = 8) -> Cluster:
         reserve_bytes=0,
         provenance=Provenance.DATASHEET,
     )
-    node = Level(name="node", num_devices=devices_per_node, link=Link(bandwidth_bytes_per_s=1e11, latency_s=1e-5))
+    node = Level(name="node", num_devices=devices_per_node, link=Link(bandwidth_bytes_per_s=bandwidth, latency_s=1e-5))
     network = Level(
         name="network", num_devices=nodes * devices_per_node, link=Link(bandwidth_bytes_per_s=1e10, latency_s=2e-5)
     )
@@ -43,10 +43,10 @@ def cluster(nodes: int = 1, devices_per_node: int = 8) -> Cluster:
     )
 
 
-def run_context(layers: int, experts: int, ranks: int, extra_slots: int = 0) -> RunContext:
+def run_context(layers: int, experts: int, ranks: int, extra_slots: int = 0, bandwidth: float = 1e11) -> RunContext:
     """One plan with `ranks` expert-parallel ranks on as many devices."""
     tokens = np.full((1, layers, experts), 1024)
-    return replay_context(tokens, 1, cluster(1, ranks), ranks, extra_slots)
+    return replay_context(tokens, 1, cluster(1, ranks, bandwidth), ranks, extra_slots)
 
 
 def window(index: int, loads: object, num_steps: int = 10, tokens: int = 100_000, **also: object) -> Window:
