@@ -10,9 +10,9 @@ from planner.cost.dense import dense_feed_forward, residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.kernels import overlapped_s
 from planner.cost.part import Conditions, Part, Share, add, share
-from planner.cost.state import State, state
+from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
-from planner.spec.model import Block, Embedding, Head, MoeFeedForward
+from planner.spec.model import Block, DenseFeedForward, Embedding, Head
 from planner.spec.strategy import Recompute, Strategy
 
 PassTime = tuple[float, float, float, float, float, float, float]
@@ -83,9 +83,32 @@ def layer_cost(
     holds its matrix itself (it does on another stage than the embedding).
     """
     part_of = share(strategy, samples, sequence_length)
-    whole = _whole(conditions, layer, strategy, part_of, load_ratio)
-    held = state(conditions, layer, strategy, own_copy)
-    again = _recomputed(whole, strategy.recompute)
+    whole = part_without_experts(conditions, layer, strategy, part_of)
+    held = state_without_experts(conditions, layer, strategy, own_copy)
+    if isinstance(layer, Block) and layer.moe is not None:
+        whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
+        held = add_states(held, state_of_experts(conditions, layer, strategy))
+    return compose(conditions, strategy.recompute, part_of, whole, held)
+
+
+def part_without_experts(
+    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share
+) -> Part:
+    """All of a layer that its axes alone decide: everything but the Mixture-of-Experts part of a block."""
+    if isinstance(layer, Embedding):
+        return embedding(conditions, layer, strategy, part_of)
+    if isinstance(layer, Head):
+        return head(conditions, layer, strategy, part_of)
+    parts = [attention(conditions, layer.attention, strategy, part_of), residual_stream(conditions, part_of)]
+    if isinstance(layer.feed_forward, DenseFeedForward):
+        width, gated = layer.feed_forward.width, layer.feed_forward.gated
+        parts.append(dense_feed_forward(conditions, width, gated, strategy, part_of))
+    return add(parts)
+
+
+def compose(conditions: Conditions, recompute: Recompute, part_of: Share, whole: Part, held: State) -> LayerCost:
+    """From what a layer computes and holds to its cost: recomputation, and traffic that compute hides."""
+    again = _recomputed(whole, recompute)
     forward_compute_s = whole.forward_s + whole.imbalance_forward_s
     backward_compute_s = whole.backward_s + whole.imbalance_backward_s + again[0]
     rate = conditions.rate
@@ -96,7 +119,7 @@ def layer_cost(
     free_backward_s = max(0.0, backward_compute_s - held.micro_backward_s)
     once_s = overlapped_s(rate, free_forward_s, held.once_forward_s) - free_forward_s
     once_s += overlapped_s(rate, free_backward_s, held.once_backward_s) - free_backward_s
-    kept = _kept(conditions, whole, strategy, part_of)
+    kept = _kept(conditions, whole, recompute, part_of)
     return LayerCost(
         forward=(
             whole.forward_s,
@@ -127,27 +150,6 @@ def layer_cost(
     )
 
 
-def _whole(
-    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share, load_ratio: float
-) -> Part:
-    if isinstance(layer, Embedding):
-        return embedding(conditions, layer, strategy, part_of)
-    if isinstance(layer, Head):
-        return head(conditions, layer, strategy, part_of)
-    feed_forward = layer.feed_forward
-    if isinstance(feed_forward, MoeFeedForward):
-        second = moe_feed_forward(conditions, feed_forward, strategy, part_of, load_ratio)
-    else:
-        second = dense_feed_forward(conditions, feed_forward.width, feed_forward.gated, strategy, part_of)
-    return add(
-        (
-            attention(conditions, layer.attention, strategy, part_of),
-            second,
-            residual_stream(conditions, part_of),
-        )
-    )
-
-
 def _recomputed(whole: Part, recompute: Recompute) -> tuple[float, float, float, float, float]:
     """What the backward pass does again: compute, and traffic of tensor, context and expert parallelism, imbalance."""
     if recompute is Recompute.FULL:
@@ -163,12 +165,12 @@ def _recomputed(whole: Part, recompute: Recompute) -> tuple[float, float, float,
     return (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def _kept(conditions: Conditions, whole: Part, strategy: Strategy, part_of: Share) -> float:
+def _kept(conditions: Conditions, whole: Part, recompute: Recompute, part_of: Share) -> float:
     """Activations kept by micro-batch: all, all but the attention core's, or the layer's input alone."""
-    if strategy.recompute is Recompute.FULL:
+    if recompute is Recompute.FULL:
         layer_input = part_of.edge_tokens * conditions.hidden_size * conditions.rate.element_bytes
         return min(whole.stored_bytes, layer_input)
-    if strategy.recompute is Recompute.SELECTIVE:
+    if recompute is Recompute.SELECTIVE:
         return whole.stored_bytes - whole.core_bytes
     return whole.stored_bytes
 

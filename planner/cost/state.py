@@ -61,12 +61,21 @@ def optimizer_bytes(training: Training) -> int:
     return moments + (0 if training.precision is Precision.FP32 else 4)
 
 
-def state(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool) -> State:
-    """State of a layer; a tied head counts the shared matrix only if it holds an `own_copy` of it."""
-    held = [_dense(conditions, layer, strategy, own_copy)]
-    if strategy.experts is not None:
-        held.append(_experts(conditions, layer, strategy))
-    return State(*(sum(column) for column in zip(*(_state(conditions, strategy, h) for h in held), strict=True)))
+def state_without_experts(
+    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool
+) -> State:
+    """State of everything but routed experts; a tied head counts the shared matrix only if it has an `own_copy`."""
+    return _state(conditions, strategy.sharding, _dense(conditions, layer, strategy, own_copy))
+
+
+def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy) -> State:
+    """State of the routed experts of an MoE layer."""
+    return _state(conditions, strategy.sharding, _experts(conditions, layer, strategy))
+
+
+def add_states(one: State, other: State) -> State:
+    """Two parts of one layer; their traffic follows one another."""
+    return State._make(map(float.__add__, one, other))
 
 
 def local_parameters(hidden_size: int, layer: Embedding | Block | Head, strategy: Strategy) -> tuple[float, float]:
@@ -99,8 +108,8 @@ def _experts(conditions: Conditions, layer: Embedding | Block | Head, strategy: 
     return _Held(parameters, group, ())
 
 
-def _state(conditions: Conditions, strategy: Strategy, held: _Held) -> State:
-    training, sharding = conditions.training, strategy.sharding
+def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
+    training = conditions.training
     count, parts = held.parameters, size(held.sharded_over)
     weight, gradient, moments = weight_bytes(training), gradient_bytes(training), optimizer_bytes(training)
     split_gradients = sharding in (Sharding.GRADIENTS, Sharding.FULL)

@@ -63,6 +63,8 @@ class Options(Value):
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
     max_virtual_stages: Count = 8
+    max_micro_batch_size: Count = 8
+    """Samples per micro-batch and data-parallel rank, at most."""
     scenarios: tuple[Scenario, ...] | None = None
     """Workloads with probabilities that sum to 1; None: balanced and standard skews."""
     time_limit_s: Positive | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -10,7 +9,7 @@ from pydantic import Field
 from planner.spec.cluster import Provenance
 from planner.spec.estimate import Estimate
 from planner.spec.plan import Plan
-from planner.spec.value import Count, Index, NonNegative, Positive, Value
+from planner.spec.value import Count, Index, NonNegative, Positive, StrEnum, Value
 from planner.spec.workload import Scenario
 
 
@@ -45,7 +44,9 @@ class ShortlistEntry(Value):
     best_for: tuple[str, ...]
     """Scenarios in which no other plan of the shortlist is faster."""
     regret_ratio: NonNegative
-    """Expected loss against the best plan known for each scenario, over the scenarios."""
+    """Expected loss against the best plan known for each scenario, over the scenarios in which the plan fits."""
+    out_of_memory_in: tuple[str, ...] = ()
+    """Scenarios whose busiest rank would run out of memory under this plan."""
     switch_cost_s: dict[str, float]
     """Predicted pause to go over to another plan of the shortlist, by plan id."""
 

@@ -1,0 +1,49 @@
+"""From the numbers of a solution back to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.search.families import Family, Stretches
+from planner.spec.cluster import Cluster
+from planner.spec.plan import Plan, Stage, StageRun
+from planner.spec.strategy import Strategy
+from planner.spec.training import Training
+
+
+def assemble(
+    cluster: Cluster,
+    training: Training,
+    family: Family,
+    stages: Sequence[Stretches],
+    strategies: Sequence[Sequence[Strategy]],
+) -> Plan:
+    """The plan with these stretches of layers on each stage, and for each stage one strategy per layer, in order."""
+    devices = cluster.num_devices // family.num_stages
+    first = strategies[0][0]
+    return Plan(
+        global_batch_size=family.global_batch_size,
+        sequence_length=training.sequence_length,
+        micro_batch_size=family.samples // first.data_parallel_size,
+        num_micro_batches=family.num_micro_batches,
+        schedule=family.schedule,
+        stages=tuple(
+            Stage(first_device=number * devices, num_devices=devices, runs=_runs(stretches, chosen))
+            for number, (stretches, chosen) in enumerate(zip(stages, strategies, strict=True))
+        ),
+    )
+
+
+def _runs(stretches: Stretches, strategies: Sequence[Strategy]) -> tuple[StageRun, ...]:
+    runs: list[StageRun] = []
+    remaining = iter(strategies)
+    for first, end in stretches:
+        begin = first
+        current = next(remaining)
+        for layer in range(first + 1, end):
+            following = next(remaining)
+            if following != current:
+                runs.append(StageRun(first_layer=begin, num_layers=layer - begin, strategy=current))
+                begin, current = layer, following
+        runs.append(StageRun(first_layer=begin, num_layers=end - begin, strategy=current))
+    return tuple(runs)

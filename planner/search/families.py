@@ -1,0 +1,135 @@
+"""The outer choices: batch size, stages, micro-batches, schedule. A family is what they leave open below."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from planner.search.tree import divisors
+from planner.spec.cluster import Cluster
+from planner.spec.errors import InputError
+from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.plan import Schedule, ScheduleKind
+from planner.spec.request import Options
+from planner.spec.strategy import AxisKind
+from planner.spec.training import Training
+
+Stretches = tuple[tuple[int, int], ...]
+"""Unbroken stretches of layers: (first layer, end layer)."""
+
+
+class Family(NamedTuple):
+    """Plans that share these choices."""
+
+    global_batch_size: int
+    num_stages: int
+    num_micro_batches: int
+    schedule: Schedule
+
+    @property
+    def samples(self) -> int:
+        """Samples of a micro-batch over all data-parallel ranks."""
+        return self.global_batch_size // self.num_micro_batches
+
+
+def batch_sizes(training: Training) -> list[int]:
+    """The batch sizes to try: the given one, or for `max` the powers of two up to the limit."""
+    if training.global_batch_size != "max":
+        return [training.global_batch_size]
+    return [2**power for power in range(training.max_global_batch_size.bit_length())]
+
+
+def families(
+    model: Model, cluster: Cluster, training: Training, options: Options, pruned: Counter[str]
+) -> list[Family]:
+    """All families of the declared space; counts what each rule removes."""
+    degrees = divisors(cluster.num_devices) if "pp" in options.axes else [1]
+    stage_counts = [degree for degree in degrees if degree <= len(model.layers)]
+    pruned["stages-need-layers"] += len(degrees) - len(stage_counts)
+    found = []
+    for batch in batch_sizes(training):
+        for stages in stage_counts:
+            for micro_batches in divisors(batch):
+                if not _cuttable(cluster.num_devices // stages, batch // micro_batches, options):
+                    pruned["micro-batch-size-limit"] += 1
+                    continue
+                for schedule in _schedules(model, stages, micro_batches, options, pruned):
+                    found.append(Family(batch, stages, micro_batches, schedule))
+    if not found:
+        raise InputError.at("training.global_batch_size", _no_family(cluster, training, options))
+    return found
+
+
+def equal_pieces(model: Model, num_stages: int, virtual_stages: int) -> tuple[Stretches, ...] | None:
+    """Stretches of each stage when the blocks are cut into equal pieces, dealt to the stages in turn.
+
+    The embedding joins the first piece, the head the last. None if the blocks do not divide.
+    """
+    blocks = [number for number, layer in enumerate(model.layers) if isinstance(layer, Block)]
+    size, rest = divmod(len(blocks), num_stages * virtual_stages)
+    if rest or not size:
+        return None
+    starts = [blocks[0] + piece * size for piece in range(num_stages * virtual_stages)]
+    starts[0] = 0
+    ends = [*starts[1:], len(model.layers)]
+    pieces = list(zip(starts, ends, strict=True))
+    return tuple(tuple(pieces[stage::num_stages]) for stage in range(num_stages))
+
+
+def even_stretches(model: Model, num_stages: int) -> tuple[Stretches, ...] | None:
+    """Stages with as equal numbers of blocks as possible, fewer where the embedding and the head are."""
+    edges = sum(isinstance(layer, Embedding | Head) for layer in model.layers)
+    blocks = len(model.layers) - edges
+    size, rest = divmod(blocks, num_stages)
+    if not size:
+        return None
+    # The middle stages first, then the first, then the last.
+    order = sorted(range(num_stages), key=lambda stage: (stage == num_stages - 1, stage == 0, stage))
+    longer = set(order[:rest])
+    ends = [isinstance(model.layers[0], Embedding) + 0]
+    for stage in range(num_stages):
+        ends.append(ends[-1] + size + (stage in longer))
+    ends[0], ends[-1] = 0, len(model.layers)
+    return tuple(((first, end),) for first, end in pairwise(ends))
+
+
+def _cuttable(stage_devices: int, samples: int, options: Options) -> bool:
+    """Whether some data-parallel degree leaves each rank at least one sample and not too many."""
+    allowed = {kind.value for kind in (AxisKind.DP, AxisKind.SDP)} & set(options.axes)
+    degrees = divisors(stage_devices) if allowed else [1]
+    return any(samples % degree == 0 and samples // degree <= options.max_micro_batch_size for degree in degrees)
+
+
+def _schedules(
+    model: Model, stages: int, micro_batches: int, options: Options, pruned: Counter[str]
+) -> Iterator[Schedule]:
+    one_f_one_b = ScheduleKind.ONE_F_ONE_B in options.schedules
+    if one_f_one_b or stages == 1:
+        yield Schedule()
+    if stages == 1:
+        return
+    if ScheduleKind.GPIPE in options.schedules:
+        # The same bubble as 1F1B, with every micro-batch in flight at once.
+        if one_f_one_b:
+            pruned["1f1b-instead-of-gpipe"] += 1
+        else:
+            yield Schedule(kind=ScheduleKind.GPIPE)
+    if ScheduleKind.INTERLEAVED not in options.schedules:
+        return
+    for virtual in range(2, options.max_virtual_stages + 1):
+        if micro_batches % stages:
+            pruned["interleaving-in-rounds-of-stages"] += 1
+        elif equal_pieces(model, stages, virtual) is None:
+            pruned["interleaving-in-equal-pieces"] += 1
+        else:
+            yield Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=virtual)
+
+
+def _no_family(cluster: Cluster, training: Training, options: Options) -> str:
+    return (
+        f"no way to cut {training.global_batch_size} samples over {cluster.num_devices} devices with axes "
+        f"{' '.join(options.axes)} and at most {options.max_micro_batch_size} samples per micro-batch and rank; "
+        f"try a multiple of {cluster.num_devices}, or allow tp or pp"
+    )

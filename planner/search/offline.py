@@ -1,0 +1,212 @@
+"""The offline stage from request to shortlist: explore under every scenario, price again, choose."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from math import isclose
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost import estimate
+from planner.cost.check import check_sequence
+from planner.cost.load import check_workload
+from planner.cost.part import conditions
+from planner.cost.switch import switch_plan_s
+from planner.search.explore import Candidate, Explored, Explorer
+from planner.search.families import families
+from planner.search.scenarios import standard_scenarios
+from planner.search.shortlist import choose, regrets
+from planner.search.table import Pricing
+from planner.search.tree import Space
+from planner.spec.cluster import Cluster
+from planner.spec.errors import InputError, InternalError, NoPlanFitsError
+from planner.spec.model import Model
+from planner.spec.plan import Plan, ScheduleKind
+from planner.spec.request import Options
+from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
+from planner.spec.training import Training
+from planner.spec.workload import BALANCED, Scenario
+
+Report = Callable[[float, str], None]
+Floats = NDArray[np.float64]
+_EVERYTHING = Options()
+
+
+def ignore(progress: float, message: str) -> None:
+    """Nobody listens."""
+
+
+class _Question(NamedTuple):
+    """What is planned."""
+
+    model: Model
+    cluster: Cluster
+    training: Training
+
+
+def search(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    options: Options = _EVERYTHING,
+    report: Report = ignore,
+    clock: Callable[[], float] = time.monotonic,
+) -> Shortlist:
+    """Search the declared space under every scenario and choose a shortlist.
+
+    `report(progress, message)` is called often, with progress from 0 to 1 that only grows; what it raises stops the
+    search. `clock` gives seconds. Raises InputError, and NoPlanFitsError with the nearest miss.
+    """
+    began = clock()
+    question = _Question(model, cluster, training)
+    scenarios = _scenarios(model, options)
+    check_sequence(model, training)
+    pruned: Counter[str] = Counter()
+    space = Space(cluster, training, options, pruned)
+    found = families(model, cluster, training, options, pruned)
+    workloads = [BALANCED, *(scenario.workload for scenario in scenarios if scenario.workload != BALANCED)]
+    explored: list[Explored] = []
+    pricing = _pricing(question, options)
+    for number, workload in enumerate(workloads):
+        priced = {split: one.under(workload) for split, one in pricing.items()}
+        counted = space if number == 0 else space._replace(pruned=Counter())
+        explorer = Explorer(counted, priced, found)
+        try:
+            explored.append(explorer.run(_scaled(report, number, len(workloads)), _deadline(options, began, clock)))
+        except NoPlanFitsError:
+            if number == 0:
+                raise
+            # Under this skew every plan runs out of memory: the scenario has no plan of its own.
+    report(1.0, "choosing the shortlist")
+    plans = _candidates(question, explored)
+    entries, kept = _shortlist(question, plans, scenarios, options.shortlist_size)
+    return Shortlist(
+        plans=entries,
+        certificate=_certificate(explored[0], space, len(found)),
+        scenarios=kept,
+        provenance=cluster.device.provenance,
+        search_time_s=clock() - began,
+    )
+
+
+def _scenarios(model: Model, options: Options) -> tuple[Scenario, ...]:
+    scenarios = options.scenarios or standard_scenarios(model)
+    for number, scenario in enumerate(scenarios):
+        try:
+            check_workload(len(model.moe_layers), scenario.workload)
+        except InputError as error:
+            raise error.under(f"options.scenarios[{number}]") from None
+    return scenarios
+
+
+def _pricing(question: _Question, options: Options) -> dict[bool, Pricing]:
+    """Prices for schedules whose rhythm has one beat, and for GPipe, which has two."""
+    common = conditions(question.model.hidden_size, question.cluster, question.training)
+    splits = {False} | ({True} if ScheduleKind.GPIPE in options.schedules else set())
+    return {split: Pricing(question.model, common, BALANCED, split) for split in sorted(splits)}
+
+
+def _scaled(report: Report, number: int, total: int) -> Report:
+    """Progress of one exploration among several, and never back."""
+    highest = number / total
+
+    def scaled(share: float, message: str) -> None:
+        nonlocal highest
+        highest = max(highest, (number + share) / total)
+        report(highest, message)
+
+    return scaled
+
+
+def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Callable[[], bool]:
+    limit = options.time_limit_s
+    return lambda: limit is not None and clock() - began > limit
+
+
+def _candidates(question: _Question, explored: list[Explored]) -> list[Plan]:
+    """The best plan for balanced load, the best of every other scenario, and the alternatives; each once."""
+    first = explored[0].best
+    _agrees(question, first)
+    ranked = [candidate.plan for one in explored for candidate in (one.best, *one.alternatives)]
+    return list({plan.id: plan for plan in [first.plan, *ranked]}.values())
+
+
+def _agrees(question: _Question, best: Candidate) -> None:
+    """The search's numbers and estimate() are one; anything else is a bug."""
+    price = estimate(*question, best.plan)
+    per_sample_s = price.step_time_s / best.plan.global_batch_size
+    if not isclose(per_sample_s, best.per_sample_s, rel_tol=1e-9) or not price.fits:
+        raise InternalError(
+            f"search and estimate disagree on plan {best.plan.id}: {best.per_sample_s!r} against {per_sample_s!r} "
+            f"seconds per sample, fits: {price.fits}"
+        )
+
+
+def _shortlist(
+    question: _Question, plans: list[Plan], scenarios: tuple[Scenario, ...], size: int
+) -> tuple[tuple[ShortlistEntry, ...], tuple[Scenario, ...]]:
+    """The entries, and the scenarios in which some plan fits, with probabilities scaled to sum to 1."""
+    balanced = [estimate(*question, plan) for plan in plans]
+    times = np.array([[_per_sample_s(question, plan, scenario) for scenario in scenarios] for plan in plans])
+    feasible = np.flatnonzero(np.isfinite(times).any(axis=0))
+    times = times[:, feasible]
+    total = sum(scenarios[i].probability for i in feasible)
+    kept = tuple(scenarios[i].model_copy(update={"probability": scenarios[i].probability / total}) for i in feasible)
+    probabilities = np.array([scenario.probability for scenario in kept])
+    chosen = choose(times, probabilities, min(size, len(plans)))
+    loss = regrets(times)
+    quickest = times[chosen].min(axis=0)
+    entries = tuple(
+        ShortlistEntry(
+            rank=rank,
+            plan=plans[plan],
+            estimate=balanced[plan],
+            best_for=tuple(s.workload.name for s, t, q in zip(kept, times[plan], quickest, strict=True) if t == q),
+            out_of_memory_in=tuple(
+                s.workload.name for s, t in zip(kept, times[plan], strict=True) if not np.isfinite(t)
+            ),
+            regret_ratio=_expected(loss[plan], probabilities),
+            switch_cost_s={
+                plans[other].id: switch_plan_s(*question, plans[plan], plans[other])
+                for other in chosen
+                if other != plan
+            },
+        )
+        for rank, plan in enumerate(chosen, start=1)
+    )
+    return entries, kept
+
+
+def _expected(loss: Floats, probabilities: Floats) -> float:
+    """Expected regret over the scenarios in which the plan fits."""
+    fits = np.isfinite(loss)
+    return float(loss[fits] @ probabilities[fits] / probabilities[fits].sum())
+
+
+def _per_sample_s(question: _Question, plan: Plan, scenario: Scenario) -> float:
+    price = estimate(*question, plan, scenario.workload)
+    return price.step_time_s / plan.global_batch_size if price.fits else float("inf")
+
+
+def _certificate(explored: Explored, space: Space, num_families: int) -> Certificate:
+    best = explored.best
+    batch = best.plan.global_batch_size
+    optimal = explored.lower_bound_per_sample_s >= best.per_sample_s
+    options = space.options
+    return Certificate(
+        status=CertificateStatus.OPTIMAL if optimal else CertificateStatus.BOUNDED,
+        lower_bound_s=explored.lower_bound_per_sample_s * batch,
+        gap_ratio=best.per_sample_s / explored.lower_bound_per_sample_s - 1.0,
+        space=(
+            f"{num_families} families of batch size, stages, micro-batches and schedule; for each layer any of "
+            f"axes {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, recompute "
+            f"{' '.join(options.recompute)}; up to {options.max_micro_batch_size} samples per micro-batch and rank, "
+            f"up to {options.max_virtual_stages} virtual stages"
+        ),
+        evaluated=explored.solved,
+        pruned={rule: count for rule, count in sorted(space.pruned.items()) if count},
+    )

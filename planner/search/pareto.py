@@ -1,0 +1,48 @@
+"""Which rows of a table no other row beats: the one dominance test of the search."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 256
+
+
+def undominated(values: NDArray[np.float64], groups: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """Indices, ascending, of the rows of `values` [rows, criteria] that no row of their group beats or equals.
+
+    Smaller is better. Of equal rows the first stays. `groups` [rows, keys]: rows are compared with equal keys only.
+    """
+    if len(values) == 0:
+        return np.zeros(0, dtype=np.int64)
+    if groups is None:
+        return np.sort(_undominated(values))
+    _, label = np.unique(groups, axis=0, return_inverse=True)
+    label = label.reshape(-1)
+    kept = []
+    for group in range(int(label.max()) + 1):
+        members = np.flatnonzero(label == group)
+        kept.append(members[_undominated(values[members])])
+    return np.sort(np.concatenate(kept))
+
+
+def _undominated(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    # In lexicographic order a row can only be beaten by an earlier one; a stable sort lets the first of equals win.
+    order = np.lexsort(values.T[::-1])
+    ordered = values[order]
+    kept = np.zeros((0, values.shape[1]))
+    kept_at: list[NDArray[np.int64]] = []
+    for start in range(0, len(ordered), _BLOCK):
+        block = ordered[start : start + _BLOCK]
+        if len(kept):
+            beaten = np.all(kept[None, :, :] <= block[:, None, :], axis=2)
+            positions = np.flatnonzero(np.logical_not(np.any(beaten, axis=1)))
+            block = block[positions]
+        else:
+            positions = np.arange(len(block))
+        beaten = np.all(block[None, :, :] <= block[:, None, :], axis=2)
+        beaten &= np.tri(len(block), k=-1, dtype=bool)
+        survivors = np.flatnonzero(np.logical_not(np.any(beaten, axis=1)))
+        kept = np.concatenate([kept, block[survivors]])
+        kept_at.append(order[start + positions[survivors]])
+    return np.concatenate(kept_at)

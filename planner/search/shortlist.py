@@ -1,0 +1,98 @@
+"""The shortlist: at most k plans that together lose least over the scenarios.
+
+    minimise    sum over scenarios s of p(s) * regret(plan that serves s, s)           [objective]
+    subject to  each scenario is served by one plan                                    [_served_once]
+                only chosen plans serve, and only where they fit                       [_served_by_chosen]
+                at most k plans, the best for balanced load among them                 [_at_most]
+                the largest regret of a served scenario, second in order               [second pass]
+
+An integer program (a k-median problem with one fixed median) for PuLP with HiGHS. Places left over go to the plans of
+least expected regret on their own, for the user to compare. Sees numbers only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pulp
+from numpy.typing import NDArray
+
+from planner.spec.errors import InternalError
+
+Floats = NDArray[np.float64]
+
+
+def regrets(times: Floats) -> Floats:
+    """[plans, scenarios]: loss against the fastest plan of each scenario, as a ratio; inf where a plan does not fit."""
+    regret: Floats = times / times.min(axis=0) - 1.0
+    return regret
+
+
+def choose(times: Floats, probabilities: Floats, size: int) -> list[int]:
+    """At most `size` of the plans [plans, scenarios] by time; plan 0 is always in, and first.
+
+    `times` in seconds per sample, inf where a plan does not fit; each scenario has a plan that fits.
+    """
+    regret = regrets(times)
+    chosen = _solve(regret, probabilities, size)
+    alone = np.where(np.isfinite(regret), regret, _worst(regret)) @ probabilities
+    rest = [plan for plan in np.lexsort((np.arange(len(alone)), alone)).tolist() if plan not in chosen]
+    filled = [*chosen, *rest][:size]
+    return [0, *sorted((plan for plan in filled if plan != 0), key=lambda plan: (times[plan, 0], plan))]
+
+
+def _worst(regret: Floats) -> float:
+    """A plan that runs out of memory in a scenario counts as worse than any that runs."""
+    return float(regret[np.isfinite(regret)].max()) + 1.0
+
+
+def _solve(regret: Floats, probabilities: Floats, size: int) -> list[int]:
+    """Least expected regret; among those, least largest regret."""
+    expected, _ = _program(regret, probabilities, size, None)
+    _, chosen = _program(regret, probabilities, size, expected)
+    return chosen
+
+
+def _program(regret: Floats, probabilities: Floats, size: int, expected: float | None) -> tuple[float, list[int]]:
+    plans, scenarios = regret.shape
+    program = pulp.LpProblem("shortlist", pulp.LpMinimize)
+    pick = [pulp.LpVariable(f"pick_{plan}", cat="Binary") for plan in range(plans)]
+    serve = {
+        (plan, scenario): pulp.LpVariable(f"serve_{plan}_{scenario}", lowBound=0, upBound=1)
+        for plan in range(plans)
+        for scenario in range(scenarios)
+        if np.isfinite(regret[plan, scenario])
+    }
+    loss = pulp.lpSum(probabilities[s] * regret[p, s] * variable for (p, s), variable in serve.items())
+    if expected is None:
+        program += loss
+    else:
+        largest = pulp.LpVariable("largest", lowBound=0)
+        program += largest
+        program += loss <= expected + 1e-9
+        for scenario in range(scenarios):
+            served = [regret[p, s] * variable for (p, s), variable in serve.items() if s == scenario]
+            program += largest >= pulp.lpSum(served)
+    _served_once(program, serve, scenarios)
+    _served_by_chosen(program, serve, pick)
+    _at_most(program, pick, size)
+    program.solve(pulp.HiGHS(msg=False, threads=1))
+    if program.sol_status != pulp.LpSolutionOptimal:
+        raise InternalError(f"the shortlist program ended {pulp.LpSolution[program.sol_status]}")
+    return float(pulp.value(loss)), [plan for plan in range(plans) if pick[plan].value() > 0.5]
+
+
+def _served_once(program: pulp.LpProblem, serve: dict[tuple[int, int], pulp.LpVariable], scenarios: int) -> None:
+    for scenario in range(scenarios):
+        program += pulp.lpSum(variable for (_, s), variable in serve.items() if s == scenario) == 1
+
+
+def _served_by_chosen(
+    program: pulp.LpProblem, serve: dict[tuple[int, int], pulp.LpVariable], pick: list[pulp.LpVariable]
+) -> None:
+    for (plan, _), variable in serve.items():
+        program += variable <= pick[plan]
+
+
+def _at_most(program: pulp.LpProblem, pick: list[pulp.LpVariable], size: int) -> None:
+    program += pulp.lpSum(pick) <= size
+    program += pick[0] == 1
