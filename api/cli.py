@@ -16,11 +16,12 @@ import typer
 from api.commands.options import shown
 from api.commands.plan import plan
 from api.commands.price import estimate, picture
+from api.commands.replay import replay
 from api.commands.serve import serve
 from api.problems import meaning
 from planner.spec.errors import CancelledError, TrimtabError
 
-_USAGE_ERROR = typer.BadParameter.__mro__[1]
+_USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """UsageError: of click, or of the copy that newer versions of typer bring along."""
 
 
@@ -33,7 +34,7 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (plan, estimate, picture, serve):
+    for command in (plan, estimate, picture, replay, serve):
         app.command()(command)
     return app
 

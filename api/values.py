@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Generic, TypeVar
 
 from pydantic import Field, computed_field
@@ -14,7 +13,7 @@ from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
 from planner.spec.training import Training
-from planner.spec.value import Name, Value
+from planner.spec.value import Name, StrEnum, Value
 from planner.spec.workload import BALANCED, Workload
 
 T = TypeVar("T")

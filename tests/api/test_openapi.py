@@ -1,0 +1,70 @@
+"""The OpenAPI document: complete enough to work from, and true."""
+
+import pytest
+
+from api.documentation import TAGS
+from api.examples import SEARCH_EXAMPLES
+from planner.spec.parse import parse
+from planner.spec.request import SearchRequest
+
+
+@pytest.fixture
+def document(client):
+    return client.get("/openapi.json").json()
+
+
+def operations(document):
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def test_every_operation_has_an_id_a_description_and_a_known_tag(document):
+    tags = {tag["name"] for tag in TAGS}
+    ids = [operation["operationId"] for operation in operations(document)]
+    assert len(ids) == len(set(ids)) >= 20
+    for operation in operations(document):
+        assert operation["description"] and operation["summary"]
+        assert len(operation["tags"]) == 1 and operation["tags"][0] in tags
+
+
+def test_every_problem_is_documented_as_a_problem_document(document):
+    for operation in operations(document):
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert list(response["content"]) == ["application/problem+json"], (operation["operationId"], status)
+                assert response["content"]["application/problem+json"]["schema"]["$ref"].endswith("/ProblemDocument")
+
+
+def test_what_takes_a_body_documents_how_bodies_fail(document):
+    for operation in operations(document):
+        if "requestBody" in operation:
+            assert {"400", "413", "415", "422"} <= set(operation["responses"]), operation["operationId"]
+
+
+def test_nothing_speaks_of_fastapi_s_own_errors(document):
+    assert "HTTPValidationError" not in str(document)
+
+
+def test_the_picture_is_documented_as_svg(document):
+    ok = document["paths"]["/v1/plans/{plan_id}/picture"]["get"]["responses"]["200"]
+    assert list(ok["content"]) == ["image/svg+xml"]
+
+
+def test_the_first_example_of_a_search_is_mixtral_on_64_devices():
+    request = parse(SearchRequest, next(iter(SEARCH_EXAMPLES.values()))["value"])
+    assert request.model.preset == "mixtral-8x7b"
+    assert (request.cluster.nodes, request.cluster.devices_per_node) == (8, 8)
+    assert (request.training.global_batch_size, request.training.sequence_length) == (1024, 4096)
+
+
+@pytest.mark.parametrize("name", SEARCH_EXAMPLES)
+def test_the_examples_of_searches_are_accepted(client, name):
+    assert client.post("/v1/searches", json=SEARCH_EXAMPLES[name]["value"]).status_code == 202
+
+
+def test_swagger_ui_comes_with_the_service(client):
+    page = client.get("/").text
+    assert "SwaggerUIBundle" in page
+    assert "http://" not in page.replace("http://testserver", "") and "https://" not in page
+    for path in ("/static/swagger-ui-bundle.js", "/static/swagger-ui.css", "/static/favicon.png"):
+        assert path in page
+        assert client.get(path).status_code == 200
