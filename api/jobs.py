@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 
 from api.problems import problem_of
 from api.search_store import SearchStore
@@ -70,6 +71,7 @@ class Jobs:
         interrupted = self._store.requeue_interrupted()
         if interrupted:
             log.info("%d interrupted searches start again", interrupted)
+        ensure_running()
         self._thread.start()
 
     def close(self) -> None:
@@ -126,12 +128,15 @@ class Jobs:
 
     def _start_waiting(self) -> None:
         """Give free places to the searches that wait longest."""
-        with self._lock:
-            while not self._closed and len(self._workers) < self._num_workers:
-                job = self._store.take_next()
-                if job is None:
-                    return
-                self._workers[job.id] = self._start_worker(job)
+        while not self._closed and len(self._workers) < self._num_workers:
+            job = self._store.take_next()
+            if job is None:
+                return
+            worker = self._start_worker(job)
+            with self._lock:
+                self._workers[job.id] = worker
+                if self._closed or self._store.search(job.id).state.is_final:  # closed or cancelled while it started
+                    worker.kill()
 
     def _start_worker(self, job: SearchJob) -> Worker:
         limit_s = min(job.options.time_limit_s or self._time_limit_s, self._time_limit_s)
@@ -179,6 +184,8 @@ class Jobs:
         reason = f"its worker ended with {_how(worker.process.exitcode)}"
         problem = problem_of(UnavailableError(f"{reason}, twice; perhaps the machine has too little memory"))
         with self._lock:
+            if self._closed:  # it was killed by close(), and starts again with the next service
+                return
             search = self._store.worker_died(worker.job.id, reason, problem)
             del self._workers[worker.job.id]
             worker.news.close()
