@@ -116,6 +116,16 @@ def test_free_moves_never_leave_less_balance_than_before_or_than_longest_first(l
     assert (best >= hottest_rank_bound(loads, ranks, each) - 1e-9).all()
 
 
+@given(layer_loads, st.permutations([*range(8), 0, 0, 1, 5]), st.floats(0, 20))
+@settings(max_examples=100, deadline=None)
+def test_any_placement_in_force_is_a_start_even_with_two_replicas_on_one_rank(loads, slots, price):
+    before = np.tile(np.array(slots), (2, 1))
+    after = options(loads.astype(float), 4, before).choose(price)
+    assert all(set(row) == set(range(8)) for row in after)
+    assert (hottest(loads, after, 4) <= hottest(loads, before, 4) + 1e-9).all()
+    assert (twins(after, 4).sum(axis=1) <= twins(before, 4).sum(axis=1)).all()
+
+
 @given(layer_loads, shapes, st.floats(0, 50), st.floats(0, 50))
 @settings(max_examples=80, deadline=None)
 def test_dearer_moves_are_fewer_and_leave_no_better_balance(loads, shape, one, other):
