@@ -1,17 +1,22 @@
 """Local search: take load from the hottest rank, one swap or one new replica at a time, in all layers at once.
 
-Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R.
+Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R. A change is numbered by the
+slot of the hottest rank that it starts from and the slot that it touches elsewhere: [L, s, R, s].
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
+from planner.cost.balance import Floats, Indices, replica_counts
 
 ROUNDING = 1e-9
 """A gain below this part of the hottest rank's load is rounding; without this the search could turn in circles."""
+
+Flags = NDArray[np.bool_]
 
 
 def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
@@ -25,33 +30,68 @@ def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Ind
     active = np.arange(len(slots))
     # Every step lowers the sorted loads, so the search ends by itself; S changes per layer are more than it needs.
     for _ in range(slots.shape[1]):
-        at, change = _best_changes(loads[active], num_ranks, path[-1][active], bound[active])
+        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active])
         active = active[at]
         if not active.size:
             break
         following = path[-1].copy()
-        following[active] = change
+        following[active] = changed
         path.append(following)
     return np.stack(path)
 
 
+class _Layers(NamedTuple):
+    """Layers as they stand, with their hottest ranks."""
+
+    loads: Floats
+    """[L, E]."""
+    counts: Indices
+    """[L, E]: replicas."""
+    slots: Indices
+    """[L, R, s]."""
+    slot_loads: Floats
+    """[L, R, s]."""
+    carried: Floats
+    """[L, R]."""
+    hot: Indices
+    """[L]."""
+    hot_experts: Indices
+    """[L, s]."""
+    peak: Floats
+    """[L]."""
+    blocked: Flags
+    """[L, s, R]: whether the rank has the hottest rank's expert already, or is the hottest rank."""
+    on_hot: Flags
+    """[L, R, s]: whether the hottest rank has the slot's expert."""
+
+
+def _layers(loads: Floats, num_ranks: int, flat: Indices) -> _Layers:
+    every = np.arange(len(flat))
+    counts = replica_counts(flat, loads.shape[1])
+    slots = flat.reshape(len(flat), num_ranks, -1)
+    slot_loads = (loads / counts)[every[:, None, None], slots]
+    carried = slot_loads.sum(axis=2)
+    hot = carried.argmax(axis=1)
+    hot_experts = slots[every, hot]
+    present = np.zeros((*loads.shape, num_ranks), dtype=bool)
+    present[every[:, None, None], slots, np.arange(num_ranks)[None, :, None]] = True
+    blocked = present[every[:, None], hot_experts]
+    on_hot = present[every[:, None], np.arange(loads.shape[1]), hot[:, None]][every[:, None, None], slots]
+    return _Layers(loads, counts, slots, slot_loads, carried, hot, hot_experts, carried[every, hot], blocked, on_hot)
+
+
 def _best_changes(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> tuple[Indices, Indices]:
     """(which of the layers gain, their slots after the change)."""
-    carried = rank_loads(loads, slots, num_ranks)
-    hot = carried.argmax(axis=1)
-    peak = carried.max(axis=1)
-    least_gain = ROUNDING * peak
-    counts = replica_counts(slots, loads.shape[1])
-    present = _presence(slots, num_ranks, loads.shape[1])
-    swap_gain = (peak[:, None, None] - _after_swap(loads / counts, slots, carried, hot, present)) / 2
-    gains = swap_gain.reshape(len(slots), -1)
+    now = _layers(loads, num_ranks, slots)
+    least_gain = ROUNDING * now.peak
+    gains = ((now.peak[:, None, None, None] - _after_swap(now)) / 2).reshape(len(slots), -1)
     if slots.shape[1] > loads.shape[1]:
-        replica_gain = peak[:, None, None] - _after_replica(loads, counts, slots, carried, hot, present)
-        gains = np.concatenate([gains, replica_gain.reshape(len(slots), -1)], axis=1)
+        replica_gains = (now.peak[:, None, None, None] - _after_replica(now)).reshape(len(slots), -1)
+        gains = np.concatenate([gains, replica_gains], axis=1)
     best = gains.argmax(axis=1)
     gain = gains[np.arange(len(slots)), best]
-    at = np.flatnonzero((gain > least_gain) & (peak > bound + least_gain))
-    return at, _applied(slots[at], best[at], hot[at], slots.shape[1] // num_ranks)
+    at = np.flatnonzero((gain > least_gain) & (now.peak > bound + least_gain))
+    return at, _applied(slots[at], best[at], now.hot[at], slots.shape[1] // num_ranks)
 
 
 def _applied(slots: Indices, best: Indices, hot: Indices, slots_per_rank: int) -> Indices:
@@ -68,76 +108,47 @@ def _applied(slots: Indices, best: Indices, hot: Indices, slots_per_rank: int) -
     return changed
 
 
-def _after_swap(weight: Floats, slots: Indices, carried: Floats, hot: Indices, present: NDArray[np.bool_]) -> Floats:
-    """[L, s, S]: greater load of the two ranks after swapping a slot of the hottest rank with a slot of another."""
-    view = _View(slots, hot, carried.shape[1])
-    here = np.take_along_axis(weight, view.hot_experts, axis=1)
-    there = np.take_along_axis(weight, slots, axis=1)
-    leaving = here[:, :, None] - there[:, None, :]
-    mine = carried[view.every, hot][:, None, None] - leaving
-    theirs = carried[:, view.ranks][:, None, :] + leaving
-    twins = view.expert_is_there(present) | present[view.every[:, None], hot[:, None], slots][:, None, :]
-    return np.where(twins | view.own_slots, np.inf, np.maximum(mine, theirs))
+def _after_swap(now: _Layers) -> Floats:
+    """[L, s, R, s]: greater load of the two ranks after swapping a slot of the hottest rank with a slot of another."""
+    here = now.slot_loads[np.arange(len(now.hot)), now.hot]
+    leaving = here[:, :, None, None] - now.slot_loads[:, None]
+    mine = now.peak[:, None, None, None] - leaving
+    theirs = now.carried[:, None, :, None] + leaving
+    impossible = now.blocked[:, :, :, None] | now.on_hot[:, None]
+    return np.where(impossible, np.inf, np.maximum(mine, theirs))
 
 
-def _after_replica(
-    loads: Floats, counts: Indices, slots: Indices, carried: Floats, hot: Indices, present: NDArray[np.bool_]
-) -> Floats:
-    """[L, s, S]: greatest load touched after one more replica of an expert of the hottest rank replaces a spare one.
+def _after_replica(now: _Layers) -> Floats:
+    """[L, s, R, s]: greatest load touched after one more replica of a hot rank's expert replaces a spare one.
 
     With x the load and c the replicas of an expert, one more replica takes x/c - x/(c+1) from each rank that has
     it; the replaced expert's other ranks get x/(c-1) - x/c more.
     """
-    view = _View(slots, hot, carried.shape[1])
-    relief = np.take_along_axis(loads / counts - loads / (counts + 1), view.hot_experts, axis=1)
-    arriving = np.take_along_axis(loads / (counts + 1), view.hot_experts, axis=1)
-    spare = counts > 1
-    burden = np.where(spare, loads / np.maximum(counts - 1, 1) - loads / counts, 0.0)
-    there = np.take_along_axis(loads / counts, slots, axis=1)
-    extra = np.take_along_axis(burden, slots, axis=1)
-    hosted_here = present[view.every[:, None], hot[:, None], slots]
-    mine = carried[view.every, hot][:, None, None] - relief[:, :, None] + np.where(hosted_here, extra, 0.0)[:, None, :]
-    theirs = (carried[:, view.ranks] - there)[:, None, :] + arriving[:, :, None]
-    others = (_hottest_other_host(carried, slots, hot, present) + extra)[:, None, :]
-    impossible = view.expert_is_there(present) | ~np.take_along_axis(spare, slots, axis=1)[:, None, :] | view.own_slots
-    return np.where(impossible, np.inf, np.maximum(np.maximum(mine, theirs), others))
+    every = np.arange(len(now.hot))
+    added = now.loads / (now.counts + 1)
+    arriving = added[every[:, None], now.hot_experts]
+    relief = (now.loads / now.counts - added)[every[:, None], now.hot_experts]
+    spare = now.counts > 1
+    burden = np.where(spare, now.loads / np.maximum(now.counts - 1, 1) - now.loads / now.counts, np.inf)
+    extra = burden[every[:, None, None], now.slots]
+    others = (_hottest_other_host(now) + extra)[:, None]
+    mine = (now.peak[:, None] - relief)[:, :, None, None] + np.where(now.on_hot, extra, 0.0)[:, None]
+    theirs = (now.carried[:, :, None] - now.slot_loads)[:, None] + arriving[:, :, None, None]
+    return np.where(now.blocked[:, :, :, None], np.inf, np.maximum(np.maximum(mine, theirs), others))
 
 
-def _hottest_other_host(carried: Floats, slots: Indices, hot: Indices, present: NDArray[np.bool_]) -> Floats:
-    """[L, S]: load of the hottest rank that has the slot's expert too, the slot's own rank and `hot` left out."""
-    every = np.arange(len(slots))
-    host_loads = np.where(present, carried[:, :, None], -np.inf)
-    host_loads[every, hot] = -np.inf
-    first = host_loads.argmax(axis=1)
-    highest = np.take_along_axis(host_loads, first[:, None, :], axis=1)[:, 0]
-    np.put_along_axis(host_loads, first[:, None, :], -np.inf, axis=1)
-    second = host_loads.max(axis=1)
-    ranks = np.arange(slots.shape[1]) // (slots.shape[1] // carried.shape[1])
-    is_first = np.take_along_axis(first, slots, axis=1) == ranks
-    return np.where(is_first, np.take_along_axis(second, slots, axis=1), np.take_along_axis(highest, slots, axis=1))
-
-
-class _View:
-    """Index arrays that pair the slots of each layer's hottest rank with all slots."""
-
-    def __init__(self, slots: Indices, hot: Indices, num_ranks: int) -> None:
-        slots_per_rank = slots.shape[1] // num_ranks
-        self.every = np.arange(len(slots))
-        self.ranks = np.arange(slots.shape[1]) // slots_per_rank
-        self.hot_experts = slots[self.every[:, None], hot[:, None] * slots_per_rank + np.arange(slots_per_rank)]
-        self.own_slots = (self.ranks[None, :] == hot[:, None])[:, None, :]
-
-    def expert_is_there(self, present: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[L, s, S]: whether the hottest rank's expert already stands on the slot's rank."""
-        there: NDArray[np.bool_] = present[
-            self.every[:, None, None], self.ranks[None, None, :], self.hot_experts[:, :, None]
-        ]
-        return there
-
-
-def _presence(slots: Indices, num_ranks: int, experts: int) -> NDArray[np.bool_]:
-    """[L, R, E]: whether the rank has the expert."""
-    present = np.zeros((len(slots), num_ranks, experts), dtype=bool)
-    ranks = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)
-    present[np.arange(len(slots))[:, None], ranks, slots] = True
-    return present
+def _hottest_other_host(now: _Layers) -> Floats:
+    """[L, R, s]: load of the hottest rank that has the slot's expert too, the slot's own rank and `hot` left out."""
+    experts = now.loads.shape[1]
+    number = (np.arange(len(now.hot))[:, None, None] * experts + now.slots).ravel()
+    hosts = np.broadcast_to(now.carried[:, :, None], now.slots.shape).copy()
+    hosts[np.arange(len(now.hot)), now.hot] = 0.0
+    hosts = hosts.ravel()
+    first = np.zeros(now.loads.size)
+    np.maximum.at(first, number, hosts)
+    leads = hosts == first[number]
+    second = np.zeros(now.loads.size)
+    np.maximum.at(second, number[~leads], hosts[~leads])
+    alone = leads & (np.bincount(number, weights=leads, minlength=now.loads.size)[number] == 1)
+    found: Floats = np.where(alone, second[number], first[number]).reshape(now.slots.shape)
+    return found
