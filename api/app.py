@@ -62,7 +62,7 @@ def create_app(settings: Settings, database: Database, search: SearchFunction) -
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(HealthRoutes(database, jobs, app.version).router())
-    app.include_router(documentation_router(app))
+    app.include_router(documentation_router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=error_response)
     install_error_answers(app)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import FileResponse, RedirectResponse
 
 from api.answers import PROBLEM_TYPE
 
+DOCS_PAGE = Path(__file__).parent / "pages" / "docs.html"
 DESCRIPTION = """
 Plans the parallelism of Transformer training, and keeps re-planning while the training runs.
 
@@ -31,26 +32,15 @@ TAGS: list[dict[str, Any]] = [
 ]
 
 
-def documentation_router(app: FastAPI) -> APIRouter:
+def documentation_router() -> APIRouter:
     """Swagger UI at /docs, and the way there from /."""
     router = APIRouter(include_in_schema=False)
 
-    async def swagger_ui() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url=str(app.openapi_url),
-            title="Trimtab",
-            swagger_js_url="/static/swagger-ui-bundle.js",
-            swagger_css_url="/static/swagger-ui.css",
-            swagger_favicon_url="/static/favicon.png",
-            swagger_ui_parameters={
-                "tryItOutEnabled": True,
-                "displayRequestDuration": True,
-                "defaultModelsExpandDepth": 0,
-            },
-        )
+    async def swagger_ui() -> FileResponse:
+        return FileResponse(DOCS_PAGE, media_type="text/html")
 
     async def start() -> RedirectResponse:
-        return RedirectResponse("/docs")
+        return RedirectResponse("docs")
 
     router.add_api_route("/docs", swagger_ui, methods=["GET"])
     router.add_api_route("/", start, methods=["GET"])
