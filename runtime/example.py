@@ -74,8 +74,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, hidden_size: int, block: Block, group: Group | None) -> None:
         super().__init__()
         attention, experts = block.attention, block.moe
-        plain = GroupedQueryAttention.model_fields.keys() - {"num_heads", "num_kv_heads", "head_dim"}
-        if experts is None or not isinstance(attention, GroupedQueryAttention) or attention.model_fields_set & plain:
+        if experts is None or not isinstance(attention, GroupedQueryAttention) or attention != _plain(attention):
             raise InputError.at("model", "this example builds blocks with plain causal attention and experts only")
         self.attention_norm = nn.RMSNorm(hidden_size)
         self.attention = SelfAttention(hidden_size, attention)
@@ -86,6 +85,11 @@ class TransformerBlock(nn.Module):
         """[samples, tokens, hidden_size] → the same shape."""
         hidden = hidden + self.attention(self.attention_norm(hidden))
         return hidden + self.experts(self.expert_norm(hidden))  # type: ignore[no-any-return]
+
+
+def _plain(shape: GroupedQueryAttention) -> GroupedQueryAttention:
+    """Attention of this size without anything special."""
+    return GroupedQueryAttention(num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim)
 
 
 class LanguageModel(nn.Module):

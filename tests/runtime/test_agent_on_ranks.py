@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from planner_samples import SEARCH, SamplePlanner, keep, turn
+from planner_samples import SEARCH, SamplePlanner, keep, sample_run, turn
 from training_samples import (
     EXPERTS,
     LAYERS,
@@ -20,11 +20,13 @@ from training_samples import (
     train_with_migrations,
 )
 
+from planner.online import begin, decide
 from planner.spec.errors import InputError
 from runtime.agent import Agent
 from runtime.hooks import attach
 from runtime.launch import launch
 from runtime.moe import moe_layers
+from runtime.policy import local_policy
 
 STEPS, WINDOW = 32, 4
 
@@ -141,32 +143,57 @@ def test_a_window_holds_the_tokens_of_all_ranks():
 
 
 def skew_routers(model):
-    """All tokens of every layer go to the experts that one rank holds."""
+    """All tokens of every layer choose experts that one rank holds at first."""
     for layer in moe_layers(model):
         favoured = torch.zeros(EXPERTS)
         favoured[: EXPERTS // RANKS] = 50.0
-        layer.router.register_forward_hook(lambda *_: None)
         layer.router.projection.bias = torch.nn.Parameter(favoured, requires_grad=False)
 
 
-def train_skewed_alone(report):
+def train_skewed(report, url):
+    seen = []
+
+    def recording_policy(run):
+        policy = local_policy(run)
+        return lambda window: seen.append(window) or policy(window)
+
     model, optimizer = make_job()
     skew_routers(model)
     heard, data = [], my_batches()
-    with Agent(
-        service="http://127.0.0.1:9",
+    agent = Agent(
+        service=url,
         run="my-run",
+        search=SEARCH,
         model=model,
         optimizer=optimizer,
         window_steps=WINDOW,
         on_decision=heard.append,
-    ) as agent:
-        for _ in range(2 * WINDOW):
-            train_step(model, optimizer, next(data))
-            agent.step()
-    return heard, [layer.slots for layer in moe_layers(model)]
+        policy=recording_policy,
+    )
+    report("attached")
+    for _ in range(4 * WINDOW):
+        train_step(model, optimizer, next(data))
+        agent.step()
+        time.sleep(0.05)
+    agent.close(timeout_s=0.1)
+    return heard, [layer.slots for layer in moe_layers(model)], seen
 
 
-def test_without_a_run_nothing_is_decided_and_nothing_moves():
-    results = launch(train_skewed_alone, RANKS, timeout_s=60)
-    assert results == [([], [tuple(range(EXPERTS))] * LAYERS)] * RANKS
+def test_the_local_policy_is_the_services_policy():
+    with SamplePlanner() as planner:
+
+        def leave(rank, message):
+            planner.mode = "hang-up"
+
+        results = launch(train_skewed, RANKS, (planner.url,), on_report=leave, timeout_s=60)
+    heard, slots, seen = results[0]
+    assert all(other[:2] == (heard, slots) for other in results)
+    context = sample_run().context
+    state, wanted = begin(context), []
+    for window in seen[:3]:
+        decision, state = decide(window, state, context)
+        wanted.append(decision)
+    assert heard == wanted
+    for layer in range(LAYERS):
+        busy = {slots[layer].index(expert) // (EXPERTS // RANKS) for expert in range(EXPERTS // RANKS)}
+        assert len(busy) == 2, "the two busy experts stand on different ranks now"

@@ -1,0 +1,93 @@
+"""The example program, whole: trained by a plan on four processes, with the real policy deciding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planner_samples import SEARCH, SamplePlanner, sample_plan, sample_run
+from training_samples import EXPERT_SHAPE, LAYERS, MODEL, RANKS, TOKENS
+
+from planner.spec.decision import Action, Decision
+from planner.spec.errors import InputError
+from planner.spec.model import Block, GroupedQueryAttention, LayerRun, Model
+from planner.spec.placement import Placement
+from planner.spec.strategy import Sharding
+from runtime.comparison import Comparison, Trial, compare_placements
+from runtime.example import Job, LanguageModel, Progress, batches, can_run, library_text, train
+from runtime.launch import launch
+from runtime.policy import local_policy
+
+
+def test_the_example_trains_reports_and_compares_placements():
+    heard = []
+    with SamplePlanner(decide=local_policy(sample_run())) as planner:
+        job = Job(
+            model=MODEL,
+            plan=sample_plan(RANKS),
+            service=planner.url,
+            search=SEARCH,
+            run="example",
+            num_steps=24,
+            window_steps=6,
+        )
+        first, *others = launch(train, RANKS, (job,), on_report=lambda *told: heard.append(told), timeout_s=120)
+    assert {rank for rank, _ in heard} == {0}
+    progress = [message for _, message in heard if isinstance(message, Progress)]
+    decisions = [message for _, message in heard if isinstance(message, Decision)]
+    assert [entry.step for entry in progress] == [6, 12, 18, 24]
+    assert progress[-1].loss < progress[0].loss
+    assert [decision.window for decision in decisions] == [0, 1, 2]
+    assert [window.index for window in planner.windows] == [0, 1, 2, 3]
+    assert len(first.rounds) == 5 and all(
+        trial.busiest_cpu_s >= trial.mean_cpu_s for pair in first.rounds for trial in pair
+    )
+    assert all(other.imbalance == first.imbalance and other.moved_experts == first.moved_experts for other in others)
+    moved = any(decision.action is Action.REBALANCE for decision in decisions)
+    assert (first.moved_experts > 0) == moved
+
+
+def test_ratios_compare_within_rounds_and_speak_for_the_second_placement_above_one():
+    def trial(wall_s, cpu_s):
+        return Trial(wall_s=wall_s, busiest_cpu_s=cpu_s, mean_cpu_s=cpu_s / 2)
+
+    rounds = ((trial(2, 3), trial(1, 1)), (trial(40, 20), trial(20, 10)), (trial(3, 1), trial(1, 1)))
+    comparison = Comparison(rounds=rounds, imbalance=(1.5, 1.0), moved_experts=3, passes_per_trial=2)
+    assert comparison.wall_ratio == 2 and comparison.busiest_cpu_ratio == 2
+
+
+def test_imbalance_of_the_comparison_is_that_of_the_tokens_under_either_placement():
+    torch.manual_seed(0)
+    model = LanguageModel(MODEL)
+    optimizer = torch.optim.AdamW(model.parameters())
+    placement = Placement.contiguous([8] * LAYERS, 1)
+    comparison = compare_placements(model, optimizer, (placement, placement), [torch.randint(256, (2, TOKENS + 1))], 1)
+    assert comparison.imbalance == (1.0, 1.0) and comparison.moved_experts == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_only_plans_that_the_program_understands_are_run():
+    plan = sample_plan(RANKS)
+    assert can_run(plan)
+    spread = plan.stages[0].runs[1]
+    sharded = spread.model_copy(
+        update={"strategy": spread.strategy.model_copy(update={"sharding": Sharding.OPTIMIZER})}
+    )
+    stage = plan.stages[0].model_copy(update={"runs": (plan.stages[0].runs[0], sharded)})
+    assert not can_run(plan.model_copy(update={"stages": (stage,)}))
+    job = Job(model=MODEL, plan=plan, service="http://127.0.0.1:9", search="s", run="r", num_steps=1, window_steps=1)
+    with pytest.raises(InputError, match="cannot run"):
+        train(lambda message: None, job)
+
+
+def test_a_model_that_the_example_cannot_build_is_refused():
+    windowed = GroupedQueryAttention(num_heads=2, num_kv_heads=2, head_dim=16, window=8)
+    odd = LayerRun(layer=Block(attention=windowed, feed_forward=EXPERT_SHAPE))
+    with pytest.raises(InputError, match="plain causal attention"):
+        LanguageModel(Model(name="odd", hidden_size=32, runs=(MODEL.runs[0], odd, MODEL.runs[2])))
+
+
+def test_equal_seeds_read_equal_text():
+    text = library_text(10_000)
+    assert len(text) == 10_000 and text.dtype == torch.uint8
+    one, other, third = (next(batches(text, 3, 16, seed)) for seed in (1, 1, 2))
+    assert one.shape == (3, 17) and torch.equal(one, other) and not torch.equal(one, third)
