@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,29 +66,35 @@ class Candidate:
     gain_s: float
     """Seconds that a step gets shorter under the forecast; can be negative."""
     cost_s: float
+    life_steps: float
+    """Steps for which the gain is expected to last."""
 
-    def net_s(self, horizon_steps: float) -> float:
-        """Gain over the life of the forecast less the cost."""
-        return self.gain_s * horizon_steps - self.cost_s
+    @property
+    def net_s(self) -> float:
+        """Gain over its life less the cost."""
+        return self.gain_s * self.life_steps - self.cost_s
 
 
 def rebalances(
-    pricing: Pricing, plan: Plan, placement: Placement, loads: Floats, step_s: float, horizon_steps: float
+    pricing: Pricing, plan: Plan, placement: Placement, loads: Floats, step_s: float, life_steps: float
 ) -> Iterator[Candidate]:
-    """Placements of `plan` that are faster than the one in force (`step_s` a step), the most even first."""
+    """Placements of `plan` that are faster than the one in force (`step_s` a step), the most even first.
+
+    `life_steps`: how long such a placement is expected to last until another takes its place.
+    """
     current = np.array(placement.layers)
     choices = options(served(loads, pricing.context.training), placement.num_ranks, current)
-    best = _moved(pricing, plan, placement, choices.choose(0.0), loads, step_s)
+    best = _moved(pricing, plan, placement, choices.choose(0.0), loads, step_s, life_steps)
     if best is None or best.gain_s <= 0:
         return
     yield best
-    move_price = _move_price(choices, best, horizon_steps)
-    offered = {best.placement}
-    for strictness in STRICTNESS:
-        fewer = _moved(pricing, plan, placement, choices.choose(strictness * move_price), loads, step_s, offered)
-        if fewer is not None:
-            offered.add(fewer.placement)
-            yield fewer
+    move_price = _move_price(choices, best)
+    budgets = [choices.choose(strictness * move_price) for strictness in (0.0, *STRICTNESS)]
+    for before, slots in pairwise(budgets):
+        if not np.array_equal(before, slots):
+            fewer = _moved(pricing, plan, placement, slots, loads, step_s, life_steps)
+            if fewer is not None:
+                yield fewer
 
 
 def switches(
@@ -115,7 +122,7 @@ def switches(
         if ranks not in placements:
             placements[ranks] = best_placement(served(loads, context.training), ranks, context.extra_slots_per_rank)
         gain = step_s - pricing.step_s(other, loads, placements[ranks])
-        yield Candidate(other, placements[ranks], (), gain, cost)
+        yield Candidate(other, placements[ranks], (), gain, cost, horizon_steps)
 
 
 def best_placement(loads: Floats, num_ranks: int, extra_slots: int) -> Placement:
@@ -136,23 +143,23 @@ def _moved(
     slots: Indices,
     loads: Floats,
     step_s: float,
-    but_not: set[Placement | None] | None = None,
+    life_steps: float,
 ) -> Candidate | None:
-    """The candidate that reaches these slots; None if nothing moves, or if it was offered before."""
+    """The candidate that reaches these slots; None if nothing moves."""
     target = placement_of(slots, placement.num_ranks)
-    if target == placement or target in (but_not or set()):
+    if target == placement:
         return None
     moves = moves_between(np.array(placement.layers), slots, placement.num_ranks)
     context = pricing.context
     cost = migration_s(context.model, context.cluster, context.training, plan, moves)
-    return Candidate(plan, target, moves, step_s - pricing.step_s(plan, loads, target), cost)
+    return Candidate(plan, target, moves, step_s - pricing.step_s(plan, loads, target), cost, life_steps)
 
 
-def _move_price(choices: Options, best: Candidate, horizon_steps: float) -> float:
-    """What one move must take from a layer's hottest rank, in shares, to pay for itself over the horizon.
+def _move_price(choices: Options, best: Candidate) -> float:
+    """What one move must take from a layer's hottest rank, in shares, to pay for itself over its life.
 
     The exchange rates are means over the best balance: seconds per share of load, seconds of transfer per move.
     """
     relieved = float((choices.hottest[0] - choices.hottest.min(axis=0)).sum())
     seconds_per_share = best.gain_s / relieved
-    return (best.cost_s - PAUSE_S) / len(best.moves) / (seconds_per_share * horizon_steps)
+    return (best.cost_s - PAUSE_S) / len(best.moves) / (seconds_per_share * best.life_steps)

@@ -1,7 +1,9 @@
 """From a window and what came before to a decision. Pure: no clock, no chance, no network.
 
-The ledger. Let g be the seconds that a candidate saves in each step under the forecast, H the steps for which the
-forecast is expected to hold, C the pause that the candidate costs. Its net value is g H - C. The account A holds the
+The ledger. Let g be the seconds that a candidate saves in each step under the forecast, H the steps for which the gain
+is expected to last, C the pause that the candidate costs. Its net value is g H - C. H is the horizon of the forecast;
+for moves within the plan no more than the age of the placement in force, because the next one will be outdated as this
+one was. The account A holds the
 seconds lost so far: for each window, its steps x (step under what was in force - step under the candidate of the
 greatest net value), both priced for the load that really came. The best candidate is taken that
 
@@ -62,29 +64,36 @@ def decide(window: Window, state: RunState, context: RunContext, price: Price = 
     if not state.balanced_step_time_s:
         state = state.model_copy(update={"balanced_step_time_s": _balanced(pricing)})
     forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
-    state = state.model_copy(update={"forecast": forecast, "last_window": window.index})
+    placed = window.first_step if state.placed_step is None else state.placed_step
+    state = state.model_copy(update={"forecast": forecast, "last_window": window.index, "placed_step": placed})
     loads = served(forecast.array, context.training)
-    candidates = _candidates(pricing, plan, state, forecast)
+    candidates = _candidates(pricing, plan, state, forecast, _age(state, window))
     if not candidates:
         settled = state.model_copy(update={"account_s": min(state.account_s, 0.0)})
         return _keep(window, settled, loads, forecast.horizon_steps, _nothing(state)), settled
     state = _with_loss(pricing, plan, state, candidates[0], candidates, window)
-    chosen = _affordable(candidates, state.account_s, forecast.horizon_steps)
+    chosen = _affordable(candidates, state.account_s)
     if chosen is None:
-        reason = reasons.not_yet(candidates[0], forecast.horizon_steps, state.account_s, _advance_s(candidates[0]))
-        return _keep(window, state, loads, forecast.horizon_steps, reason, candidates[0]), state
-    return _act(window, state, loads, forecast.horizon_steps, chosen)
+        reason = reasons.not_yet(candidates[0], state.account_s, _advance_s(candidates[0]))
+        return _keep(window, state, loads, candidates[0].life_steps, reason, candidates[0]), state
+    return _act(window, state, loads, chosen)
 
 
-def _candidates(pricing: Pricing, plan: Plan, state: RunState, forecast: Forecast) -> list[Candidate]:
+def _candidates(pricing: Pricing, plan: Plan, state: RunState, forecast: Forecast, age_steps: float) -> list[Candidate]:
     """All that gains under the forecast, the greatest net value first."""
     loads, horizon = forecast.array, forecast.horizon_steps
     step_s = pricing.step_s(plan, loads, state.placement)
     found = list(switches(pricing, plan, loads, step_s, horizon, state.balanced_step_time_s))
     if state.placement is not None and state.placement.num_ranks > 1:
-        found += rebalances(pricing, plan, state.placement, loads, step_s, horizon)
+        found += rebalances(pricing, plan, state.placement, loads, step_s, min(horizon, age_steps))
     gaining = [candidate for candidate in found if candidate.gain_s > 0]
-    return sorted(gaining, key=lambda candidate: -candidate.net_s(horizon))
+    return sorted(gaining, key=lambda candidate: -candidate.net_s)
+
+
+def _age(state: RunState, window: Window) -> float:
+    """Steps since the placement in force was decided; at least the window's own, if the job was set back."""
+    placed = window.first_step if state.placed_step is None else state.placed_step
+    return float(max(window.first_step + window.num_steps - placed, window.num_steps))
 
 
 def _with_loss(
@@ -99,9 +108,9 @@ def _with_loss(
     return state.model_copy(update={"account_s": min(account, most)})
 
 
-def _affordable(candidates: list[Candidate], account_s: float, horizon_steps: float) -> Candidate | None:
+def _affordable(candidates: list[Candidate], account_s: float) -> Candidate | None:
     for candidate in candidates:
-        expected_to_pay = candidate.net_s(horizon_steps) > 0 and account_s >= _advance_s(candidate)
+        expected_to_pay = candidate.net_s > 0 and account_s >= _advance_s(candidate)
         if expected_to_pay or account_s >= candidate.cost_s / TRUST:
             return candidate
     return None
@@ -112,14 +121,13 @@ def _advance_s(candidate: Candidate) -> float:
     return TRUST * candidate.cost_s if candidate.moves else candidate.cost_s
 
 
-def _act(
-    window: Window, state: RunState, loads: Floats, horizon_steps: float, chosen: Candidate
-) -> tuple[Decision, RunState]:
+def _act(window: Window, state: RunState, loads: Floats, chosen: Candidate) -> tuple[Decision, RunState]:
     switched = chosen.plan.id != state.plan_id
     following = state.model_copy(
         update={
             "plan_id": chosen.plan.id,
             "placement": chosen.placement,
+            "placed_step": window.first_step + window.num_steps,
             "account_s": state.account_s - chosen.cost_s,
         }
     )
@@ -132,11 +140,11 @@ def _act(
         gain_s_per_step=chosen.gain_s,
         cost_s=chosen.cost_s,
         payback_steps=chosen.cost_s / chosen.gain_s,
-        horizon_steps=horizon_steps,
+        horizon_steps=chosen.life_steps,
         imbalance_before=_imbalance(loads, state.placement),
         imbalance_after=_imbalance(loads, chosen.placement),
         imbalance_bound=_bound(loads, chosen.placement),
-        reason=reasons.act(chosen, horizon_steps, switched),
+        reason=reasons.act(chosen, switched),
     )
     return decision, following
 

@@ -14,23 +14,23 @@ def late(index: int, last: int) -> str:
     return f"window {index} comes after window {last}: it changes nothing"
 
 
-def act(chosen: Candidate, horizon_steps: float, switched: bool) -> str:
+def act(chosen: Candidate, switched: bool) -> str:
     """A move that is made."""
     payback = chosen.cost_s / chosen.gain_s
     return (
         f"{_what(chosen, switched)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}: "
-        f"paid back after {payback:.3g} steps, the load is expected to last {horizon_steps:.3g}"
+        f"paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
     )
 
 
-def not_yet(best: Candidate, horizon_steps: float, account_s: float, advance_s: float) -> str:
+def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
     """A move that is not made, now."""
     switched = not best.moves
     offer = f"{_what(best, switched)} would save {_seconds(best.gain_s)} a step and cost {_seconds(best.cost_s)}"
-    if best.net_s(horizon_steps) <= 0:
-        return f"{offer}: not paid back within the {horizon_steps:.3g} steps that the load is expected to last"
+    if best.net_s <= 0:
+        return f"{offer}: not paid back within the {best.life_steps:.3g} steps that the gain is expected to last"
     return (
-        f"{offer}: worth it if the load lasts, but only {_seconds(max(0.0, account_s))} were lost so far; "
+        f"{offer}: worth it if the gain lasts, but only {_seconds(max(0.0, account_s))} were lost so far; "
         f"waits for {_seconds(advance_s)}"
     )
 

@@ -26,6 +26,8 @@ class RunState(Value):
     balanced_step_time_s: dict[str, Positive] = Field(default_factory=dict)
     """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster."""
     forecast: Forecast | None = None
+    placed_step: Index | None = None
+    """Step at which the placement in force was decided; None before the first window."""
     account_s: float = 0.0
     """Seconds lost so far that another placement or plan would have saved, less what moves have cost since."""
     last_window: Index | None = None
