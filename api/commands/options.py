@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,12 @@ def read_plan(text: str, model: Model, cluster: Cluster, training: Training | No
 def training_of(plan: Plan, precision: str) -> Training:
     """The recipe that a plan was made for, as far as a plan says."""
     return training_from(str(plan.global_batch_size), plan.sequence_length, precision=precision)
+
+
+def check_writable(path: Path | None) -> None:
+    """Find out before long work whether its result can be written; raises InputError at `--output`."""
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise InputError.at("--output", f"cannot write {path}: there is no folder {path.parent} to write to")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from api.commands.options import (
     PrecisionOption,
     RequiredBatch,
     RequiredSequence,
+    check_writable,
     read_model_and_cluster,
     training_from,
     write_text,
@@ -48,6 +49,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Search the best parallel plans for training MODEL on CLUSTER."""
+    check_writable(output)
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit)
     training = training_from(
         global_batch_size,

@@ -1,0 +1,102 @@
+"""Bad input on the command line: exit code 2, one line that names the field, no traceback, nothing on stdout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import trimtab
+from invented_searches import TINY_MODEL
+
+CLUSTER = "1x4:a100-sxm-80g"
+TRAINING = ("--global-batch-size", "8", "--sequence-length", "128")
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 3,
+    "vocab_size": 512,
+}
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    """A folder with good and bad files, in which the commands run."""
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "tiny.json": json.dumps(TINY_MODEL),
+        "broken.json": '{"preset": ',
+        "nan.json": '{"model_type": "llama", "hidden_size": NaN}',
+        "list.json": "[1, 2]",
+        "unknown.json": json.dumps(CONFIG | {"model_type": "perceiver"}),
+        "heads.json": json.dumps(CONFIG),
+        "zero.json": json.dumps({"nodes": 0, "devices_per_node": 8, "device": "h100-sxm-80g"}),
+        "extra.json": json.dumps({"nodes": 1, "devices_per_node": 8, "device": "h100-sxm-80g", "color": 1}),
+        "plan.json": json.dumps({"global_batch_size": 8}),
+        "text.npz": "no archive",
+    }
+    for name, content in contents.items():
+        Path(name).write_text(content)
+    np.savez("no_steps.npz", tokens=np.ones((2, 2, 8), int), top_k=2)
+    np.savez("flat.npz", tokens=np.ones((2, 8), int), steps=np.arange(2), top_k=2)
+    np.savez("negative.npz", tokens=-np.ones((2, 2, 8), int), steps=np.arange(2), top_k=2)
+    np.savez("floats.npz", tokens=np.full((2, 2, 8), np.nan), steps=np.arange(2), top_k=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("plan missing.json 8x8:h100-sxm-80g {training}", ["model", "missing.json"]),
+        ("plan broken.json 8x8:h100-sxm-80g {training}", ["model", "JSON"]),
+        ("plan nan.json 8x8:h100-sxm-80g {training}", ["model", "NaN"]),
+        ("plan list.json 8x8:h100-sxm-80g {training}", ["model", "object"]),
+        ("plan unknown.json 8x8:h100-sxm-80g {training}", ["model_type", "perceiver"]),
+        ("plan heads.json 8x8:h100-sxm-80g {training}", ["num_key_value_heads"]),
+        ("plan mixtral-8x8b 8x8:h100-sxm-80g {training}", ["model", "mixtral-8x7b"]),
+        ("plan tiny.json 0x8:h100-sxm-80g {training}", ["cluster.nodes"]),
+        ("plan tiny.json zero.json {training}", ["cluster.nodes"]),
+        ("plan tiny.json extra.json {training}", ["cluster.color", "not a known field"]),
+        ("plan tiny.json 8x8:h1000 {training}", ["cluster.device", "h100"]),
+        ("plan tiny.json eight {training}", ["cluster", "8x8:h100-sxm-80g"]),
+        ("plan tiny.json {cluster} --global-batch-size 0 --sequence-length 128", ["--global-batch-size"]),
+        ("plan tiny.json {cluster} --global-batch-size lots --sequence-length 128", ["--global-batch-size", "max"]),
+        ("plan tiny.json {cluster} --global-batch-size 1 --sequence-length 128 --axes dp", ["global-batch-size", "4"]),
+        ("plan tiny.json {cluster} --global-batch-size 8 --sequence-length 0", ["--sequence-length"]),
+        ("plan tiny.json {cluster} --global-batch-size 8", ["--sequence-length"]),
+        ("plan tiny.json {cluster} {training} --precision int2", ["--precision", "bf16"]),
+        ("plan tiny.json {cluster} {training} --axes dp,xx", ["--axes", "xx"]),
+        ("plan tiny.json {cluster} {training} --time-limit nan", ["--time-limit"]),
+        ("plan tiny.json {cluster} {training} --memory-limit 24", ["--memory-limit", "24GB"]),
+        ("plan tiny.json {cluster} {training} --memory-limit 24TB", ["memory_limit_bytes"]),
+        ("plan tiny.json {cluster} {training} --output no/such/folder.json", ["--output", "folder.json"]),
+        ("plan tiny.json {cluster} {training} --colour red", ["--colour"]),
+        ("plan tiny.json", ["CLUSTER"]),
+        ("fly", ["fly"]),
+        ("estimate tiny.json {cluster} plan.json", ["plan.stages"]),
+        ("estimate tiny.json {cluster} missing.json", ["plan", "missing.json"]),
+        ("estimate tiny.json {cluster} tp4", ["--global-batch-size"]),
+        ("estimate tiny.json {cluster} zz4 {training}", ["zz4"]),
+        ("replay missing.npz", ["trace", "missing.npz"]),
+        ("replay text.npz", ["trace", "npz"]),
+        ("replay no_steps.npz", ["trace", "steps"]),
+        ("replay flat.npz", ["trace.tokens", "3 dimensions"]),
+        ("replay floats.npz", ["trace.tokens", "whole numbers"]),
+        ("replay negative.npz", ["tokens"]),
+        ("replay no_steps.npz --ranks 0", ["trace"]),
+        ("serve --port 70000", ["--port"]),
+        ("serve --workers 0 --port 0", ["--workers"]),
+        ("serve --database-url nonsense --port 0", ["database_url"]),
+        ("serve --host not.an.address. --port 0", ["--host"]),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys, line, names):
+    arguments = line.format(cluster=CLUSTER, training=" ".join(TRAINING)).split()
+    result = trimtab(capsys, *arguments)
+    assert result.code == 2, result
+    [message] = result.err.splitlines()
+    assert message.startswith("trimtab: ") and "Traceback" not in message
+    for name in names:
+        assert name in message, message
+    assert result.out == ""

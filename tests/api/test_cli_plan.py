@@ -1,0 +1,144 @@
+"""`trimtab plan`, `estimate`, `picture` with the real search: what people and programs read."""
+
+import json
+import os
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from command_line import trimtab
+from invented_searches import TINY_MODEL
+from service_process import ROOT
+
+from planner.spec.estimate import Estimate
+from planner.spec.plan import Plan
+from planner.spec.shortlist import Shortlist
+
+CLUSTER = "1x4:a100-sxm-80g"
+TRAINING = ("--global-batch-size", 8, "--sequence-length", 128)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(TINY_MODEL))
+    return file
+
+
+@pytest.fixture
+def shortlist_file(tiny, tmp_path, capsys):
+    file = tmp_path / "shortlist.json"
+    assert trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--output", file).code == 0
+    return file
+
+
+def test_plan_prints_a_shortlist_that_programs_read(tiny, capsys):
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--json")
+    assert (result.code, result.err) == (0, "")
+    shortlist = Shortlist.model_validate_json(result.out)
+    assert 1 <= len(shortlist.plans) <= 8
+    assert shortlist.plans[0].plan.num_devices == 4
+
+
+def test_plan_prints_tables_that_people_read(tiny, capsys):
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING)
+    assert (result.code, result.err) == (0, "")
+    for title in ("Shortlist", "Plan", "Stages", "Time of a step", "Memory per device", "Certificate"):
+        assert title in result.out
+    assert max(map(len, result.out.splitlines())) <= 400
+
+
+def test_plan_writes_the_shortlist_to_a_file(shortlist_file):
+    assert Shortlist.model_validate_json(shortlist_file.read_text()).plans
+
+
+def test_options_narrow_the_search(tiny, capsys):
+    narrow = ("--axes", "dp", "--recompute", "none", "--shortlist-size", 1, "--precision", "fp16")
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *narrow, "--json")
+    [entry] = Shortlist.model_validate_json(result.out).plans
+    strategies = {run.strategy for stage in entry.plan.stages for run in stage.runs}
+    assert len(entry.plan.stages) == 1
+    assert {axis.kind.value for strategy in strategies for axis in strategy.axes} <= {"dp"}
+    assert {strategy.recompute.value for strategy in strategies} == {"none"}
+
+
+def test_the_largest_batch_can_be_searched(tiny, capsys):
+    options = ("--global-batch-size", "max", "--max-global-batch-size", 16, "--sequence-length", 128)
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *options, "--json")
+    assert result.code == 0, result.err
+    assert Shortlist.model_validate_json(result.out).plans[0].plan.global_batch_size <= 16
+
+
+def test_estimate_prices_the_best_plan_of_a_shortlist_as_the_search_did(tiny, shortlist_file, capsys):
+    result = trimtab(capsys, "estimate", tiny, CLUSTER, shortlist_file, "--json")
+    assert result.code == 0, result.err
+    best = Shortlist.model_validate_json(shortlist_file.read_text()).plans[0]
+    assert Estimate.model_validate_json(result.out) == best.estimate
+
+
+def test_estimate_takes_a_plan_s_file_and_shorthand(tiny, shortlist_file, tmp_path, capsys):
+    plan = Shortlist.model_validate_json(shortlist_file.read_text()).plans[0].plan
+    file = tmp_path / "plan.json"
+    file.write_text(plan.model_dump_json())
+    assert plan == Plan.model_validate_json(file.read_text())
+    from_file = trimtab(capsys, "estimate", tiny, CLUSTER, file, "--json")
+    assert Estimate.model_validate_json(from_file.out).plan_id == plan.id
+    short = trimtab(capsys, "estimate", tiny, CLUSTER, "tp1-pp1-dp4-ep4-mbs2", *TRAINING, "--json")
+    assert short.code == 0, short.err
+    assert Estimate.model_validate_json(short.out).stages
+
+
+def test_estimate_shows_tables(tiny, shortlist_file, capsys):
+    result = trimtab(capsys, "estimate", tiny, CLUSTER, shortlist_file)
+    assert result.code == 0
+    assert "Time of a step" in result.out and "Memory per device" in result.out
+
+
+def test_picture_draws_svg(tiny, shortlist_file, tmp_path, capsys):
+    result = trimtab(capsys, "picture", tiny, CLUSTER, shortlist_file)
+    assert ElementTree.fromstring(result.out).tag.endswith("svg")
+    file = tmp_path / "plan.svg"
+    written = trimtab(capsys, "picture", tiny, CLUSTER, shortlist_file, "--output", file)
+    assert (written.code, written.out) == (0, "")
+    assert file.read_text() == result.out.removesuffix("\n")
+
+
+def test_too_little_memory_exits_with_3_and_the_nearest_miss(capsys):
+    result = trimtab(
+        capsys, "plan", "llama-3.1-70b", "1x1:a100-sxm-80g", "--global-batch-size", 1, "--sequence-length", 128
+    )
+    assert result.code == 3
+    [line] = result.err.splitlines()
+    assert "nearest miss" in line and "stage 0 lacks" in line and "GiB" in line
+    assert result.out == ""
+
+
+def test_the_command_says_its_version(capsys):
+    assert trimtab(capsys, "--version").out.startswith("trimtab 0.")
+
+
+def test_without_arguments_there_is_help(capsys):
+    result = trimtab(capsys)
+    assert result.code == 0
+    for command in ("plan", "estimate", "picture", "serve", "replay"):
+        assert command in result.out
+
+
+def test_progress_is_shown_on_a_terminal_and_stays_off_stdout(tiny):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "api.cli", "plan", str(tiny), CLUSTER, *map(str, TRAINING), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    out, _ = process.communicate(timeout=60)
+    err = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert process.returncode == 0
+    assert Shortlist.model_validate_json(out)
+    assert "Searching" in err
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(tiny):
+    command = f"{sys.executable} -m api.cli plan {tiny} {CLUSTER} --global-batch-size 8 --sequence-length 128 | true"
+    result = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stderr == ""
