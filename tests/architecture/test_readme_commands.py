@@ -1,0 +1,15 @@
+"""The README names the commands that there are."""
+
+from __future__ import annotations
+
+import re
+
+from source_tree import ROOT
+
+from api.cli import build
+
+
+def test_every_command_that_the_readme_names_exists_and_none_is_missing():
+    commands = {command.callback.__name__ for command in build().registered_commands}
+    named = set(re.findall(r"trimtab\s+([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named == commands
