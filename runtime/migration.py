@@ -4,12 +4,14 @@ With an expert travel its weights, its gradients and its optimizer state (for Ad
 master weights if the optimizer keeps them with the parameter). Parameter objects stay where they are: a physical slot
 keeps its parameters, and gets other content; so the optimizer goes on as if nothing had happened.
 
-All or nothing, in three phases on all ranks of the expert-parallel group:
+All or nothing, in four phases on all ranks of the expert-parallel group:
 
-1. agree: each rank checks the request against its layers and its optimizer; ranks exchange the verdict and a digest of
-   what they think is to be done. If one refuses, or two differ, all raise and nothing has moved;
-2. stage: what moves, and only that, is packed and sent in one all-to-all into new buffers;
-3. commit: every rank unpacks its buffers into its slots and notes the placement. Nothing here can be refused.
+1. prepare: each rank checks the request against its layers and its optimizer, packs what it has to send (only what
+   moves), and allocates what it will receive: all that can fail on one rank alone;
+2. agree: ranks exchange a digest of what they have prepared. If one refuses, or two differ, all raise, and nothing has
+   moved;
+3. exchange: one all-to-all, into the new buffers;
+4. commit: every rank unpacks its buffers into its slots and notes the placement.
 
 A swap needs no care: sources were packed before the first slot is overwritten. Call it between optimizer steps.
 """
@@ -27,7 +29,7 @@ from torch import Tensor
 from planner.spec.errors import ConflictError, InputError
 from planner.spec.placement import Placement
 from planner.spec.value import content_id
-from runtime.exchange import Group, all_to_all, is_distributed, num_ranks, rank
+from runtime.exchange import Group, is_distributed, num_ranks, rank
 from runtime.moe import ExpertParallelMoe, check_slots
 
 
@@ -37,6 +39,33 @@ class Transfer(NamedTuple):
     layer: int
     from_slot: int
     to_slot: int
+
+
+class Arrival(NamedTuple):
+    """One expert on its way to this rank."""
+
+    layer: int
+    local_slot: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What leaves this rank, packed in the order of destinations, and room for what comes, in the order of sources."""
+
+    moved_experts: int
+    sent: Tensor
+    send_counts: list[int]
+    received: Tensor
+    receive_counts: list[int]
+    arrivals: list[Arrival]
+
+    def exchange(self, group: Group | None) -> None:
+        """Fill `received`. A collective."""
+        if is_distributed():
+            dist.all_to_all_single(self.received, self.sent, self.receive_counts, self.send_counts, group=group)
+        else:
+            self.received.copy_(self.sent)
 
 
 @dataclass(frozen=True)
@@ -63,32 +92,26 @@ def migrate(
     rank, ConflictError if another rank refuses or wants something else; then nothing has changed on any rank.
     """
     group = layers[0].group
-    transfers = _agree(layers, target, optimizer, group)
-    staged = _stage(layers, transfers, optimizer, group)
-    _commit(layers, target, optimizer, staged)
-    return Migration(len(transfers), sum(buffer.numel() for buffer in staged.values()))
-
-
-def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> None:
-    """Raises InputError if the optimizer does not hold the experts, or not in a way in which they can move."""
-    _layout(layers, optimizer)
-
-
-def _agree(
-    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None, group: Group | None
-) -> list[Transfer]:
     refusal: Exception | None = None
+    digest = ""
     try:
-        transfers = _transfers(layers, target)
+        shipment = _prepare(layers, target, optimizer)
         digest = content_id([current_placement(layers).layers, target.layers, _layout(layers, optimizer)])
     except Exception as error:  # whatever it is, the other ranks must hear of it before this one raises
-        refusal, digest = error, ""
+        refusal = error
     verdicts = _gather(digest, group, layers[0].slot_of_expert.device)
     if refusal is not None:
         raise refusal
     if len(set(verdicts)) > 1:
         raise ConflictError(f"the ranks do not agree on the migration (digests by rank: {verdicts}); nothing was moved")
-    return transfers
+    shipment.exchange(group)
+    _commit(layers, target, optimizer, shipment)
+    return Migration(shipment.moved_experts, shipment.received.numel())
+
+
+def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> None:
+    """Raises InputError if the optimizer does not hold the experts, or not in a way in which they can move."""
+    _layout(layers, optimizer)
 
 
 def _transfers(layers: Sequence[ExpertParallelMoe], target: Placement) -> list[Transfer]:
@@ -150,17 +173,15 @@ def _parts(
             yield f"{name}.{key}", value
 
 
-def _stage(
-    layers: Sequence[ExpertParallelMoe],
-    transfers: Sequence[Transfer],
-    optimizer: torch.optim.Optimizer | None,
-    group: Group | None,
-) -> dict[tuple[int, int], Tensor]:
-    """Send what moves. Returns the bytes of each expert that comes to this rank, by (layer, local slot)."""
+def _prepare(
+    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None
+) -> Shipment:
+    """Pack what leaves this rank, by destination, and make room for what comes, by source."""
     device = layers[0].slot_of_expert.device
-    me, ranks = rank(group), num_ranks(group)
+    me, ranks = rank(layers[0].group), layers[0].num_ranks
+    transfers = _transfers(layers, target)
     outgoing: list[list[Tensor]] = [[] for _ in range(ranks)]
-    incoming: list[list[tuple[tuple[int, int], int]]] = [[] for _ in range(ranks)]
+    incoming: list[list[Arrival]] = [[] for _ in range(ranks)]
     for number, from_slot, to_slot in transfers:
         layer = layers[number]
         source, from_local = divmod(from_slot, layer.slots_per_rank)
@@ -169,30 +190,31 @@ def _stage(
             outgoing[destination] += [_bytes(part, device) for _, part in _parts(layer, from_local, optimizer)]
         if destination == me:
             size = sum(part.numel() * part.element_size() for _, part in _parts(layer, to_local, optimizer))
-            incoming[source].append(((number, to_local), size))
-    sent = torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(b for to in outgoing for b in to)])
-    places = [place for source in incoming for place in source]
-    received = all_to_all(
-        sent,
-        [sum(buffer.numel() for buffer in to) for to in outgoing],
-        [sum(size for _, size in source) for source in incoming],
-        group,
+            incoming[source].append(Arrival(number, to_local, size))
+    receive_counts = [sum(arrival.size_bytes for arrival in source) for source in incoming]
+    return Shipment(
+        moved_experts=len(transfers),
+        sent=torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(part for to in outgoing for part in to)]),
+        send_counts=[sum(part.numel() for part in to) for to in outgoing],
+        received=torch.empty(sum(receive_counts), dtype=torch.uint8, device=device),
+        receive_counts=receive_counts,
+        arrivals=[arrival for source in incoming for arrival in source],
     )
-    return dict(zip((key for key, _ in places), torch.split(received, [size for _, size in places]), strict=True))
 
 
 def _commit(
     layers: Sequence[ExpertParallelMoe],
     target: Placement,
     optimizer: torch.optim.Optimizer | None,
-    staged: dict[tuple[int, int], Tensor],
+    shipment: Shipment,
 ) -> None:
-    for (number, local), buffer in staged.items():
-        offset = 0
-        for _, part in _parts(layers[number], local, optimizer):
+    offset = 0
+    for arrival in shipment.arrivals:
+        for _, part in _parts(layers[arrival.layer], arrival.local_slot, optimizer):
             size = part.numel() * part.element_size()
             # A copy of the piece starts where every number format is aligned.
-            part.copy_(buffer[offset : offset + size].clone().view(part.dtype).view(part.shape))
+            piece = shipment.received[offset : offset + size].clone()
+            part.copy_(piece.view(part.dtype).view(part.shape))
             offset += size
     for layer, slots in zip(layers, target.layers, strict=True):
         layer.place(slots)

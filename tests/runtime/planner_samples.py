@@ -25,7 +25,7 @@ from profiles import resolve_cluster
 SEARCH = "search-1"
 
 
-def sample_plan(ranks):
+def sample_plan(ranks, micro_batch_size=2):
     axes = (Axis(AxisKind.DP, ranks),) if ranks > 1 else ()
     plain, spread = Strategy(axes=axes), Strategy(axes=axes, experts=ExpertStrategy(expert_parallel_size=ranks))
     runs = (
@@ -34,16 +34,20 @@ def sample_plan(ranks):
         StageRun(first_layer=LAYERS + 1, num_layers=1, strategy=plain),
     )
     stage = Stage(first_device=0, num_devices=ranks, runs=runs)
-    batch = 2 * ranks
     return Plan(
-        global_batch_size=batch, sequence_length=TOKENS, micro_batch_size=2, num_micro_batches=1, stages=(stage,)
+        global_batch_size=micro_batch_size * ranks,
+        sequence_length=TOKENS,
+        micro_batch_size=micro_batch_size,
+        num_micro_batches=1,
+        stages=(stage,),
     )
 
 
-def sample_run(name="my-run", ranks=RANKS):
+def sample_run(name="my-run", ranks=RANKS, micro_batch_size=2):
     cluster = resolve_cluster(ClusterRequest(nodes=1, devices_per_node=ranks, device="cpu-core"))
-    training = Training(global_batch_size=2 * ranks, sequence_length=TOKENS, precision=Precision.FP32)
-    context = RunContext(model=MODEL, cluster=cluster, training=training, plans=(sample_plan(ranks),))
+    plan = sample_plan(ranks, micro_batch_size)
+    training = Training(global_batch_size=plan.global_batch_size, sequence_length=TOKENS, precision=Precision.FP32)
+    context = RunContext(model=MODEL, cluster=cluster, training=training, plans=(plan,))
     state = begin(context)
     return Run(
         id=f"id-of-{name}",

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+import transformers
 from planner_samples import SEARCH, SamplePlanner, keep, sample_run, turn
 from torch import nn
 from training_samples import EXPERTS, LAYERS, TOKENS, largest_difference, make_job, my_batches, train_step
@@ -69,6 +70,29 @@ def test_windows_arrive_and_decisions_are_carried_out_without_a_trace_in_the_los
     ]
     assert moe_layers(model)[1].slots == planner.windows[-1].placement.layers[1]
     assert largest_difference(losses, plain_losses) <= 1e-5
+
+
+def test_any_hugging_face_model_takes_three_lines(planner):
+    run = sample_run(ranks=1)
+    planner.runs[run.id] = run
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=EXPERTS,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    agent = Agent(service=planner.url, run="my-run", model=model, window_steps=5)
+    for _ in range(10):
+        model(input_ids=torch.randint(64, (2, 10))).logits.sum().backward()
+        agent.step()
+    agent.close()
+    assert [window.index for window in planner.windows] == [0, 1]
+    assert {sum(row) for window in planner.windows for row in window.tokens} == {5 * 2 * 10 * 2}
+    assert {window.placement for window in planner.windows} == {run.placement}
 
 
 def test_advise_never_touches_the_model(planner):

@@ -180,7 +180,8 @@ def train_skewed(report, url):
 
 
 def test_the_local_policy_is_the_services_policy():
-    with SamplePlanner() as planner:
+    run = sample_run(micro_batch_size=512)  # as if steps were long: then moving pays
+    with SamplePlanner(runs=[run]) as planner:
 
         def leave(rank, message):
             planner.mode = "hang-up"
@@ -188,10 +189,9 @@ def test_the_local_policy_is_the_services_policy():
         results = launch(train_skewed, RANKS, (planner.url,), on_report=leave, timeout_s=60)
     heard, slots, seen = results[0]
     assert all(other[:2] == (heard, slots) for other in results)
-    context = sample_run().context
-    state, wanted = begin(context), []
+    state, wanted = begin(run.context), []
     for window in seen[:3]:
-        decision, state = decide(window, state, context)
+        decision, state = decide(window, state, run.context)
         wanted.append(decision)
     assert heard == wanted
     for layer in range(LAYERS):
