@@ -19,6 +19,7 @@ from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.placement import Options, afresh, moves_between, options
 from planner.online.state import placement_of, slots_per_rank
 from planner.spec.cluster import Cluster
+from planner.spec.decision import Action
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.placement import Move, Placement
@@ -59,6 +60,7 @@ def served(loads: Floats, training: Training) -> Floats:
 class Candidate:
     """Something that could be done now."""
 
+    action: Action
     plan: Plan
     placement: Placement | None
     moves: tuple[Move, ...]
@@ -122,7 +124,7 @@ def switches(
         if ranks not in placements:
             placements[ranks] = best_placement(served(loads, context.training), ranks, context.extra_slots_per_rank)
         gain = step_s - pricing.step_s(other, loads, placements[ranks])
-        yield Candidate(other, placements[ranks], (), gain, cost, horizon_steps)
+        yield Candidate(Action.SWITCH_PLAN, other, placements[ranks], (), gain, cost, horizon_steps)
 
 
 def best_placement(loads: Floats, num_ranks: int, extra_slots: int) -> Placement:
@@ -152,7 +154,9 @@ def _moved(
     moves = moves_between(np.array(placement.layers), slots, placement.num_ranks)
     context = pricing.context
     cost = migration_s(context.model, context.cluster, context.training, plan, moves)
-    return Candidate(plan, target, moves, step_s - pricing.step_s(plan, loads, target), cost, life_steps)
+    return Candidate(
+        Action.REBALANCE, plan, target, moves, step_s - pricing.step_s(plan, loads, target), cost, life_steps
+    )
 
 
 def _move_price(choices: Options, best: Candidate) -> float:

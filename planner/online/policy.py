@@ -3,9 +3,9 @@
 The ledger. Let g be the seconds that a candidate saves in each step under the forecast, H the steps for which the gain
 is expected to last, C the pause that the candidate costs. Its net value is g H - C. H is the horizon of the forecast;
 for moves within the plan no more than the age of the placement in force, because the next one will be outdated as this
-one was. The account A holds the
-seconds lost so far: for each window, its steps x (step under what was in force - step under the candidate of the
-greatest net value), both priced for the load that really came. The best candidate is taken that
+one was. The account A holds the seconds lost so far: for each window, its steps x (step under what was in force - step
+under the candidate of the greatest net value), both priced for the load that really came. The best candidate is taken
+that
 
 * has a positive net value and A >= TRUST C (moving experts) or A >= C (switching plans, which stops the job): the
   forecast says that it pays, and a good part of its cost was lost already; or
@@ -26,17 +26,14 @@ seconds: but for half of one move, moves never cost more than imbalance did.
 
 from __future__ import annotations
 
-import numpy as np
-
 from planner.cost import estimate
 from planner.cost.balance import Floats, imbalance_bound
-from planner.cost.migration import expert_ranks
 from planner.online import reasons
 from planner.online.candidates import Candidate, Price, Pricing, placement_imbalance, rebalances, served, switches
 from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
-from planner.online.state import RunState, experts_per_layer, placement_at_start, plan_of
+from planner.online.intake import check_tokens, in_force
+from planner.online.state import RunState, plan_of
 from planner.spec.decision import Action, Decision
-from planner.spec.errors import InputError
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
 from planner.spec.run import RunContext
@@ -54,8 +51,8 @@ def decide(window: Window, state: RunState, context: RunContext, price: Price = 
     Plan and placement of the window, where given, say what is in force. A window that is not newer than the last one
     changes nothing. Raises InputError at `tokens`, `plan_id` or `placement` if the window does not fit the run.
     """
-    _check_tokens(window, context)
-    state = _in_force(window, state, context)
+    check_tokens(window, context)
+    state = in_force(window, state, context)
     plan = plan_of(context, state.plan_id, "plan_id")
     if state.last_window is not None and window.index <= state.last_window:
         reason = reasons.late(window.index, state.last_window)
@@ -118,11 +115,10 @@ def _affordable(candidates: list[Candidate], account_s: float) -> Candidate | No
 
 def _advance_s(candidate: Candidate) -> float:
     """What must have been lost before the forecast is believed; only moves within the plan get credit."""
-    return TRUST * candidate.cost_s if candidate.moves else candidate.cost_s
+    return TRUST * candidate.cost_s if candidate.action is Action.REBALANCE else candidate.cost_s
 
 
 def _act(window: Window, state: RunState, loads: Floats, chosen: Candidate) -> tuple[Decision, RunState]:
-    switched = chosen.plan.id != state.plan_id
     following = state.model_copy(
         update={
             "plan_id": chosen.plan.id,
@@ -133,7 +129,7 @@ def _act(window: Window, state: RunState, loads: Floats, chosen: Candidate) -> t
     )
     decision = Decision(
         window=window.index,
-        action=Action.SWITCH_PLAN if switched else Action.REBALANCE,
+        action=chosen.action,
         plan_id=chosen.plan.id,
         placement=chosen.placement,
         moves=chosen.moves,
@@ -144,7 +140,7 @@ def _act(window: Window, state: RunState, loads: Floats, chosen: Candidate) -> t
         imbalance_before=_imbalance(loads, state.placement),
         imbalance_after=_imbalance(loads, chosen.placement),
         imbalance_bound=_bound(loads, chosen.placement),
-        reason=reasons.act(chosen, switched),
+        reason=reasons.act(chosen),
     )
     return decision, following
 
@@ -194,40 +190,3 @@ def _balanced(pricing: Pricing) -> dict[str, float]:
         plan.id: pricing.price(context.model, context.cluster, context.training, plan, BALANCED, None).step_time_s
         for plan in context.plans
     }
-
-
-def _check_tokens(window: Window, context: RunContext) -> None:
-    experts, layers = experts_per_layer(context.model), len(context.model.moe_layers)
-    given = {len(row) for row in window.tokens}
-    if len(window.tokens) != layers or given != {experts}:
-        shape = " or ".join(str(number) for number in sorted(given))
-        raise InputError.at(
-            "tokens", f"must be {layers} MoE layers x {experts} experts, got {len(window.tokens)} x {shape}"
-        )
-
-
-def _in_force(window: Window, state: RunState, context: RunContext) -> RunState:
-    """The state with the plan and the placement that the window reports."""
-    if window.plan_id is not None and window.plan_id != state.plan_id:
-        plan = plan_of(context, window.plan_id, "plan_id")
-        state = state.model_copy(update={"plan_id": plan.id, "placement": placement_at_start(context, plan)})
-    if window.placement is None or window.placement == state.placement:
-        return state
-    _check_placement(window.placement, context, plan_of(context, state.plan_id, "plan_id"))
-    return state.model_copy(update={"placement": window.placement})
-
-
-def _check_placement(placement: Placement, context: RunContext, plan: Plan) -> None:
-    experts, layers = experts_per_layer(context.model), len(context.model.moe_layers)
-    ranks = expert_ranks(context.model, plan)
-    if placement.num_ranks != ranks:
-        raise InputError.at(
-            "placement.num_ranks", f"must be the plan's expert-parallel size {ranks}, got {placement.num_ranks}"
-        )
-    if len(placement.layers) != layers:
-        raise InputError.at("placement.layers", f"must have {layers} MoE layers, got {len(placement.layers)}")
-    if len({len(slots) for slots in placement.layers}) != 1:
-        raise InputError.at("placement.layers", "all layers must have the same number of slots")
-    for number, slots in enumerate(placement.layers):
-        if len(np.unique(slots)) != experts:
-            raise InputError.at(f"placement.layers[{number}]", f"must hold each of the {experts} experts")

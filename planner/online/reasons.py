@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.online.candidates import Candidate
+from planner.spec.decision import Action
 
 NOTHING_FASTER = "nothing to gain: no placement that was found makes the step faster under the expected load"
 ONE_RANK = "nothing to balance: the plan has no expert parallelism, every device holds all experts"
@@ -14,19 +15,18 @@ def late(index: int, last: int) -> str:
     return f"window {index} comes after window {last}: it changes nothing"
 
 
-def act(chosen: Candidate, switched: bool) -> str:
+def act(chosen: Candidate) -> str:
     """A move that is made."""
     payback = chosen.cost_s / chosen.gain_s
     return (
-        f"{_what(chosen, switched)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}: "
+        f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}: "
         f"paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
     )
 
 
 def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
     """A move that is not made, now."""
-    switched = not best.moves
-    offer = f"{_what(best, switched)} would save {_seconds(best.gain_s)} a step and cost {_seconds(best.cost_s)}"
+    offer = f"{_what(best)} would save {_seconds(best.gain_s)} a step and cost {_seconds(best.cost_s)}"
     if best.net_s <= 0:
         return f"{offer}: not paid back within the {best.life_steps:.3g} steps that the gain is expected to last"
     return (
@@ -35,8 +35,8 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
     )
 
 
-def _what(candidate: Candidate, switched: bool) -> str:
-    if switched:
+def _what(candidate: Candidate) -> str:
+    if candidate.action is Action.SWITCH_PLAN:
         return f"switching to plan {candidate.plan.summary}"
     layers = len({move.layer for move in candidate.moves})
     return f"moving {_count(len(candidate.moves), 'expert')} in {_count(layers, 'layer')}"

@@ -192,6 +192,41 @@ def test_without_expert_parallelism_there_is_nothing_to_balance():
     assert "no expert parallelism" in decision.reason
 
 
+def test_moe_layers_of_unequal_expert_parallel_size_keep_their_experts():
+    data = RUN.model_dump()
+    runs = data["plans"][0]["stages"][0]["runs"]
+    first = {**runs[1], "num_layers": 1}
+    spread = {"expert_parallel_size": 2, "expert_tensor_parallel_size": 1, "expert_data_parallel_size": 2}
+    second = {**first, "first_layer": 2, "strategy": {**first["strategy"], "experts": spread}}
+    data["plans"][0] = {**data["plans"][0], "stages": [{**data["plans"][0]["stages"][0]}]}
+    data["plans"][0]["stages"][0]["runs"] = [runs[0], first, second, runs[2]]
+    del data["plans"][0]["id"]
+    unequal = RunContext.model_validate(data)
+    assert begin(unequal).placement is None
+    decision, _ = decide(window(0, HOT_RANK), begin(unequal), unequal)
+    assert decision.action is Action.KEEP
+    assert "differ in expert-parallel size" in decision.reason
+
+
+def test_moe_layers_with_unequal_numbers_of_experts_are_refused():
+    data = RUN.model.model_dump()
+    data["runs"][1]["num_layers"] = 1
+    other = {**data["runs"][1], "layer": {**data["runs"][1]["layer"]}}
+    other["layer"]["feed_forward"] = {**other["layer"]["feed_forward"], "num_experts": 16}
+    data["runs"].insert(2, other)
+    uneven = RunContext.model_validate({**RUN.model_dump(), "model": data})
+    with pytest.raises(InputError, match=r"same number of experts, not \[8, 16\]"):
+        begin(uneven)
+
+
+def test_a_job_that_does_not_follow_is_told_again_only_as_losses_pay_for_it():
+    """In advice mode nothing is applied: every window reports the first placement."""
+    stayed = begin(RUN).placement.model_dump()
+    decisions, _ = play(RUN, [HOT_RANK] * 10, placement=stayed)
+    assert decisions[0].action is decisions[9].action is Action.REBALANCE
+    assert {d.placement for d in decisions if d.placement} == {decisions[0].placement}
+
+
 def by_ranks(seconds):
     """A price that depends on the plan's expert-parallel size and on whether the load is skewed."""
 

@@ -1,0 +1,49 @@
+"""What a window says, checked against the run that it belongs to."""
+
+from __future__ import annotations
+
+from planner.cost.migration import expert_ranks
+from planner.online.state import RunState, experts_per_layer, placement_at_start, plan_of
+from planner.spec.errors import InputError
+from planner.spec.placement import Placement
+from planner.spec.plan import Plan
+from planner.spec.run import RunContext
+from planner.spec.window import Window
+
+
+def check_tokens(window: Window, context: RunContext) -> None:
+    """Raise InputError unless the counts are those of the model's MoE layers and experts."""
+    experts, layers = experts_per_layer(context.model), len(context.model.moe_layers)
+    given = {len(row) for row in window.tokens}
+    if len(window.tokens) != layers or given != {experts}:
+        shape = " or ".join(str(number) for number in sorted(given))
+        raise InputError.at(
+            "tokens", f"must be {layers} MoE layers x {experts} experts, got {len(window.tokens)} x {shape}"
+        )
+
+
+def in_force(window: Window, state: RunState, context: RunContext) -> RunState:
+    """The state with the plan and the placement that the window reports; raises InputError if they cannot be."""
+    if window.plan_id is not None and window.plan_id != state.plan_id:
+        plan = plan_of(context, window.plan_id, "plan_id")
+        state = state.model_copy(update={"plan_id": plan.id, "placement": placement_at_start(context, plan)})
+    if window.placement is None or window.placement == state.placement:
+        return state
+    _check_placement(window.placement, context, plan_of(context, state.plan_id, "plan_id"))
+    return state.model_copy(update={"placement": window.placement})
+
+
+def _check_placement(placement: Placement, context: RunContext, plan: Plan) -> None:
+    experts, layers = experts_per_layer(context.model), len(context.model.moe_layers)
+    ranks = expert_ranks(context.model, plan)
+    if placement.num_ranks != ranks:
+        raise InputError.at(
+            "placement.num_ranks", f"must be the plan's expert-parallel size {ranks}, got {placement.num_ranks}"
+        )
+    if len(placement.layers) != layers:
+        raise InputError.at("placement.layers", f"must have {layers} MoE layers, got {len(placement.layers)}")
+    if len({len(slots) for slots in placement.layers}) != 1:
+        raise InputError.at("placement.layers", "all layers must have the same number of slots")
+    for number, slots in enumerate(placement.layers):
+        if len(set(slots)) != experts:
+            raise InputError.at(f"placement.layers[{number}]", f"must hold each of the {experts} experts")
