@@ -193,7 +193,7 @@ def test_without_expert_parallelism_there_is_nothing_to_balance():
 
 
 def test_moe_layers_of_unequal_expert_parallel_size_keep_their_experts():
-    data = RUN.model_dump()
+    data = RUN.model_dump(mode="json")
     runs = data["plans"][0]["stages"][0]["runs"]
     first = {**runs[1], "num_layers": 1}
     spread = {"expert_parallel_size": 2, "expert_tensor_parallel_size": 1, "expert_data_parallel_size": 2}
@@ -209,7 +209,7 @@ def test_moe_layers_of_unequal_expert_parallel_size_keep_their_experts():
 
 
 def test_moe_layers_with_unequal_numbers_of_experts_are_refused():
-    data = RUN.model.model_dump()
+    data = RUN.model.model_dump(mode="json")
     data["runs"][1]["num_layers"] = 1
     other = {**data["runs"][1], "layer": {**data["runs"][1]["layer"]}}
     other["layer"]["feed_forward"] = {**other["layer"]["feed_forward"], "num_experts": 16}
