@@ -14,6 +14,8 @@ from planner.spec.training import Training
 from planner.spec.value import Count, Name, Positive, Value
 from planner.spec.workload import Scenario
 
+MAX_DEVICES = 2**20
+"""More than any cluster has; what is larger is a slip, and would only cost time and memory."""
 AxisName = Literal["dp", "sdp", "tp", "pp", "ep", "cp", "sp"]
 ALL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
 
@@ -49,6 +51,8 @@ class ClusterRequest(Value):
     def _links_once(self) -> ClusterRequest:
         if self.levels is not None and (self.intra_node or self.inter_node):
             raise ValueError("levels: give either levels or intra_node and inter_node")
+        if (total := self.nodes * self.devices_per_node) > MAX_DEVICES:
+            raise ValueError(f"nodes: a cluster may have at most {MAX_DEVICES} devices, this has {total}")
         return self
 
 

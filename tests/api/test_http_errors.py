@@ -65,6 +65,7 @@ def test_json_that_is_no_object_is_refused(client, body):
     [
         ("cluster.nodes", 0, "cluster.nodes"),
         ("cluster.nodes", 1.0, "cluster.nodes"),
+        ("cluster.nodes", 2**52, "cluster.nodes"),
         ("cluster.nodes", "1", "cluster.nodes"),
         ("cluster.devices_per_node", -4, "cluster.devices_per_node"),
         ("cluster.device", "abacus", "cluster.device"),
