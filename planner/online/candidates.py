@@ -2,14 +2,13 @@
 
 A candidate's gain is what `estimate` says of the step under the forecast, before less after. Its cost is the pause
 that the move takes. Few candidates are priced: the best balance that was found, what remains of it when each move
-must pay for itself, and the other plans that could pay for a switch at all.
+must pay for itself (thrifty), and the other plans that could pay for a switch at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -31,8 +30,9 @@ from planner.spec.workload import Workload
 Price = Callable[[Model, Cluster, Training, Plan, Workload, Placement | None], Estimate]
 """`planner.cost.estimate`, or a double of it."""
 
-STRICTNESS = (1.0, 4.0)
-"""How many times over each move must pay for itself, for the candidates between the best balance and no move."""
+STRICTNESS = 2.0
+"""How many times over each move must pay for itself in the thrifty candidate: its gain is counted on the very load that
+it was fitted to, so it is rather less. A choice, not a fit."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,11 @@ def rebalances(
     if best is None or best.gain_s <= 0:
         return
     yield best
-    move_price = _move_price(choices, best)
-    budgets = [choices.choose(strictness * move_price) for strictness in (0.0, *STRICTNESS)]
-    for before, slots in pairwise(budgets):
-        if not np.array_equal(before, slots):
-            fewer = _moved(pricing, plan, placement, slots, loads, step_s, life_steps)
-            if fewer is not None:
-                yield fewer
+    thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
+    if not np.array_equal(thrifty, choices.choose(0.0)):
+        fewer = _moved(pricing, plan, placement, thrifty, loads, step_s, life_steps)
+        if fewer is not None:
+            yield fewer
 
 
 def switches(
