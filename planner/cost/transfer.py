@@ -46,11 +46,18 @@ def _busy_s(
     if not size.size:
         return np.zeros(num_devices)
     link = level.link
-    pairs, number = np.unique(device * num_devices + peer, return_inverse=True)
-    by_pair = np.bincount(number, weights=size)
-    largest = np.zeros(num_devices)
-    np.maximum.at(largest, pairs // num_devices, by_pair)
-    by_device = np.bincount(device, weights=size, minlength=num_devices)
+    sizes = np.bincount(device, weights=size, minlength=num_devices)
     messages = np.bincount(device, minlength=num_devices)
-    streaming = np.maximum(by_device / link.bytes_per_s, largest / link.pair_bytes_per_s)
+    streaming = sizes / link.bytes_per_s
+    if link.pair_bytes_per_s < link.bytes_per_s:
+        largest = _most_with_one_peer(device * num_devices + peer, size, num_devices)
+        streaming = np.maximum(streaming, largest / link.pair_bytes_per_s)
     return np.asarray(streaming + messages * link.latency_s, dtype=np.float64)
+
+
+def _most_with_one_peer(pair: NDArray[np.int64], size: NDArray[np.float64], num_devices: int) -> NDArray[np.float64]:
+    """[devices]: most bytes that a device exchanges with one peer; `pair` numbers device and peer."""
+    pairs, number = np.unique(pair, return_inverse=True)
+    largest = np.zeros(num_devices)
+    np.maximum.at(largest, pairs // num_devices, np.bincount(number, weights=size))
+    return largest
