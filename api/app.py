@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -33,8 +33,13 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-def create_app(settings: Settings, database: Database, search: SearchFunction) -> FastAPI:
-    """The service on an open database. `search` runs in worker processes while the application lives."""
+def create_app(
+    settings: Settings, database: Database, search: SearchFunction, stopping: Callable[[], bool] = lambda: False
+) -> FastAPI:
+    """The service on an open database. `search` runs in worker processes while the application lives.
+
+    Clients that wait for a search are answered early when `stopping` turns true.
+    """
     searches = SearchStore(database, utc_now, new_id)
     runs = RunStore(database, utc_now)
     jobs = Jobs(searches, search, settings.workers, settings.search_time_limit_s)
@@ -55,7 +60,7 @@ def create_app(settings: Settings, database: Database, search: SearchFunction) -
         lifespan=lifespan,
     )
     for router in (
-        SearchRoutes(searches, jobs, settings).router(),
+        SearchRoutes(searches, jobs, settings, stopping).router(),
         PlanRoutes(searches).router(),
         RunRoutes(Runs(searches, runs, utc_now, new_id), runs).router(),
         preset_router(),

@@ -14,6 +14,8 @@ from api.settings import Settings
 from planner.spec.errors import InputError
 
 BACKLOG = 512
+GRACE_S = 3
+"""Seconds that open requests get when the service ends; those that wait for a search are answered before."""
 
 
 def serve(
@@ -42,8 +44,9 @@ def serve(
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
-        app = create_app(settings, database, search)
-        uvicorn.Server(uvicorn.Config(app, log_level="info", lifespan="on")).run(sockets=[listener])
+        app = create_app(settings, database, search, stopping=lambda: server.should_exit)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=GRACE_S))
+        server.run(sockets=[listener])
 
 
 def _settings(**options: Any) -> Settings:

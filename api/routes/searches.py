@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Response
@@ -18,6 +20,7 @@ from api.routes.parameters import READS_BODY, After, Limit, SearchId, page, prob
 from api.search_store import SearchStore
 from api.settings import Settings
 from api.values import Page, Search
+from planner.spec.errors import InputError
 from planner.spec.request import SearchRequest
 from planner.spec.shortlist import Shortlist
 
@@ -35,16 +38,19 @@ IdempotencyKey = Annotated[
     str | None,
     Header(max_length=255, description="The same key with the same body makes one search, however often it is sent"),
 ]
+LOOK_S = 0.5
+"""How often a waiting client's request looks whether the service stops."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
 class SearchRoutes:
     """Routes under /searches."""
 
-    def __init__(self, store: SearchStore, jobs: Jobs, settings: Settings) -> None:
+    def __init__(self, store: SearchStore, jobs: Jobs, settings: Settings, stopping: Callable[[], bool]) -> None:
         self._store = store
         self._jobs = jobs
         self._settings = settings
+        self._stopping = stopping
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -114,14 +120,13 @@ class SearchRoutes:
         wait_s = min(_wait_s(prefer), self._settings.max_wait_s)
         search = await run_in_threadpool(self._submit, request, idempotency_key)
         if wait_s > 0 and not search.state.is_final:
-            ended = await run_in_threadpool(self._jobs.ended, search.id)
-            await asyncio.wait([asyncio.wrap_future(ended)], timeout=wait_s)
+            await self._wait(search.id, wait_s)
             search = await run_in_threadpool(self._store.search, search.id)
         response.headers["Location"] = search.links.self
         if wait_s > 0 and search.state.is_final:
             response.status_code = 201
-        if prefer:
-            response.headers["Vary"] = "Prefer"
+        if wait_s > 0:
+            response.headers["Preference-Applied"] = f"wait={wait_s:g}"
         return search
 
     def list(self, limit: Limit = 50, after: After = None) -> Page[Search]:
@@ -144,7 +149,17 @@ class SearchRoutes:
             return problem_response(result)
         return Response(result.model_dump_json(), media_type="application/json")
 
+    async def _wait(self, search_id: str, seconds: float) -> None:
+        """Until the search has ended, the time is over, or the service stops."""
+        ended = asyncio.wrap_future(await run_in_threadpool(self._jobs.ended, search_id))
+        end = time.monotonic() + seconds
+        while not ended.done() and not self._stopping() and (left := end - time.monotonic()) > 0:
+            await asyncio.wait([ended], timeout=min(left, LOOK_S))
+
     def _submit(self, request: SearchRequest, key: str | None) -> Search:
+        limit_s = self._settings.search_time_limit_s
+        if request.options.time_limit_s is not None and request.options.time_limit_s > limit_s:
+            raise InputError.at("options.time_limit_s", f"must be at most {limit_s:g} on this service")
         model, cluster = resolve(request.model, request.cluster)
         search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
         self._jobs.wake()

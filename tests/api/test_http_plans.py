@@ -1,5 +1,6 @@
 """Plans and prices over HTTP."""
 
+import copy
 from xml.etree import ElementTree
 
 import pytest
@@ -41,6 +42,15 @@ def test_the_picture_is_an_svg_with_the_plan(client, search):
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("image/svg+xml")
     assert ElementTree.fromstring(answer.text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_nothing_in_a_picture_runs(client):
+    request = copy.deepcopy(TINY_REQUEST)
+    request["model"]["spec"]["name"] = "<script>alert(1)</script>"
+    search = client.post("/v1/searches", json=request, headers=WAIT).json()
+    answer = client.get(search["links"]["best_plan_picture"])
+    assert not ElementTree.fromstring(answer.text).findall(".//{*}script")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
 def test_what_if_nothing_changes_the_price_stays(client, search):

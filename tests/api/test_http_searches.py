@@ -50,6 +50,7 @@ def test_waiting_ends_after_the_seconds_asked_for(serve):
     begin = time.monotonic()
     answer = client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "respond-async, wait=1"})
     assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "wait=1"
     assert 1.0 <= time.monotonic() - begin < 3.0
 
 
@@ -62,7 +63,9 @@ def test_waiting_is_capped_by_the_service(serve):
 
 @pytest.mark.parametrize("prefer", ["", "respond-async", "wait=soon", "wait=-1", "handling=lenient"])
 def test_other_preferences_are_ignored(client, prefer):
-    assert client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": prefer}).status_code == 202
+    answer = client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": prefer})
+    assert answer.status_code == 202
+    assert "preference-applied" not in answer.headers
 
 
 def test_the_same_key_and_body_make_one_search(client):
@@ -222,3 +225,11 @@ def test_the_service_is_ready_only_while_searches_can_start(database):
         assert client.get("/healthz").json()["status"] == "ok"
         database.close()
         assert client.get("/readyz").status_code == 200, "connections come back"
+
+
+def test_a_longer_time_than_the_service_grants_is_refused(serve):
+    client = serve(search_time_limit_s=60)
+    answer = client.post("/v1/searches", json=TINY_REQUEST | {"options": {"time_limit_s": 61}})
+    assert answer.status_code == 422
+    assert [item["field"] for item in answer.json()["errors"]] == ["options.time_limit_s"]
+    assert client.post("/v1/searches", json=TINY_REQUEST | {"options": {"time_limit_s": 60}}).status_code == 202

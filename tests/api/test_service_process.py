@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
+import httpx
 import pytest
 from invented_searches import TINY_REQUEST
 from service_process import ROOT, alive, descendants, service
@@ -75,13 +78,22 @@ def test_a_busy_port_is_refused_with_one_line(tmp_path):
     assert not (tmp_path / "other.db").exists()
 
 
+def post_and_wait(address):
+    with suppress(httpx.TransportError):
+        httpx.post(f"{address}/v1/searches", json=LONG_REQUEST, headers={"Prefer": "wait=50"}, timeout=60)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_the_service_ends_in_order_when_asked_to(tmp_path, how):
     with service(tmp_path) as (process, client):
         location = client.post("/v1/searches", json=LONG_REQUEST).headers["location"]
         wait_for(client, location, "running")
         before = descendants(process.pid)
+        waiter = threading.Thread(target=post_and_wait, args=(client.base_url,))
+        waiter.start()
+        time.sleep(0.5)
         process.send_signal(how)
         process.wait(10)
+        waiter.join()
         until_gone(before)
     assert "Traceback" not in "".join(path.read_text() for path in tmp_path.glob("*.log"))
