@@ -109,7 +109,10 @@ def sent(old: Box, new: Box, offset: int) -> NDArray[np.float64]:
 
     `offset`: what to add to a device's number in the stage before to get its number in the stage after.
     """
-    shared = _overlap(old.tensor, new.tensor) * _overlap(old.experts, new.experts) * _overlap(old.shard, new.shard)
+    shared = np.ones((len(old.tensor[0]), len(new.tensor[0])))
+    for before, after in zip(old, new, strict=True):
+        if not (_is_whole(before) and _is_whole(after)):
+            shared *= _overlap(before, after)
     needed = np.prod([interval[1] - interval[0] for interval in new], axis=0)
     mine = np.arange(shared.shape[0])[:, None] + offset == np.arange(shared.shape[1])[None, :]
     missing = needed - np.where(mine, shared, 0.0).sum(axis=0)
@@ -117,6 +120,10 @@ def sent(old: Box, new: Box, offset: int) -> NDArray[np.float64]:
     total = holders.sum(axis=0)
     flow: NDArray[np.float64] = holders * (missing / np.where(total > 0, total, 1.0))
     return flow
+
+
+def _is_whole(interval: Interval) -> bool:
+    return bool(interval[0].max() == 0.0 and interval[1].min() == 1.0)
 
 
 def _overlap(old: Interval, new: Interval) -> NDArray[np.float64]:
