@@ -45,7 +45,7 @@ from runtime.launch import launch
 RANKS = 4
 SEQUENCE_LENGTH = 128
 EXPERTS = MoeFeedForward(num_experts=32, top_k=4, expert_width=256)
-NUM_STEPS, WINDOW_STEPS = 120, 10
+WINDOW_STEPS = 10
 TRAINING_TIMEOUT_S = 240.0
 SERVICE_TIMEOUT_S = 30.0
 
@@ -55,12 +55,13 @@ console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 def main(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
     port: Annotated[int, typer.Option(help="Port of the service; 0: any free one")] = 0,
+    steps: Annotated[int, typer.Option(min=3 * WINDOW_STEPS, help="Steps of the training")] = 120,
 ) -> None:
     """Plan, train, adapt: the whole story in one terminal."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trimtab-demo-") as folder, running_service(Path(folder), port) as url:
         search_id, shortlist = plan(url)
-        job = job_for(url, search_id, shortlist)
+        job = job_for(url, search_id, shortlist, steps)
         comparison, progress, decisions = run_training(job)
         promises = check_promises(comparison, progress, decisions)
         show_gain(comparison)
@@ -92,7 +93,7 @@ def running_service(folder: Path, port: int) -> Iterator[str]:
         console.print(f"{url}  [dim](process {process.pid}, SQLite in {escape(str(folder))})[/]")
         yield url
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -147,7 +148,7 @@ def model() -> Model:
     return language_model(hidden_size=128, num_blocks=3, num_heads=4, experts=EXPERTS, sequence_length=SEQUENCE_LENGTH)
 
 
-def job_for(url: str, search_id: str, shortlist: Shortlist) -> Job:
+def job_for(url: str, search_id: str, shortlist: Shortlist, num_steps: int) -> Job:
     """The job that runs the best plan that the training program can run."""
     runnable = [entry.plan for entry in shortlist.plans if can_run(entry.plan)]
     if not runnable:
@@ -158,7 +159,7 @@ def job_for(url: str, search_id: str, shortlist: Shortlist) -> Job:
         service=url,
         search=search_id,
         run="demo",
-        num_steps=NUM_STEPS,
+        num_steps=num_steps,
         window_steps=WINDOW_STEPS,
     )
 
@@ -211,9 +212,6 @@ def check_promises(comparison: Comparison, progress: list[Progress], decisions: 
             comparison.moved_experts > 0 and rebalances > 0
         ),
         f"the load of the ranks is more even: imbalance {before:.2f} → {after:.2f}": after < before,
-        f"the busiest rank works less: {1 / comparison.busiest_cpu_ratio:.2f} of the CPU time it took at first": (
-            comparison.busiest_cpu_ratio > 1
-        ),
     }
 
 

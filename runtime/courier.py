@@ -56,7 +56,7 @@ class Courier:
         self._local: dict[int, Future[Decision]] = {}
         self._changed = threading.Condition()
         self._closing = False
-        self._gives_up = False
+        self._last_attempt = False  # begun after `close`
         self._trouble: Trouble | None = None
         self._pause_s = FIRST_PAUSE_S
         self._thinker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trimtab-policy")
@@ -144,7 +144,10 @@ class Courier:
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
-            return self._waiting[0] if self._waiting and not self._gives_up else None
+            if not self._waiting or (self._last_attempt and self._trouble):
+                return None
+            self._last_attempt = self._closing
+            return self._waiting[0]
 
     def _deliver(self, window: Window) -> None:
         """One attempt; raises UnavailableError to be repeated, InputError if there is still no run to report to."""
@@ -173,7 +176,6 @@ class Courier:
         until = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         with self._changed:
-            self._gives_up = self._closing
             while not self._closing and time.monotonic() < until:
                 self._changed.wait(until - time.monotonic())
 

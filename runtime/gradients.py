@@ -1,4 +1,7 @@
-"""Gradients over ranks: from the loss of each rank's tokens to the loss of one process on all tokens."""
+"""Gradients over ranks: from the loss of each rank's tokens to the loss of one process on all tokens.
+
+Instead of DistributedDataParallel, which would copy the experts of rank 0 over those of the others.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -53,7 +53,7 @@ def sample_run(name="my-run", ranks=RANKS, micro_batch_size=2):
         id=f"id-of-{name}",
         name=name,
         search_id=SEARCH,
-        created_at=datetime(2026, 11, 21, tzinfo=UTC),
+        created_at=datetime(2026, 11, 21, tzinfo=timezone.utc),
         plan_id=state.plan_id,
         placement=state.placement,
         context=context,

@@ -1,0 +1,63 @@
+"""`make demo`, shortened: it keeps its promises, ends its processes, and fails loudly when it must."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api.demo import check_promises, wait_for_service
+from planner.spec.errors import UnavailableError
+from runtime.comparison import Comparison, Trial
+from runtime.example import Progress
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def shortened_demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "api.demo", "--steps", "30"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return done, folder
+
+
+def test_the_demo_keeps_its_promises(shortened_demo):
+    done, _ = shortened_demo
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("✓") == 3 and "✗" not in done.stdout
+    assert "window  0: rebalance" in done.stdout and "step   30" in done.stdout
+    assert "/picture" in done.stdout and "/docs" in done.stdout and "image/svg+xml" in done.stdout
+
+
+def test_the_demo_leaves_nothing_behind(shortened_demo):
+    done, folder = shortened_demo
+    left = {path.name for path in folder.iterdir()}
+    assert not {name for name in left if not name.startswith("torchinductor")}, "the cache of torch may stay"
+    pid = int(done.stdout.split("(process ")[1].split(",")[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def comparison(imbalance, moved):
+    trial = Trial(wall_s=1, busiest_cpu_s=1, mean_cpu_s=1)
+    return Comparison(rounds=((trial, trial),), imbalance=imbalance, moved_experts=moved, passes_per_trial=1)
+
+
+def test_each_promise_can_fail():
+    learned = [Progress(10, 4.0, 0.1), Progress(20, 3.0, 0.1)]
+    assert list(check_promises(comparison((1.5, 1.5), 0), learned, []).values()) == [True, False, False]
+    assert list(check_promises(comparison((1.5, 1.2), 3), learned[:1], []).values()) == [False, False, True]
+
+
+def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path):
+    log = tmp_path / "service.log"
+    log.write_text("no such database")
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    with pytest.raises(UnavailableError, match="did not start:\nno such database"):
+        wait_for_service(process, log)
