@@ -165,16 +165,9 @@ def test_a_declared_body_above_the_limit_is_refused(serve):
     assert "1000" in document["detail"]
 
 
-def test_a_streamed_body_is_counted_as_it_comes(serve):
+def test_a_streamed_body_above_the_limit_is_refused(serve):
     client = serve(max_body_bytes=1000)
-    sent = []
-
-    def endless_stream():
-        for _ in range(100):
-            sent.append(100)
-            yield b" " * 100
-
-    problem(client.post("/v1/searches", content=endless_stream(), headers=JSON), 413)
+    problem(client.post("/v1/searches", content=iter([b" " * 100] * 11), headers=JSON), 413)
 
 
 def test_a_body_at_the_limit_is_read(serve):

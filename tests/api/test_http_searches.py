@@ -8,6 +8,7 @@ import invented_searches
 import pytest
 from invented_searches import TINY_REQUEST, endless, instant, misses, refuses
 from service_in_process import running
+from service_process import alive
 
 PROBLEM = "application/problem+json"
 WAIT = {"Prefer": "wait=30"}
@@ -134,14 +135,6 @@ def test_cancelling_kills_the_worker_and_its_solver_within_a_second(serve, tmp_p
         time.sleep(0.01)
     assert client.delete(location).json()["state"] == "cancelled"
     assert client.get(f"{location}/shortlist").status_code == 409
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_waiting_search_can_be_cancelled_and_never_runs(serve):

@@ -8,7 +8,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from api.database import open_database, shown_url
 from api.problems import status_problem
@@ -162,6 +162,12 @@ def test_times_are_utc(searches):
     assert found.created_at == BEGIN + timedelta(seconds=1)
     assert found.started_at == BEGIN + timedelta(seconds=2)
     assert found.created_at.utcoffset() == timedelta(0)
+
+
+def test_a_time_without_zone_is_refused(database):
+    searches = SearchStore(database, lambda: datetime(2026, 1, 1), Numbers())
+    with pytest.raises(StatementError, match="needs a zone"):
+        add(searches)
 
 
 def test_a_job_holds_what_was_asked_for(searches):
