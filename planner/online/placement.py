@@ -5,9 +5,8 @@ every step, and one placement made afresh and relabelled so that most experts st
 layer the option with the least (load of the hottest rank + price of a move x moves). So the price of a move alone
 says how far to go; price 0 is the best balance that was found.
 
-Two layers of the same run of numbers are solved alike: everything is deterministic, ties go to the lower index.
-Arrays: L layers, E experts, R ranks, S slots (numbered rank by rank), s = S / R. Replicas split tokens evenly.
-Knows nothing of seconds, links or plans.
+Everything is deterministic: ties go to the lower index. Arrays: L layers, E experts, R ranks, S slots (numbered rank
+by rank), s = S / R. Replicas split tokens evenly. Knows nothing of seconds, links or plans.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
 from planner.online.assign import align_slots, keep_in_place, longest_first
-from planner.online.refine import improve
+from planner.online.refine import ROUNDING, improve
 from planner.spec.placement import Move
 
 
@@ -30,7 +29,7 @@ class Options:
     slots: Indices
     """[options, L, S]."""
     hottest: Floats
-    """[options, L]: load of the hottest rank, in the unit of the loads."""
+    """[options, L]: load of the hottest rank, in the unit of the loads, rounded so that equals are equal."""
     moves: Indices
     """[options, L]: experts to copy, counted against option 0."""
     num_ranks: int
@@ -61,6 +60,8 @@ def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
     relabelled = keep_in_place(path[-1, layers:], current, num_ranks)
     slots = np.concatenate([path[:, :layers], relabelled[None]])
     hottest = rank_loads(np.broadcast_to(loads, (len(slots), *loads.shape)), slots, num_ranks).max(axis=-1)
+    unit = ROUNDING * loads.mean(axis=1)
+    hottest = np.rint(hottest / unit) * unit
     return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1), num_ranks)
 
 

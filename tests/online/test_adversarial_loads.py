@@ -97,13 +97,16 @@ ADVERSARIES = {
 }
 
 
-@pytest.mark.parametrize("run", [CHEAP, DEAR], ids=["cheap moves", "dear moves"])
-@pytest.mark.parametrize("num_steps", [1, 10, 100])
+@pytest.mark.parametrize(
+    ("run", "num_steps", "factor"),
+    [(CHEAP, 1, 1.1), (CHEAP, 10, 1.1), (CHEAP, 100, 1.1), (DEAR, 100, 1.1), (DEAR, 10, 1.1), (DEAR, 1, 1.5)],
+)
 @pytest.mark.parametrize("name", ADVERSARIES)
-def test_the_total_is_within_the_proved_bound_and_1_25_of_the_best_fixed_placement(name, num_steps, run):
+def test_the_total_is_within_the_proved_bound_and_near_the_best_fixed_placement(name, run, num_steps, factor):
+    """Farthest where one move costs a twentieth of the whole game, and the best fixed placement is had for nothing."""
     game = play(ADVERSARIES[name], 120, num_steps, run)
     assert game.total_s <= game.bound_s + 1e-6
-    assert game.total_s <= 1.25 * game.best_fixed_s
+    assert game.total_s <= factor * game.best_fixed_s
 
 
 @pytest.mark.parametrize(
