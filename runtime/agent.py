@@ -25,6 +25,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -94,8 +95,6 @@ class Agent:
             raise InputError.at("service", "is required, here or in TRIMTAB_SERVICE: http://host:port")
         if window_steps < 1:
             raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
-        if apply not in (None, "migrate", "advise"):
-            raise InputError.at("apply", f'must be "migrate" or "advise", got {apply!r}')
         self._group = group
         self._window_steps = window_steps
         self._on_decision = on_decision
@@ -103,7 +102,8 @@ class Agent:
         self._device = next(model.parameters()).device
         self._layers = moe_layers(model)
         self._counters = attach(model)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._remove_hooks)
             self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
             client = PlannerService(address, token or os.environ.get("TRIMTAB_TOKEN"), timeout_s)
 
@@ -113,20 +113,15 @@ class Agent:
                 return attachment
 
             courier = Courier(client, find_run, policy)
-            try:
-                attachment = join(courier.attach, group, self._device)
-            except BaseException:
-                courier.close(0.0)
-                raise
-        except BaseException:
-            self._remove_hooks()
-            raise
+            undo.callback(courier.close, 0.0)
+            attachment = join(courier.attach, group, self._device)
+            undo.pop_all()
         self._courier: Courier | None = courier
         if rank(group) != 0:
             courier.close(0.0)
             self._courier = None
-        self._placement = None if attachment is None else attachment.run.placement
-        self._plan_id = None if attachment is None else attachment.run.plan_id
+        self._plan_id = None if attachment is None else attachment.plan_id
+        self._placement = None if attachment is None else attachment.placement
         self._last_window: Window | None = None
         self._steps = 0
         self._windows = 0
@@ -240,6 +235,8 @@ def _can_migrate(
     optimizer: torch.optim.Optimizer | None,
 ) -> bool:
     """Whether the agent is to move experts; raises InputError if it is to but cannot."""
+    if apply not in (None, "migrate", "advise"):
+        raise InputError.at("apply", f'must be "migrate" or "advise", got {apply!r}')
     if layers and len(layers) != len(counters):
         raise InputError.at("model", "mixes expert-parallel layers of Trimtab with routers of other frameworks")
     if apply == "advise" or (apply is None and not layers):

@@ -15,6 +15,7 @@ import httpx
 from planner.spec.decision import Decision
 from planner.spec.errors import InputError, UnavailableError
 from planner.spec.parse import parse, read_json
+from planner.spec.placement import Placement
 from planner.spec.run import Run, RunRequest
 from planner.spec.value import Index, Value
 from planner.spec.window import Window
@@ -33,9 +34,11 @@ _REFUSALS = frozenset(
 
 
 class Attachment(Value):
-    """A run that an agent reports to, and where its history goes on."""
+    """A run that an agent reports to, what is in force there, and where its history goes on."""
 
     run: Run
+    plan_id: str
+    placement: Placement | None
     next_index: Index = 0
     next_step: Index = 0
 
@@ -53,16 +56,18 @@ class PlannerService:
     def attach(self, name: str, search: str | None, plan: str | None) -> Attachment:
         """Find the run of this id, or the newest of this name; else begin one from the search.
 
+        In an existing run, what was decided last counts as in force, unless `plan` says otherwise.
         Raises InputError if there is none and no search to begin it from, or if the service refuses.
         """
         run = self._find(name)
         if run is not None:
-            return self._with_history(run)
+            return self._with_history(run, plan)
         if search is None:
             raise InputError.at("run", f"the service has no run {name!r}; give search= (a search's id) to begin one")
         request = RunRequest(name=name, search_id=search, plan_id=plan)
         response = self._send("POST", "/v1/runs", request)
-        return Attachment(run=_read(Run, _accepted(response)))
+        begun = _read(Run, _accepted(response))
+        return Attachment(run=begun, plan_id=begun.plan_id, placement=begun.placement)
 
     def post_window(self, run_id: str, window: Window) -> Decision:
         """Deliver a window, get the decision; InputError: this window will never be accepted."""
@@ -86,23 +91,30 @@ class PlannerService:
         named = self._items(_accepted(self._send("GET", f"/v1/runs?name={quote(name, safe='')}&limit=1")))
         return _value(Run, named[0]) if named else None
 
-    def _with_history(self, run: Run) -> Attachment:
+    def _with_history(self, run: Run, plan: str | None) -> Attachment:
         """Go on after the last window that the service has."""
-        path: str | None = f"/v1/runs/{run.id}/decisions"
-        last = None
+        last: Decision | None = None
+        placement, path = run.placement, f"/v1/runs/{run.id}/decisions"
         while path is not None:
             response = _accepted(self._send("GET", path))
-            last = next((_value(Decision, item) for item in reversed(self._items(response))), last)
+            for item in self._items(response):
+                last = _value(Decision, item)
+                placement = last.placement or placement
             path = _json(response).get("next")
         if last is None:
-            return Attachment(run=run)
+            return Attachment(run=run, plan_id=plan or run.plan_id, placement=placement)
         after = f"&after={last.window - 1}" if last.window else ""
-        response = _accepted(self._send("GET", f"/v1/runs/{run.id}/windows?limit=1{after}"))
-        windows = [_value(Window, item) for item in self._items(response)]
+        windows = self._items(_accepted(self._send("GET", f"/v1/runs/{run.id}/windows?limit=1{after}")))
         if not windows:
             raise UnavailableError(f"the service has a decision for window {last.window}, but not the window")
-        next_step = windows[0].first_step + windows[0].num_steps
-        return Attachment(run=run, next_index=last.window + 1, next_step=next_step)
+        window = _value(Window, windows[0])
+        return Attachment(
+            run=run,
+            plan_id=plan or last.plan_id,
+            placement=placement,
+            next_index=last.window + 1,
+            next_step=window.first_step + window.num_steps,
+        )
 
     def _items(self, response: httpx.Response) -> list[Any]:
         content = _json(response)

@@ -119,9 +119,16 @@ class Courier:
 
     def _numbered(self, window: Window) -> Window:
         """The window as the run counts: a job that attaches to a run goes on after what the run has seen."""
-        assert self._attachment is not None
-        index, step = window.index + self._attachment.next_index, window.first_step + self._attachment.next_step
-        return window.model_copy(update={"index": index, "first_step": step})
+        attachment = self._attachment
+        assert attachment is not None
+        return window.model_copy(
+            update={
+                "index": window.index + attachment.next_index,
+                "first_step": window.first_step + attachment.next_step,
+                "plan_id": window.plan_id or attachment.plan_id,
+                "placement": window.placement or attachment.placement,
+            }
+        )
 
     def _deliver_all(self) -> None:
         while (window := self._next_window()) is not None:

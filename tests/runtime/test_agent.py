@@ -117,6 +117,20 @@ def test_the_run_is_found_by_id_or_name_and_its_history_goes_on(planner):
     assert not any(command == "POST" and path == "/v1/runs" for command, path, _ in planner.requests)
 
 
+def test_in_an_old_run_what_was_decided_last_is_in_force(planner):
+    run = sample_run("old", ranks=1)
+    planner.runs[run.id] = run
+    arguments = {"run": "old", "search": None, "apply": "advise"}
+    model, optimizer = make_job()
+    with make_agent(planner, model, optimizer, **arguments) as agent:
+        train(agent, model, optimizer, 4)
+    planner.decisions[-1] = planner.decisions[-1].model_copy(update={"plan_id": "other"})
+    for plan in (None, "mine"):
+        with make_agent(planner, model, optimizer, **arguments, plan=plan) as agent:
+            train(agent, model, optimizer, 4)
+        assert planner.windows[-1].plan_id == (plan or "other")
+
+
 def test_address_and_token_come_from_the_environment(planner, monkeypatch):
     monkeypatch.setenv("TRIMTAB_SERVICE", planner.url)
     monkeypatch.setenv("TRIMTAB_TOKEN", "secret")
