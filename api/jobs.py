@@ -27,6 +27,8 @@ from planner.spec.errors import TooLargeError, UnavailableError
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
+EXIT_S = 5.0
+"""What a process gets to end by itself after its last news."""
 GRACE_S = 15.0
 """Beyond its time limit, what a search gets to hand over its best plan so far."""
 
@@ -132,7 +134,11 @@ class Jobs:
             job = self._store.take_next()
             if job is None:
                 return
-            worker = self._start_worker(job)
+            try:
+                worker = self._start_worker(job)
+            except OSError as error:
+                self._lost(job.id, f"no worker could be started: {error}")
+                continue
             with self._lock:
                 self._workers[job.id] = worker
                 if self._closed or self._store.search(job.id).state.is_final:  # closed or cancelled while it started
@@ -180,17 +186,23 @@ class Jobs:
 
     def _process_ended(self, worker: Worker) -> None:
         """Free the place; a search that has not ended by then lost its worker."""
-        worker.process.join()
-        reason = f"its worker ended with {_how(worker.process.exitcode)}"
+        worker.process.join(EXIT_S)
+        if worker.process.exitcode is None:
+            worker.kill()
+            worker.process.join()
+        if self._closed:  # it was killed by close(), and its search starts again with the next service
+            return
+        self._lost(worker.job.id, f"its worker ended with {_how(worker.process.exitcode)}")
+        with self._lock:
+            del self._workers[worker.job.id]
+        worker.news.close()
+
+    def _lost(self, search_id: str, reason: str) -> None:
+        """Without effect on a search that has ended."""
         problem = problem_of(UnavailableError(f"{reason}, twice; perhaps the machine has too little memory"))
         with self._lock:
-            if self._closed:  # it was killed by close(), and starts again with the next service
-                return
-            search = self._store.worker_died(worker.job.id, reason, problem)
-            del self._workers[worker.job.id]
-            worker.news.close()
-            if search.state.is_final:
-                self._tell_end(worker.job.id)
+            if self._store.worker_died(search_id, reason, problem).state.is_final:
+                self._tell_end(search_id)
 
     def _overdue(self, worker: Worker) -> None:
         limit_s = worker.job.options.time_limit_s

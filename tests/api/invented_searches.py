@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -136,6 +137,12 @@ def dies_once(marker, model, cluster, training, options, report):
     if not Path(marker).exists():
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    return instant(model, cluster, training, options, report)
+
+
+def hangs_at_exit(model, cluster, training, options, report):
+    """Leaves a thread behind that keeps its process from ending."""
+    threading.Thread(target=time.sleep, args=(600,)).start()
     return instant(model, cluster, training, options, report)
 
 

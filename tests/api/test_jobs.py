@@ -139,6 +139,25 @@ def test_a_store_that_fails_for_a_moment_does_not_end_the_dispatcher(store, work
     assert store.search(search).state is SearchState.SUCCEEDED
 
 
+def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypatch):
+    def refused(self, job):
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(Jobs, "_start_worker", refused)
+    search = add(store)
+    end(working(invented_searches.instant), search)
+    assert "no more processes" in store.search(search).error.detail
+
+
+def test_a_worker_that_hangs_after_its_last_news_frees_its_place(store, working, monkeypatch):
+    monkeypatch.setattr("api.jobs.EXIT_S", 0.2)
+    first, second = add(store), add(store)
+    jobs = working(invented_searches.hangs_at_exit, num_workers=1)
+    end(jobs, first)
+    end(jobs, second)
+    assert store.search(second).state is SearchState.SUCCEEDED
+
+
 def test_waiting_for_a_search_that_has_ended_is_over_at_once(store, working):
     search = add(store)
     jobs = working(invented_searches.instant)
