@@ -15,8 +15,9 @@ import numpy as np
 
 from planner.cost.pipeline import in_flight
 from planner.search.assemble import assemble
+from planner.search.bounds import Bounds, Pipeline
 from planner.search.families import Family, Stretches, equal_pieces, even_stretches
-from planner.search.partition import Pipeline, lower_bound_s, solve_pipeline
+from planner.search.partition import solve_pipeline
 from planner.search.table import Choices, Pricing, Table, without_dominated
 from planner.search.tree import Space
 from planner.search.uniform import Uniform, fastest_by_degrees, price_uniform, uniform_choices
@@ -119,8 +120,9 @@ class Explorer:
                     problem = self._problem(family, table)
                     if problem is not None:
                         self._try_uniform(family, problem, uniform)
-                        bound = lower_bound_s(problem) / family.global_batch_size
-                        found.append(_Open(bound, len(found), family, problem._replace(table=exact)))
+                        problem = problem._replace(table=exact)
+                        bound = Bounds(problem).step_s() / family.global_batch_size
+                        found.append(_Open(bound, len(found), family, problem))
         return found
 
     def _tables(self, pricing: Pricing, strategies: list[list[Strategy]], stages: int, samples: int) -> Iterator[Table]:

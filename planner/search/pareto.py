@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+Table = NDArray[Any]
 
 _BLOCK = 256
 
 
-def undominated(values: NDArray[np.float64], groups: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+def undominated(values: Table, groups: Table | None = None) -> NDArray[np.int64]:
     """Indices, ascending, of the rows of `values` [rows, criteria] that no row of their group beats or equals.
 
     Smaller is better. Of equal rows the first stays. `groups` [rows, keys]: rows are compared with equal keys only.
@@ -26,23 +30,26 @@ def undominated(values: NDArray[np.float64], groups: NDArray[np.float64] | None 
     return np.sort(np.concatenate(kept))
 
 
-def _undominated(values: NDArray[np.float64]) -> NDArray[np.int64]:
+def _undominated(values: Table) -> NDArray[np.int64]:
     # In lexicographic order a row can only be beaten by an earlier one; a stable sort lets the first of equals win.
     order = np.lexsort(values.T[::-1])
     ordered = values[order]
-    kept = np.zeros((0, values.shape[1]))
+    kept = values[:0]
     kept_at: list[NDArray[np.int64]] = []
     for start in range(0, len(ordered), _BLOCK):
         block = ordered[start : start + _BLOCK]
-        if len(kept):
-            beaten = np.all(kept[None, :, :] <= block[:, None, :], axis=2)
-            positions = np.flatnonzero(np.logical_not(np.any(beaten, axis=1)))
-            block = block[positions]
-        else:
-            positions = np.arange(len(block))
-        beaten = np.all(block[None, :, :] <= block[:, None, :], axis=2)
-        beaten &= np.tri(len(block), k=-1, dtype=bool)
-        survivors = np.flatnonzero(np.logical_not(np.any(beaten, axis=1)))
+        positions = np.flatnonzero(np.logical_not(np.any(_no_worse(kept, block), axis=1)))
+        block = block[positions]
+        earlier = np.tri(len(block), k=-1, dtype=bool)
+        survivors = np.flatnonzero(np.logical_not(np.any(_no_worse(block, block) & earlier, axis=1)))
         kept = np.concatenate([kept, block[survivors]])
         kept_at.append(order[start + positions[survivors]])
     return np.concatenate(kept_at)
+
+
+def _no_worse(rows: Table, than: Table) -> NDArray[np.bool_]:
+    """[than, rows]: whether a row of `rows` is no worse in any criterion than a row of `than`."""
+    flags = np.ones((len(than), len(rows)), dtype=bool)
+    for criterion in range(rows.shape[1]):
+        flags &= rows[None, :, criterion] <= than[:, None, criterion]
+    return flags

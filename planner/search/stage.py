@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,15 @@ from planner.search.table import Table
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
-_SLOPES = 6
+_RATES = 6
 """How many exchange rates of seconds for bytes the memory bound tries; any number of them is a valid bound."""
 
 
 class Bar(NamedTuple):
     """What a stage must allow the whole plan to beat: step time as in planner.cost.pipeline.step_s, strictly.
 
-    The other stages enter with lower bounds.
+    What is not chosen yet enters with lower bounds.
     """
 
     best_s: float
@@ -41,17 +40,33 @@ class Bar(NamedTuple):
     virtual: int
     others_s: float
     """Sum of the beats of all other stages, at least."""
+    total_s: float
+    """Sum of the beats of all stages, at least."""
     slowest_s: Floats
     """[rhythms] of the slowest stage, at least."""
+    slowest_total_s: float
+    """Sum of the slowest beats over the rhythms, at least."""
     once_s: float
     """Longest work once per step, at least."""
+    alone: bool
+    """The stage is the whole pipeline."""
 
-    def passed(self, beats_s: Floats, once_s: Floats) -> Flags:
-        """Which stages [rows, rhythms], [rows] can be part of a plan that beats the best."""
-        slowest = np.maximum(beats_s, self.slowest_s).sum(axis=1)
-        filling = (beats_s.sum(axis=1) + self.others_s) / self.virtual
-        flags: Flags = self.steady * slowest + filling + np.maximum(once_s, self.once_s) < self.best_s
-        return flags
+    @property
+    def weight(self) -> float:
+        """Beats of a stage that is the slowest in a step."""
+        return self.steady + 1.0 / self.virtual
+
+    def at_least_s(self, beats_s: Floats, once_s: Floats) -> Floats:
+        """[rows] of any step with a stage of these beats [rows, rhythms] and this work once per step [rows]."""
+        slowest = np.maximum(np.maximum(beats_s, self.slowest_s).sum(axis=1), self.slowest_total_s)
+        filling = np.maximum(beats_s.sum(axis=1) + self.others_s, self.total_s) / self.virtual
+        bound: Floats = self.steady * slowest + filling + np.maximum(once_s, self.once_s)
+        return bound
+
+    def weigh(self, beats_s: Floats, once_s: Floats) -> Floats:
+        """[rows] of what a stage adds to a step in which it is the slowest: no more than `at_least_s` counts for it."""
+        weighed: Floats = self.weight * beats_s.sum(axis=1) + once_s
+        return weighed
 
 
 class Position(NamedTuple):
@@ -74,39 +89,60 @@ class Front(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    beats_s: Floats
-    once_s: Floats
+    """Choices for the first layers of a stage, a row each."""
+
+    beats: Integers
+    once: Integers
     memory: Integers
     """Bytes without workspace, times the denominator of the number in flight."""
     workspace: Integers
     layout: Integers
     chosen: Integers
 
-    def rows(self, kept: NDArray[np.int64] | Flags) -> _Labels:
-        return _Labels(*(column[kept] for column in self))  # type: ignore[arg-type]
+    def rows(self, kept: Integers) -> _Labels:
+        """Only these rows."""
+        return _Labels(*(column[kept] for column in self))
 
 
-def solve_stage(positions: Sequence[Position], table: Table, flight: Fraction, limit_bytes: int, bar: Bar) -> Front:
+def solve_stage(
+    positions: Sequence[Position], table: Table, flight: Fraction, limit_bytes: int, bar: Bar, width: int | None = None
+) -> Front:
     """All undominated (beats, once) of a stage that fits in `limit_bytes` and can pass the bar; maybe none.
 
-    `flight`: micro-batches in flight. Raises nothing; an empty front means that no choice fits or passes.
+    `flight`: micro-batches in flight. `width`: keep only so many labels after each layer, those of least bound; the
+    front is then feasible, but not all of it. An empty front means that no choice fits or passes.
     """
     budget = limit_bytes * flight.denominator
     distinct = {position: _step(position, table, flight) for position in positions}
-    steps = [distinct[position] for position in positions]
-    rest = _Rest(steps)
-    labels = _start(steps[0].beats_s.shape[1], len(positions))
+    tick_s = _tick_s([distinct[position] for position in positions], table, bar)
+    ticked = {position: _in_ticks(step, tick_s) for position, step in distinct.items()}
+    steps = [ticked[position] for position in positions]
+    transitions = np.rint(table.transition_s / tick_s).astype(np.int64)
+    rest = _Rest(steps, tick_s, bar, budget)
+    useful = {id(step): rest.useful(step) for step in ticked.values()}
+    ahead = _Ahead([_of(step, useful[id(step)]) for step in steps], tick_s, bar, budget)
+    labels = _start(steps[0].beats.shape[1], len(positions))
     for number, step in enumerate(steps):
-        grown = _grow(labels, step, table, number)
-        labels = grown.rows(rest.may_pass(grown, number + 1, budget, bar, flight.denominator))
-        final = number == len(steps) - 1
-        labels = labels.rows(_undominated(labels, final))
-    return Front(labels.beats_s, labels.once_s, labels.chosen)
+        grown, old, new = _grow(labels, step, useful[id(step)], transitions)
+        bounds = rest.at_least_s(grown, number + 1)
+        kept = np.flatnonzero(bounds < bar.best_s)
+        kept = kept[ahead.undominated(grown.rows(kept), number + 1)]
+        if width is not None and len(kept) > width:
+            kept = np.sort(kept[np.argsort(bounds[kept], kind="stable")[:width]])
+        chosen = labels.chosen[old[kept]]
+        chosen[:, number] = new[kept]
+        labels = grown.rows(kept)._replace(chosen=chosen)
+    return Front(_seconds(labels.beats, tick_s), _seconds(labels.once, tick_s), labels.chosen)
 
 
 class _Step(NamedTuple):
+    """The options of one layer."""
+
     beats_s: Floats
     once_s: Floats
+    beats: Integers
+    """In ticks: sums of whole numbers are equal in any order, so that equal choices are seen to be equal."""
+    once: Integers
     memory: Integers
     workspace: Integers
     layout: Integers
@@ -123,96 +159,159 @@ def _step(position: Position, table: Table, flight: Fraction) -> _Step:
         beats = beats + message * (2 if beats.shape[1] == 1 else 1)
         memory = memory + choices.entry_bytes * flight.denominator
     follows = position.entered is None and not position.first
-    return _Step(beats, choices.once_s, memory, choices.workspace_bytes * flight.denominator, choices.layout, follows)
+    none = np.zeros(0, dtype=np.int64)
+    workspace = choices.workspace_bytes * flight.denominator
+    return _Step(beats, choices.once_s, none, none, memory, workspace, choices.layout, follows)
+
+
+def _tick_s(steps: Sequence[_Step], table: Table, bar: Bar) -> float:
+    """A unit of time in which no sum over a step overflows 63 bits, some 10^-18 of the longest possible step."""
+    beats = sum(float(step.beats_s.sum(axis=1).max(initial=0.0)) for step in steps)
+    beats += len(steps) * float(table.transition_s.sum(axis=2).max(initial=0.0))
+    once = sum(float(step.once_s.max(initial=0.0)) for step in steps)
+    return (max(1.0, bar.weight) * beats + once) / 2**61 or 1.0
+
+
+def _in_ticks(step: _Step, tick_s: float) -> _Step:
+    beats, once = (np.rint(seconds / tick_s).astype(np.int64) for seconds in (step.beats_s, step.once_s))
+    return step._replace(beats=beats, once=once)
+
+
+def _seconds(ticks: Integers, tick_s: float) -> Floats:
+    seconds: Floats = ticks.astype(np.float64) * tick_s
+    return seconds
 
 
 def _start(rhythms: int, layers: int) -> _Labels:
     zero = np.zeros(1, dtype=np.int64)
-    return _Labels(np.zeros((1, rhythms)), np.zeros(1), zero, zero, zero, np.zeros((1, layers), dtype=np.int64))
-
-
-def _grow(labels: _Labels, step: _Step, table: Table, number: int) -> _Labels:
-    """Every label with every strategy for the next layer."""
-    rows, options = len(labels.once_s), len(step.once_s)
-    old = np.repeat(np.arange(rows), options)
-    new = np.tile(np.arange(options), rows)
-    beats = labels.beats_s[old] + step.beats_s[new]
-    if step.follows:
-        beats = beats + table.transition_s[labels.layout[old], step.layout[new]]
-    chosen = labels.chosen[old]
-    chosen[:, number] = new
     return _Labels(
-        beats,
-        labels.once_s[old] + step.once_s[new],
-        labels.memory[old] + step.memory[new],
-        np.maximum(labels.workspace[old], step.workspace[new]),
-        step.layout[new],
-        chosen,
+        np.zeros((1, rhythms), dtype=np.int64), zero, zero, zero, zero, np.zeros((1, layers), dtype=np.int64)
     )
 
 
-def _undominated(labels: _Labels, final: bool) -> NDArray[np.int64]:
-    """Rows to keep; at the end memory and layout matter no more."""
-    if final:
-        return undominated(np.column_stack([labels.beats_s, labels.once_s]))
-    values = np.column_stack([labels.beats_s, labels.once_s, labels.memory, labels.workspace])
-    return undominated(values, labels.layout[:, None].astype(np.float64))
+def _grow(labels: _Labels, step: _Step, useful: Integers, transitions: Integers) -> tuple[_Labels, Integers, Integers]:
+    """Every label with every useful option for the next layer; the label and the option that each row comes from."""
+    rows = len(labels.once)
+    old = np.repeat(np.arange(rows), len(useful))
+    new = np.tile(useful, rows)
+    beats = labels.beats[old] + step.beats[new]
+    if step.follows:
+        beats = beats + transitions[labels.layout[old], step.layout[new]]
+    grown = _Labels(
+        beats,
+        labels.once[old] + step.once[new],
+        labels.memory[old] + step.memory[new],
+        np.maximum(labels.workspace[old], step.workspace[new]),
+        step.layout[new],
+        np.zeros((len(old), 0), dtype=np.int64),
+    )
+    return grown, old, new
+
+
+def _of(step: _Step, rows: Integers) -> _Step:
+    """Only these options."""
+    columns = {name: value[rows] for name, value in step._asdict().items() if isinstance(value, np.ndarray)}
+    return step._replace(**columns)
+
+
+class _Ahead:
+    """Which labels can still become better than others, given what the layers ahead may add at most and at least."""
+
+    def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
+        self._budget = budget
+        self._weight = round(bar.weight) if bar.alone else None
+        self._once = 0 if bar.alone else int(bar.once_s / tick_s)
+        self._most_memory = _suffix_sums([int(step.memory.max(initial=0)) for step in steps])
+        self._most_once = _suffix_sums([int(step.once.max(initial=0)) for step in steps])
+        self._least_workspace = _suffix_maxima([int(step.workspace.min(initial=2**60)) for step in steps])
+        self._most_workspace = _suffix_maxima([int(step.workspace.max(initial=0)) for step in steps])
+
+    def undominated(self, labels: _Labels, number: int) -> Integers:
+        """Rows that no other with the same last layout is at least as good as, whatever the layers from `number` on do.
+
+        Memory is compared with the least and with the most workspace ahead: in between, the difference of two labels
+        changes steadily from one to the other. Memory that must fit whatever follows, and work once per step that
+        other stages exceed whatever follows, counts as equal. After the last layer only times matter.
+        """
+        if self._weight is not None:
+            times = [labels.beats.sum(axis=1) * self._weight + labels.once]
+        else:
+            times = [labels.beats, np.maximum(labels.once, self._once - self._most_once[number])]
+        if number == len(self._most_memory) - 1:
+            return undominated(np.column_stack(times))
+        harmless = self._budget - self._most_memory[number]
+        needed = [
+            np.maximum(labels.memory + np.maximum(labels.workspace, ahead[number]), harmless)
+            for ahead in (self._least_workspace, self._most_workspace)
+        ]
+        return undominated(np.column_stack([*times, *needed]), labels.layout[:, None])
 
 
 class _Rest:
-    """Lower bounds on what the layers from a number on still add to a label.
+    """Lower bounds on the step from a label and the layers that it has not chosen yet.
 
-    For any exchange rate, sum of min(seconds + rate x bytes) - rate x bytes left is a lower bound on the seconds of
-    the remaining layers (Lagrangian relaxation of the memory constraint); rate 0 is plain sum of minima.
+    Two bounds. The bar's own, with sums of minima, memory apart. And with the bar's weights on beats and work once per
+    step: for any exchange rate, sum of min(weighted seconds + rate x bytes) - rate x bytes left is at most what the
+    remaining layers add (Lagrangian relaxation of the memory constraint).
     """
 
-    def __init__(self, steps: Sequence[_Step]) -> None:
+    def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
+        self._tick_s, self._bar, self._budget = tick_s, bar, budget
         distinct = {id(step): step for step in steps}
-        smallest = {key: int(step.memory.min(initial=2**62)) for key, step in distinct.items()}
-        quickest = {key: float(step.once_s.min(initial=np.inf)) for key, step in distinct.items()}
-        self._memory = _suffix_sums([smallest[id(step)] for step in steps])
-        self._once = _suffix_sums([quickest[id(step)] for step in steps])
-        self._rates = exchange_rates([(step.beats_s.sum(axis=1), step.memory) for step in distinct.values()])
-        # [rates][rhythms][from layer]
-        self._priced = [
-            [_priced(distinct, steps, rhythm, rate) for rhythm in range(steps[0].beats_s.shape[1])]
-            for rate in self._rates
-        ]
+        order = [id(step) for step in steps]
+        self._memory = _suffix_sums([int(distinct[key].memory.min(initial=2**60)) for key in order])
+        self._once = _suffix_sums([float(distinct[key].once_s.min(initial=np.inf)) for key in order])
+        quickest = [distinct[key].beats_s.min(axis=0, initial=np.inf) for key in order]
+        self._beats = _suffix_sums(quickest, np.zeros(steps[0].beats_s.shape[1]))
+        weighted = {key: bar.weigh(step.beats_s, step.once_s) for key, step in distinct.items()}
+        priced = []
+        for rate in exchange_rates([(weighted[key], distinct[key].memory) for key in distinct]):
+            cheapest = {
+                key: float((weighted[key] + rate * distinct[key].memory).min(initial=np.inf)) for key in distinct
+            }
+            priced.append((rate, _suffix_sums([cheapest[key] for key in order])))
+        # The rates that bound the whole stage best bound its ends well too.
+        self._priced = sorted(priced, key=lambda found: found[0] * budget - found[1][0])[:_RATES]
 
-    def may_pass(self, labels: _Labels, number: int, budget: int, bar: Bar, denominator: int) -> Flags:
-        """Which labels may still fit and pass the bar once the layers from `number` on are chosen."""
-        left = budget - labels.memory - labels.workspace
-        fits = left >= self._memory[number]
-        beats = labels.beats_s + self._beats_at_least(number, np.maximum(left, 0))
-        flags: Flags = fits & bar.passed(beats, labels.once_s + self._once[number])
-        return flags
+    def useful(self, step: _Step) -> Integers:
+        """The options of a layer with which the stage may still pass: the bound with one layer's option fixed."""
+        weighted = self._bar.weigh(step.beats_s, step.once_s)
+        kept = np.ones(len(weighted), dtype=bool)
+        for rate, sums in self._priced:
+            priced = weighted + rate * step.memory
+            surplus = priced - priced.min(initial=np.inf)
+            whole = sums[0] - rate * self._budget + self._bar.others_s / self._bar.virtual + surplus
+            kept &= whole < self._bar.best_s
+        return np.flatnonzero(kept)
 
-    def _beats_at_least(self, number: int, left: Integers) -> Floats:
-        bounds = [
-            np.column_stack([sums[number] - rate * left for sums in per_rhythm])
-            for rate, per_rhythm in zip(self._rates, self._priced, strict=True)
-        ]
-        best: Floats = np.maximum.reduce([np.zeros_like(bounds[0]), *bounds])
-        return best
-
-
-def _priced(distinct: dict[int, _Step], steps: Sequence[_Step], rhythm: int, rate: float) -> list[float]:
-    cheapest = {
-        key: float((step.beats_s[:, rhythm] + rate * step.memory).min(initial=np.inf)) for key, step in distinct.items()
-    }
-    return _suffix_sums([cheapest[id(step)] for step in steps])
+    def at_least_s(self, labels: _Labels, number: int) -> Floats:
+        """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
+        left = self._budget - labels.memory - labels.workspace
+        beats_s, once_s = _seconds(labels.beats, self._tick_s), _seconds(labels.once, self._tick_s)
+        plain = self._bar.at_least_s(beats_s + self._beats[number], once_s + self._once[number])
+        rest = np.max([sums[number] - rate * left for rate, sums in self._priced], axis=0)
+        relaxed = self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s / self._bar.virtual
+        return np.where(left >= self._memory[number], np.maximum(plain, relaxed), np.inf)
 
 
-def _suffix_sums(values: Sequence[float]) -> list[float]:
-    """Sums of the values from each index on; one more entry, 0, at the end."""
-    sums = [0.0]
+def _suffix_sums(values: Sequence[Any], zero: Any = 0) -> list[Any]:
+    """Sums of the values from each index on; one more entry, zero, at the end."""
+    sums = [zero]
     for value in reversed(values):
         sums.append(sums[-1] + value)
     return sums[::-1]
 
 
-def exchange_rates(options: Sequence[tuple[Floats, Integers]]) -> list[float]:
-    """Seconds per byte at which the fastest strategies give way to smaller ones, of the layers with most choice; and 0.
+def _suffix_maxima(values: Sequence[int]) -> list[int]:
+    """Largest of the values from each index on; one more entry, 0, at the end."""
+    maxima = [0]
+    for value in reversed(values):
+        maxima.append(max(maxima[-1], value))
+    return maxima[::-1]
+
+
+def exchange_rates(options: Sequence[tuple[Floats, NDArray[Any]]]) -> list[float]:
+    """Seconds per byte at which the fastest strategies of (seconds, bytes) give way to smaller ones, ascending; and 0.
 
     The slopes of the lower convex hull of (bytes, seconds).
     """
@@ -227,11 +326,7 @@ def exchange_rates(options: Sequence[tuple[Floats, Integers]]) -> list[float]:
             if not hull or point[1] < hull[-1][1]:
                 hull.append(point)
         rates |= {-_slope(a, b) for a, b in pairwise(hull) if b[0] > a[0]}
-    ordered = sorted(rates)
-    if len(ordered) <= _SLOPES:
-        return ordered
-    picked = np.linspace(0, len(ordered) - 1, _SLOPES).round().astype(int)
-    return [ordered[i] for i in picked]
+    return sorted(rates)
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:

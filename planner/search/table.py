@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.boundary import Entry, entry, layout, tied_gradient_s, transition_s
+from planner.cost.boundary import Entry, Layout, entry, layout, tied_gradient_s, transition_s
 from planner.cost.experts import moe_feed_forward
 from planner.cost.layer import LayerCost, compose, part_without_experts
 from planner.cost.load import load_ratio
@@ -98,13 +98,14 @@ class Pricing:
         self.split_passes = split_passes
         self._parts: dict[object, Part] = {}
         self._states: dict[object, State] = {}
+        self._layouts: dict[object, Layout] = {}
         self._routed: dict[object, Part] = {}
         self._ratios: dict[tuple[int, int, int], float] = {}
 
     def under(self, workload: Workload) -> Pricing:
         """Prices under another workload; what does not depend on it is not priced again."""
         other = Pricing(self.model, self.conditions, workload, self.split_passes)
-        other._parts, other._states = self._parts, self._states
+        other._parts, other._states, other._layouts = self._parts, self._states, self._layouts
         return other
 
     @cached_property
@@ -123,13 +124,19 @@ class Pricing:
         for number, candidates in enumerate(strategies):
             rows = []
             for strategy in candidates:
-                cut = layout(strategy)
+                cut = self._layout(strategy)
                 if cut not in layouts:
                     layouts[cut] = len(layouts)
                     representatives.append(strategy)
                 rows.append((strategy, self.cost(number, strategy, samples, own_copy), layouts[cut]))
             all_choices.append(self._choices(number, rows, samples, tied_hop if own_copy else 0))
         return Table(tuple(all_choices), self._transitions(representatives, samples))
+
+    def _layout(self, strategy: Strategy) -> Layout:
+        key = (strategy.axes, strategy.sequence_parallel)
+        if key not in self._layouts:
+            self._layouts[key] = layout(strategy)
+        return self._layouts[key]
 
     def cost(self, class_number: int, strategy: Strategy, samples: int, own_copy: bool) -> LayerCost:
         """The cost of a layer of this class; equals planner.cost.layer.layer_cost."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.partition import Pipeline
-from planner.search.table import Choices, Table
+from planner.search.bounds import Pipeline
+from planner.search.table import Table
 from planner.spec.strategy import Recompute, Strategy
 
 Floats = NDArray[np.float64]
@@ -38,12 +39,12 @@ class Priced(NamedTuple):
 def uniform_choices(table: Table) -> Uniform:
     """Choices with equal axes and sharding in all layers; recomputation and experts wherever a layer has them."""
     leader = max(range(len(table.choices)), key=lambda number: len(table.choices[number].strategies))
-    index = [_by_key(choices) for choices in table.choices]
+    index = [{_key(strategy): row for row, strategy in enumerate(choices.strategies)} for choices in table.choices]
     rows = []
     degrees = []
     known: dict[tuple[object, ...], int] = {}
     for strategy in table.choices[leader].strategies:
-        row = [_match(strategy, found) for found in index]
+        row = [_match(_key(strategy), found) for found in index]
         if None not in row:
             rows.append(row)
             degrees.append(known.setdefault((strategy.axes, strategy.experts), len(known)))
@@ -108,20 +109,18 @@ def _stage(
     return beats, once, needed - problem.limit_bytes
 
 
-def _key(strategy: Strategy, recompute: Recompute) -> tuple[object, ...]:
-    return (strategy.axes, strategy.sharding, strategy.sequence_parallel, recompute, strategy.experts)
+_Key = tuple[object, ...]
 
 
-def _by_key(choices: Choices) -> dict[tuple[object, ...], int]:
-    return {_key(strategy, strategy.recompute): row for row, strategy in enumerate(choices.strategies)}
+def _key(strategy: Strategy) -> _Key:
+    return (strategy.axes, strategy.sharding, strategy.sequence_parallel, strategy.recompute, strategy.experts)
 
 
-def _match(strategy: Strategy, rows: dict[tuple[object, ...], int]) -> int | None:
+def _match(key: _Key, rows: dict[_Key, int]) -> int | None:
     """The row with the same axes and sharding; recomputation and experts only where the class has them."""
-    wanted = strategy.model_copy(update={"experts": None})
-    for candidate in (strategy, wanted):
-        for recompute in (strategy.recompute, Recompute.NONE):
-            row = rows.get(_key(candidate, recompute))
-            if row is not None:
-                return row
+    *common, recompute, experts = key
+    for wanted in product((experts, None), (recompute, Recompute.NONE)):
+        row = rows.get((*common, wanted[1], wanted[0]))
+        if row is not None:
+            return row
     return None

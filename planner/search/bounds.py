@@ -1,0 +1,260 @@
+"""Lower bounds on pipelines: what no choice of strategies and partition can beat. Sees numbers only.
+
+Two kinds. The quickest strategy of each layer, memory apart. And with memory: for any exchange rate of seconds for
+bytes, the least of seconds + rate x bytes over strategies and partitions, less rate x limit for each stage, is at most
+the seconds of any pipeline that fits (Lagrangian relaxation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.stage import Bar, exchange_rates
+from planner.search.table import Table
+
+Floats = NDArray[np.float64]
+Stretches = tuple[tuple[int, int], ...]
+
+
+class Pipeline(NamedTuple):
+    """One instance of the problem."""
+
+    table: Table
+    sequence: tuple[int, ...]
+    """Class of each layer."""
+    pieces: tuple[tuple[tuple[int, int], ...], ...] | None
+    """With virtual stages: for each stage its stretches (first layer, end layer); None: to be found."""
+    flights: tuple[Fraction, ...]
+    """Micro-batches in flight on each stage."""
+    tiers: tuple[int, ...]
+    """Tier of links over which each stage is entered."""
+    limit_bytes: int
+    steady: float
+    virtual: int
+
+
+class Interval(NamedTuple):
+    """Layers for a stage: where the pipeline before it ends, where it ends itself, and its stretches of layers."""
+
+    begin: int
+    end: int
+    stretches: Stretches
+
+
+class Bounds:
+    """Lower bounds for the parts of one pipeline problem."""
+
+    def __init__(self, problem: Pipeline) -> None:
+        self._problem = problem
+        choices = problem.table.choices
+        sequence = list(problem.sequence)
+        self.rhythms = choices[0].beats_s.shape[1]
+        beats = np.array([c.beats_s.min(axis=0, initial=np.inf) for c in choices])[sequence]
+        once = np.array([c.once_s.min(initial=np.inf) for c in choices])[sequence]
+        # Sums up to each layer, 0 first.
+        self._beats = np.vstack([np.zeros(self.rhythms), np.cumsum(beats, axis=0)])
+        self._once = np.concatenate([[0.0], np.cumsum(once)])
+        self._relaxed = _Relaxed(problem, [c.beats_s.sum(axis=1) for c in choices])
+        self._total_s = max(float(self._beats[-1].sum()), self._relaxed.total_s())
+        self._slowest_s = np.array([self._slowest(beats[:, rhythm]) for rhythm in range(self.rhythms)])
+        self._slowest_total_s = max(self._total_s / len(problem.flights), self._relaxed.slowest_s())
+        self._once_s = self._longest_once_s()
+
+    def bar(self, stage: int, intervals: Sequence[Interval], best_s: float) -> Bar:
+        """What a stage with this content must pass, on whichever of the intervals it stands."""
+        problem = self._problem
+        quickest = float(self._quickest(intervals[0].stretches).sum())
+        others = max(
+            float(self._beats[-1].sum()) - quickest,
+            min(self._relaxed.others_s(stage, interval) for interval in intervals),
+        )
+        return Bar(
+            best_s=best_s,
+            steady=problem.steady,
+            virtual=problem.virtual,
+            others_s=others,
+            total_s=self._total_s,
+            slowest_s=self._slowest_s,
+            slowest_total_s=max(self._slowest_total_s, others / max(1, len(problem.flights) - 1)),
+            once_s=self._once_s,
+            alone=len(problem.flights) == 1,
+        )
+
+    def quickest_passes(self, stretches: Stretches, bar: Bar) -> bool:
+        """Whether the quickest choice for every layer would pass the bar."""
+        once = sum(self._once[end] - self._once[first] for first, end in stretches)
+        return bool(bar.at_least_s(self._quickest(stretches)[None, :], np.array([once]))[0] < bar.best_s)
+
+    def at_least_s(self, total_s: Floats, slowest_s: Floats, once_s: Floats, stage: int, end: int) -> Floats:
+        """[rows] of the step from partial pipelines whose last stage is `stage` and which end at `end`."""
+        problem = self._problem
+        rest = self._rest_s(stage, end)
+        stages_left = len(problem.flights) - stage - 1
+        slowest = np.maximum(np.maximum(slowest_s, self._slowest_s).sum(axis=1), self._slowest_total_s)
+        slowest = np.maximum(slowest, rest / stages_left if stages_left else 0.0)
+        filling = np.maximum(total_s + rest, self._total_s) / problem.virtual
+        bound: Floats = problem.steady * slowest + filling + np.maximum(once_s, self._once_s)
+        return bound
+
+    def step_s(self) -> float:
+        """No pipeline of this problem is faster."""
+        problem = self._problem
+        slowest = max(float(self._slowest_s.sum()), self._slowest_total_s)
+        apart = problem.steady * slowest + self._total_s / problem.virtual + self._once_s
+        stages = len(problem.flights)
+        per_beat = problem.steady / stages + 1.0 / problem.virtual
+        weighted = [c.beats_s.sum(axis=1) * per_beat + c.once_s / stages for c in problem.table.choices]
+        return max(apart, _Relaxed(problem, weighted).total_s(), self._one_stage_slowest_s())
+
+    def _one_stage_slowest_s(self) -> float:
+        """With given pieces: whichever stage is the slowest, beats and work once per step bounded together."""
+        problem = self._problem
+        if problem.pieces is None:
+            return 0.0
+        weight = problem.steady + 1.0 / problem.virtual
+        together = _Relaxed(problem, [c.beats_s.sum(axis=1) * weight + c.once_s for c in problem.table.choices])
+        return together.one_with_others_s(self._relaxed)
+
+    def _rest_s(self, stage: int, end: int) -> float:
+        """Sum of the beats of the stages after `stage`, at least."""
+        problem = self._problem
+        relaxed = self._relaxed.rest_s(stage, end)
+        if problem.pieces is None:
+            return max(relaxed, float((self._beats[-1] - self._beats[end]).sum()))
+        return max(relaxed, sum(float(self._quickest(pieces).sum()) for pieces in problem.pieces[end:]))
+
+    def _quickest(self, stretches: Stretches) -> Floats:
+        quickest: Floats = sum(
+            (self._beats[end] - self._beats[first] for first, end in stretches), np.zeros(self.rhythms)
+        )
+        return quickest
+
+    def _slowest(self, beats: Floats) -> float:
+        """At least this long is the slowest stage of any partition, memory apart."""
+        problem = self._problem
+        if problem.pieces is not None:
+            return max(sum(float(beats[first:end].sum()) for first, end in pieces) for pieces in problem.pieces)
+        return least_slowest(beats, len(problem.flights))
+
+    def _longest_once_s(self) -> float:
+        problem = self._problem
+        if problem.pieces is None:
+            return float(self._once[-1]) / len(problem.flights)
+        return max(sum(float(self._once[end] - self._once[first]) for first, end in each) for each in problem.pieces)
+
+
+class _Relaxed:
+    """The relaxation for one measure of seconds [strategies] by class, at several exchange rates at once."""
+
+    def __init__(self, problem: Pipeline, seconds: Sequence[Floats]) -> None:
+        self._problem = problem
+        stages = len(problem.flights)
+        used = [
+            [c.fixed_bytes + float(flight) * c.flight_bytes for flight in problem.flights]
+            for c in problem.table.choices
+        ]
+        middle = stages // 2
+        self._rates = np.array(
+            exchange_rates([(s, u[middle]) for s, u in zip(seconds, used, strict=True)])
+            if all(len(s) for s in seconds)
+            else [0.0]
+        )
+        # [rates, stages, classes] of the least seconds + rate x bytes
+        costs = np.array(
+            [
+                [
+                    [(s + rate * u[stage]).min(initial=np.inf) for s, u in zip(seconds, used, strict=True)]
+                    for stage in range(stages)
+                ]
+                for rate in self._rates
+            ]
+        )
+        self._limits = self._rates * problem.limit_bytes
+        if problem.pieces is not None:
+            self._by_stage = self._of_pieces(problem.pieces, costs)
+        else:
+            self._before, self._after = self._swept(costs)
+
+    def total_s(self) -> float:
+        """Sum over all stages."""
+        if self._problem.pieces is not None:
+            return float(self._by_stage.sum())
+        stages = len(self._problem.flights)
+        return float((self._before[:, stages - 1, -1] - stages * self._limits).max())
+
+    def slowest_s(self) -> float:
+        """The longest stage, where the pieces are given; else no more than the mean is known."""
+        return float(self._by_stage.max()) if self._problem.pieces is not None else 0.0
+
+    def one_with_others_s(self, beats: _Relaxed) -> float:
+        """The longest stage in this measure, and the other stages' beats while the pipeline fills and drains."""
+        others = beats._by_stage.sum() - beats._by_stage
+        return float((self._by_stage + others / self._problem.virtual).max())
+
+    def others_s(self, stage: int, interval: Interval) -> float:
+        """Sum over all stages but one that holds this interval."""
+        if self._problem.pieces is not None:
+            return float(self._by_stage.sum() - self._by_stage[stage])
+        stages = len(self._problem.flights)
+        before = self._before[:, stage - 1, interval.begin] if stage else 0.0
+        after = self._after[:, stage + 1, interval.end] if stage + 1 < stages else 0.0
+        return float((before + after - (stages - 1) * self._limits).max())
+
+    def rest_s(self, stage: int, end: int) -> float:
+        """Sum over the stages after `stage`, which begin at `end`."""
+        if self._problem.pieces is not None:
+            return float(self._by_stage[stage + 1 :].sum())
+        stages = len(self._problem.flights)
+        if stage + 1 == stages:
+            return 0.0
+        return float((self._after[:, stage + 1, end] - (stages - stage - 1) * self._limits).max())
+
+    def _of_pieces(self, pieces: Sequence[Stretches], costs: Floats) -> Floats:
+        """[stages] of the best bound for each stage by itself."""
+        sequence = np.array(self._problem.sequence)
+        sums = []
+        for stage, stretches in enumerate(pieces):
+            layers = np.concatenate([sequence[first:end] for first, end in stretches])
+            sums.append((costs[:, stage, layers].sum(axis=1) - self._limits).max())
+        return np.array(sums)
+
+    def _swept(self, costs: Floats) -> tuple[Floats, Floats]:
+        """[rates, stages, layers + 1] least cost of the stages up to one, ending at a layer; of those from one on."""
+        sequence, (rates, stages, _) = self._problem.sequence, costs.shape
+        before = np.full((rates, stages, len(sequence) + 1), np.inf)
+        column = np.full((rates, stages), np.inf)
+        for layer, class_number in enumerate(sequence):
+            moved = np.concatenate([np.full((rates, 1), 0.0 if layer == 0 else np.inf), column[:, :-1]], axis=1)
+            column = np.minimum(column, moved) + costs[:, :, class_number]
+            before[:, :, layer + 1] = column
+        after = np.full((rates, stages, len(sequence) + 1), np.inf)
+        column = np.full((rates, stages), np.inf)
+        for layer in reversed(range(len(sequence))):
+            last = layer == len(sequence) - 1
+            moved = np.concatenate([column[:, 1:], np.full((rates, 1), 0.0 if last else np.inf)], axis=1)
+            column = np.minimum(column, moved) + costs[:, :, sequence[layer]]
+            after[:, :, layer] = column
+        return before, after
+
+
+def least_slowest(times: Floats, parts: int) -> float:
+    """A lower bound, tight to one part in 10^12, of the longest of `parts` unbroken stretches of `times`."""
+    low, high = max(float(times.max()), float(times.sum()) / parts), float(times.sum())
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _parts_needed(times, middle) <= parts else (middle, high)
+    return low * (1 - 1e-12)
+
+
+def _parts_needed(times: Floats, longest: float) -> int:
+    parts, filled = 1, 0.0
+    for time in times:
+        if filled + time > longest:
+            parts, filled = parts + 1, 0.0
+        filled += float(time)
+    return parts
