@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from math import isclose
+from math import isclose, isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +16,22 @@ from planner.cost.check import check_sequence
 from planner.cost.load import check_workload
 from planner.cost.part import conditions
 from planner.cost.switch import switch_plan_s
-from planner.search.explore import Candidate, Explored, Explorer
+from planner.search.explore import Explored, explore, glance
 from planner.search.families import families
+from planner.search.instances import Instances
+from planner.search.pool import Candidate, Pool
 from planner.search.scenarios import standard_scenarios
 from planner.search.shortlist import choose, regrets
 from planner.search.table import Pricing
 from planner.search.tree import Space
 from planner.spec.cluster import Cluster
-from planner.spec.errors import InputError, InternalError, NoPlanFitsError
+from planner.spec.errors import InputError, InternalError
 from planner.spec.model import Model
 from planner.spec.plan import Plan, ScheduleKind
 from planner.spec.request import Options
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.spec.training import Training
-from planner.spec.workload import BALANCED, Scenario
+from planner.spec.workload import BALANCED, Scenario, Workload
 
 Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
@@ -68,25 +70,21 @@ def search(
     pruned: Counter[str] = Counter()
     space = Space(cluster, training, options, pruned)
     found = families(model, cluster, training, options, pruned)
-    workloads = [BALANCED, *(scenario.workload for scenario in scenarios if scenario.workload != BALANCED)]
-    explored: list[Explored] = []
+    skewed = [scenario.workload for scenario in scenarios if scenario.workload != BALANCED]
     pricing = _pricing(question, options)
-    for number, workload in enumerate(workloads):
-        priced = {split: one.under(workload) for split, one in pricing.items()}
-        counted = space if number == 0 else space._replace(pruned=Counter())
-        explorer = Explorer(counted, priced, found)
-        try:
-            explored.append(explorer.run(_scaled(report, number, len(workloads)), _deadline(options, began, clock)))
-        except NoPlanFitsError:
-            if number == 0:
-                raise
-            # Under this skew every plan runs out of memory: the scenario has no plan of its own.
+    stages = [_scaled(report, number, 1 + len(skewed)) for number in range(1 + len(skewed))]
+    out_of_time = _deadline(options, began, clock)
+    explored = explore(Instances(space, pricing), found, Pool(cluster, training), stages[0], out_of_time)
+    _agrees(question, explored.best)
+    plans = {plan.id: plan for plan in (explored.best.plan, *(other.plan for other in explored.alternatives))}
+    for workload, stage in zip(skewed, stages[1:], strict=True):
+        more = _under_skew(question, space, pricing, explored, workload, list(plans.values()), stage, out_of_time)
+        plans |= {candidate.plan.id: candidate.plan for candidate in more}
     report(1.0, "choosing the shortlist")
-    plans = _candidates(question, explored)
-    entries, kept = _shortlist(question, plans, scenarios, options.shortlist_size)
+    entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
     return Shortlist(
         plans=entries,
-        certificate=_certificate(explored[0], space, len(found)),
+        certificate=_certificate(explored, space, len(found)),
         scenarios=kept,
         provenance=cluster.device.provenance,
         search_time_s=clock() - began,
@@ -127,12 +125,28 @@ def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Cal
     return lambda: limit is not None and clock() - began > limit
 
 
-def _candidates(question: _Question, explored: list[Explored]) -> list[Plan]:
-    """The best plan for balanced load, the best of every other scenario, and the alternatives; each once."""
-    first = explored[0].best
-    _agrees(question, first)
-    ranked = [candidate.plan for one in explored for candidate in (one.best, *one.alternatives)]
-    return list({plan.id: plan for plan in [first.plan, *ranked]}.values())
+def _under_skew(
+    question: _Question,
+    space: Space,
+    pricing: dict[bool, Pricing],
+    balanced: Explored,
+    workload: Workload,
+    known: list[Plan],
+    checkpoint: Report,
+    out_of_time: Callable[[], bool],
+) -> tuple[Candidate, ...]:
+    """Plans that are good under another workload, found quickly, starting from the known ones.
+
+    Uneven load only adds time, so a family that is too slow for balanced load is too slow here; with a capacity
+    factor, which drops tokens under uneven load, this is a rule of thumb.
+    """
+    times = [(_per_sample_s(question, plan, workload), number) for number, plan in enumerate(known)]
+    quickest, number = min(times)
+    best = Candidate(quickest, known[number]) if isfinite(quickest) else None
+    families = [family for family, bound in balanced.bounds_per_sample_s.items() if bound < quickest]
+    priced = {split: one.under(workload) for split, one in pricing.items()}
+    instances = Instances(space._replace(pruned=Counter()), priced)
+    return glance(instances, families, Pool(question.cluster, question.training, best), checkpoint, out_of_time)
 
 
 def _agrees(question: _Question, best: Candidate) -> None:
@@ -151,7 +165,7 @@ def _shortlist(
 ) -> tuple[tuple[ShortlistEntry, ...], tuple[Scenario, ...]]:
     """The entries, and the scenarios in which some plan fits, with probabilities scaled to sum to 1."""
     balanced = [estimate(*question, plan) for plan in plans]
-    times = np.array([[_per_sample_s(question, plan, scenario) for scenario in scenarios] for plan in plans])
+    times = np.array([[_per_sample_s(question, plan, scenario.workload) for scenario in scenarios] for plan in plans])
     feasible = np.flatnonzero(np.isfinite(times).any(axis=0))
     times = times[:, feasible]
     total = sum(scenarios[i].probability for i in feasible)
@@ -187,8 +201,8 @@ def _expected(loss: Floats, probabilities: Floats) -> float:
     return float(loss[fits] @ probabilities[fits] / probabilities[fits].sum())
 
 
-def _per_sample_s(question: _Question, plan: Plan, scenario: Scenario) -> float:
-    price = estimate(*question, plan, scenario.workload)
+def _per_sample_s(question: _Question, plan: Plan, workload: Workload) -> float:
+    price = estimate(*question, plan, workload)
     return price.step_time_s / plan.global_batch_size if price.fits else float("inf")
 
 

@@ -47,15 +47,18 @@ class _Partial(NamedTuple):
     """(partial pipeline before, its row, the stage's front, its row, the stage's stretches)."""
 
 
-def solve_pipeline(problem: Pipeline, best_s: float, checkpoint: Callable[[], None]) -> Solution | None:
-    """The fastest pipeline if it is strictly faster than `best_s`, else None.
+def solve_pipeline(
+    problem: Pipeline, best_s: float, checkpoint: Callable[[], None], exact: bool = True
+) -> Solution | None:
+    """The fastest pipeline if it is strictly faster than `best_s`, else None; not `exact`: a good one.
 
     A narrow pass first finds a good pipeline quickly; the full pass then has little left to look at. `checkpoint` is
     called before each stage is solved; it may raise to stop the work.
     """
     first = _pass(problem, best_s, checkpoint, _NARROW)
-    exact = _pass(problem, first.step_s if first else best_s, checkpoint, None)
-    return exact or first
+    if not exact:
+        return first
+    return _pass(problem, first.step_s if first else best_s, checkpoint, None) or first
 
 
 def _pass(problem: Pipeline, best_s: float, checkpoint: Callable[[], None], width: int | None) -> Solution | None:

@@ -210,8 +210,15 @@ def _grow(labels: _Labels, step: _Step, useful: Integers, transitions: Integers)
 
 def _of(step: _Step, rows: Integers) -> _Step:
     """Only these options."""
-    columns = {name: value[rows] for name, value in step._asdict().items() if isinstance(value, np.ndarray)}
-    return step._replace(**columns)
+    return step._replace(
+        beats_s=step.beats_s[rows],
+        once_s=step.once_s[rows],
+        beats=step.beats[rows],
+        once=step.once[rows],
+        memory=step.memory[rows],
+        workspace=step.workspace[rows],
+        layout=step.layout[rows],
+    )
 
 
 class _Ahead:

@@ -24,6 +24,8 @@ class Uniform(NamedTuple):
     """[uniform choices, classes]."""
     degrees: Integers
     """[uniform choices]: number of the set of degrees; equal for choices that differ in sharding and recomputation."""
+    names: tuple[tuple[object, ...], ...]
+    """The sets of degrees: axes and experts."""
 
 
 class Priced(NamedTuple):
@@ -49,7 +51,7 @@ def uniform_choices(table: Table) -> Uniform:
             rows.append(row)
             degrees.append(known.setdefault((strategy.axes, strategy.experts), len(known)))
     shape = (len(rows), len(table.choices))
-    return Uniform(np.array(rows, dtype=np.int64).reshape(shape), np.array(degrees, dtype=np.int64))
+    return Uniform(np.array(rows, dtype=np.int64).reshape(shape), np.array(degrees, dtype=np.int64), tuple(known))
 
 
 def fastest_by_degrees(uniform: Uniform, priced: Priced) -> list[int]:

@@ -1,0 +1,150 @@
+"""From families to instances for the solvers: the strategies of each stage size, their tables, tied weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.cost.pipeline import in_flight
+from planner.search.bounds import Pipeline
+from planner.search.families import Family, Stretches, equal_pieces, even_stretches
+from planner.search.table import Choices, Pricing, Table, without_dominated
+from planner.search.tree import Space
+from planner.search.uniform import Uniform, uniform_choices
+from planner.spec.model import Head, Model
+from planner.spec.plan import ScheduleKind
+from planner.spec.strategy import Strategy
+
+
+class Instance(NamedTuple):
+    """A family, or the part of one in which tied weights have one layout, as numbers."""
+
+    family: Family
+    all_choices: Pipeline
+    """With every strategy."""
+    problem: Pipeline
+    """Without dominated strategies: the same optimum."""
+    uniform: Uniform
+    """Rows of `all_choices`."""
+    even: tuple[Stretches, ...] | None
+    """Stretches of each stage in the uniform plans; None if there are fewer blocks than stages."""
+
+
+class Group(NamedTuple):
+    """Families with the same tables."""
+
+    num_stages: int
+    samples: int
+    split_passes: bool
+    families: tuple[Family, ...]
+
+
+def groups(families: Sequence[Family]) -> list[Group]:
+    """The families by stages, samples per micro-batch, and whether their rhythm has two beats."""
+    found: dict[tuple[int, int, bool], list[Family]] = {}
+    for family in families:
+        key = (family.num_stages, family.samples, family.schedule.kind is ScheduleKind.GPIPE)
+        found.setdefault(key, []).append(family)
+    return [Group(*key, tuple(members)) for key, members in found.items()]
+
+
+class Instances:
+    """Makes instances for one space under one workload."""
+
+    def __init__(self, space: Space, pricing: dict[bool, Pricing]) -> None:
+        self._space = space
+        self._pricing = pricing
+        self._strategies: dict[int, list[list[Strategy]]] = {}
+
+    @property
+    def model(self) -> Model:
+        """The model that is planned."""
+        return next(iter(self._pricing.values())).model
+
+    def of(self, group: Group) -> Iterator[Instance]:
+        """All instances of the families of a group."""
+        pricing = self._pricing[group.split_passes]
+        for table in self._tables(pricing, group):
+            exact = self._without_dominated(table)
+            uniform = uniform_choices(table)
+            for family in group.families:
+                problem = self._problem(family, table, pricing.layer_classes[1])
+                even = problem.pieces or even_stretches(self.model, family.num_stages)
+                yield Instance(family, problem, problem._replace(table=exact), uniform, even)
+
+    def _strategies_of(self, pricing: Pricing, stages: int) -> list[list[Strategy]]:
+        if stages not in self._strategies:
+            devices = self._space.cluster.num_devices // stages
+            self._strategies[stages] = [
+                self._space.strategies(found.layer, devices) for found in pricing.layer_classes[0]
+            ]
+        return self._strategies[stages]
+
+    def _tables(self, pricing: Pricing, group: Group) -> Iterator[Table]:
+        """The table of all strategies that can cut these samples; one for each layout of weights tied on one stage."""
+        limit = self._space.options.max_micro_batch_size
+        possible = [
+            [
+                s
+                for s in each
+                if group.samples % s.data_parallel_size == 0 and group.samples // s.data_parallel_size <= limit
+            ]
+            for each in self._strategies_of(pricing, group.num_stages)
+        ]
+        if not all(possible):
+            return
+        stages = group.num_stages
+        last_stage = (stages - 1) * (self._space.cluster.num_devices // stages)
+        table = pricing.table(possible, group.samples, own_copy=stages > 1, tied_hop=last_stage)
+        last = self.model.layers[-1]
+        if stages == 1 and isinstance(last, Head) and last.tied:
+            yield from _by_matrix(table, pricing.layer_classes[1][0], pricing.layer_classes[1][-1])
+        else:
+            yield table
+
+    def _without_dominated(self, table: Table) -> Table:
+        kept = tuple(without_dominated(choices) for choices in table.choices)
+        before, after = (sum(len(choices.strategies) for choices in every) for every in (table.choices, kept))
+        self._space.pruned["dominated"] += before - after
+        return table._replace(choices=kept)
+
+    def _problem(self, family: Family, table: Table, sequence: Sequence[int]) -> Pipeline:
+        cluster, stages = self._space.cluster, family.num_stages
+        virtual = family.schedule.virtual_stages
+        devices = cluster.num_devices // stages
+        return Pipeline(
+            table=table,
+            sequence=tuple(sequence),
+            pieces=equal_pieces(self.model, stages, virtual) if virtual > 1 else None,
+            flights=tuple(
+                in_flight(family.schedule, stages, family.num_micro_batches, stage) for stage in range(stages)
+            ),
+            tiers=tuple(self._tier((stage - 1) % stages * devices, stage * devices) for stage in range(stages)),
+            limit_bytes=cluster.usable_bytes - cluster.device.reserve_bytes,
+            steady=family.num_micro_batches - 1.0 / virtual,
+            virtual=virtual,
+        )
+
+    def _tier(self, sender: int, receiver: int) -> int:
+        levels = self._space.cluster.levels
+        return next(i for i, lv in enumerate(levels) if sender // lv.num_devices == receiver // lv.num_devices)
+
+
+def _by_matrix(table: Table, first: int, last: int) -> Iterator[Table]:
+    """Embedding and tied head on one stage share a matrix, and so axes and sharding."""
+    for key in dict.fromkeys(map(_matrix, table.choices[first].strategies)):
+        choices = list(table.choices)
+        choices[first], choices[last] = _only(choices[first], key), _only(choices[last], key)
+        if choices[last].strategies:
+            yield table._replace(choices=tuple(choices))
+
+
+def _matrix(strategy: Strategy) -> tuple[object, ...]:
+    return strategy.axes, strategy.sharding
+
+
+def _only(choices: Choices, key: tuple[object, ...]) -> Choices:
+    kept = [row for row, strategy in enumerate(choices.strategies) if _matrix(strategy) == key]
+    return choices.rows(np.array(kept, dtype=np.int64))
