@@ -46,7 +46,8 @@ def launch(
     Raises RankFailedError if one raises or dies, UnavailableError after `timeout_s`. No process is left behind.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runtime", function.__module__])
+    # torch._dynamo: the first optimizer of a process imports it, which takes longer than all else here.
+    context.set_forkserver_preload(["runtime", "torch._dynamo", function.__module__])
     processes: list[ForkServerProcess] = []
     connections: list[Connection] = []
     finished = False
