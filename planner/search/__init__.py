@@ -8,5 +8,6 @@ estimate(), and chooses the shortlist by an integer program (shortlist).
 """
 
 from planner.search.offline import search
+from planner.search.shorthand import plan_from_shorthand
 
-__all__ = ["search"]
+__all__ = ["plan_from_shorthand", "search"]

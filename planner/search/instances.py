@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from planner.cost.pipeline import in_flight
+from planner.cost.rules import AnyLayer
 from planner.search.bounds import Pipeline
 from planner.search.families import Family, Stretches, equal_pieces, even_stretches
 from planner.search.table import Choices, Pricing, Table, without_dominated
@@ -16,6 +18,7 @@ from planner.search.uniform import Uniform, uniform_choices
 from planner.spec.model import Head, Model
 from planner.spec.plan import ScheduleKind
 from planner.spec.strategy import Strategy
+from planner.spec.workload import Workload
 
 
 class Instance(NamedTuple):
@@ -56,7 +59,14 @@ class Instances:
     def __init__(self, space: Space, pricing: dict[bool, Pricing]) -> None:
         self._space = space
         self._pricing = pricing
-        self._strategies: dict[int, list[list[Strategy]]] = {}
+        self._strategies: dict[tuple[int, int], list[Strategy]] = {}
+
+    def under(self, workload: Workload) -> Instances:
+        """Instances under another workload; strategies are not made again, nor counted as pruned again."""
+        pricing = {split: one.under(workload) for split, one in self._pricing.items()}
+        other = Instances(self._space._replace(pruned=Counter()), pricing)
+        other._strategies = self._strategies
+        return other
 
     @property
     def model(self) -> Model:
@@ -74,13 +84,11 @@ class Instances:
                 even = problem.pieces or even_stretches(self.model, family.num_stages)
                 yield Instance(family, problem, problem._replace(table=exact), uniform, even)
 
-    def _strategies_of(self, pricing: Pricing, stages: int) -> list[list[Strategy]]:
-        if stages not in self._strategies:
-            devices = self._space.cluster.num_devices // stages
-            self._strategies[stages] = [
-                self._space.strategies(found.layer, devices) for found in pricing.layer_classes[0]
-            ]
-        return self._strategies[stages]
+    def _strategies_of(self, layer: AnyLayer, stages: int) -> list[Strategy]:
+        key = (id(layer), stages)
+        if key not in self._strategies:
+            self._strategies[key] = self._space.strategies(layer, self._space.cluster.num_devices // stages)
+        return self._strategies[key]
 
     def _tables(self, pricing: Pricing, group: Group) -> Iterator[Table]:
         """The table of all strategies that can cut these samples; one for each layout of weights tied on one stage."""
@@ -91,7 +99,7 @@ class Instances:
                 for s in each
                 if group.samples % s.data_parallel_size == 0 and group.samples // s.data_parallel_size <= limit
             ]
-            for each in self._strategies_of(pricing, group.num_stages)
+            for each in (self._strategies_of(found.layer, group.num_stages) for found in pricing.layer_classes[0])
         ]
         if not all(possible):
             return

@@ -71,14 +71,14 @@ def search(
     space = Space(cluster, training, options, pruned)
     found = families(model, cluster, training, options, pruned)
     skewed = [scenario.workload for scenario in scenarios if scenario.workload != BALANCED]
-    pricing = _pricing(question, options)
     stages = [_scaled(report, number, 1 + len(skewed)) for number in range(1 + len(skewed))]
     out_of_time = _deadline(options, began, clock)
-    explored = explore(Instances(space, pricing), found, Pool(cluster, training), stages[0], out_of_time)
+    instances = Instances(space, _pricing(question, options))
+    explored = explore(instances, found, Pool(cluster, training), stages[0], out_of_time)
     _agrees(question, explored.best)
     plans = {plan.id: plan for plan in (explored.best.plan, *(other.plan for other in explored.alternatives))}
     for workload, stage in zip(skewed, stages[1:], strict=True):
-        more = _under_skew(question, space, pricing, explored, workload, list(plans.values()), stage, out_of_time)
+        more = _under_skew(question, instances, explored, workload, list(plans.values()), stage, out_of_time)
         plans |= {candidate.plan.id: candidate.plan for candidate in more}
     report(1.0, "choosing the shortlist")
     entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
@@ -127,8 +127,7 @@ def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Cal
 
 def _under_skew(
     question: _Question,
-    space: Space,
-    pricing: dict[bool, Pricing],
+    instances: Instances,
     balanced: Explored,
     workload: Workload,
     known: list[Plan],
@@ -144,9 +143,9 @@ def _under_skew(
     quickest, number = min(times)
     best = Candidate(quickest, known[number]) if isfinite(quickest) else None
     families = [family for family, bound in balanced.bounds_per_sample_s.items() if bound < quickest]
-    priced = {split: one.under(workload) for split, one in pricing.items()}
-    instances = Instances(space._replace(pruned=Counter()), priced)
-    return glance(instances, families, Pool(question.cluster, question.training, best), checkpoint, out_of_time)
+    return glance(
+        instances.under(workload), families, Pool(question.cluster, question.training, best), checkpoint, out_of_time
+    )
 
 
 def _agrees(question: _Question, best: Candidate) -> None:

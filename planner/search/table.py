@@ -99,13 +99,15 @@ class Pricing:
         self._parts: dict[object, Part] = {}
         self._states: dict[object, State] = {}
         self._layouts: dict[object, Layout] = {}
+        self._messages: dict[object, list[Entry]] = {}
         self._routed: dict[object, Part] = {}
         self._ratios: dict[tuple[int, int, int], float] = {}
 
     def under(self, workload: Workload) -> Pricing:
         """Prices under another workload; what does not depend on it is not priced again."""
         other = Pricing(self.model, self.conditions, workload, self.split_passes)
-        other._parts, other._states, other._layouts = self._parts, self._states, self._layouts
+        other._parts, other._states = self._parts, self._states
+        other._layouts, other._messages = self._layouts, self._messages
         return other
 
     @cached_property
@@ -211,10 +213,15 @@ class Pricing:
     def _entries(self, strategy: Strategy, samples: int) -> list[Entry]:
         """One message over each tier of links."""
         sequence_length = self.conditions.training.sequence_length
-        # The nearest device that only this tier reaches.
-        peers = [0, *(level.num_devices for level in self.conditions.levels)]
-        hops = [(0, max(1, below) if level > 1 else 0) for below, level in pairwise(peers)]
-        return [entry(self.conditions, strategy, samples, sequence_length, hop) for hop in hops]
+        edge = share(strategy, samples, sequence_length).edge_tokens
+        key = (edge, strategy.sequence_parallel, strategy.tp, strategy.stride(AxisKind.TP))
+        if key not in self._messages:
+            # The nearest device that only this tier reaches.
+            peers = [0, *(level.num_devices for level in self.conditions.levels)]
+            hops = [(0, max(1, below) if level > 1 else 0) for below, level in pairwise(peers)]
+            found = [entry(self.conditions, strategy, samples, sequence_length, hop) for hop in hops]
+            self._messages[key] = found
+        return self._messages[key]
 
     def _transitions(self, representatives: list[Strategy], samples: int) -> Floats:
         sequence_length = self.conditions.training.sequence_length
