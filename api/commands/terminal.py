@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
-from planner.view import Table
+from planner.view import Column, Table
 from planner.view.quantities import percent, seconds
 
 WIDTH_OF_FILES = 160
@@ -24,7 +24,34 @@ def show(*tables: Table, highlight_first: bool = False) -> None:
     """Print tables to stdout."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     for table in tables:
-        console.print(_rendered(table, highlight_first))
+        console.print(_rendered(fitted(table, console.width), highlight_first))
+
+
+def fitted(table: Table, width: int) -> Table:
+    """The table as it is, or turned on its side if only that fits, or else without its ids; cells fold then."""
+    if _width(table) <= width:
+        return table
+    turned = _turned(table)
+    return turned if _width(turned) <= width else _without(table, "id")
+
+
+def _width(table: Table) -> int:
+    """Characters that no cell needs to fold in."""
+    cells = zip([column.title for column in table.columns], *table.rows, strict=True)
+    return sum(max(map(len, column)) + len("   ") for column in cells)
+
+
+def _turned(table: Table) -> Table:
+    """A row for each column after the first, which becomes the head."""
+    head, *others = zip([column.title for column in table.columns], *table.rows, strict=True)
+    columns = (Column(head[0]), *(Column(title, numeric=True) for title in head[1:]))
+    return Table(table.title, columns, tuple(others))
+
+
+def _without(table: Table, title: str) -> Table:
+    kept = [number for number, column in enumerate(table.columns) if column.title != title]
+    rows = tuple(tuple(row[number] for number in kept) for row in table.rows)
+    return Table(table.title, tuple(table.columns[number] for number in kept), rows)
 
 
 def say(text: str) -> None:
@@ -35,8 +62,12 @@ def say(text: str) -> None:
 def _rendered(table: Table, highlight_first: bool) -> RichTable:
     rendered = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
+        cells = [row[len(rendered.columns)] for row in table.rows]
         rendered.add_column(
-            Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
+            Text(column.title),
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            min_width=max(map(len, cells), default=0) if column.numeric else None,
         )
     for number, row in enumerate(table.rows):
         style = "bold green" if highlight_first and number == 0 else None
