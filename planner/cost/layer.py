@@ -114,9 +114,10 @@ def compose(conditions: Conditions, recompute: Recompute, part_of: Share, whole:
     rate = conditions.rate
     beside_forward = overlapped_s(rate, forward_compute_s, held.micro_forward_s) - forward_compute_s
     beside_backward = overlapped_s(rate, backward_compute_s, held.micro_backward_s) - backward_compute_s
-    # What the traffic of every micro-batch leaves free hides the traffic once per step.
+    # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
+    # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
     free_forward_s = max(0.0, forward_compute_s - held.micro_forward_s)
-    free_backward_s = max(0.0, backward_compute_s - held.micro_backward_s)
+    free_backward_s = max(0.0, backward_compute_s - again[0] - held.micro_backward_s)
     once_s = overlapped_s(rate, free_forward_s, held.once_forward_s) - free_forward_s
     once_s += overlapped_s(rate, free_backward_s, held.once_backward_s) - free_backward_s
     kept = _kept(conditions, whole, recompute, part_of)
