@@ -233,8 +233,8 @@ def show_gain(comparison: Comparison) -> None:
     )
     show(Table("Forward and backward passes on the same batches", columns, rows))
     console.print(
-        f"[dim]Medians of {len(comparison.rounds)} rounds of {comparison.passes_per_trial} passes under each "
-        "placement, in turns. Where each rank has a device of its own, a step takes what the busiest rank takes; here "
+        f"[dim]Medians over {len(comparison.rounds)} batches, each passed under both placements in turns. "
+        "Where each rank has a device of its own, a step takes what the busiest rank takes; here "
         f"{RANKS} processes share {os.cpu_count()} cores, which hides part of it in the wall time.[/]"
     )
 

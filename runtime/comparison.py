@@ -1,7 +1,7 @@
 """What one placement is worth against another: the same work under both, timed in turns in one run.
 
-Absolute times of a machine that others use say little; so both placements do the same forward and backward passes on
-the same batches, a few at a time, one after the other, in alternating order, and only ratios within a round count.
+Absolute times of a machine that others use say little; so both placements do the same forward and backward pass on each
+batch, one right after the other, in alternating order, and only ratios within such a round count.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.spec.placement import Placement
-from planner.spec.value import Count, Positive, Value
+from planner.spec.value import Positive, Value
 from runtime.exchange import num_ranks
 from runtime.hooks import attach
 from runtime.migration import migrate
@@ -24,10 +23,10 @@ from runtime.moe import moe_layers
 
 
 class Trial(Value):
-    """One placement in one round: means over its passes."""
+    """One forward and backward pass under one placement."""
 
     wall_s: Positive
-    """Of one forward and backward pass, as all ranks see it."""
+    """Until the last rank is through."""
     busiest_cpu_s: Positive
     """CPU time of the rank that worked longest: what the others would wait for if each rank had a core of its own."""
     mean_cpu_s: Positive
@@ -41,7 +40,6 @@ class Comparison(Value):
     """Max over mean tokens of the ranks, averaged over MoE layers: counted in these very passes."""
     moved_experts: int
     """Experts, over all layers, that the two placements have on different ranks."""
-    passes_per_trial: Count
 
     @property
     def wall_ratio(self) -> float:
@@ -54,60 +52,51 @@ class Comparison(Value):
         return median(first.busiest_cpu_s / second.busiest_cpu_s for first, second in self.rounds)
 
 
-class _Measured(NamedTuple):
-    trial: Trial
-    tokens: Tensor
-
-
 def compare_placements(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     placements: tuple[Placement, Placement],
     batches: Sequence[Tensor],
-    num_rounds: int = 5,
 ) -> Comparison:
-    """Time both placements on these batches, without optimizer steps; ends under the second. A collective.
+    """Time both placements on each batch, without optimizer steps; ends under the second. A collective.
 
-    The first round warms up and is not kept. Weights and optimizer state are as before, gradients are gone.
+    The first batch warms up and is not kept. Weights and optimizer state are as before, gradients are gone.
     """
     layers, rounds = moe_layers(model), []
-    for number in range(num_rounds + 1):
-        order = (0, 1) if number % 2 else (1, 0)
-        found: dict[int, _Measured] = {}
-        for which in order:
+    counters = attach(model)
+    for number, batch in enumerate(batches):
+        trials = {}
+        for which in (0, 1) if number % 2 else (1, 0):
             migrate(layers, placements[which], optimizer)
-            found[which] = _measure(model, batches)
-        rounds.append((found[0].trial, found[1].trial))
-    tokens = found[0].tokens
+            trials[which] = _measure(model, batch)
+        rounds.append((trials[0], trials[1]))
+    tokens = torch.stack([counter.take(batches[0].device) for counter in counters])
+    if num_ranks(None) > 1:
+        dist.all_reduce(tokens)
+    for counter in counters:
+        counter.detach()
     migrate(layers, placements[1], optimizer)
-    model.zero_grad()
     return Comparison(
         rounds=tuple(rounds[1:]),
         imbalance=(_imbalance(tokens, placements[0]), _imbalance(tokens, placements[1])),
         moved_experts=_moved(*placements),
-        passes_per_trial=len(batches),
     )
 
 
-def _measure(model: nn.Module, batches: Sequence[Tensor]) -> _Measured:
-    counters = attach(model)
+def _measure(model: nn.Module, batch: Tensor) -> Trial:
     if num_ranks(None) > 1:
         dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
-    for batch in batches:
-        model.zero_grad()
-        model(batch).backward()
-    spent = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu], dtype=torch.float64) / len(batches)
-    tokens = torch.stack([counter.take(spent.device) for counter in counters])
-    for counter in counters:
-        counter.detach()
+    model(batch).backward()
+    spent = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu], dtype=torch.float64)
+    model.zero_grad()
     longest, total = spent.clone(), spent.clone()
     if num_ranks(None) > 1:
         dist.all_reduce(longest, dist.ReduceOp.MAX)
         dist.all_reduce(total)
-        dist.all_reduce(tokens)
-    mean_cpu_s = total[1].item() / num_ranks(None)
-    return _Measured(Trial(wall_s=longest[0].item(), busiest_cpu_s=longest[1].item(), mean_cpu_s=mean_cpu_s), tokens)
+    return Trial(
+        wall_s=longest[0].item(), busiest_cpu_s=longest[1].item(), mean_cpu_s=total[1].item() / num_ranks(None)
+    )
 
 
 def _imbalance(tokens: Tensor, placement: Placement) -> float:

@@ -30,7 +30,7 @@ from runtime.migration import current_placement
 from runtime.moe import ExpertParallelMoe, moe_layers
 
 NUM_BYTES = 256
-PASSES_PER_TRIAL = 4
+COMPARED_BATCHES = 21
 
 
 def language_model(  # every argument is a dimension of the model
@@ -207,7 +207,7 @@ def train(report: Report, job: Job) -> Comparison:
             began = time.perf_counter()
     agent.close()
     placements = (first_placement, current_placement(moe_layers(model)))
-    return compare_placements(model, optimizer, placements, [next(data) for _ in range(PASSES_PER_TRIAL)])
+    return compare_placements(model, optimizer, placements, [next(data) for _ in range(COMPARED_BATCHES)])
 
 
 def train_step(

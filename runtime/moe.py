@@ -70,7 +70,7 @@ class ExpertParallelMoe(nn.Module):
     """The layer. `slots[s]` is the logical expert in physical slot s; slots are numbered rank by rank.
 
     `balance_loss` holds, after a forward pass with `with_balance_loss`, the auxiliary loss of that pass, to be scaled
-    and added to the training loss by the caller; else None.
+    and added to the training loss by the caller; else None. It does not survive activation checkpointing of the layer.
     """
 
     balance_loss: Tensor | None = None

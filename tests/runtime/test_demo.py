@@ -45,7 +45,7 @@ def test_the_demo_leaves_nothing_behind(shortened_demo):
 
 def comparison(imbalance, moved):
     trial = Trial(wall_s=1, busiest_cpu_s=1, mean_cpu_s=1)
-    return Comparison(rounds=((trial, trial),), imbalance=imbalance, moved_experts=moved, passes_per_trial=1)
+    return Comparison(rounds=((trial, trial),), imbalance=imbalance, moved_experts=moved)
 
 
 def test_each_promise_can_fail():
