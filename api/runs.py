@@ -52,10 +52,11 @@ class Runs:
         each decision knows all that were made before it.
         """
         while True:
+            standing = self._store.standing(run_id)
+            # After the standing: a decision that another request records from here on changes the version.
             earlier = self._store.decision(run_id, window.index)
             if earlier is not None:
                 return earlier
-            standing = self._store.standing(run_id)
             decision, state = decide(window, standing.state, standing.context)
             if self._store.record(run_id, standing.version, window, decision, state):
                 return decision

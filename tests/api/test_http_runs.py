@@ -5,6 +5,7 @@ import threading
 import pytest
 from invented_searches import TINY_REQUEST, misses
 
+from api.run_store import RunStore
 from planner.online import begin, decide
 from planner.spec.decision import Decision
 from planner.spec.run import Run
@@ -90,7 +91,9 @@ def test_windows_at_once_are_each_decided_once_and_none_is_lost(client, run):
     path, answers = f"/v1/runs/{run['id']}/windows", {}
 
     def post(number):
-        answers[number] = client.post(path, json=window(number % 6)).json()
+        answer = client.post(path, json=window(number % 6))
+        assert answer.status_code == 200, answer.text
+        answers[number] = answer.json()
 
     threads = [threading.Thread(target=post, args=(number,)) for number in range(12)]
     for thread in threads:
@@ -168,3 +171,18 @@ def test_a_window_with_nan_is_malformed(client, run):
 
 def test_a_window_of_an_unknown_run_is_not_found(client):
     assert client.post("/v1/runs/none/windows", json=window(0)).status_code == 404
+
+
+def test_a_window_that_another_request_decides_meanwhile_is_decided_once(client, run, monkeypatch):
+    path, standing, others = f"/v1/runs/{run['id']}/windows", RunStore.standing, []
+
+    def overtaken(self, run_id):
+        found = standing(self, run_id)
+        if not others:
+            others.append(None)
+            others.append(client.post(path, json=window(0)).json())
+        return found
+
+    monkeypatch.setattr(RunStore, "standing", overtaken)
+    assert client.post(path, json=window(0)).json() == others[1]
+    assert len(client.get(path).json()["items"]) == 1
