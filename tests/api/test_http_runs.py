@@ -173,16 +173,18 @@ def test_a_window_of_an_unknown_run_is_not_found(client):
     assert client.post("/v1/runs/none/windows", json=window(0)).status_code == 404
 
 
-def test_a_window_that_another_request_decides_meanwhile_is_decided_once(client, run, monkeypatch):
-    path, standing, others = f"/v1/runs/{run['id']}/windows", RunStore.standing, []
+@pytest.mark.parametrize("moment", ["just before the state is read", "just after the state is read"])
+def test_a_window_that_another_request_decides_meanwhile_is_decided_once(client, run, monkeypatch, moment):
+    path, standing, looks, others = f"/v1/runs/{run['id']}/windows", RunStore.standing, [], []
 
     def overtaken(self, run_id):
+        looks.append(run_id)
+        first = len(looks) == 1
         found = standing(self, run_id)
-        if not others:
-            others.append(None)
+        if first:
             others.append(client.post(path, json=window(0)).json())
-        return found
+        return standing(self, run_id) if first and "before" in moment else found
 
     monkeypatch.setattr(RunStore, "standing", overtaken)
-    assert client.post(path, json=window(0)).json() == others[1]
+    assert client.post(path, json=window(0)).json() == others[0]
     assert len(client.get(path).json()["items"]) == 1
