@@ -55,24 +55,28 @@ def _solve(regret: Floats, probabilities: Floats, size: int) -> list[int]:
 def _program(regret: Floats, probabilities: Floats, size: int, expected: float | None) -> tuple[float, list[int]]:
     plans, scenarios = regret.shape
     program = pulp.LpProblem("shortlist", pulp.LpMinimize)
-    pick = [pulp.LpVariable(f"pick_{plan}", cat="Binary") for plan in range(plans)]
+    pick = [program.add_variable(f"pick_{plan}", cat="Binary") for plan in range(plans)]
     serve = {
-        (plan, scenario): pulp.LpVariable(f"serve_{plan}_{scenario}", lowBound=0, upBound=1)
+        (plan, scenario): program.add_variable(f"serve_{plan}_{scenario}", lowBound=0, upBound=1)
         for plan in range(plans)
         for scenario in range(scenarios)
         if np.isfinite(regret[plan, scenario])
     }
-    loss = pulp.lpSum(probabilities[s] * regret[p, s] * variable for (p, s), variable in serve.items())
+    # A scenario in which no chosen plan fits is served by none, at more than any plan loses.
+    unserved = [program.add_variable(f"unserved_{scenario}", lowBound=0, upBound=1) for scenario in range(scenarios)]
+    terms = [(regret[p, s], s, variable) for (p, s), variable in serve.items()]
+    terms += [(_worst(regret), s, variable) for s, variable in enumerate(unserved)]
+    loss = pulp.lpSum(probabilities[s] * lost * variable for lost, s, variable in terms)
     if expected is None:
         program += loss
     else:
-        largest = pulp.LpVariable("largest", lowBound=0)
+        largest = program.add_variable("largest", lowBound=0)
         program += largest
+        # The first pass's optimum, and the solver's own feasibility tolerance.
         program += loss <= expected + 1e-9
         for scenario in range(scenarios):
-            served = [regret[p, s] * variable for (p, s), variable in serve.items() if s == scenario]
-            program += largest >= pulp.lpSum(served)
-    _served_once(program, serve, scenarios)
+            program += largest >= pulp.lpSum(lost * variable for lost, s, variable in terms if s == scenario)
+    _served_once(program, serve, unserved)
     _served_by_chosen(program, serve, pick)
     _at_most(program, pick, size)
     program.solve(pulp.HiGHS(msg=False, threads=1))
@@ -81,9 +85,11 @@ def _program(regret: Floats, probabilities: Floats, size: int, expected: float |
     return float(pulp.value(loss)), [plan for plan in range(plans) if pick[plan].value() > 0.5]
 
 
-def _served_once(program: pulp.LpProblem, serve: dict[tuple[int, int], pulp.LpVariable], scenarios: int) -> None:
-    for scenario in range(scenarios):
-        program += pulp.lpSum(variable for (_, s), variable in serve.items() if s == scenario) == 1
+def _served_once(
+    program: pulp.LpProblem, serve: dict[tuple[int, int], pulp.LpVariable], unserved: list[pulp.LpVariable]
+) -> None:
+    for scenario, nobody in enumerate(unserved):
+        program += pulp.lpSum(variable for (_, s), variable in serve.items() if s == scenario) + nobody == 1
 
 
 def _served_by_chosen(

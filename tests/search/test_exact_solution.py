@@ -1,0 +1,94 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from number_instances import brute_force, pipelines, price
+
+from planner.search.bounds import Bounds, least_slowest
+from planner.search.pareto import undominated
+from planner.search.partition import solve_pipeline
+
+
+def nothing() -> None:
+    """A checkpoint that lets everything go on."""
+
+
+def check_against_brute_force(problem) -> None:
+    expected = brute_force(problem)
+    solution = solve_pipeline(problem, float("inf"), nothing)
+    bound = Bounds(problem).step_s()
+    if not np.isfinite(expected):
+        assert solution is None
+        return
+    assert solution is not None
+    assert np.isclose(solution.step_s, expected, rtol=1e-9)
+    assert bound <= expected * (1 + 1e-9)
+    rows = {}
+    for stretches, chosen in zip(solution.stages, solution.chosen, strict=True):
+        layers = [layer for first, end in stretches for layer in range(first, end)]
+        rows |= dict(zip(layers, chosen, strict=True))
+    assert np.isclose(price(problem, solution.stages, rows), expected, rtol=1e-9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pipelines())
+def test_one_f_one_b_pipelines_are_as_fast_as_brute_force_finds(problem):
+    check_against_brute_force(problem)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pipelines(interleaved=True))
+def test_interleaved_pipelines_are_as_fast_as_brute_force_finds(problem):
+    check_against_brute_force(problem)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pipelines(rhythms=2))
+def test_gpipe_pipelines_with_two_beats_are_as_fast_as_brute_force_finds(problem):
+    check_against_brute_force(problem)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pipelines(), st.floats(0.5, 1.5))
+def test_with_a_best_time_to_beat_only_strictly_faster_pipelines_are_found(problem, share):
+    expected = brute_force(problem)
+    if not np.isfinite(expected) or expected == 0:
+        return
+    solution = solve_pipeline(problem, expected * share, nothing)
+    assert (solution is not None) == (expected < expected * share)
+    assert solve_pipeline(problem, expected, nothing) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(pipelines())
+def test_a_narrow_pass_is_feasible_and_never_better_than_the_optimum(problem):
+    quick = solve_pipeline(problem, float("inf"), nothing, exact=False)
+    if quick is not None:
+        assert quick.step_s >= brute_force(problem) * (1 - 1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+def test_undominated_keeps_exactly_the_rows_that_no_other_beats_and_the_first_of_equals(rows):
+    values = np.array(rows)
+    expected = [
+        i
+        for i, row in enumerate(rows)
+        if not any(
+            all(a <= b for a, b in zip(other, row, strict=True)) and (other != row or j < i)
+            for j, other in enumerate(rows)
+        )
+    ]
+    assert undominated(values).tolist() == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 4))
+def test_the_bound_on_the_slowest_stage_is_the_best_contiguous_cut(times, parts):
+    parts = min(parts, len(times))
+
+    def best(rest, left):
+        if left == 1:
+            return sum(rest)
+        return min(max(sum(rest[:cut]), best(rest[cut:], left - 1)) for cut in range(1, len(rest) - left + 2))
+
+    assert np.isclose(least_slowest(np.array(times, float), parts), best(times, parts), rtol=1e-9)

@@ -1,0 +1,89 @@
+from collections import Counter
+
+import pytest
+
+from planner.search.tree import Space, divisors, dp_and_sdp_apart, paths, tp_on_nearest_devices
+from planner.spec.cluster import Cluster
+from planner.spec.request import Options
+from planner.spec.strategy import AxisKind, Sharding
+from planner.spec.training import Training
+from profiles import cluster_from_shorthand, model_preset, resolve_cluster
+
+GALVATRON_AXES = (AxisKind.DP, AxisKind.SDP, AxisKind.TP)
+
+
+def a_cluster(shorthand: str = "1x8:a100-sxm-80g") -> Cluster:
+    return resolve_cluster(cluster_from_shorthand(shorthand))
+
+
+def all_paths(num_devices: int):
+    """The tree over all pipeline degrees."""
+    return [path for stages in divisors(num_devices) for path in paths(num_devices // stages, GALVATRON_AXES)]
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "whole_tree", "dp_and_sdp_never_meet"),
+    [(8, 34, 22), (16, 73, 37), (32, 136, 56), (64, 229, 79)],
+)
+def test_the_tree_has_as_many_strategies_as_galvatron_published(num_devices, whole_tree, dp_and_sdp_never_meet):
+    # Source: Galvatron (arXiv 2211.13878), section 3.2, for 8 devices; the same rule counted for more.
+    found = all_paths(num_devices)
+    assert len(found) == len(set(found)) == whole_tree
+    assert sum(dp_and_sdp_apart(path, a_cluster()) for path in found) == dp_and_sdp_never_meet
+
+
+def test_recomputation_doubles_the_strategies_of_a_block():
+    block = model_preset("gpt-3-175b").layers[1]
+    counts = []
+    for recompute in (("none",), ("none", "full")):
+        options = Options(axes=("dp", "sdp", "tp"), sharding=("none", "full"), recompute=recompute)
+        space = Space(a_cluster(), Training(global_batch_size=8, sequence_length=2048), options, Counter())
+        strategies = [s for stages in divisors(8) for s in space.strategies(block, 8 // stages)]
+        assert len(strategies) == len(set(strategies))
+        counts.append(len(strategies))
+    allowed = [p for p in all_paths(8) if dp_and_sdp_apart(p, a_cluster()) and tp_on_nearest_devices(p, a_cluster())]
+    assert counts == [len(allowed), 2 * len(allowed)]
+
+
+def test_with_recomputation_the_tree_has_68_and_44_strategies_on_8_devices():
+    every = all_paths(8)
+    apart = [path for path in every if dp_and_sdp_apart(path, a_cluster())]
+    recompute = (False, True)
+    assert len({(path, again) for path in every for again in recompute}) == 68
+    assert len({(path, again) for path in apart for again in recompute}) == 44
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 6, 12, 64])
+def test_every_path_uses_each_axis_once_and_all_devices(num_devices):
+    for path in paths(num_devices, list(AxisKind)):
+        product = 1
+        for axis in path:
+            assert axis.degree >= 2
+            product *= axis.degree
+        assert product == num_devices
+        assert len({axis.kind for axis in path}) == len(path)
+
+
+def test_sdp_alone_is_written_as_dp_with_full_sharding_and_beside_dp_as_hybrid_sharding():
+    block = model_preset("gpt-3-175b").layers[1]
+    space = Space(
+        a_cluster("1x4:a100-sxm-80g"),
+        Training(global_batch_size=8, sequence_length=2048),
+        Options(axes=("sdp",), recompute=("none",)),
+        Counter(),
+    )
+    (only,) = space.strategies(block, 4)
+    assert only.axes == ((AxisKind.DP, 4),)
+    assert only.sharding is Sharding.FULL
+
+
+def test_every_rule_that_removes_something_is_counted_by_its_name():
+    pruned: Counter[str] = Counter()
+    space = Space(
+        a_cluster("2x8:h100-sxm-80g"), Training(global_batch_size=64, sequence_length=4096), Options(), pruned
+    )
+    space.strategies(model_preset("mixtral-8x7b").layers[1], 16)
+    assert {"dp-and-sdp-apart", "tp-on-nearest-devices", "cp-inside-dp", "tp-within-node", "experts-divide"} <= set(
+        pruned
+    )
+    assert all(count > 0 for count in pruned.values())

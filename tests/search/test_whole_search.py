@@ -1,0 +1,201 @@
+from collections import Counter
+from itertools import combinations, pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_questions import MIB, a_cluster, a_model, a_training
+
+from planner.cost import estimate
+from planner.search import search
+from planner.search.assemble import assemble
+from planner.search.families import families
+from planner.search.tree import Space
+from planner.spec.errors import CancelledError, InputError, NoPlanFitsError
+from planner.spec.request import Options
+from planner.spec.shortlist import CertificateStatus
+from planner.spec.strategy import Strategy
+from planner.spec.workload import BALANCED, Scenario, Workload
+from profiles import cluster_from_shorthand, model_preset, resolve_cluster
+
+FEW = Options(axes=("dp", "tp", "pp", "ep", "sp"), sharding=("none", "optimizer"), recompute=("none", "full"))
+
+
+def every_plan(model, cluster, training, options):
+    """All plans of the declared space with one piece per stage, written down without the search's tables."""
+    space = Space(cluster, training, options, Counter())
+    for family in families(model, cluster, training, options, Counter()):
+        if family.schedule.virtual_stages > 1:
+            continue
+        devices = cluster.num_devices // family.num_stages
+        layers = range(len(model.layers))
+        allowed = {layer: _cutting(space.strategies(layer, devices), family, options) for layer in set(model.layers)}
+        for cuts in combinations(layers[1:], family.num_stages - 1):
+            stages = tuple(((first, end),) for first, end in pairwise((0, *cuts, len(model.layers))))
+            for chosen in product(*(allowed[model.layers[layer]] for layer in layers)):
+                split = [chosen[first:end] for ((first, end),) in stages]
+                yield assemble(cluster, training, family, stages, split)
+
+
+def _cutting(strategies: list[Strategy], family, options) -> list[Strategy]:
+    samples, limit = family.samples, options.max_micro_batch_size
+    sizes = {s: samples / s.data_parallel_size for s in strategies}
+    return [s for s in strategies if sizes[s].is_integer() and sizes[s] <= limit]
+
+
+def fastest(model, cluster, training, options) -> float | None:
+    times = []
+    for plan in every_plan(model, cluster, training, options):
+        try:
+            price = estimate(model, cluster, training, plan)
+        except InputError:
+            # Tied weights on one stage under two strategies: no plan.
+            continue
+        if price.fits:
+            times.append(price.step_time_s)
+    return min(times, default=None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    memory=st.integers(4, 40),
+    bandwidth=st.sampled_from([1e9, 1e10, 1e11]),
+    experts=st.sampled_from([0, 4]),
+    tied=st.booleans(),
+)
+def test_no_plan_of_the_space_is_faster_than_the_found_one_when_estimate_prices_them_all(
+    memory, bandwidth, experts, tied
+):
+    model, training = a_model(blocks=1, experts=experts, tied=tied), a_training(4)
+    cluster = a_cluster(2, memory * MIB, bandwidth)
+    options = FEW.model_copy(update={"max_micro_batch_size": 2, "schedules": ("1f1b",)})
+    expected = fastest(model, cluster, training, options)
+    if expected is None:
+        with pytest.raises(NoPlanFitsError):
+            search(model, cluster, training, options)
+        return
+    best = search(model, cluster, training, options)
+    assert best.plans[0].estimate.fits
+    assert best.plans[0].estimate.step_time_s == pytest.approx(expected, rel=1e-9)
+    assert best.certificate.status is CertificateStatus.OPTIMAL
+    assert best.certificate.lower_bound_s == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(6, 200), min_size=2, max_size=3, unique=True))
+def test_more_memory_is_never_slower(sizes):
+    times = []
+    for memory in sorted(sizes):
+        try:
+            found = search(a_model(blocks=3), a_cluster(4, memory * MIB), a_training(8), FEW)
+            times.append(found.plans[0].estimate.step_time_s)
+        except NoPlanFitsError:
+            times.append(float("inf"))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(times))
+
+
+def test_the_same_question_has_the_same_answer():
+    question = (a_model(blocks=4, experts=8), a_cluster(4, 60 * MIB), a_training(16))
+    one, two = search(*question), search(*question)
+    assert [entry.plan.id for entry in one.plans] == [entry.plan.id for entry in two.plans]
+    assert one.certificate == two.certificate
+
+
+def test_every_plan_of_the_shortlist_is_priced_and_the_first_is_best_for_balanced_load():
+    model, cluster, training = a_model(blocks=4, experts=8), a_cluster(4, 80 * MIB), a_training(16)
+    found = search(model, cluster, training)
+    balanced = [entry.estimate.step_time_s for entry in found.plans]
+    assert balanced[0] == min(balanced)
+    assert "balanced" in found.plans[0].best_for
+    assert [entry.rank for entry in found.plans] == list(range(1, len(found.plans) + 1))
+    for entry in found.plans:
+        assert entry.estimate == estimate(model, cluster, training, entry.plan)
+        assert set(entry.switch_cost_s) == {other.plan.id for other in found.plans} - {entry.plan.id}
+    assert sum(scenario.probability for scenario in found.scenarios) == pytest.approx(1)
+
+
+def test_a_skewed_scenario_of_the_user_brings_its_best_plan_into_the_shortlist():
+    hot = Workload(name="hot", expert_shares=((0.65, *(0.05,) * 7),))
+    options = Options(scenarios=(Scenario(workload=BALANCED, probability=0.5), Scenario(workload=hot, probability=0.5)))
+    model, cluster, training = a_model(blocks=2, experts=8, hidden=256), a_cluster(4, 400 * MIB), a_training(16)
+    found = search(model, cluster, training, options)
+    times = {entry.plan.id: estimate(model, cluster, training, entry.plan, hot).step_time_s for entry in found.plans}
+    winner = next(entry for entry in found.plans if "hot" in entry.best_for)
+    assert times[winner.plan.id] == min(times.values())
+
+
+def test_when_nothing_fits_the_error_says_which_stage_of_which_plan_lacks_how_many_bytes():
+    with pytest.raises(NoPlanFitsError) as caught:
+        search(model_preset("mixtral-8x7b"), resolve_cluster(cluster_from_shorthand("1x2:a100-sxm-40g")), a_training(4))
+    miss = caught.value.nearest_miss
+    assert miss.missing_bytes > 0
+    assert miss.stage in (0, 1)
+    assert miss.summary in str(caught.value)
+
+
+def test_a_batch_that_no_degrees_can_cut_is_an_input_error():
+    options = Options(axes=("dp",))
+    with pytest.raises(InputError, match=r"training\.global_batch_size: no way to cut 3 samples over 4 devices"):
+        search(a_model(), a_cluster(4, 400 * MIB), a_training(3), options)
+
+
+def test_progress_only_grows_and_ends_at_one():
+    heard: list[float] = []
+    search(a_model(experts=4), a_cluster(4, 80 * MIB), a_training(8), report=lambda share, text: heard.append(share))
+    assert heard == sorted(heard)
+    assert heard[0] >= 0
+    assert heard[-1] == 1
+
+
+def test_what_the_listener_raises_stops_the_search():
+    def stop(share: float, text: str) -> None:
+        if share > 0.2:
+            raise CancelledError("enough")
+
+    with pytest.raises(CancelledError):
+        search(a_model(), a_cluster(4, 80 * MIB), a_training(8), report=stop)
+
+
+def test_out_of_time_the_bound_is_still_valid():
+    model, cluster, training = a_model(blocks=6), a_cluster(4, 24 * MIB), a_training(16)
+    optimum = search(model, cluster, training).plans[0].estimate.step_time_s
+    ticks = iter(range(10**9))
+    hurried = search(model, cluster, training, Options(time_limit_s=1.0), clock=lambda: 100.0 * next(ticks))
+    assert hurried.certificate.lower_bound_s <= optimum * (1 + 1e-12)
+    assert hurried.plans[0].estimate.step_time_s >= optimum * (1 - 1e-12)
+    gap = hurried.plans[0].estimate.step_time_s / hurried.certificate.lower_bound_s - 1
+    assert hurried.certificate.gap_ratio == pytest.approx(gap, abs=1e-12)
+
+
+def test_batch_size_max_finds_the_highest_throughput_of_the_batch_sizes():
+    model, cluster = a_model(blocks=2), a_cluster(2, 60 * MIB)
+    options = FEW.model_copy(update={"max_micro_batch_size": 2})
+    largest = a_training("max").model_copy(update={"max_global_batch_size": 16})
+    found = search(model, cluster, largest, options).plans[0].estimate
+    rates = []
+    for batch in (1, 2, 4, 8, 16):
+        try:
+            rates.append(search(model, cluster, a_training(batch), options).plans[0].estimate.tokens_per_s)
+        except (NoPlanFitsError, InputError):
+            continue
+    assert found.tokens_per_s == pytest.approx(max(rates), rel=1e-9)
+
+
+def test_gpipe_is_searched_where_it_is_the_only_schedule():
+    options = FEW.model_copy(update={"schedules": ("gpipe",), "axes": ("dp", "pp")})
+    found = search(a_model(blocks=4), a_cluster(4, 30 * MIB), a_training(8), options)
+    kinds = {entry.plan.schedule.kind.value for entry in found.plans if len(entry.plan.stages) > 1}
+    assert kinds <= {"gpipe"}
+
+
+def test_mixtral_on_64_h100_has_an_optimal_plan_with_expert_parallelism():
+    cluster = resolve_cluster(cluster_from_shorthand("8x8:h100-sxm-80g"))
+    training = a_training(1024).model_copy(update={"sequence_length": 4096})
+    found = search(model_preset("mixtral-8x7b"), cluster, training)
+    best = found.plans[0]
+    assert found.certificate.status is CertificateStatus.OPTIMAL
+    assert best.estimate.fits
+    assert any(
+        run.strategy.experts.expert_parallel_size > 1 for run in best.plan.stages[0].runs if run.strategy.experts
+    )
+    assert 0.4 < best.estimate.mfu < 0.65
