@@ -114,7 +114,7 @@ class _Seat(NamedTuple):
 
 
 def _rank_main(function: Callable[..., Any], seat: _Seat, parent: Connection, arguments: Sequence[Any]) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     torch.set_num_threads(1)
 
     def send(kind: str, content: object) -> None:
