@@ -6,10 +6,15 @@ Every function grows with every size it is given, and shrinks with every rate of
 from __future__ import annotations
 
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from planner.spec.cluster import Device, Precision
 from planner.spec.errors import InputError
+
+Numbers: TypeAlias = Any
+"""One number, or an array with a number for each of many strategies that are priced at once."""
 
 
 class Rates(NamedTuple):
@@ -82,10 +87,10 @@ def memory_bound_s(rate: Rates, moved_bytes: float, kernels: int = 1) -> float:
     return moved_bytes / rate.bytes_per_s + kernels * rate.launch_s
 
 
-def overlapped_s(rate: Rates, compute_s: float, communication_s: float) -> float:
+def overlapped_s(rate: Rates, compute_s: Numbers, communication_s: Numbers) -> Numbers:
     """Both at once: the longer of the two, plus what each slows the other down while both are busy.
 
     Source: Galvatron (arXiv 2211.13878), section 4.1, with its one measured slowdown coefficient.
     """
-    shorter = min(compute_s, communication_s)
-    return max(compute_s, communication_s) + (rate.overlap_slowdown_ratio - 1.0) * shorter
+    shorter = np.minimum(compute_s, communication_s)
+    return np.maximum(compute_s, communication_s) + (rate.overlap_slowdown_ratio - 1.0) * shorter

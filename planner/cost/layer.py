@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import NamedTuple
+
+import numpy as np
 
 from planner.cost.attention import attention
 from planner.cost.dense import dense_feed_forward, residual_stream
 from planner.cost.experts import moe_feed_forward
-from planner.cost.kernels import overlapped_s
+from planner.cost.kernels import Numbers, overlapped_s
 from planner.cost.part import Conditions, Part, Share, add, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
 from planner.spec.model import Block, DenseFeedForward, Embedding, Head
 from planner.spec.strategy import Recompute, Strategy
 
-PassTime = tuple[float, float, float, float, float, float, float]
+PassTime = tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]
 """Seconds of one pass over one micro-batch, by the names in PASS_PARTS."""
 
 PASS_PARTS = (
@@ -34,36 +35,36 @@ class LayerCost(NamedTuple):
 
     forward: PassTime
     backward: PassTime
-    once_communication_s: float
+    once_communication_s: Numbers
     """Data-parallel traffic once per step that no compute hides."""
-    optimizer_s: float
-    weights_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
+    optimizer_s: Numbers
+    weights_bytes: Numbers
+    gradients_bytes: Numbers
+    optimizer_bytes: Numbers
+    activation_bytes: Numbers
     """Kept for each micro-batch in flight."""
-    logits_bytes: int
+    logits_bytes: Numbers
     """Kept for each micro-batch in flight, scores over the vocabulary."""
-    workspace_bytes: int
+    workspace_bytes: Numbers
     """Needed while this layer is computed; layers of a stage use it in turn."""
 
     @property
-    def fixed_bytes(self) -> int:
+    def fixed_bytes(self) -> Numbers:
         """Held through the whole step."""
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
 
     @property
-    def forward_s(self) -> float:
+    def forward_s(self) -> Numbers:
         """Forward pass of one micro-batch."""
         return sum(self.forward)
 
     @property
-    def backward_s(self) -> float:
+    def backward_s(self) -> Numbers:
         """Backward pass of one micro-batch, recomputation included."""
         return sum(self.backward)
 
     @property
-    def once_s(self) -> float:
+    def once_s(self) -> Numbers:
         """Work once per step."""
         return self.once_communication_s + self.optimizer_s
 
@@ -88,7 +89,8 @@ def layer_cost(
     if isinstance(layer, Block) and layer.moe is not None:
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy))
-    return compose(conditions, strategy.recompute, part_of, whole, held)
+    cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
+    return LayerCost(*cost[:4], *(int(whole_bytes) for whole_bytes in cost[4:]))
 
 
 def part_without_experts(
@@ -106,8 +108,11 @@ def part_without_experts(
     return add(parts)
 
 
-def compose(conditions: Conditions, recompute: Recompute, part_of: Share, whole: Part, held: State) -> LayerCost:
-    """From what a layer computes and holds to its cost: recomputation, and traffic that compute hides."""
+def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, whole: Part, held: State) -> LayerCost:
+    """From what a layer computes and holds to its cost: recomputation, and traffic that compute hides.
+
+    `edge_tokens`, `whole` and `held` may hold arrays, for many strategies at once; then so does the cost.
+    """
     again = _recomputed(whole, recompute)
     forward_compute_s = whole.forward_s + whole.imbalance_forward_s
     backward_compute_s = whole.backward_s + whole.imbalance_backward_s + again[0]
@@ -116,11 +121,11 @@ def compose(conditions: Conditions, recompute: Recompute, part_of: Share, whole:
     beside_backward = overlapped_s(rate, backward_compute_s, held.micro_backward_s) - backward_compute_s
     # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
     # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
-    free_forward_s = max(0.0, forward_compute_s - held.micro_forward_s)
-    free_backward_s = max(0.0, backward_compute_s - again[0] - held.micro_backward_s)
+    free_forward_s = np.maximum(0.0, forward_compute_s - held.micro_forward_s)
+    free_backward_s = np.maximum(0.0, backward_compute_s - again[0] - held.micro_backward_s)
     once_s = overlapped_s(rate, free_forward_s, held.once_forward_s) - free_forward_s
     once_s += overlapped_s(rate, free_backward_s, held.once_backward_s) - free_backward_s
-    kept = _kept(conditions, whole, recompute, part_of)
+    kept = _kept(conditions, whole, recompute, edge_tokens)
     return LayerCost(
         forward=(
             whole.forward_s,
@@ -142,16 +147,16 @@ def compose(conditions: Conditions, recompute: Recompute, part_of: Share, whole:
         ),
         once_communication_s=once_s,
         optimizer_s=held.optimizer_s,
-        weights_bytes=ceil(held.weights_bytes),
-        gradients_bytes=ceil(held.gradients_bytes),
-        optimizer_bytes=ceil(held.optimizer_bytes),
-        activation_bytes=ceil(kept),
-        logits_bytes=ceil(whole.logits_bytes),
-        workspace_bytes=ceil(_workspace(whole, held, kept)),
+        weights_bytes=np.ceil(held.weights_bytes),
+        gradients_bytes=np.ceil(held.gradients_bytes),
+        optimizer_bytes=np.ceil(held.optimizer_bytes),
+        activation_bytes=np.ceil(kept),
+        logits_bytes=np.ceil(whole.logits_bytes),
+        workspace_bytes=np.ceil(_workspace(whole, held, kept)),
     )
 
 
-def _recomputed(whole: Part, recompute: Recompute) -> tuple[float, float, float, float, float]:
+def _recomputed(whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
     """What the backward pass does again: compute, and traffic of tensor, context and expert parallelism, imbalance."""
     if recompute is Recompute.FULL:
         return (
@@ -166,17 +171,17 @@ def _recomputed(whole: Part, recompute: Recompute) -> tuple[float, float, float,
     return (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def _kept(conditions: Conditions, whole: Part, recompute: Recompute, part_of: Share) -> float:
+def _kept(conditions: Conditions, whole: Part, recompute: Recompute, edge_tokens: Numbers) -> Numbers:
     """Activations kept by micro-batch: all, all but the attention core's, or the layer's input alone."""
     if recompute is Recompute.FULL:
-        layer_input = part_of.edge_tokens * conditions.hidden_size * conditions.rate.element_bytes
-        return min(whole.stored_bytes, layer_input)
+        layer_input = edge_tokens * conditions.hidden_size * conditions.rate.element_bytes
+        return np.minimum(whole.stored_bytes, layer_input)
     if recompute is Recompute.SELECTIVE:
         return whole.stored_bytes - whole.core_bytes
     return whole.stored_bytes
 
 
-def _workspace(whole: Part, held: State, kept: float) -> float:
+def _workspace(whole: Part, held: State, kept: Numbers) -> Numbers:
     """Activations made again, gradients of activations, gathered weights (this layer's and the next one's)."""
     return (
         whole.stored_bytes - kept + whole.transient_bytes + 2.0 * held.whole_weights_bytes + held.whole_gradients_bytes

@@ -59,7 +59,7 @@ class Bounds:
         # Sums up to each layer, 0 first.
         self._beats = np.vstack([np.zeros(self.rhythms), np.cumsum(beats, axis=0)])
         self._once = np.concatenate([[0.0], np.cumsum(once)])
-        self._relaxed = _Relaxed(problem, [c.beats_s.sum(axis=1) for c in choices])
+        self._relaxed = _Relaxed(problem, 1.0, 0.0)
         self._total_s = max(float(self._beats[-1].sum()), self._relaxed.total_s())
         self._slowest_s = np.array([self._slowest(beats[:, rhythm]) for rhythm in range(self.rhythms)])
         self._slowest_total_s = max(self._total_s / len(problem.flights), self._relaxed.slowest_s())
@@ -108,16 +108,14 @@ class Bounds:
         apart = problem.steady * slowest + self._total_s / problem.virtual + self._once_s
         stages = len(problem.flights)
         per_beat = problem.steady / stages + 1.0 / problem.virtual
-        weighted = [c.beats_s.sum(axis=1) * per_beat + c.once_s / stages for c in problem.table.choices]
-        return max(apart, _Relaxed(problem, weighted).total_s(), self._one_stage_slowest_s())
+        return max(apart, _Relaxed(problem, per_beat, 1.0 / stages).total_s(), self._one_stage_slowest_s())
 
     def _one_stage_slowest_s(self) -> float:
         """With given pieces: whichever stage is the slowest, beats and work once per step bounded together."""
         problem = self._problem
         if problem.pieces is None:
             return 0.0
-        weight = problem.steady + 1.0 / problem.virtual
-        together = _Relaxed(problem, [c.beats_s.sum(axis=1) * weight + c.once_s for c in problem.table.choices])
+        together = _Relaxed(problem, problem.steady + 1.0 / problem.virtual, 1.0)
         return together.one_with_others_s(self._relaxed)
 
     def _rest_s(self, stage: int, end: int) -> float:
@@ -149,32 +147,28 @@ class Bounds:
 
 
 class _Relaxed:
-    """The relaxation for one measure of seconds [strategies] by class, at several exchange rates at once."""
+    """The relaxation for one measure of seconds, weighted beats and work once per step, at several exchange rates."""
 
-    def __init__(self, problem: Pipeline, seconds: Sequence[Floats]) -> None:
+    def __init__(self, problem: Pipeline, beat_weight: float, once_weight: float) -> None:
         self._problem = problem
-        stages = len(problem.flights)
-        used = [
-            [c.fixed_bytes + float(flight) * c.flight_bytes for flight in problem.flights]
-            for c in problem.table.choices
-        ]
-        middle = stages // 2
-        self._rates = np.array(
-            exchange_rates([(s, u[middle]) for s, u in zip(seconds, used, strict=True)])
-            if all(len(s) for s in seconds)
-            else [0.0]
-        )
+        choices, stages = problem.table.choices, len(problem.flights)
+        seconds = [c.beats_s.sum(axis=1) * beat_weight + c.once_s * once_weight for c in choices]
+        used = [[c.fixed_bytes + float(flight) * c.flight_bytes for flight in problem.flights] for c in choices]
+        if all(len(each) for each in seconds):
+            middle = stages // 2
+            rates = exchange_rates([(s, u[middle]) for s, u in zip(seconds, used, strict=True)])
+        else:
+            rates = [0.0]
         # [rates, stages, classes] of the least seconds + rate x bytes
-        costs = np.array(
-            [
-                [
-                    [(s + rate * u[stage]).min(initial=np.inf) for s, u in zip(seconds, used, strict=True)]
-                    for stage in range(stages)
-                ]
-                for rate in self._rates
-            ]
+        costs = np.array([[_least(seconds, used, stage, rate) for stage in range(stages)] for rate in rates])
+        # [stages, classes] of the least that it takes to enter a piece
+        self._entered = (
+            2.0
+            * beat_weight
+            * np.array([[float(c.entry_s[:, tier].min(initial=np.inf)) for c in choices] for tier in problem.tiers])
         )
-        self._limits = self._rates * problem.limit_bytes
+        workspace = min(int(c.workspace_bytes.min(initial=2**62)) for c in choices)
+        self._limits = np.array(rates) * (problem.limit_bytes - workspace)
         if problem.pieces is not None:
             self._by_stage = self._of_pieces(problem.pieces, costs)
         else:
@@ -220,26 +214,35 @@ class _Relaxed:
         sums = []
         for stage, stretches in enumerate(pieces):
             layers = np.concatenate([sequence[first:end] for first, end in stretches])
-            sums.append((costs[:, stage, layers].sum(axis=1) - self._limits).max())
+            entered = sum(self._entered[stage, sequence[first]] for first, _ in stretches if first > 0)
+            sums.append((costs[:, stage, layers].sum(axis=1) - self._limits).max() + entered)
         return np.array(sums)
 
     def _swept(self, costs: Floats) -> tuple[Floats, Floats]:
         """[rates, stages, layers + 1] least cost of the stages up to one, ending at a layer; of those from one on."""
         sequence, (rates, stages, _) = self._problem.sequence, costs.shape
+        nothing = np.full((rates, 1), np.inf)
+        entered = self._entered.copy()
+        entered[0] = 0.0
         before = np.full((rates, stages, len(sequence) + 1), np.inf)
         column = np.full((rates, stages), np.inf)
-        for layer, class_number in enumerate(sequence):
-            moved = np.concatenate([np.full((rates, 1), 0.0 if layer == 0 else np.inf), column[:, :-1]], axis=1)
-            column = np.minimum(column, moved) + costs[:, :, class_number]
+        for layer, number in enumerate(sequence):
+            moved = np.concatenate([nothing if layer else np.zeros((rates, 1)), column[:, :-1]], axis=1)
+            column = np.minimum(column, moved + entered[:, number]) + costs[:, :, number]
             before[:, :, layer + 1] = column
         after = np.full((rates, stages, len(sequence) + 1), np.inf)
         column = np.full((rates, stages), np.inf)
+        following = np.concatenate([nothing.repeat(stages - 1, axis=1), np.zeros((rates, 1))], axis=1)
         for layer in reversed(range(len(sequence))):
-            last = layer == len(sequence) - 1
-            moved = np.concatenate([column[:, 1:], np.full((rates, 1), 0.0 if last else np.inf)], axis=1)
-            column = np.minimum(column, moved) + costs[:, :, sequence[layer]]
-            after[:, :, layer] = column
+            column = np.minimum(column, following) + costs[:, :, sequence[layer]]
+            after[:, :, layer] = column + entered[:, sequence[layer]]
+            following = np.concatenate([after[:, 1:, layer], nothing], axis=1)
         return before, after
+
+
+def _least(seconds: Sequence[Floats], used: Sequence[Sequence[Floats]], stage: int, rate: float) -> list[float]:
+    """By class, the least of seconds + rate x bytes over the strategies."""
+    return [float((s + rate * u[stage]).min(initial=np.inf)) for s, u in zip(seconds, used, strict=True)]
 
 
 def least_slowest(times: Floats, parts: int) -> float:

@@ -56,6 +56,8 @@ def explore(
 ) -> Explored:
     """Search the families exactly; raises NoPlanFitsError with the nearest miss, and what the checkpoint raises.
 
+    Where no strategy can cut the batch at all, that is an InputError.
+
     Out of time, families that are bounded but not solved are left open; bounding them all is part of any answer.
     """
     waiting = _bound(instances, groups(families), pool, checkpoint)
@@ -74,7 +76,8 @@ def explore(
         solve(instance, pool, partial(checkpoint, share, f"solving {_name(instance.family)}"), exact=True)
         solved += 1
     if pool.best is None:
-        raise NoPlanFitsError(pool.nearest_miss())
+        miss = pool.nearest_miss()
+        raise NoPlanFitsError(miss) if miss else instances.no_strategy()
     bound = min([pool.best.per_sample_s, *(found.bound_per_sample_s for found in waiting)])
     return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES), bounds)
 

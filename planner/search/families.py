@@ -58,7 +58,7 @@ def families(
                 for schedule in _schedules(model, stages, micro_batches, options, pruned):
                     found.append(Family(batch, stages, micro_batches, schedule))
     if not found:
-        raise InputError.at("training.global_batch_size", _no_family(cluster, training, options))
+        raise no_strategy(cluster, training, options)
     return found
 
 
@@ -127,9 +127,11 @@ def _schedules(
             yield Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=virtual)
 
 
-def _no_family(cluster: Cluster, training: Training, options: Options) -> str:
-    return (
+def no_strategy(cluster: Cluster, training: Training, options: Options) -> InputError:
+    """The error for a space in which no strategy can cut the batch, whatever the memory."""
+    message = (
         f"no way to cut {training.global_batch_size} samples over {cluster.num_devices} devices with axes "
         f"{' '.join(options.axes)} and at most {options.max_micro_batch_size} samples per micro-batch and rank; "
-        f"try a multiple of {cluster.num_devices}, or allow tp or pp"
+        f"try a multiple of {cluster.num_devices}, or allow more axes"
     )
+    return InputError.at("training.global_batch_size", message)

@@ -11,10 +11,11 @@ import numpy as np
 from planner.cost.pipeline import in_flight
 from planner.cost.rules import AnyLayer
 from planner.search.bounds import Pipeline
-from planner.search.families import Family, Stretches, equal_pieces, even_stretches
+from planner.search.families import Family, Stretches, equal_pieces, even_stretches, no_strategy
 from planner.search.table import Choices, Pricing, Table, without_dominated
 from planner.search.tree import Space
 from planner.search.uniform import Uniform, uniform_choices
+from planner.spec.errors import InputError
 from planner.spec.model import Head, Model
 from planner.spec.plan import ScheduleKind
 from planner.spec.strategy import Strategy
@@ -60,12 +61,16 @@ class Instances:
         self._space = space
         self._pricing = pricing
         self._strategies: dict[tuple[int, int], list[Strategy]] = {}
+        self._uniform: dict[tuple[int, int, int], Uniform] = {}
 
     def under(self, workload: Workload) -> Instances:
         """Instances under another workload; strategies are not made again, nor counted as pruned again."""
         pricing = {split: one.under(workload) for split, one in self._pricing.items()}
         other = Instances(self._space._replace(pruned=Counter()), pricing)
         other._strategies = self._strategies
+        if len(workload.expert_shares) <= 1:
+            # The same classes of layers, so the same rows.
+            other._uniform = self._uniform
         return other
 
     @property
@@ -73,12 +78,17 @@ class Instances:
         """The model that is planned."""
         return next(iter(self._pricing.values())).model
 
+    def no_strategy(self) -> InputError:
+        """The error for a space without any strategy."""
+        return no_strategy(self._space.cluster, self._space.training, self._space.options)
+
     def of(self, group: Group) -> Iterator[Instance]:
         """All instances of the families of a group."""
         pricing = self._pricing[group.split_passes]
-        for table in self._tables(pricing, group):
+        for number, table in enumerate(self._tables(pricing, group)):
             exact = self._without_dominated(table)
-            uniform = uniform_choices(table)
+            key = (group.num_stages, group.samples, number)
+            uniform = self._uniform[key] = self._uniform.get(key) or uniform_choices(table)
             for family in group.families:
                 problem = self._problem(family, table, pricing.layer_classes[1])
                 even = problem.pieces or even_stretches(self.model, family.num_stages)

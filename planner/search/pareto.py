@@ -12,21 +12,18 @@ Table = NDArray[Any]
 _BLOCK = 256
 
 
-def undominated(values: Table, groups: Table | None = None) -> NDArray[np.int64]:
+def undominated(values: Table, labels: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Indices, ascending, of the rows of `values` [rows, criteria] that no row of their group beats or equals.
 
-    Smaller is better. Of equal rows the first stays. `groups` [rows, keys]: rows are compared with equal keys only.
+    Smaller is better. Of equal rows the first stays. `labels` [rows]: rows are compared within equal labels only.
     """
     if len(values) == 0:
         return np.zeros(0, dtype=np.int64)
-    if groups is None:
+    if labels is None:
         return np.sort(_undominated(values))
-    _, label = np.unique(groups, axis=0, return_inverse=True)
-    label = label.reshape(-1)
-    kept = []
-    for group in range(int(label.max()) + 1):
-        members = np.flatnonzero(label == group)
-        kept.append(members[_undominated(values[members])])
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=labels[order[0]] - 1))
+    kept = [members[_undominated(values[members])] for members in np.split(order, starts[1:])]
     return np.sort(np.concatenate(kept))
 
 

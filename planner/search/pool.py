@@ -79,9 +79,10 @@ class Pool:
         ranked = sorted(self._alternatives.values(), key=lambda found: found.per_sample_s)
         return tuple(Candidate(found.per_sample_s, found.build()) for found in ranked[:count])
 
-    def nearest_miss(self) -> NearestMiss:
-        """Of the uniform plans the one that lacks least; there is one unless a space has no uniform plan at all."""
-        assert self._nearest is not None, "spaces without any plan are refused before"
+    def nearest_miss(self) -> NearestMiss | None:
+        """Of the uniform plans the one that lacks least; None if none was offered."""
+        if self._nearest is None:
+            return None
         missing, stage, build = self._nearest
         return NearestMiss(build().summary, stage, missing, self._cluster.usable_bytes)
 

@@ -62,10 +62,11 @@ def _program(regret: Floats, probabilities: Floats, size: int, expected: float |
         for scenario in range(scenarios)
         if np.isfinite(regret[plan, scenario])
     }
-    # A scenario in which no chosen plan fits is served by none, at more than any plan loses.
+    # A scenario in which no chosen plan fits is served by none; any other choice is better than that.
     unserved = [program.add_variable(f"unserved_{scenario}", lowBound=0, upBound=1) for scenario in range(scenarios)]
     terms = [(regret[p, s], s, variable) for (p, s), variable in serve.items()]
-    terms += [(_worst(regret), s, variable) for s, variable in enumerate(unserved)]
+    out_of_memory = _worst(regret) / float(probabilities.min())
+    terms += [(out_of_memory, s, variable) for s, variable in enumerate(unserved)]
     loss = pulp.lpSum(probabilities[s] * lost * variable for lost, s, variable in terms)
     if expected is None:
         program += loss

@@ -227,7 +227,7 @@ class _Ahead:
     def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
         self._budget = budget
         self._weight = round(bar.weight) if bar.alone else None
-        self._once = 0 if bar.alone else int(bar.once_s / tick_s)
+        self._once = 0 if bar.alone else int(min(bar.once_s / tick_s, 2.0**62))
         self._most_memory = _suffix_sums([int(step.memory.max(initial=0)) for step in steps])
         self._most_once = _suffix_sums([int(step.once.max(initial=0)) for step in steps])
         self._least_workspace = _suffix_maxima([int(step.workspace.min(initial=2**60)) for step in steps])
@@ -251,7 +251,7 @@ class _Ahead:
             np.maximum(labels.memory + np.maximum(labels.workspace, ahead[number]), harmless)
             for ahead in (self._least_workspace, self._most_workspace)
         ]
-        return undominated(np.column_stack([*times, *needed]), labels.layout[:, None])
+        return undominated(np.column_stack([*times, *needed]), labels.layout)
 
 
 class _Rest:
@@ -267,6 +267,8 @@ class _Rest:
         distinct = {id(step): step for step in steps}
         order = [id(step) for step in steps]
         self._memory = _suffix_sums([int(distinct[key].memory.min(initial=2**60)) for key in order])
+        self._workspace = _suffix_maxima([int(distinct[key].workspace.min(initial=2**60)) for key in order])
+        room = budget - self._workspace[0]
         self._once = _suffix_sums([float(distinct[key].once_s.min(initial=np.inf)) for key in order])
         quickest = [distinct[key].beats_s.min(axis=0, initial=np.inf) for key in order]
         self._beats = _suffix_sums(quickest, np.zeros(steps[0].beats_s.shape[1]))
@@ -278,7 +280,7 @@ class _Rest:
             }
             priced.append((rate, _suffix_sums([cheapest[key] for key in order])))
         # The rates that bound the whole stage best bound its ends well too.
-        self._priced = sorted(priced, key=lambda found: found[0] * budget - found[1][0])[:_RATES]
+        self._priced = sorted(priced, key=lambda found: found[0] * room - found[1][0])[:_RATES]
 
     def useful(self, step: _Step) -> Integers:
         """The options of a layer with which the stage may still pass: the bound with one layer's option fixed."""
@@ -287,13 +289,15 @@ class _Rest:
         for rate, sums in self._priced:
             priced = weighted + rate * step.memory
             surplus = priced - priced.min(initial=np.inf)
-            whole = sums[0] - rate * self._budget + self._bar.others_s / self._bar.virtual + surplus
+            whole = (
+                sums[0] - rate * (self._budget - self._workspace[0]) + self._bar.others_s / self._bar.virtual + surplus
+            )
             kept &= whole < self._bar.best_s
         return np.flatnonzero(kept)
 
     def at_least_s(self, labels: _Labels, number: int) -> Floats:
         """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
-        left = self._budget - labels.memory - labels.workspace
+        left = self._budget - labels.memory - np.maximum(labels.workspace, self._workspace[number])
         beats_s, once_s = _seconds(labels.beats, self._tick_s), _seconds(labels.once, self._tick_s)
         plain = self._bar.at_least_s(beats_s + self._beats[number], once_s + self._once[number])
         rest = np.max([sums[number] - rate * left for rate, sums in self._priced], axis=0)

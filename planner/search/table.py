@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.boundary import Entry, Layout, entry, layout, tied_gradient_s, transition_s
+from planner.cost.boundary import Entry, entry, layout, tied_gradient_s, transition_s
 from planner.cost.experts import moe_feed_forward
 from planner.cost.layer import LayerCost, compose, part_without_experts
 from planner.cost.load import load_ratio
-from planner.cost.part import Conditions, Part, add, share
+from planner.cost.part import Conditions, Part, Share, share
 from planner.cost.rules import AnyLayer
-from planner.cost.state import State, add_states, state_of_experts, state_without_experts
+from planner.cost.state import State, state_of_experts, state_without_experts
 from planner.search.pareto import undominated
 from planner.spec.model import Block, Model
-from planner.spec.strategy import AxisKind, Strategy
+from planner.spec.strategy import AxisKind, Recompute, Strategy
 from planner.spec.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -88,6 +88,21 @@ class Table(NamedTuple):
     """[layouts, layouts, rhythms]: from the layout before to the one after."""
 
 
+T = TypeVar("T")
+_RECOMPUTE = tuple(Recompute)
+
+
+class _Key(NamedTuple):
+    """What parts of a strategy its prices depend on, each as a small number."""
+
+    axes: int
+    """With sequence parallelism."""
+    state: int
+    spread: int
+    experts_state: int
+    layout: int
+
+
 class Pricing:
     """Prices layers of one model for tables; parts that strategies share are priced once."""
 
@@ -98,7 +113,8 @@ class Pricing:
         self.split_passes = split_passes
         self._parts: dict[object, Part] = {}
         self._states: dict[object, State] = {}
-        self._layouts: dict[object, Layout] = {}
+        self._keys: dict[int, _Key] = {}
+        self._numbers: dict[object, int] = {}
         self._messages: dict[object, list[Entry]] = {}
         self._routed: dict[object, Part] = {}
         self._ratios: dict[tuple[int, int, int], float] = {}
@@ -107,7 +123,7 @@ class Pricing:
         """Prices under another workload; what does not depend on it is not priced again."""
         other = Pricing(self.model, self.conditions, workload, self.split_passes)
         other._parts, other._states = self._parts, self._states
-        other._layouts, other._messages = self._layouts, self._messages
+        other._keys, other._numbers, other._messages = self._keys, self._numbers, self._messages
         return other
 
     @cached_property
@@ -120,64 +136,102 @@ class Pricing:
 
         `own_copy`: a tied head sits on another stage than the embedding, which begins `tied_hop` devices before.
         """
-        layouts: dict[object, int] = {}
+        layouts: dict[int, int] = {}
         representatives: list[Strategy] = []
         all_choices = []
         for number, candidates in enumerate(strategies):
-            rows = []
-            for strategy in candidates:
-                cut = self._layout(strategy)
-                if cut not in layouts:
-                    layouts[cut] = len(layouts)
+            keys = [self._key(strategy) for strategy in candidates]
+            for strategy, key in zip(candidates, keys, strict=True):
+                if key.layout not in layouts:
+                    layouts[key.layout] = len(layouts)
                     representatives.append(strategy)
-                rows.append((strategy, self.cost(number, strategy, samples, own_copy), layouts[cut]))
-            all_choices.append(self._choices(number, rows, samples, tied_hop if own_copy else 0))
+            cuts = np.array([layouts[key.layout] for key in keys], dtype=np.int64)
+            costs = self.costs(number, candidates, samples, own_copy)
+            all_choices.append(self._choices(number, candidates, costs, cuts, samples, tied_hop if own_copy else 0))
         return Table(tuple(all_choices), self._transitions(representatives, samples))
 
-    def _layout(self, strategy: Strategy) -> Layout:
-        key = (strategy.axes, strategy.sequence_parallel)
-        if key not in self._layouts:
-            self._layouts[key] = layout(strategy)
-        return self._layouts[key]
+    def _key(self, strategy: Strategy) -> _Key:
+        """Small numbers that are equal where strategies share parts; strategies live as long as the search."""
+        key = self._keys.get(id(strategy))
+        if key is None:
+            shape = (strategy.axes, strategy.sequence_parallel)
+            spread = strategy.experts and (
+                strategy.experts.expert_parallel_size,
+                strategy.experts.expert_tensor_parallel_size,
+                # Shared experts follow the tensor-parallel group, routed ones see the device's own tokens only.
+                strategy.tp,
+                strategy.stride(AxisKind.TP),
+            )
+            values = (
+                shape,
+                (shape, strategy.sharding),
+                spread,
+                (strategy.experts, strategy.sharding),
+                layout(strategy),
+            )
+            key = _Key(
+                *(self._numbers.setdefault((field, value), len(self._numbers)) for field, value in enumerate(values))
+            )
+            self._keys[id(strategy)] = key
+        return key
 
-    def cost(self, class_number: int, strategy: Strategy, samples: int, own_copy: bool) -> LayerCost:
-        """The cost of a layer of this class; equals planner.cost.layer.layer_cost."""
-        layer, moe_layer = self.layer_classes[0][class_number]
-        sequence_length = self.conditions.training.sequence_length
-        part_of = share(strategy, samples, sequence_length)
-        key = (id(layer), strategy.axes, strategy.sequence_parallel, part_of.samples)
-        whole = self._parts.get(key)
-        if whole is None:
-            whole = self._parts[key] = part_without_experts(self.conditions, layer, strategy, part_of)
-        state_key = (id(layer), strategy.axes, strategy.sharding, own_copy)
-        held = self._states.get(state_key)
-        if held is None:
-            held = self._states[state_key] = state_without_experts(self.conditions, layer, strategy, own_copy)
-        if strategy.experts is not None:
+    def costs(self, number: int, strategies: Sequence[Strategy], samples: int, own_copy: bool) -> LayerCost:
+        """Costs of a layer of class `number` under each strategy, as arrays; each equals planner.cost's layer_cost."""
+        layer, _ = self.layer_classes[0][number]
+        keys = [self._key(strategy) for strategy in strategies]
+        shares = {key.axes: share(s, samples, self._sequence_length) for s, key in zip(strategies, keys, strict=True)}
+        whole = _columns(
+            Part, [self._part(number, s, k, shares[k.axes]) for s, k in zip(strategies, keys, strict=True)]
+        )
+        held = _columns(State, [self._state(number, s, k, own_copy) for s, k in zip(strategies, keys, strict=True)])
+        if isinstance(layer, Block) and layer.moe is not None:
+            routed = [self._routed_part(number, s, k, shares[k.axes]) for s, k in zip(strategies, keys, strict=True)]
+            whole = add_columns(whole, _columns(Part, routed))
+            experts = [self._experts_state(layer, s, k) for s, k in zip(strategies, keys, strict=True)]
+            held = State._make(map(np.add, held, _columns(State, experts)))
+        edge_tokens = np.array([shares[key.axes].edge_tokens for key in keys])
+        again = np.array([_RECOMPUTE.index(strategy.recompute) for strategy in strategies])
+        return _compose_each(self.conditions, again, edge_tokens, whole, held)
+
+    @property
+    def _sequence_length(self) -> int:
+        return self.conditions.training.sequence_length
+
+    def _part(self, number: int, strategy: Strategy, key: _Key, part_of: Share) -> Part:
+        layer = self.layer_classes[0][number].layer
+        found = self._parts.get((id(layer), key.axes, part_of.samples))
+        if found is None:
+            found = part_without_experts(self.conditions, layer, strategy, part_of)
+            self._parts[(id(layer), key.axes, part_of.samples)] = found
+        return found
+
+    def _state(self, number: int, strategy: Strategy, key: _Key, own_copy: bool) -> State:
+        layer = self.layer_classes[0][number].layer
+        found = self._states.get((id(layer), key.state, own_copy))
+        if found is None:
+            found = state_without_experts(self.conditions, layer, strategy, own_copy)
+            self._states[(id(layer), key.state, own_copy)] = found
+        return found
+
+    def _routed_part(self, number: int, strategy: Strategy, key: _Key, part_of: Share) -> Part:
+        found = self._routed.get((number, key.spread, part_of.edge_tokens, part_of.tokens))
+        if found is None:
+            layer, moe_layer = self.layer_classes[0][number]
             assert isinstance(layer, Block)
-            whole, held = self._with_experts(class_number, layer, moe_layer, strategy, samples, whole, held)
-        return compose(self.conditions, strategy.recompute, part_of, whole, held)
+            assert layer.moe is not None
+            assert strategy.experts is not None
+            ratio = self._load_ratio(number, layer, moe_layer, strategy.experts.expert_parallel_size)
+            found = moe_feed_forward(self.conditions, layer.moe, strategy, part_of, ratio)
+            self._routed[(number, key.spread, part_of.edge_tokens, part_of.tokens)] = found
+        return found
 
-    def _with_experts(
-        self, number: int, layer: Block, moe_layer: int, strategy: Strategy, samples: int, whole: Part, held: State
-    ) -> tuple[Part, State]:
-        assert strategy.experts is not None
-        assert layer.moe is not None
-        part_of = share(strategy, samples, self.conditions.training.sequence_length)
-        spread = (strategy.experts.expert_parallel_size, strategy.experts.expert_tensor_parallel_size)
-        # Shared experts follow the tensor-parallel group, routed ones see the device's own tokens only.
-        tensor = (strategy.tp, strategy.stride(AxisKind.TP))
-        key = (number, spread, part_of.edge_tokens, part_of.tokens, tensor)
-        routed = self._routed.get(key)
-        if routed is None:
-            ratio = self._load_ratio(number, layer, moe_layer, spread[0])
-            routed = moe_feed_forward(self.conditions, layer.moe, strategy, part_of, ratio)
-            self._routed[key] = routed
-        state_key = (id(layer), strategy.experts, strategy.sharding)
-        experts = self._states.get(state_key)
-        if experts is None:
-            experts = self._states[state_key] = state_of_experts(self.conditions, layer, strategy)
-        return add((whole, routed)), add_states(held, experts)
+    def _experts_state(self, layer: Block, strategy: Strategy, key: _Key) -> State:
+        found = self._states.get((id(layer), key.experts_state, None))
+        if found is None:
+            found = self._states[(id(layer), key.experts_state, None)] = state_of_experts(
+                self.conditions, layer, strategy
+            )
+        return found
 
     def _load_ratio(self, number: int, layer: Block, moe_layer: int, ranks: int) -> float:
         key = (number, moe_layer, ranks)
@@ -188,56 +242,84 @@ class Pricing:
         return self._ratios[key]
 
     def _choices(
-        self, number: int, rows: list[tuple[Strategy, LayerCost, int]], samples: int, tied_hop: int
+        self,
+        number: int,
+        strategies: Sequence[Strategy],
+        costs: LayerCost,
+        layouts: Integers,
+        samples: int,
+        tied_hop: int,
     ) -> Choices:
         layer = self.layer_classes[0][number].layer
-        costs = [cost for _, cost, _ in rows]
-        passes = np.array([(cost.forward_s, cost.backward_s) for cost in costs]).reshape(len(rows), 2)
-        tied = [
-            tied_gradient_s(self.conditions, layer, strategy, (0, tied_hop)) if tied_hop else 0.0
-            for strategy, _, _ in rows
-        ]
-        entries = [self._entries(strategy, samples) for strategy, _, _ in rows]
+        passes = np.stack([costs.forward_s, costs.backward_s], axis=1)
+        tied = [tied_gradient_s(self.conditions, layer, s, (0, tied_hop)) if tied_hop else 0.0 for s in strategies]
+        entries = [self._entries(strategy, samples) for strategy in strategies]
         return Choices(
-            strategies=tuple(strategy for strategy, _, _ in rows),
+            strategies=tuple(strategies),
             beats_s=passes if self.split_passes else passes.sum(axis=1, keepdims=True),
-            once_s=np.array([cost.once_s for cost in costs]) + np.array(tied),
-            fixed_bytes=np.array([cost.fixed_bytes for cost in costs], dtype=np.int64),
-            flight_bytes=np.array([cost.activation_bytes + cost.logits_bytes for cost in costs], dtype=np.int64),
-            workspace_bytes=np.array([cost.workspace_bytes for cost in costs], dtype=np.int64),
-            layout=np.array([cut for _, _, cut in rows], dtype=np.int64),
-            entry_s=np.array([[pass_s for pass_s, _ in found] for found in entries]).reshape(len(rows), -1),
-            entry_bytes=np.array([found[0][1] for found in entries], dtype=np.int64),
+            once_s=costs.once_s + np.array(tied),
+            fixed_bytes=costs.fixed_bytes.astype(np.int64),
+            flight_bytes=(costs.activation_bytes + costs.logits_bytes).astype(np.int64),
+            workspace_bytes=costs.workspace_bytes.astype(np.int64),
+            layout=layouts,
+            entry_s=np.array([[message.pass_s for message in found] for found in entries]),
+            entry_bytes=np.array([found[0].buffer_bytes for found in entries], dtype=np.int64),
         )
 
     def _entries(self, strategy: Strategy, samples: int) -> list[Entry]:
         """One message over each tier of links."""
-        sequence_length = self.conditions.training.sequence_length
-        edge = share(strategy, samples, sequence_length).edge_tokens
-        key = (edge, strategy.sequence_parallel, strategy.tp, strategy.stride(AxisKind.TP))
+        key = (self._key(strategy).axes, samples)
         if key not in self._messages:
             # The nearest device that only this tier reaches.
             peers = [0, *(level.num_devices for level in self.conditions.levels)]
             hops = [(0, max(1, below) if level > 1 else 0) for below, level in pairwise(peers)]
-            found = [entry(self.conditions, strategy, samples, sequence_length, hop) for hop in hops]
+            found = [entry(self.conditions, strategy, samples, self._sequence_length, hop) for hop in hops]
             self._messages[key] = found
         return self._messages[key]
 
     def _transitions(self, representatives: list[Strategy], samples: int) -> Floats:
-        sequence_length = self.conditions.training.sequence_length
         rhythms = 2 if self.split_passes else 1
         table = np.zeros((len(representatives), len(representatives), rhythms))
         for i, before in enumerate(representatives):
             for j, after in enumerate(representatives):
-                passes = transition_s(self.conditions, before, after, samples, sequence_length)
+                passes = transition_s(self.conditions, before, after, samples, self._sequence_length)
                 table[i, j] = passes if self.split_passes else sum(passes)
         return table
 
 
+def add_columns(one: Part, other: Part) -> Part:
+    """planner.cost.part.add for two parts that hold arrays."""
+    summed = Part._make(map(np.add, one, other))
+    return summed._replace(transient_bytes=np.maximum(one.transient_bytes, other.transient_bytes))
+
+
+def _columns(kind: Callable[..., T], rows: Sequence[Sequence[float]]) -> T:
+    """One tuple of arrays from many tuples of numbers."""
+    return kind(*np.array(rows, dtype=np.float64).T)
+
+
+def _compose_each(
+    conditions: Conditions, recompute: NDArray[np.intp], edge_tokens: Floats, whole: Part, held: State
+) -> LayerCost:
+    """compose() for strategies that differ in recomputation."""
+    found = [compose(conditions, each, edge_tokens, whole, held) for each in _RECOMPUTE]
+
+    def chosen(*columns: Floats) -> Floats:
+        return np.choose(recompute, [np.broadcast_to(column, edge_tokens.shape) for column in columns])
+
+    forward: Any = tuple(map(chosen, *(cost.forward for cost in found)))
+    backward: Any = tuple(map(chosen, *(cost.backward for cost in found)))
+    return LayerCost(forward, backward, *(chosen(*columns) for columns in zip(*(c[2:] for c in found), strict=True)))
+
+
 def without_dominated(choices: Choices) -> Choices:
     """Only strategies that no other with the same layout and entry beats or equals in every number."""
-    groups = np.column_stack([choices.layout, choices.entry_s, choices.entry_bytes])
+    known: dict[tuple[object, ...], int] = {}
+    places = zip(
+        choices.layout.tolist(), map(tuple, choices.entry_s.tolist()), choices.entry_bytes.tolist(), strict=True
+    )
+    labels = np.array([known.setdefault(place, len(known)) for place in places], dtype=np.int64)
     values = np.column_stack(
         [choices.beats_s, choices.once_s, choices.fixed_bytes, choices.flight_bytes, choices.workspace_bytes]
     )
-    return choices.rows(undominated(values, groups))
+    return choices.rows(undominated(values, labels))
