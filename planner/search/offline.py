@@ -26,6 +26,7 @@ from planner.search.table import Pricing
 from planner.search.tree import Space
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, InternalError
+from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan, ScheduleKind
 from planner.spec.request import Options
@@ -164,7 +165,17 @@ def _shortlist(
 ) -> tuple[tuple[ShortlistEntry, ...], tuple[Scenario, ...]]:
     """The entries, and the scenarios in which some plan fits, with probabilities scaled to sum to 1."""
     balanced = [estimate(*question, plan) for plan in plans]
-    times = np.array([[_per_sample_s(question, plan, scenario.workload) for scenario in scenarios] for plan in plans])
+    times = np.array(
+        [
+            [
+                _fitting(price, plan)
+                if scenario.workload == BALANCED
+                else _per_sample_s(question, plan, scenario.workload)
+                for scenario in scenarios
+            ]
+            for plan, price in zip(plans, balanced, strict=True)
+        ]
+    )
     feasible = np.flatnonzero(np.isfinite(times).any(axis=0))
     times = times[:, feasible]
     total = sum(scenarios[i].probability for i in feasible)
@@ -201,7 +212,11 @@ def _expected(loss: Floats, probabilities: Floats) -> float:
 
 
 def _per_sample_s(question: _Question, plan: Plan, workload: Workload) -> float:
-    price = estimate(*question, plan, workload)
+    return _fitting(estimate(*question, plan, workload), plan)
+
+
+def _fitting(price: Estimate, plan: Plan) -> float:
+    """Seconds per sample, inf for a plan that does not fit."""
     return price.step_time_s / plan.global_batch_size if price.fits else float("inf")
 
 
