@@ -46,12 +46,19 @@ def cluster(
     device: Device = DEVICE,
     node_link: Link = NODE_LINK,
     network_link: Link = NETWORK_LINK,
+    memory_limit_bytes: int | None = None,
 ) -> Cluster:
     """Nodes under one network; a single node has one level only."""
     levels = [Level(name="node", num_devices=devices_per_node, link=node_link)]
     if nodes > 1:
         levels.append(Level(name="network", num_devices=nodes * devices_per_node, link=network_link))
-    return Cluster(nodes=nodes, devices_per_node=devices_per_node, device=device, levels=tuple(levels))
+    return Cluster(
+        nodes=nodes,
+        devices_per_node=devices_per_node,
+        device=device,
+        levels=tuple(levels),
+        memory_limit_bytes=memory_limit_bytes,
+    )
 
 
 def gpt(
