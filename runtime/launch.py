@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from planner.spec.errors import TrimtabError, UnavailableError
+from planner.spec.errors import UnavailableError
 
 Report = Callable[[Any], None]
 """Sends something (anything that can be pickled) to `on_report` in the process that launched the ranks."""
 
 
-class RankFailedError(TrimtabError):
-    """A rank raised; carries its traceback."""
+class RankFailedError(RuntimeError):
+    """A rank raised; carries its traceback. Whatever the rank raised is not Trimtab's to classify."""
 
 
 def launch(

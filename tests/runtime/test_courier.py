@@ -48,7 +48,11 @@ def test_a_full_queue_gives_up_the_oldest_windows_and_keeps_the_order_of_the_oth
         courier.submit(window(index))
     planner.mode = "up"
     courier.close(5.0)
-    assert [seen.index for seen in planner.windows] == [3, 4, 5]
+    seen = [window.index for window in planner.windows]
+    # A window that is on its way when it is given up may still arrive, before the others.
+    assert seen == sorted(set(seen))
+    assert seen[-3:] == [3, 4, 5]
+    assert len(seen) <= 4
     assert "window 0 was never delivered: too many wait" in caplog.text
 
 
