@@ -68,23 +68,20 @@ def gpt(
     vocab: int = 51200,
     positions: int = 2048,
     tied: bool = True,
-    kv_heads: int = 0,
+    width: int | None = None,
 ) -> Model:
-    """GPT-2's block: biases everywhere, LayerNorm, feed-forward four times as wide, learned positions."""
+    """GPT-2's block: biases everywhere, LayerNorm, learned positions, feed-forward four times as wide unless given."""
     attention = GroupedQueryAttention(
-        num_heads=heads,
-        num_kv_heads=kv_heads or heads,
-        head_dim=hidden // heads,
-        qkv_bias=True,
-        output_bias=True,
+        num_heads=heads, num_kv_heads=heads, head_dim=hidden // heads, qkv_bias=True, output_bias=True
     )
-    feed_forward = DenseFeedForward(width=4 * hidden, gated=False, bias=True)
+    feed_forward = DenseFeedForward(width=width or 4 * hidden, gated=False, bias=True)
+    block = Block(attention=attention, feed_forward=feed_forward, norm=Norm.LAYER)
     return Model(
         name=f"gpt-{layers}x{hidden}",
         hidden_size=hidden,
         runs=(
             LayerRun(layer=Embedding(vocab_size=vocab, num_positions=positions)),
-            LayerRun(layer=Block(attention=attention, feed_forward=feed_forward, norm=Norm.LAYER), num_layers=layers),
+            LayerRun(layer=block, num_layers=layers),
             LayerRun(layer=Head(vocab_size=vocab, norm=Norm.LAYER, tied=tied)),
         ),
     )
