@@ -12,7 +12,7 @@ from planner.cost.boundary import entry, tied_gradient_s, transition_s
 from planner.cost.check import check_plan, tied_stage
 from planner.cost.flops import model_flops_per_token
 from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
-from planner.cost.load import check_workload, load_ratio
+from planner.cost.load import check_placement, check_workload, load_ratio
 from planner.cost.part import Conditions, conditions
 from planner.cost.pipeline import Pace, in_flight, rhythm, step_s
 from planner.spec.cluster import Cluster
@@ -78,6 +78,7 @@ def estimate(
     """
     check_plan(model, cluster, training, plan)
     check_workload(len(model.moe_layers), workload)
+    check_placement(len(model.moe_layers), placement)
     case = _Case(model, cluster, plan, workload, placement, conditions(model.hidden_size, cluster, training))
     bills = [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
     step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches)

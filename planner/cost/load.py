@@ -43,11 +43,17 @@ def check_workload(num_moe_layers: int, workload: Workload) -> None:
         raise InputError.at("workload.expert_shares", f"must have 1 or {num_moe_layers} rows (MoE layers), has {rows}")
 
 
+def check_placement(num_moe_layers: int, placement: Placement | None) -> None:
+    """A row of slots for each MoE layer, no fewer and no more; raises InputError."""
+    if placement is not None and len(placement.layers) != num_moe_layers:
+        raise InputError.at(
+            "placement.layers", f"must have a row for each of {num_moe_layers} MoE layers, has {len(placement.layers)}"
+        )
+
+
 def _slots(moe: MoeFeedForward, moe_layer: int, num_ranks: int, placement: Placement) -> tuple[int, ...]:
     if placement.num_ranks != num_ranks:
         raise InputError.at("placement.num_ranks", f"must be the plan's {num_ranks}, is {placement.num_ranks}")
-    if moe_layer >= len(placement.layers):
-        raise InputError.at("placement.layers", f"has {len(placement.layers)} layers, MoE layer {moe_layer} is missing")
     if placement.num_experts(moe_layer) != moe.num_experts:
         raise InputError.at(
             f"placement.layers[{moe_layer}]",
