@@ -12,7 +12,7 @@ from planner.cost.experts import expert_data_group
 from planner.cost.parameters import layer_parameters
 from planner.cost.part import Conditions
 from planner.spec.cluster import Precision
-from planner.spec.model import Block, Embedding, Head
+from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head
 from planner.spec.strategy import AxisKind, Sharding, Strategy
 from planner.spec.training import Optimizer, Training
 
@@ -83,7 +83,17 @@ def local_parameters(hidden_size: int, layer: Embedding | Block | Head, strategy
     parameters = layer_parameters(layer, hidden_size)
     experts = strategy.experts
     cut = experts.expert_parallel_size * experts.expert_tensor_parallel_size if experts else 1
-    return parameters.split / strategy.tp + parameters.replicated, parameters.experts / cut
+    dense = parameters.split / strategy.tp + parameters.replicated + _copied_groups(hidden_size, layer, strategy.tp)
+    return dense, parameters.experts / cut
+
+
+def _copied_groups(hidden_size: int, layer: Embedding | Block | Head, tp: int) -> float:
+    """What a rank holds of keys and values beyond its 1/tp: fewer groups than ranks are copied whole."""
+    if not isinstance(layer, Block) or not isinstance(layer.attention, GroupedQueryAttention):
+        return 0.0
+    attention = layer.attention
+    group = 2 * attention.head_dim * (hidden_size + (1 if attention.qkv_bias else 0))
+    return max(0.0, group - group * attention.num_kv_heads / tp)
 
 
 def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool) -> _Held:

@@ -9,7 +9,7 @@ from planner.cost.parameters import layer_parameters, total_parameters
 from planner.cost.part import conditions
 from planner.spec.cluster import Precision
 from planner.spec.estimate import Estimate
-from planner.spec.model import Model
+from planner.spec.model import Block, DenseFeedForward, GroupedQueryAttention, Model
 from planner.spec.strategy import Axis, AxisKind, Recompute, Sharding, Strategy
 from planner.spec.training import AttentionKernel, Optimizer, Training
 
@@ -156,6 +156,20 @@ def test_tensor_parallelism_divides_matrices_and_leaves_norms_and_positions_whol
     parts = [layer_parameters(layer, HIDDEN) for layer in MODEL.layers]
     local = sum(part.split for part in parts) // 8 + sum(part.replicated for part in parts)
     assert state_bytes_of(priced("tp8-mbs1")) == 18 * local
+
+
+@pytest.mark.parametrize(("kv_heads", "tp"), [(1, 8), (2, 8), (8, 8), (2, 2)])
+def test_fewer_key_value_heads_than_ranks_are_copied_to_each(kv_heads, tp):
+    block = Block(
+        attention=GroupedQueryAttention(num_heads=16, num_kv_heads=kv_heads, head_dim=128),
+        feed_forward=DenseFeedForward(width=4096, gated=False),
+    )
+    cost = layer_cost(
+        conditions(HIDDEN, cluster(), KORTHIKANTI), block, tensor_parallel(tp, sequence_parallel=False), 1, SEQUENCE
+    )
+    queries_and_output, feed_forward, norms = 2 * 16 * 128 * HIDDEN, 2 * 4096 * HIDDEN, 2 * HIDDEN
+    keys_and_values = 2 * max(1, kv_heads // tp) * 128 * HIDDEN
+    assert cost.fixed_bytes == 18 * ((queries_and_output + feed_forward) // tp + keys_and_values + norms)
 
 
 def test_a_tied_matrix_is_held_once_on_one_stage_and_twice_across_stages():
