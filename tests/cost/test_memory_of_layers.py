@@ -87,6 +87,15 @@ def test_without_dropout_its_three_masks_and_the_dropped_scores_are_not_kept():
     assert block_cost(Strategy(), dry).activation_bytes == 32 * SBH + SCORES * 2 // 5
 
 
+@pytest.mark.parametrize("kernel", list(AttentionKernel))
+def test_fp32_keeps_twice_the_bytes(kernel):
+    half = KORTHIKANTI.model_copy(update={"dropout": False, "attention_kernel": kernel})
+    single = half.model_copy(update={"precision": Precision.FP32})
+    numbers = 4 * HEADS * SEQUENCE * SAMPLES if kernel is AttentionKernel.FLASH else 0  # always in fp32
+    half_bytes, single_bytes = (block_cost(Strategy(), one).activation_bytes - numbers for one in (half, single))
+    assert single_bytes == 2 * half_bytes
+
+
 # State.
 
 

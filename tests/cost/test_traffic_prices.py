@@ -6,6 +6,7 @@ from cost_samples import cluster, even_plan, gpt, moe_model
 from planner.cost import estimate
 from planner.cost.boundary import entry, layout, transition_s
 from planner.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, point_to_point_s, reduce_scatter_s
+from planner.cost.dense import residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.kernels import matmul_s, overlapped_s
 from planner.cost.layer import layer_cost
@@ -109,6 +110,20 @@ def test_a_thin_matrix_product_is_bound_by_memory():
     assert matmul_s(rate, 0, 2**14, 2**14) == 0.0
 
 
+def test_norms_and_residual_additions_pass_over_the_activations():
+    """Forward 2 for each norm and 3 for each addition; backward one more for each norm; four launches each way."""
+    passing_s = 2.0 * 2 * SEQUENCE * HIDDEN / (0.8 * 2e12)
+    found = residual_stream(PRICE, share(Strategy(), 2, SEQUENCE))
+    assert found.forward_s == pytest.approx(10 * passing_s + 4 * 3e-6)
+    assert found.backward_s == pytest.approx(12 * passing_s + 4 * 3e-6)
+
+
+def test_sequence_parallelism_divides_norms_and_residual_additions():
+    split = Strategy(axes=(Axis(AxisKind.TP, 4),), sequence_parallel=True)
+    whole, part = (residual_stream(PRICE, share(strategy, 2, SEQUENCE)).forward_s for strategy in (Strategy(), split))
+    assert part - 4 * 3e-6 == pytest.approx((whole - 4 * 3e-6) / 4)
+
+
 # Experts.
 
 MOE = MoeFeedForward(num_experts=8, top_k=2, expert_width=2048)
@@ -164,6 +179,16 @@ def test_a_shared_expert_costs_every_token():
     flops = 2 * 3 * HIDDEN * 4096 * SEQUENCE
     assert more.forward_s - plain.forward_s > flops / 3e14
     assert more.all_to_all_s == plain.all_to_all_s
+
+
+def test_tensor_parallelism_cuts_a_shared_expert():
+    spread = ExpertStrategy(expert_parallel_size=8)
+    strategy = Strategy(axes=(Axis(AxisKind.DP, 2), Axis(AxisKind.TP, 4)), sequence_parallel=True, experts=spread)
+    shared = MOE.model_copy(update={"shared_width": 4096})
+    plain, more = (moe_feed_forward(PRICE, moe, strategy, share(strategy, 2, SEQUENCE), 1.0) for moe in (MOE, shared))
+    assert more.stored_bytes - plain.stored_bytes == 2 * SEQUENCE * 3 * 4096 // 4
+    region = all_reduce_s(CLUSTER.levels, ((4, 1),), 2.0 * SEQUENCE * HIDDEN)
+    assert (plain.tensor_forward_s, more.tensor_forward_s) == (0.0, pytest.approx(region))
 
 
 # Vocabulary.
