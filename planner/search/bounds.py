@@ -73,6 +73,7 @@ class Bounds:
             float(self._beats[-1].sum()) - quickest,
             min(self._relaxed.others_s(stage, interval) for interval in intervals),
         )
+        slowest_other = min(self._relaxed.slowest_other_s(stage, interval) for interval in intervals)
         return Bar(
             best_s=best_s,
             steady=problem.steady,
@@ -80,15 +81,18 @@ class Bounds:
             others_s=others,
             total_s=self._total_s,
             slowest_s=self._slowest_s,
-            slowest_total_s=max(self._slowest_total_s, others / max(1, len(problem.flights) - 1)),
+            slowest_total_s=max(self._slowest_total_s, slowest_other, others / max(1, len(problem.flights) - 1)),
             once_s=self._once_s,
             alone=len(problem.flights) == 1,
         )
 
-    def quickest_passes(self, stretches: Stretches, bar: Bar) -> bool:
-        """Whether the quickest choice for every layer would pass the bar."""
-        once = sum(self._once[end] - self._once[first] for first, end in stretches)
-        return bool(bar.at_least_s(self._quickest(stretches)[None, :], np.array([once]))[0] < bar.best_s)
+    def may_pass(self, stage: int, interval: Interval, best_s: float) -> bool:
+        """Whether a plan with this interval on this stage may beat the best."""
+        bar = self.bar(stage, [interval], best_s)
+        quickest = np.maximum(self._quickest(interval.stretches), 0.0)[None, :]
+        once = np.array([sum(self._once[end] - self._once[first] for first, end in interval.stretches)])
+        relaxed = max(bar.slowest_total_s, self._relaxed.stage_s(stage, interval))
+        return bool(bar._replace(slowest_total_s=relaxed).at_least_s(quickest, once)[0] < best_s)
 
     def at_least_s(self, total_s: Floats, slowest_s: Floats, once_s: Floats, stage: int, end: int) -> Floats:
         """[rows] of the step from partial pipelines whose last stage is `stage` and which end at `end`."""
@@ -96,7 +100,8 @@ class Bounds:
         rest = self._rest_s(stage, end)
         stages_left = len(problem.flights) - stage - 1
         slowest = np.maximum(np.maximum(slowest_s, self._slowest_s).sum(axis=1), self._slowest_total_s)
-        slowest = np.maximum(slowest, rest / stages_left if stages_left else 0.0)
+        if stages_left:
+            slowest = np.maximum(slowest, max(rest / stages_left, self._relaxed.slowest_after_s(stage, end)))
         filling = np.maximum(total_s + rest, self._total_s) / problem.virtual
         bound: Floats = problem.steady * slowest + filling + np.maximum(once_s, self._once_s)
         return bound
@@ -173,6 +178,8 @@ class _Relaxed:
             self._by_stage = self._of_pieces(problem.pieces, costs)
         else:
             self._before, self._after = self._swept(costs)
+            self._stages = [self._intervals(costs, stage) for stage in range(stages)]
+            self._slowest_before, self._slowest_after = self._slowest_swept()
 
     def total_s(self) -> float:
         """Sum over all stages."""
@@ -182,8 +189,29 @@ class _Relaxed:
         return float((self._before[:, stages - 1, -1] - stages * self._limits).max())
 
     def slowest_s(self) -> float:
-        """The longest stage, where the pieces are given; else no more than the mean is known."""
-        return float(self._by_stage.max()) if self._problem.pieces is not None else 0.0
+        """The longest stage of any partition."""
+        if self._problem.pieces is not None:
+            return float(self._by_stage.max())
+        return float(self._slowest_before[-1][-1])
+
+    def stage_s(self, stage: int, interval: Interval) -> float:
+        """A stage with this interval."""
+        if self._problem.pieces is not None:
+            return float(self._by_stage[stage])
+        return float(self._stages[stage][interval.begin, interval.end])
+
+    def slowest_other_s(self, stage: int, interval: Interval) -> float:
+        """The longest stage beside one that holds this interval."""
+        if self._problem.pieces is not None:
+            return float(np.delete(self._by_stage, stage).max(initial=0.0))
+        before = float(self._slowest_before[stage - 1][interval.begin]) if stage else 0.0
+        return max(before, self.slowest_after_s(stage, interval.end))
+
+    def slowest_after_s(self, stage: int, end: int) -> float:
+        """The longest of the stages after `stage`, which begin at `end`."""
+        if self._problem.pieces is not None:
+            return float(self._by_stage[stage + 1 :].max(initial=0.0))
+        return float(self._slowest_after[stage + 1][end]) if stage + 1 < len(self._stages) else 0.0
 
     def one_with_others_s(self, beats: _Relaxed) -> float:
         """The longest stage in this measure, and the other stages' beats while the pipeline fills and drains."""
@@ -217,6 +245,28 @@ class _Relaxed:
             entered = sum(self._entered[stage, sequence[first]] for first, _ in stretches if first > 0)
             sums.append((costs[:, stage, layers].sum(axis=1) - self._limits).max() + entered)
         return np.array(sums)
+
+    def _intervals(self, costs: Floats, stage: int) -> Floats:
+        """[begin, end] of the best bound for the stage with the layers from begin to end; inf where there are none."""
+        sequence = np.array(self._problem.sequence)
+        sums = np.concatenate([np.zeros((len(costs), 1)), np.cumsum(costs[:, stage, sequence], axis=1)], axis=1)
+        bound = np.full((len(sequence) + 1, len(sequence) + 1), -np.inf)
+        for priced, limit in zip(sums, self._limits, strict=True):
+            np.maximum(bound, priced[None, :] - priced[:, None] - limit, out=bound)
+        if stage:
+            bound[:-1] += self._entered[stage, sequence][:, None]
+        bound[np.tri(len(bound), dtype=bool)] = np.inf
+        return bound
+
+    def _slowest_swept(self) -> tuple[list[Floats], list[Floats]]:
+        """By stage, [layers + 1]: the least longest of the stages up to it, ending at a layer; of those from it on."""
+        before = [self._stages[0][0]]
+        for bound in self._stages[1:]:
+            before.append(np.maximum(before[-1][:, None], bound).min(axis=0))
+        after = [self._stages[-1][:, -1]]
+        for bound in reversed(self._stages[:-1]):
+            after.append(np.maximum(after[-1][None, :], bound).min(axis=1))
+        return before, after[::-1]
 
     def _swept(self, costs: Floats) -> tuple[Floats, Floats]:
         """[rates, stages, layers + 1] least cost of the stages up to one, ending at a layer; of those from one on."""

@@ -11,6 +11,7 @@ and is no worse in sum, slowest and longest. Sees numbers only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -68,11 +69,9 @@ def _pass(problem: Pipeline, best_s: float, checkpoint: Callable[[], None], widt
     num_stages = len(problem.flights)
     for stage in range(num_stages):
         found: dict[int, list[_Partial]] = {}
-        for positions, intervals in _contents(problem, stage, ends).items():
-            bar = bounds.bar(stage, intervals, best_s)
-            if not bounds.quickest_passes(intervals[0].stretches, bar):
-                continue
+        for positions, intervals in _contents(problem, stage, ends, partial(bounds.may_pass, best_s=best_s)).items():
             checkpoint()
+            bar = bounds.bar(stage, intervals, best_s)
             front = solve_stage(positions, problem.table, problem.flights[stage], problem.limit_bytes, bar, width)
             for interval in intervals:
                 extended = _extend(ends[interval.begin], front, interval.stretches)
@@ -89,11 +88,13 @@ def _end(problem: Pipeline) -> int:
     return len(problem.sequence) if problem.pieces is None else len(problem.flights)
 
 
-def _contents(problem: Pipeline, stage: int, ends: dict[int, _Partial]) -> dict[tuple[Position, ...], list[Interval]]:
-    """What the stage may hold, and the intervals of layers with that content: they are solved once."""
+def _contents(
+    problem: Pipeline, stage: int, ends: dict[int, _Partial], may_pass: Callable[[int, Interval], bool]
+) -> dict[tuple[Position, ...], list[Interval]]:
+    """What the stage may hold, and the intervals of layers with that content, which are solved together."""
     found: dict[tuple[Position, ...], list[Interval]] = {}
     for begin in ends:
-        for interval in _intervals(problem, stage, begin):
+        for interval in filter(partial(may_pass, stage), _intervals(problem, stage, begin)):
             found.setdefault(_positions(problem, stage, interval.stretches), []).append(interval)
     return found
 

@@ -54,8 +54,11 @@ def test_with_a_best_time_to_beat_only_strictly_faster_pipelines_are_found(probl
     if not np.isfinite(expected) or expected == 0:
         return
     solution = solve_pipeline(problem, expected * share, nothing)
-    assert (solution is not None) == (expected < expected * share)
-    assert solve_pipeline(problem, expected, nothing) is None
+    # Sums of seconds are exact to rounding only, so times are told apart beyond it.
+    if abs(share - 1) > 1e-9:
+        assert (solution is not None) == (share > 1)
+    again = solve_pipeline(problem, expected, nothing)
+    assert again is None or np.isclose(again.step_s, expected, rtol=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
