@@ -236,8 +236,10 @@ def kept_by_a_block() -> int:
 def test_1f1b_keeps_one_micro_batch_less_on_each_further_stage():
     found = priced("pp4-mbs1", devices=4)
     held = [stage.memory["activations"] for stage in found.stages]
-    assert held[1:3] == [3 * 2 * kept_by_a_block(), 2 * 2 * kept_by_a_block()]
-    assert held[0] > 4 * 2 * kept_by_a_block()  # the embedding keeps tokens and a mask
+    embedding = SEQUENCE * (8 + HIDDEN)  # numbers of the tokens, and the mask of dropout
+    head = 2 * 2 * SEQUENCE * HIDDEN  # inputs of norm and projection
+    pair = 2 * kept_by_a_block()
+    assert held == [4 * (pair + embedding), 3 * pair, 2 * pair, pair + head]
 
 
 def test_gpipe_keeps_all_micro_batches_on_every_stage():
@@ -258,6 +260,22 @@ def test_named_parts_sum_to_the_peak(text):
     for stage in priced(text).stages:
         assert sum(stage.memory.values()) == stage.peak_memory_bytes
         assert min(stage.memory.values()) >= 0
+
+
+def test_layers_of_a_stage_use_its_workspace_in_turn():
+    found = priced("dp8-mbs1-zero3")
+    costs = [
+        layer_cost(
+            conditions(HIDDEN, cluster(), KORTHIKANTI),
+            layer,
+            Strategy(axes=(Axis(AxisKind.DP, 8),), sharding=Sharding.FULL),
+            8,
+            SEQUENCE,
+            own_copy=False,
+        )
+        for layer in MODEL.layers
+    ]
+    assert found.stages[0].memory["workspace"] == max(cost.workspace_bytes for cost in costs)
 
 
 def test_a_stage_lacks_what_is_above_the_limit_and_nothing_below_it():
