@@ -14,7 +14,7 @@ from typing import NamedTuple
 from planner.search.bounds import Bounds
 from planner.search.families import Family
 from planner.search.instances import Group, Instance, Instances, groups
-from planner.search.partition import solve_pipeline
+from planner.search.partition import NARROW, solve_pipeline
 from planner.search.pool import Candidate, Pool
 from planner.spec.errors import NoPlanFitsError
 
@@ -47,34 +47,33 @@ class _Open(NamedTuple):
     instance: Instance
 
 
+class _Stop(Exception):
+    """Time or effort has run out in the middle of an instance."""
+
+
+class Limits(NamedTuple):
+    """When to stop solving and answer with a bound."""
+
+    out_of_time: Callable[[], bool]
+    effort: int
+    """Comparisons of partial choices, in all: the same on every machine."""
+
+
 def explore(
-    instances: Instances,
-    families: Sequence[Family],
-    pool: Pool,
-    checkpoint: Checkpoint,
-    out_of_time: Callable[[], bool],
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> Explored:
     """Search the families exactly; raises NoPlanFitsError with the nearest miss, and what the checkpoint raises.
 
-    Where no strategy can cut the batch at all, that is an InputError.
-
-    Out of time, families that are bounded but not solved are left open; bounding them all is part of any answer.
+    Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are bounded but not
+    solved are left open; bounding them all, and finding a plan at all, is part of any answer.
     """
     waiting = _bound(instances, groups(families), pool, checkpoint)
     bounds: dict[Family, float] = {}
     for found in waiting:
         family = found.instance.family
         bounds[family] = min(found.bound_per_sample_s, bounds.get(family, float("inf")))
-    heapq.heapify(waiting)
-    total, solved = len(waiting), 0
-    while waiting and not (pool.best and waiting[0].bound_per_sample_s >= pool.best.per_sample_s):
-        if out_of_time() and pool.best:
-            break
-        instance = heapq.heappop(waiting).instance
-        share = 0.5 + 0.5 * solved / total
-        checkpoint(share, f"solving {_name(instance.family)}")
-        solve(instance, pool, partial(checkpoint, share, f"solving {_name(instance.family)}"), exact=True)
-        solved += 1
+    _narrow(waiting, pool, checkpoint, limits.out_of_time)
+    solved = _exact(waiting, pool, checkpoint, limits)
     if pool.best is None:
         miss = pool.nearest_miss()
         raise NoPlanFitsError(miss) if miss else instances.no_strategy()
@@ -83,29 +82,61 @@ def explore(
 
 
 def glance(
-    instances: Instances,
-    families: Sequence[Family],
-    pool: Pool,
-    checkpoint: Checkpoint,
-    out_of_time: Callable[[], bool],
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
-    """Search the families quickly, without a certificate: uniform plans, then narrow passes in the order of bounds.
-
-    The best plan, if any fits, and alternatives.
-    """
-    waiting = sorted(_bound(instances, groups(families), pool, checkpoint))
-    for number, found in enumerate(waiting):
-        if out_of_time() or (pool.best and found.bound_per_sample_s >= pool.best.per_sample_s):
-            break
-        checkpoint(0.5 + 0.5 * number / len(waiting), f"trying {_name(found.instance.family)}")
-        solve(found.instance, pool, lambda: None, exact=False)
+    """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
+    waiting = _bound(instances, groups(families), pool, checkpoint)
+    _narrow(waiting, pool, checkpoint, limits.out_of_time)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
 
 
-def solve(instance: Instance, pool: Pool, checkpoint: Callable[[], None], exact: bool) -> None:
+def _narrow(waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, out_of_time: Callable[[], bool]) -> None:
+    """Narrow passes in the order of the bounds: good plans soon, so that the exact passes have little to look at."""
+    for number, found in enumerate(sorted(waiting)):
+        if _beaten(found, pool) or (out_of_time() and pool.best):
+            return
+        share, what = 0.5 + 0.2 * number / len(waiting), f"trying {_name(found.instance.family)}"
+        _offer(found.instance, pool, partial(_tell, checkpoint, share, what), exact=False)
+
+
+def _tell(checkpoint: Checkpoint, share: float, what: str, work: int) -> None:
+    checkpoint(share, what)
+
+
+def _exact(waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, limits: Limits) -> int:
+    """Solve instances until no bound is better than the best plan; takes them out of `waiting` and counts them."""
+    heapq.heapify(waiting)
+    total, solved, spent = len(waiting), 0, 0
+
+    def spend(work: int) -> None:
+        nonlocal spent
+        spent += work
+        checkpoint(0.7 + 0.3 * solved / total, f"solving {_name(found.instance.family)}")
+        if pool.best and (spent > limits.effort or limits.out_of_time()):
+            raise _Stop
+
+    while waiting and not _beaten(waiting[0], pool):
+        found = heapq.heappop(waiting)
+        try:
+            _offer(found.instance, pool, spend, exact=True)
+        except _Stop:
+            heapq.heappush(waiting, found)
+            break
+        solved += 1
+    return solved
+
+
+def _beaten(found: _Open, pool: Pool) -> bool:
+    """Whether an instance cannot hold a better plan than the best, or none that fits."""
+    best = pool.best.per_sample_s if pool.best else float("inf")
+    return found.bound_per_sample_s >= best
+
+
+def _offer(instance: Instance, pool: Pool, spend: Callable[[int], None], exact: bool) -> None:
     """Offer the instance's best plan to the pool, if it beats the pool's."""
-    solution = solve_pipeline(instance.problem, pool.best_step_s(instance), checkpoint, exact)
+    width = None if exact else NARROW
+    solution = solve_pipeline(instance.problem, pool.best_step_s(instance), spend, width)
     if solution is not None:
         pool.offer(instance, instance.problem.table, solution.step_s, solution.stages, solution.chosen)
 

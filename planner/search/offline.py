@@ -16,7 +16,7 @@ from planner.cost.check import check_sequence
 from planner.cost.load import check_workload
 from planner.cost.part import conditions
 from planner.cost.switch import switch_plan_s
-from planner.search.explore import Explored, explore, glance
+from planner.search.explore import Explored, Limits, explore, glance
 from planner.search.families import families
 from planner.search.instances import Instances
 from planner.search.pool import Candidate, Pool
@@ -73,13 +73,13 @@ def search(
     found = families(model, cluster, training, options, pruned)
     skewed = [scenario.workload for scenario in scenarios if scenario.workload != BALANCED]
     stages = [_scaled(report, number, 1 + len(skewed)) for number in range(1 + len(skewed))]
-    out_of_time = _deadline(options, began, clock)
+    limits = Limits(_deadline(options, began, clock), options.effort_limit)
     instances = Instances(space, _pricing(question, options))
-    explored = explore(instances, found, Pool(cluster, training), stages[0], out_of_time)
+    explored = explore(instances, found, Pool(cluster, training), stages[0], limits)
     _agrees(question, explored.best)
     plans = {plan.id: plan for plan in (explored.best.plan, *(other.plan for other in explored.alternatives))}
     for workload, stage in zip(skewed, stages[1:], strict=True):
-        more = _under_skew(question, instances, explored, workload, list(plans.values()), stage, out_of_time)
+        more = _under_skew(question, instances, explored, workload, list(plans.values()), stage, limits)
         plans |= {candidate.plan.id: candidate.plan for candidate in more}
     report(1.0, "choosing the shortlist")
     entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
@@ -133,7 +133,7 @@ def _under_skew(
     workload: Workload,
     known: list[Plan],
     checkpoint: Report,
-    out_of_time: Callable[[], bool],
+    limits: Limits,
 ) -> tuple[Candidate, ...]:
     """Plans that are good under another workload, found quickly, starting from the known ones.
 
@@ -144,9 +144,8 @@ def _under_skew(
     quickest, number = min(times)
     best = Candidate(quickest, known[number]) if isfinite(quickest) else None
     families = [family for family, bound in balanced.bounds_per_sample_s.items() if bound < quickest]
-    return glance(
-        instances.under(workload), families, Pool(question.cluster, question.training, best), checkpoint, out_of_time
-    )
+    pool = Pool(question.cluster, question.training, best)
+    return glance(instances.under(workload), families, pool, checkpoint, limits)
 
 
 def _agrees(question: _Question, best: Candidate) -> None:

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from planner.search.bounds import Bounds, Interval, Pipeline
 from planner.search.pareto import undominated
-from planner.search.stage import Front, Position, solve_stage
+from planner.search.stage import Front, Position, Room, solve_stage
 
 Floats = NDArray[np.float64]
 
 
-_NARROW = 32
-"""Labels that the first, quick pass keeps after each layer."""
+NARROW = 32
+"""Labels that a quick pass keeps after each layer."""
 
 
 class Solution(NamedTuple):
@@ -49,20 +49,12 @@ class _Partial(NamedTuple):
 
 
 def solve_pipeline(
-    problem: Pipeline, best_s: float, checkpoint: Callable[[], None], exact: bool = True
+    problem: Pipeline, best_s: float, spend: Callable[[int], None], width: int | None = None
 ) -> Solution | None:
-    """The fastest pipeline if it is strictly faster than `best_s`, else None; not `exact`: a good one.
+    """The fastest pipeline if it is strictly faster than `best_s`, else None; with a `width`, a good one.
 
-    A narrow pass first finds a good pipeline quickly; the full pass then has little left to look at. `checkpoint` is
-    called before each stage is solved; it may raise to stop the work.
+    `spend(comparisons)` is called before each piece of work; it may raise to stop it.
     """
-    first = _pass(problem, best_s, checkpoint, _NARROW)
-    if not exact:
-        return first
-    return _pass(problem, first.step_s if first else best_s, checkpoint, None) or first
-
-
-def _pass(problem: Pipeline, best_s: float, checkpoint: Callable[[], None], width: int | None) -> Solution | None:
     bounds = Bounds(problem)
     start = _Partial(np.zeros(1), np.zeros((1, bounds.rhythms)), np.zeros(1), [])
     ends: dict[int, _Partial] = {0: start}
@@ -70,9 +62,8 @@ def _pass(problem: Pipeline, best_s: float, checkpoint: Callable[[], None], widt
     for stage in range(num_stages):
         found: dict[int, list[_Partial]] = {}
         for positions, intervals in _contents(problem, stage, ends, partial(bounds.may_pass, best_s=best_s)).items():
-            checkpoint()
-            bar = bounds.bar(stage, intervals, best_s)
-            front = solve_stage(positions, problem.table, problem.flights[stage], problem.limit_bytes, bar, width)
+            room = Room(problem.flights[stage], problem.limit_bytes)
+            front = solve_stage(positions, problem.table, room, bounds.bar(stage, intervals, best_s), spend, width)
             for interval in intervals:
                 extended = _extend(ends[interval.begin], front, interval.stretches)
                 kept = bounds.at_least_s(extended.total_s, extended.slowest_s, extended.once_s, stage, interval.end)

@@ -10,7 +10,7 @@ number, or when no completion can fit or beat the bar. Nothing is rounded: bytes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -104,15 +104,28 @@ class _Labels(NamedTuple):
         return _Labels(*(column[kept] for column in self))
 
 
-def solve_stage(
-    positions: Sequence[Position], table: Table, flight: Fraction, limit_bytes: int, bar: Bar, width: int | None = None
-) -> Front:
-    """All undominated (beats, once) of a stage that fits in `limit_bytes` and can pass the bar; maybe none.
+class Room(NamedTuple):
+    """Memory of a stage."""
 
-    `flight`: micro-batches in flight. `width`: keep only so many labels after each layer, those of least bound; the
-    front is then feasible, but not all of it. An empty front means that no choice fits or passes.
+    flight: Fraction
+    """Micro-batches in flight."""
+    limit_bytes: int
+
+
+def solve_stage(
+    positions: Sequence[Position],
+    table: Table,
+    room: Room,
+    bar: Bar,
+    spend: Callable[[int], None],
+    width: int | None = None,
+) -> Front:
+    """All undominated (beats, once) of a stage that fits its room and can pass the bar; maybe none.
+
+    `spend(comparisons)` is called before each layer's comparison of labels; it may raise to stop the work. `width`:
+    keep only so many labels after each layer, those of least bound; the front is then feasible, but not all of it.
     """
-    budget = limit_bytes * flight.denominator
+    flight, budget = room.flight, room.limit_bytes * room.flight.denominator
     distinct = {position: _step(position, table, flight) for position in positions}
     tick_s = _tick_s([distinct[position] for position in positions], table, bar)
     ticked = {position: _in_ticks(step, tick_s) for position, step in distinct.items()}
@@ -126,6 +139,7 @@ def solve_stage(
         grown, old, new = _grow(labels, step, useful[id(step)], transitions)
         bounds = rest.at_least_s(grown, number + 1)
         kept = np.flatnonzero(bounds < bar.best_s)
+        spend(len(kept) * len(labels.once))
         kept = kept[ahead.undominated(grown.rows(kept), number + 1)]
         if width is not None and len(kept) > width:
             kept = np.sort(kept[np.argsort(bounds[kept], kind="stable")[:width]])

@@ -71,6 +71,9 @@ class Options(Value):
     """Samples per micro-batch and data-parallel rank, at most."""
     scenarios: tuple[Scenario, ...] | None = None
     """Workloads with probabilities that sum to 1; None: balanced and standard skews."""
+    effort_limit: Count = 20_000_000_000
+    """Comparisons of partial choices after which the best plan so far is returned with its bound; some ten seconds of
+    one core. Unlike a time limit it gives the same answer on every machine."""
     time_limit_s: Positive | None = None
     """Wall-clock time after which the best plan so far is returned with its bound."""
 

@@ -156,11 +156,12 @@ def test_what_the_listener_raises_stops_the_search():
         search(a_model(), a_cluster(4, 80 * MIB), a_training(8), report=stop)
 
 
-def test_out_of_time_the_bound_is_still_valid():
+@pytest.mark.parametrize("limit", [{"time_limit_s": 1.0}, {"effort_limit": 1}])
+def test_at_a_limit_the_bound_is_still_valid(limit):
     model, cluster, training = a_model(blocks=6), a_cluster(4, 24 * MIB), a_training(16)
     optimum = search(model, cluster, training).plans[0].estimate.step_time_s
     ticks = iter(range(10**9))
-    hurried = search(model, cluster, training, Options(time_limit_s=1.0), clock=lambda: 100.0 * next(ticks))
+    hurried = search(model, cluster, training, Options(**limit), clock=lambda: 100.0 * next(ticks))
     assert hurried.certificate.lower_bound_s <= optimum * (1 + 1e-12)
     assert hurried.plans[0].estimate.step_time_s >= optimum * (1 - 1e-12)
     gap = hurried.plans[0].estimate.step_time_s / hurried.certificate.lower_bound_s - 1

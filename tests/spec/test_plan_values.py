@@ -150,3 +150,12 @@ def test_every_layer_stands_once_and_on_the_devices_of_its_stage(plan):
     for stage in plan.stages:
         assert len(stage.pieces) == plan.schedule.virtual_stages
         assert all(strategy.num_devices == stage.num_devices for _, strategy in stage.strategies())
+
+
+def test_a_copy_with_other_fields_is_checked_and_has_an_id_of_its_own():
+    plan = parse(Plan, TWO_STAGES)
+    assert plan.id
+    longer = plan.model_copy(update={"sequence_length": plan.sequence_length * 2})
+    assert longer.id == Plan.model_validate_json(longer.model_dump_json()).id != plan.id
+    with pytest.raises(ValueError, match="sequence_length"):
+        plan.model_copy(update={"sequence_length": 0})
