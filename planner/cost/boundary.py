@@ -31,7 +31,7 @@ def activation_bytes(conditions: Conditions, strategy: Strategy, samples: int, s
 def entry(
     conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int, hop: tuple[int, int]
 ) -> Entry:
-    """From the stage that begins at device hop[0] into a piece, on the stage at hop[1], that begins under `strategy`.
+    """From the stage that begins at device hop[0] into a piece, on the stage that ends at hop[1], under `strategy`.
 
     Every device sends its share to its peer; tensor-parallel ranks that hold the same activation send a part each and
     gather it on arrival (Narayanan et al. 2021, arXiv 2104.04473, section 4.1). Two buffers each for activation and

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, log2, prod
+from math import ceil, gcd, log2, prod
 from typing import NamedTuple
 
 from planner.spec.cluster import Level
@@ -95,8 +95,8 @@ def point_to_point_s(levels: tuple[Level, ...], sender: int, receiver: int, move
 
 
 def narrowest_bytes_per_s(levels: tuple[Level, ...], num_devices: int) -> tuple[float, float]:
-    """(bytes/s, latency) of the widest level that `num_devices` aligned consecutive devices need."""
-    level = next(lv for lv in levels if num_devices <= lv.num_devices)
+    """(bytes/s, latency) of the widest level that blocks of `num_devices` consecutive devices need."""
+    level = next((lv for lv in levels if lv.num_devices % num_devices == 0), levels[-1])
     return level.link.bytes_per_s, level.link.latency_s
 
 
@@ -111,4 +111,8 @@ def _latency_s(crossed: Sequence[Tier]) -> float:
 
 
 def _members(degree: int, stride: int, island: int) -> int:
-    return min(degree, max(1, island // stride))
+    """The fewest members of a group that share an island, of all groups that tile the devices; all of them if aligned.
+
+    Groups that do not tile an island evenly straddle its edge somewhere, and the slowest group sets the pace.
+    """
+    return gcd(degree, island // stride) if island % stride == 0 else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
-from math import ceil, floor
+from math import ceil
 from typing import NamedTuple
 
 from planner.cost.boundary import entry, tied_gradient_s, transition_s
@@ -14,7 +14,7 @@ from planner.cost.flops import model_flops_per_token
 from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
 from planner.cost.load import check_placement, check_workload, load_ratio
 from planner.cost.part import Conditions, conditions
-from planner.cost.pipeline import Pace, in_flight, rhythm, step_s
+from planner.cost.pipeline import Pace, head_in_flight, in_flight, rhythm, step_s
 from planner.spec.cluster import Cluster
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
 from planner.spec.model import Block, Embedding, Head, Model
@@ -124,8 +124,11 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
     )
     flight = in_flight(plan.schedule, len(plan.stages), plan.num_micro_batches, number)
     boundary_s = sum(pass_s for pass_s, _ in entries)
-    logits = floor(flight * sum(cost.logits_bytes * n for cost, n in costs))
-    kept = ceil(flight * sum((cost.activation_bytes + cost.logits_bytes) * n for cost, n in costs))
+    # Only the head has logits; its backward pass follows its forward pass at once, unless the schedule parts them.
+    heads = head_in_flight(plan.schedule, plan.num_micro_batches)
+    logits = heads * sum(cost.logits_bytes * n for cost, n in costs)
+    kept = ceil(flight * sum(cost.activation_bytes * n for cost, n in costs if not cost.logits_bytes))
+    kept += heads * sum(cost.activation_bytes * n for cost, n in costs if cost.logits_bytes)
     return _Bill(
         forward=tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
         backward=tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
@@ -138,7 +141,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
             "weights": sum(cost.weights_bytes * n for cost, n in costs),
             "gradients": sum(cost.gradients_bytes * n for cost, n in costs),
             "optimizer_states": sum(cost.optimizer_bytes * n for cost, n in costs),
-            "activations": kept - logits,
+            "activations": kept,
             "logits": logits,
             "workspace": max(cost.workspace_bytes for cost, _ in costs),
             "buffers": sum(buffer for _, buffer in entries),
@@ -186,7 +189,8 @@ def _entry(case: _Case, number: int, piece: int, strategy: Strategy) -> tuple[fl
     plan = case.plan
     if number == 0 and piece == 0:
         return 0.0, 0
-    hop = (plan.stages[number - 1].first_device, plan.stages[number].first_device)
+    stage = plan.stages[number]
+    hop = (plan.stages[number - 1].first_device, stage.first_device + stage.num_devices - 1)
     found = entry(case.conditions, strategy, plan.samples_per_micro_batch, plan.sequence_length, hop)
     return found.pass_s, found.buffer_bytes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.cost.parameters import layer_parameters
-from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, LatentAttention, Model
+from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head, LatentAttention, Model
 
 
 def attention_flops_per_token(attention: GroupedQueryAttention | LatentAttention, sequence_length: int) -> float:
@@ -32,3 +32,23 @@ def model_flops_per_token(model: Model, sequence_length: int) -> float:
     return 3.0 * sum(
         run.num_layers * layer_flops_per_token(run.layer, model.hidden_size, sequence_length) for run in model.runs
     )
+
+
+def wide_matrix_flops_per_token(model: Model, capacity_factor: float | None) -> float:
+    """FLOPs of a step per token in feed-forward matrices, experts and head alone: any plan computes at least these."""
+    return 3.0 * sum(run.num_layers * _wide_matrix_flops(run.layer, model, capacity_factor) for run in model.runs)
+
+
+def _wide_matrix_flops(layer: Embedding | Block | Head, model: Model, capacity_factor: float | None) -> float:
+    if isinstance(layer, Embedding):
+        return 0.0
+    if isinstance(layer, Head):
+        return 2.0 * layer.vocab_size * model.hidden_size
+    feed_forward = layer.feed_forward
+    if isinstance(feed_forward, DenseFeedForward):
+        width = float(feed_forward.width)
+    else:
+        # A capacity factor lets experts drop tokens, all but the part that is sure to be taken.
+        taken = 0.0 if capacity_factor is not None else float(feed_forward.top_k)
+        width = taken * feed_forward.expert_width + feed_forward.shared_width
+    return 2.0 * model.hidden_size * width * (3 if feed_forward.gated else 2)

@@ -60,3 +60,8 @@ def in_flight(schedule: Schedule, num_stages: int, num_micro_batches: int, stage
     virtual = schedule.virtual_stages
     pieces = 2 * (num_stages - stage - 1) + (virtual - 1) * num_stages + 1
     return Fraction(min(pieces, num_micro_batches * virtual), virtual)
+
+
+def head_in_flight(schedule: Schedule, num_micro_batches: int) -> int:
+    """Micro-batches whose logits and head activations the last stage holds: one, but for GPipe."""
+    return num_micro_batches if schedule.kind is ScheduleKind.GPIPE else 1

@@ -21,8 +21,9 @@ def embedding(conditions: Conditions, layer: Embedding, strategy: Strategy, part
     return Part(
         forward_s=look_up,
         backward_s=with_gradient,
-        tensor_forward_s=traffic,
-        # With sequence parallelism the gradient is gathered; otherwise every rank has it.
+        # With sequence parallelism the output is reduce-scattered and its gradient gathered, half an all-reduce each;
+        # otherwise the output is all-reduced, and every rank has the gradient.
+        tensor_forward_s=traffic / 2 if strategy.sequence_parallel else traffic,
         tensor_backward_s=traffic / 2 if strategy.sequence_parallel else 0.0,
         stored_bytes=8.0 * part_of.tokens + mask,
     )

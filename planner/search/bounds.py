@@ -107,8 +107,10 @@ class Bounds:
         return bound
 
     def step_s(self) -> float:
-        """No pipeline of this problem is faster."""
+        """No pipeline of this problem is faster; inf where none can fit."""
         problem = self._problem
+        if not _may_fit(problem):
+            return np.inf
         slowest = max(float(self._slowest_s.sum()), self._slowest_total_s)
         apart = problem.steady * slowest + self._total_s / problem.virtual + self._once_s
         stages = len(problem.flights)
@@ -293,6 +295,30 @@ class _Relaxed:
 def _least(seconds: Sequence[Floats], used: Sequence[Sequence[Floats]], stage: int, rate: float) -> list[float]:
     """By class, the least of seconds + rate x bytes over the strategies."""
     return [float((s + rate * u[stage]).min(initial=np.inf)) for s, u in zip(seconds, used, strict=True)]
+
+
+def _may_fit(problem: Pipeline) -> bool:
+    """Whether the smallest strategy of each layer would fit; each stage of a free partition takes all that it can."""
+    choices, stages = problem.table.choices, range(len(problem.flights))
+    room = problem.limit_bytes - min(int(c.workspace_bytes.min(initial=2**62)) for c in choices)
+    least = [
+        [float((c.fixed_bytes + float(flight) * c.flight_bytes).min(initial=np.inf)) for c in choices]
+        for flight in problem.flights
+    ]
+    if problem.pieces is not None:
+        held = [
+            sum(least[stage][number] for first, end in problem.pieces[stage] for number in problem.sequence[first:end])
+            for stage in stages
+        ]
+        return max(held) <= room
+    stage, used = 0, 0.0
+    for number in problem.sequence:
+        while stage < len(least) and used + least[stage][number] > room:
+            stage, used = stage + 1, 0.0
+        if stage == len(least):
+            return False
+        used += least[stage][number]
+    return True
 
 
 def least_slowest(times: Floats, parts: int) -> float:

@@ -64,10 +64,10 @@ def explore(
 ) -> Explored:
     """Search the families exactly; raises NoPlanFitsError with the nearest miss, and what the checkpoint raises.
 
-    Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are bounded but not
-    solved are left open; bounding them all, and finding a plan at all, is part of any answer.
+    Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are not solved are left
+    open with their bounds; finding a plan at all is part of any answer.
     """
-    waiting = _bound(instances, groups(families), pool, checkpoint)
+    waiting, least = _bound(instances, groups(families), pool, checkpoint, limits.out_of_time)
     bounds: dict[Family, float] = {}
     for found in waiting:
         family = found.instance.family
@@ -77,7 +77,7 @@ def explore(
     if pool.best is None:
         miss = pool.nearest_miss()
         raise NoPlanFitsError(miss) if miss else instances.no_strategy()
-    bound = min([pool.best.per_sample_s, *(found.bound_per_sample_s for found in waiting)])
+    bound = min([pool.best.per_sample_s, least, *(found.bound_per_sample_s for found in waiting)])
     return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES), bounds)
 
 
@@ -85,7 +85,7 @@ def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
     """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
-    waiting = _bound(instances, groups(families), pool, checkpoint)
+    waiting, _ = _bound(instances, groups(families), pool, checkpoint, limits.out_of_time)
     _narrow(waiting, pool, checkpoint, limits.out_of_time)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
@@ -141,17 +141,25 @@ def _offer(instance: Instance, pool: Pool, spend: Callable[[int], None], exact: 
         pool.offer(instance, instance.problem.table, solution.step_s, solution.stages, solution.chosen)
 
 
-def _bound(instances: Instances, grouped: Sequence[Group], pool: Pool, checkpoint: Checkpoint) -> list[_Open]:
-    """Price tables and uniform plans, and bound every family."""
+def _bound(
+    instances: Instances,
+    grouped: Sequence[Group],
+    pool: Pool,
+    checkpoint: Checkpoint,
+    out_of_time: Callable[[], bool],
+) -> tuple[list[_Open], float]:
+    """Price tables and uniform plans, and bound every family; and a bound for those that time did not allow."""
     found: list[_Open] = []
     for number, group in enumerate(grouped):
+        if out_of_time() and pool.best:
+            return found, instances.least_per_sample_s()
         what = f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
         checkpoint(0.5 * number / len(grouped), what)
         for instance in instances.of(group):
             pool.offer_uniform(instance)
             bound = Bounds(instance.problem).step_s() / instance.family.global_batch_size
             found.append(_Open(bound, len(found), instance))
-    return found
+    return found, float("inf")
 
 
 def _name(family: Family) -> str:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.cost.flops import wide_matrix_flops_per_token
+from planner.cost.kernels import rates
 from planner.cost.pipeline import in_flight
 from planner.cost.rules import AnyLayer
 from planner.search.bounds import Pipeline
@@ -78,6 +80,12 @@ class Instances:
         """The model that is planned."""
         return next(iter(self._pricing.values())).model
 
+    def least_per_sample_s(self) -> float:
+        """No plan is faster: the wide matrix products of the model, spread over all devices at their full rate."""
+        cluster, training = self._space.cluster, self._space.training
+        flops = wide_matrix_flops_per_token(self.model, training.capacity_factor) * training.sequence_length
+        return flops / cluster.num_devices / rates(cluster.device, training.precision).matmul_flops_per_s
+
     def no_strategy(self) -> InputError:
         """The error for a space without any strategy."""
         return no_strategy(self._space.cluster, self._space.training, self._space.options)
@@ -88,7 +96,7 @@ class Instances:
         for number, table in enumerate(self._tables(pricing, group)):
             exact = self._without_dominated(table)
             key = (group.num_stages, group.samples, number)
-            uniform = self._uniform[key] = self._uniform.get(key) or uniform_choices(table)
+            uniform = self._uniform[key] = self._uniform.get(key) or uniform_choices(table, pricing.layer_classes[1])
             for family in group.families:
                 problem = self._problem(family, table, pricing.layer_classes[1])
                 even = problem.pieces or even_stretches(self.model, family.num_stages)
@@ -131,7 +139,6 @@ class Instances:
     def _problem(self, family: Family, table: Table, sequence: Sequence[int]) -> Pipeline:
         cluster, stages = self._space.cluster, family.num_stages
         virtual = family.schedule.virtual_stages
-        devices = cluster.num_devices // stages
         return Pipeline(
             table=table,
             sequence=tuple(sequence),
@@ -139,15 +146,18 @@ class Instances:
             flights=tuple(
                 in_flight(family.schedule, stages, family.num_micro_batches, stage) for stage in range(stages)
             ),
-            tiers=tuple(self._tier((stage - 1) % stages * devices, stage * devices) for stage in range(stages)),
+            tiers=tuple(self._tier(stage, stages) for stage in range(stages)),
             limit_bytes=cluster.usable_bytes - cluster.device.reserve_bytes,
             steady=family.num_micro_batches - 1.0 / virtual,
             virtual=virtual,
         )
 
-    def _tier(self, sender: int, receiver: int) -> int:
+    def _tier(self, stage: int, stages: int) -> int:
+        """The tier of links that joins all devices of a stage and of the one before it in the ring."""
+        devices = self._space.cluster.num_devices // stages
+        first, last = (stage - 1) % stages * devices, (stage + 1) * devices - 1
         levels = self._space.cluster.levels
-        return next(i for i, lv in enumerate(levels) if sender // lv.num_devices == receiver // lv.num_devices)
+        return next(i for i, lv in enumerate(levels) if first // lv.num_devices == last // lv.num_devices)
 
 
 def _by_matrix(table: Table, first: int, last: int) -> Iterator[Table]:

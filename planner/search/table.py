@@ -18,7 +18,7 @@ from planner.cost.part import Conditions, Part, Share, share
 from planner.cost.rules import AnyLayer
 from planner.cost.state import State, state_of_experts, state_without_experts
 from planner.search.pareto import undominated
-from planner.spec.model import Block, Model
+from planner.spec.model import Block, Head, Model
 from planner.spec.strategy import AxisKind, Recompute, Strategy
 from planner.spec.workload import Workload
 
@@ -254,12 +254,15 @@ class Pricing:
         passes = np.stack([costs.forward_s, costs.backward_s], axis=1)
         tied = [tied_gradient_s(self.conditions, layer, s, (0, tied_hop)) if tied_hop else 0.0 for s in strategies]
         entries = [self._entries(strategy, samples) for strategy in strategies]
+        flying = costs.activation_bytes + costs.logits_bytes
+        # planner.cost.pipeline.head_in_flight: one micro-batch, but for GPipe, which alone splits its passes here.
+        held = flying if isinstance(layer, Head) and not self.split_passes else np.zeros(len(strategies))
         return Choices(
             strategies=tuple(strategies),
             beats_s=passes if self.split_passes else passes.sum(axis=1, keepdims=True),
             once_s=costs.once_s + np.array(tied),
-            fixed_bytes=costs.fixed_bytes.astype(np.int64),
-            flight_bytes=(costs.activation_bytes + costs.logits_bytes).astype(np.int64),
+            fixed_bytes=(costs.fixed_bytes + held).astype(np.int64),
+            flight_bytes=(flying - held).astype(np.int64),
             workspace_bytes=costs.workspace_bytes.astype(np.int64),
             layout=layouts,
             entry_s=np.array([[message.pass_s for message in found] for found in entries]),

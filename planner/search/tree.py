@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from math import isqrt
 from typing import NamedTuple
 
 from planner.cost.rules import AnyLayer, broken_rules
@@ -24,7 +25,8 @@ Path = tuple[Axis, ...]
 
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
-    return [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
 
 
 def paths(num_devices: int, kinds: Sequence[AxisKind]) -> Iterator[Path]:
@@ -62,8 +64,12 @@ def cp_inside_dp(path: Path, cluster: Cluster) -> bool:
 
 
 def tp_within_node(path: Path, cluster: Cluster) -> bool:
-    """Tensor parallelism stays inside the nearest tier of links."""
-    return all(axis.degree <= cluster.levels[0].num_devices for axis in path if axis.kind is AxisKind.TP)
+    """Tensor parallelism stays inside the nearest tier of links, and tiles it."""
+    return all(_tiles_node(axis.degree, cluster) for axis in path if axis.kind is AxisKind.TP)
+
+
+def _tiles_node(degree: int, cluster: Cluster) -> bool:
+    return cluster.levels[0].num_devices % degree == 0
 
 
 PATH_RULES: tuple[PathRule, ...] = (dp_and_sdp_apart, tp_on_nearest_devices, cp_inside_dp, tp_within_node)
@@ -83,9 +89,8 @@ class Space(NamedTuple):
     pruned: Counter[str]
 
     def kinds(self) -> list[AxisKind]:
-        """Axes of the tree that the options allow. sdp is a path of its own only where dp may be sharded fully."""
-        allowed = [kind for kind in AxisKind if kind.value in self.options.axes]
-        return allowed
+        """Axes of the tree that the options allow."""
+        return [kind for kind in AxisKind if kind.value in self.options.axes]
 
     def tree(self, num_devices: int) -> list[Path]:
         """The paths that pass every rule."""
@@ -121,10 +126,18 @@ class Space(NamedTuple):
             yield Strategy(
                 axes=axes,
                 sharding=sharding,
-                sequence_parallel=tensor and "sp" in self.options.axes,
+                sequence_parallel=tensor and self._sequence_parallel(axes),
                 recompute=again,
                 experts=spread,
             )
+
+    def _sequence_parallel(self, axes: Path) -> bool:
+        """Rule `sequence-parallel-where-possible`: the same traffic and less memory, so no other way is tried there."""
+        degrees = {axis.kind: axis.degree for axis in axes}
+        part = self.training.sequence_length // degrees.get(AxisKind.CP, 1)
+        possible = "sp" in self.options.axes and part % degrees.get(AxisKind.TP, 1) == 0
+        self.pruned["sequence-parallel-where-possible"] += possible
+        return possible
 
     def _experts(self, layer: AnyLayer, num_devices: int) -> list[ExpertStrategy | None]:
         """Degrees of expert parallelism, on the same devices as the attention but decoupled from its degrees."""
@@ -133,7 +146,7 @@ class Space(NamedTuple):
         found: list[ExpertStrategy | None] = []
         for parallel in divisors(num_devices) if "ep" in self.options.axes else [1]:
             for tensor in divisors(num_devices // parallel) if "tp" in self.options.axes else [1]:
-                if tensor > self.cluster.levels[0].num_devices:
+                if not _tiles_node(tensor, self.cluster):
                     self.pruned["tp-within-node"] += 1
                     continue
                 found.append(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bounds import Pipeline
-from planner.search.table import Table
+from planner.search.table import Choices, Table
 from planner.spec.strategy import Recompute, Strategy
 
 Floats = NDArray[np.float64]
@@ -38,9 +38,9 @@ class Priced(NamedTuple):
     """The stage that lacks most."""
 
 
-def uniform_choices(table: Table) -> Uniform:
+def uniform_choices(table: Table, sequence: Sequence[int]) -> Uniform:
     """Choices with equal axes and sharding in all layers; recomputation and experts wherever a layer has them."""
-    leader = max(range(len(table.choices)), key=lambda number: len(table.choices[number].strategies))
+    leader = max(dict.fromkeys(sequence), key=lambda number: _leads(table.choices[number], sequence.count(number)))
     index = [{_key(strategy): row for row, strategy in enumerate(choices.strategies)} for choices in table.choices]
     rows = []
     degrees = []
@@ -52,6 +52,11 @@ def uniform_choices(table: Table) -> Uniform:
             degrees.append(known.setdefault((strategy.axes, strategy.experts), len(known)))
     shape = (len(rows), len(table.choices))
     return Uniform(np.array(rows, dtype=np.int64).reshape(shape), np.array(degrees, dtype=np.int64), tuple(known))
+
+
+def _leads(choices: Choices, count: int) -> tuple[bool, int]:
+    """The layers that name a uniform plan: those with experts, else the most frequent."""
+    return any(strategy.experts for strategy in choices.strategies), count
 
 
 def fastest_by_degrees(uniform: Uniform, priced: Priced) -> list[int]:

@@ -37,7 +37,7 @@ class PeakFlops(Value):
 
 
 class KernelEfficiency(Value):
-    """How close kernels come to the peaks of the device; see planner/cost/compute.py for the formulas."""
+    """How close kernels come to the peaks of the device; see planner/cost/kernels.py for the formulas."""
 
     matmul_ratio: Ratio
     """Of peak FLOP/s, for a large matrix product whose tiles fill all compute units."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from planner.spec.cluster import Precision
 from planner.spec.value import Count, Positive, StrEnum, Value
+
+MAX_BATCH_SIZE = 2**24
+"""Samples per step that anybody may ask for."""
 
 
 class Optimizer(StrEnum):
@@ -27,7 +30,7 @@ class AttentionKernel(StrEnum):
 class Training(Value):
     """One training recipe."""
 
-    global_batch_size: Count | Literal["max"]
+    global_batch_size: Annotated[Count, Field(le=MAX_BATCH_SIZE)] | Literal["max"]
     """Samples per step; `max`: the batch size of highest throughput, up to `max_global_batch_size`."""
     sequence_length: Count
     precision: Precision = Precision.BF16
@@ -39,5 +42,5 @@ class Training(Value):
     """Dropout after attention and feed-forward, whose masks are kept."""
     capacity_factor: Positive | None = None
     """Tokens that an expert takes at most, over its even share; None: dropless."""
-    max_global_batch_size: Count = Field(default=4096)
+    max_global_batch_size: Annotated[Count, Field(le=MAX_BATCH_SIZE)] = 4096
     """Upper end for `global_batch_size` = `max`."""
