@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isclose, isfinite
 from typing import NamedTuple
 
@@ -77,10 +77,10 @@ def search(
     instances = Instances(space, _pricing(question, options))
     explored = explore(instances, found, Pool(cluster, training), stages[0], limits)
     _agrees(question, explored.best)
-    plans = {plan.id: plan for plan in (explored.best.plan, *(other.plan for other in explored.alternatives))}
+    plans = {plan.id: plan for plan in _unlike((explored.best, *explored.alternatives))}
     for workload, stage in zip(skewed, stages[1:], strict=True):
         more = _under_skew(question, instances, explored, workload, list(plans.values()), stage, limits)
-        plans |= {candidate.plan.id: candidate.plan for candidate in more}
+        plans |= {plan.id: plan for plan in _unlike(more)}
     report(1.0, "choosing the shortlist")
     entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
     return Shortlist(
@@ -90,6 +90,15 @@ def search(
         provenance=cluster.device.provenance,
         search_time_s=clock() - began,
     )
+
+
+def _unlike(candidates: Sequence[Candidate]) -> list[Plan]:
+    """The first of the plans that read alike: equal but for the strategies of a few layers."""
+    found: dict[str, Plan] = {}
+    for candidate in candidates:
+        main = " · ".join(part for part in candidate.plan.summary.split(" · ") if not part.endswith("strategies"))
+        found.setdefault(main, candidate.plan)
+    return list(found.values())
 
 
 def _scenarios(model: Model, options: Options) -> tuple[Scenario, ...]:

@@ -7,7 +7,7 @@
                 the largest regret of a served scenario, second in order               [second pass]
 
 An integer program (a k-median problem with one fixed median) for PuLP with HiGHS. Places left over go to the plans of
-least expected regret on their own, for the user to compare. Sees numbers only.
+least expected regret on their own, as far as they are worth comparing. Sees numbers only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from planner.spec.errors import InternalError
 
 Floats = NDArray[np.float64]
+
+COMPARABLE = 0.1
+"""A plan whose expected regret exceeds the first plan's by more is no alternative that a user would weigh."""
 
 
 def regrets(times: Floats) -> Floats:
@@ -35,7 +38,8 @@ def choose(times: Floats, probabilities: Floats, size: int) -> list[int]:
     regret = regrets(times)
     chosen = _solve(regret, probabilities, size)
     alone = np.where(np.isfinite(regret), regret, _worst(regret)) @ probabilities
-    rest = [plan for plan in np.lexsort((np.arange(len(alone)), alone)).tolist() if plan not in chosen]
+    ranked: list[int] = np.lexsort((np.arange(len(alone)), alone)).tolist()
+    rest = [plan for plan in ranked if plan not in chosen and alone[plan] <= alone[0] + COMPARABLE]
     filled = [*chosen, *rest][:size]
     return [0, *sorted((plan for plan in filled if plan != 0), key=lambda plan: (times[plan, 0], plan))]
 

@@ -175,16 +175,16 @@ class Plan(Value):
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def summary(self) -> str:
-        """One line for people: `pp4 · tp2 dp8 zero1 · ep8 edp2 · selective · mbs1 x64`."""
+        """One line for people, of the strategy with most layers: `pp4 · tp2 dp8 zero1 · ep8 · selective · mbs1 x64`."""
         strategies = list(dict.fromkeys(run.strategy for stage in self.stages for run in stage.runs))
         shown = max(strategies, key=lambda s: (self._layers_under(s), -strategies.index(s)))
         parts = [f"pp{len(self.stages)}{_virtual(self.schedule)}", _degrees(shown)]
-        experts = next((s.experts for s in strategies if s.experts), None)
+        experts = shown.experts or next((s.experts for s in strategies if s.experts), None)
         if experts:
             parts.append(_expert_degrees(experts.model_dump()))
         if shown.recompute is not Recompute.NONE:
             parts.append(shown.recompute.value)
-        parts.append(f"mbs{self.micro_batch_size} x{self.num_micro_batches}")
+        parts.append(f"mbs{self.samples_per_micro_batch // shown.data_parallel_size} x{self.num_micro_batches}")
         if len(strategies) > 1:
             parts.append(f"{len(strategies)} strategies")
         return " · ".join(parts)

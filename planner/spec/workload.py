@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isclose
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,15 @@ class Workload(Value):
     """
 
     name: Name = "balanced"
+    """`balanced` without shares; shares without a name are called `custom`."""
     expert_shares: Shares = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_custom(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("expert_shares") and "name" not in data:
+            return {**data, "name": "custom"}
+        return data
 
     @model_validator(mode="after")
     def _rows_sum_to_one(self) -> Workload:

@@ -94,11 +94,14 @@ def schedule(value: Schedule) -> str:
 
 
 def batch(plan: Plan) -> str:
-    """`1,024 samples of 4,096 tokens: 64 micro-batches of 16, 1 per data-parallel rank`."""
+    """`1,024 samples of 4,096 tokens: 64 micro-batches of 16, 1 per data-parallel rank`, or `1 to 4` in mixed plans."""
+    degrees = {run.strategy.data_parallel_size for stage in plan.stages for run in stage.runs}
+    sizes = [plan.samples_per_micro_batch // degree for degree in (max(degrees), min(degrees))]
+    each = f"{sizes[0]}" if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}"
     return (
         f"{plan.global_batch_size:,} samples of {plan.sequence_length:,} tokens: {plan.num_micro_batches} "
         f"micro-batch{'es' if plan.num_micro_batches > 1 else ''} of {plan.samples_per_micro_batch}, "
-        f"{plan.micro_batch_size} per data-parallel rank"
+        f"{each} per data-parallel rank"
     )
 
 

@@ -85,7 +85,7 @@ def test_the_sample_plan_reads_as_it_is_meant():
     plan = parse(Plan, TWO_STAGES)
     assert (plan.num_layers, plan.num_devices, plan.samples_per_micro_batch) == (6, 8, 4)
     assert [layer for stage in plan.stages for layer, _ in stage.strategies()] == list(range(6))
-    assert plan.summary == "pp2 · tp4 sp · ep2 edp2 · mbs2 x4 · 3 strategies"
+    assert plan.summary == "pp2 · tp4 sp · ep2 edp2 · mbs4 x4 · 3 strategies"
 
 
 def test_the_id_of_a_plan_never_changes():
