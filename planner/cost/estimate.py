@@ -73,8 +73,9 @@ def estimate(
 ) -> Estimate:
     """Predicted seconds per step and bytes per stage of a plan, in named parts.
 
-    `placement` holds for the plan's expert-parallel ranks; None: experts in order. Raises InputError if the values
-    do not match each other. A plan that does not fit has a price too: see `fits` and `missing_bytes`.
+    `placement` holds for the plan's expert-parallel ranks, its replicas take memory; None: experts in order. Raises
+    InputError if the values do not match each other. A plan that does not fit has a price too: see `fits` and
+    `missing_bytes`.
     """
     check_plan(model, cluster, training, plan)
     check_workload(len(model.moe_layers), workload)
@@ -152,21 +153,23 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
 
 def _layer_costs(case: _Case, stage: Stage) -> Iterator[tuple[LayerCost, int]]:
     """(cost, how many) of the stage's layers; equal ones are priced once."""
-    equal: Counter[tuple[Embedding | Block | Head, Strategy, float]] = Counter()
+    equal: Counter[tuple[Embedding | Block | Head, Strategy, float, float]] = Counter()
     for run in stage.runs:
         for number in range(run.first_layer, run.end_layer):
             layer = case.model.layers[number]
-            equal[(layer, run.strategy, _load_ratio(case, number, layer, run.strategy))] += 1
+            load = _load_ratio(case, number, layer, run.strategy)
+            equal[(layer, run.strategy, load, _copies_ratio(case, number, layer))] += 1
     own_copy = not tied_stage(case.model, case.plan)
-    for (layer, strategy, ratio), count in equal.items():
+    for (layer, strategy, load, copies), count in equal.items():
         cost = layer_cost(
             case.conditions,
             layer,
             strategy,
             case.plan.samples_per_micro_batch,
             case.plan.sequence_length,
-            load_ratio=ratio,
+            load_ratio=load,
             own_copy=own_copy,
+            copies_ratio=copies,
         )
         yield cost, count
 
@@ -182,6 +185,14 @@ def _load_ratio(case: _Case, number: int, layer: Embedding | Block | Head, strat
         case.placement,
         case.conditions.training.capacity_factor,
     )
+
+
+def _copies_ratio(case: _Case, number: int, layer: Embedding | Block | Head) -> float:
+    """Expert slots of a rank over its even share; after `_load_ratio`, which checks that the placement matches."""
+    if case.placement is None or not isinstance(layer, Block) or layer.moe is None:
+        return 1.0
+    slots = len(case.placement.layers[case.model.moe_layers.index(number)])
+    return slots / layer.moe.num_experts
 
 
 def _entry(case: _Case, number: int, piece: int, strategy: Strategy) -> tuple[float, int]:

@@ -77,18 +77,20 @@ def layer_cost(
     sequence_length: int,
     load_ratio: float = 1.0,
     own_copy: bool = True,
+    copies_ratio: float = 1.0,
 ) -> LayerCost:
     """Price a layer for a micro-batch of `samples` over all data-parallel ranks.
 
     `load_ratio` is the busiest expert-parallel rank's tokens over the mean; `own_copy` says whether a tied head
-    holds its matrix itself (it does on another stage than the embedding).
+    holds its matrix itself (it does on another stage than the embedding). `copies_ratio` is expert slots of a rank
+    over its even share of the experts, above 1 with replicas.
     """
     part_of = share(strategy, samples, sequence_length)
     whole = part_without_experts(conditions, layer, strategy, part_of)
     held = state_without_experts(conditions, layer, strategy, own_copy)
     if isinstance(layer, Block) and layer.moe is not None:
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
-        held = add_states(held, state_of_experts(conditions, layer, strategy))
+        held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
     return LayerCost(*cost[:4], *(int(whole_bytes) for whole_bytes in cost[4:]))
 

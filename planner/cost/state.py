@@ -68,9 +68,14 @@ def state_without_experts(
     return _state(conditions, strategy.sharding, _dense(conditions, layer, strategy, own_copy))
 
 
-def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy) -> State:
-    """State of the routed experts of an MoE layer."""
-    return _state(conditions, strategy.sharding, _experts(conditions, layer, strategy))
+def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies_ratio: float = 1.0) -> State:
+    """State of the routed experts of an MoE layer.
+
+    `copies_ratio`: expert slots of a rank over its even share of the experts; a replica has weights, gradients and
+    optimizer state of its own. Not priced: the traffic that keeps replicas on different ranks equal.
+    """
+    held = _experts(conditions, layer, strategy)
+    return _state(conditions, strategy.sharding, held._replace(parameters=held.parameters * copies_ratio))
 
 
 def add_states(one: State, other: State) -> State:

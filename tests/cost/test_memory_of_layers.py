@@ -10,6 +10,7 @@ from planner.cost.part import conditions
 from planner.spec.cluster import Precision
 from planner.spec.estimate import Estimate
 from planner.spec.model import Block, DenseFeedForward, GroupedQueryAttention, Model
+from planner.spec.placement import Placement
 from planner.spec.strategy import Axis, AxisKind, Recompute, Sharding, Strategy
 from planner.spec.training import AttentionKernel, Optimizer, Training
 
@@ -222,6 +223,45 @@ def test_zero_1_divides_experts_by_the_ranks_that_hold_the_same():
 def test_balanced_experts_keep_the_same_activations_whatever_their_spread(ep):
     alone = priced("dp8-ep1-etp1-mbs1", MOE, MOE_TRAINING).stages[0].memory["activations"]
     assert priced(f"dp8-ep{ep}-etp1-mbs1", MOE, MOE_TRAINING).stages[0].memory["activations"] == alone
+
+
+def with_slots(slots_per_rank: int, limit: int | None = None, text: str = "dp8-ep4-etp1-mbs1-zero1") -> Estimate:
+    """Of 8 experts on 4 ranks; two slots a rank are an even share."""
+    where = cluster(memory_limit_bytes=limit)
+    row = tuple((2 * rank + slot) % 8 for rank in range(4) for slot in range(slots_per_rank))
+    placement = Placement(layers=(row,) * 4, num_ranks=4)
+    plan = even_plan(text, MOE, where, MOE_TRAINING)
+    return estimate(MOE, where, MOE_TRAINING, plan, placement=placement)
+
+
+@pytest.mark.parametrize(
+    ("text", "gradients_split", "optimizer_split"),
+    [("dp8-ep4-etp1-mbs1-zero0", 1, 1), ("dp8-ep4-etp1-mbs1-zero1", 1, 2), ("dp8-ep4-etp1-mbs1-zero2", 2, 2)],
+)
+@pytest.mark.parametrize("slots", [3, 4, 8])
+def test_replicas_hold_weights_gradients_and_optimizer_state_of_their_own(
+    text, gradients_split, optimizer_split, slots
+):
+    per_slot = sum(layer_parameters(layer, MOE.hidden_size).experts for layer in MOE.layers) // 8
+    even, more = (with_slots(number, text=text).stages[0].memory for number in (2, slots))
+    extra = (slots - 2) * per_slot
+    assert more["weights"] - even["weights"] == 2 * extra
+    assert more["gradients"] - even["gradients"] == 4 * extra // gradients_split
+    assert more["optimizer_states"] - even["optimizer_states"] == 12 * extra // optimizer_split
+
+
+def test_a_placement_without_replicas_takes_what_experts_in_order_take():
+    plain = priced("dp8-ep4-etp1-mbs1-zero1", MOE, MOE_TRAINING)
+    assert with_slots(2).stages[0].memory == plain.stages[0].memory
+
+
+def test_a_plan_that_fits_does_not_when_its_replicas_exceed_the_memory():
+    even, doubled = (with_slots(number).stages[0].peak_memory_bytes for number in (2, 4))
+    assert with_slots(2, limit=doubled - 1).fits
+    found = with_slots(4, limit=doubled - 1)
+    assert (found.fits, found.stages[0].missing_bytes) == (False, 1)
+    assert with_slots(4, limit=doubled).fits
+    assert with_slots(4, limit=even).stages[0].missing_bytes == doubled - even
 
 
 # Stages.
