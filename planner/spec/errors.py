@@ -83,8 +83,9 @@ class NearestMiss:
 
     def __str__(self) -> str:
         return (
-            f"the nearest miss is {self.summary}: stage {self.stage} lacks "
-            f"{self.missing_bytes / 2**30:.2f} GiB of {self.limit_bytes / 2**30:.2f} GiB"
+            f"the nearest miss is {self.summary}: stage {self.stage} needs "
+            f"{(self.limit_bytes + self.missing_bytes) / 2**30:.2f} GiB, has {self.limit_bytes / 2**30:.2f} GiB and so "
+            f"lacks {self.missing_bytes / 2**30:.2f} GiB"
         )
 
 
