@@ -131,8 +131,8 @@ class Agent:
         """One training step is done. At the end of a window: share the counts, carry out what was decided."""
         self._steps += 1
         if self._steps % self._window_steps == 0:
-            step_time_s = self._step_time_s()
             tokens, decision = self._share(self._pending_decision())
+            step_time_s = self._step_time_s()  # now: to share the counts was to wait for the steps that were queued
             if decision is not None:
                 self._carry_out(decision)
             self._hand_over(tokens, step_time_s)
@@ -185,7 +185,8 @@ class Agent:
             try:
                 done = migrate(self._layers, decision.placement, self._optimizer)
             except TrimtabError as error:
-                logger.warning("window %d: not carried out, nothing was moved: %s", decision.window, error)
+                message = "window %d: not carried out, nothing was moved: %s"
+                logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
                 logger.info("window %d: moved %d experts", decision.window, done.moved_experts)
         applied = self._on_decision(decision) if self._on_decision is not None else None

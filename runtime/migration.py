@@ -89,7 +89,8 @@ def migrate(
     """Bring the experts of all `layers` (one expert-parallel group) to `target`; every rank of the group calls it.
 
     `optimizer` None: the experts have no optimizer state. Raises InputError if the request cannot be right on this
-    rank, ConflictError if another rank refuses or wants something else; then nothing has changed on any rank.
+    rank; ConflictError if this rank cannot prepare for another reason (memory, say: its cause), if another rank
+    refuses, or if it wants something else. Then nothing has changed on any rank, and all may go on as they are.
     """
     group = layers[0].group
     refusal: Exception | None = None
@@ -100,8 +101,11 @@ def migrate(
     except Exception as error:  # whatever it is, the other ranks must hear of it before this one raises
         refusal = error
     verdicts = _gather(digest, group, layers[0].slot_of_expert.device)
-    if refusal is not None:
+    if isinstance(refusal, InputError):
         raise refusal
+    if "" in verdicts:
+        refusing = ", ".join(str(number) for number, verdict in enumerate(verdicts) if not verdict)
+        raise ConflictError(f"rank {refusing} of the group cannot prepare the migration") from refusal
     if len(set(verdicts)) > 1:
         raise ConflictError(f"the ranks do not agree on the migration (digests by rank: {verdicts}); nothing was moved")
     shipment.exchange(group)

@@ -15,6 +15,7 @@ from training_samples import EXPERTS, LAYERS, TOKENS, largest_difference, make_j
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from runtime.agent import Agent
+from runtime.hooks import RouterCounter
 from runtime.moe import moe_layers
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -230,6 +231,20 @@ def test_a_placement_that_the_layer_cannot_hold_leaves_model_and_training_as_the
     assert "nothing was moved" in caplog.text and "replicas" in caplog.text
     assert moe_layers(model)[0].slots == tuple(range(EXPERTS))
     assert largest_difference(losses, plain_losses[:12]) <= 1e-5
+
+
+def test_the_time_of_a_step_includes_what_the_device_still_had_queued(planner, monkeypatch):
+    def wait_for_the_device(counter, device):
+        time.sleep(0.2)
+        return take(counter, device)
+
+    take = RouterCounter.take
+    monkeypatch.setattr(RouterCounter, "take", wait_for_the_device)
+    model, optimizer = make_job()
+    with make_agent(planner, model, optimizer) as agent:
+        train(agent, model, optimizer, 8)
+    assert [window.index for window in planner.windows] == [0, 1]
+    assert all(window.step_time_s >= LAYERS * 0.2 / 4 for window in planner.windows)
 
 
 def test_an_own_executor_that_carried_out_a_switch_is_believed(planner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import pytest
@@ -22,6 +23,7 @@ from training_samples import (
 
 from planner.online import begin, decide
 from planner.spec.errors import InputError
+from runtime import migration
 from runtime.agent import Agent
 from runtime.hooks import attach
 from runtime.launch import launch
@@ -108,6 +110,57 @@ def test_a_service_that_sleeps_five_seconds_never_holds_a_step_up(plain_losses):
         results = launch(train_with_agent, RANKS, (planner.url, STEPS), on_report=follow, timeout_s=120)
     assert all(check_that_ranks_agree(results, plain_losses))
     assert len(slowest) == RANKS * STEPS and max(slowest) < 2.5, "half of what the service sleeps"
+
+
+def train_with_a_rank_out_of_memory(report, url):
+    """On rank 2 the first migration fails while it is prepared; returns also slots and warnings by step."""
+    prepare, tries = migration._prepare, []
+
+    def fail_once(*arguments):
+        tries.append(arguments)
+        if dist.get_rank() == 2 and len(tries) == 1:
+            raise RuntimeError("out of memory, as asked")
+        return prepare(*arguments)
+
+    migration._prepare = fail_once
+    warnings = Warnings()
+    logging.getLogger("trimtab.agent").addHandler(warnings)
+    model, optimizer = make_job()
+    data, losses, slots = my_batches(), [], []
+    arguments = {"service": url, "run": "my-run", "search": SEARCH, "window_steps": WINDOW, "policy": turning_policy}
+    with Agent(model=model, optimizer=optimizer, **arguments) as agent:
+        for _ in range(4 * WINDOW):
+            losses.append(train_step(model, optimizer, next(data)))
+            agent.step()
+            slots.append({layer.slots for layer in moe_layers(model)})
+            time.sleep(0.02)
+    return losses, slots, warnings.told
+
+
+class Warnings(logging.Handler):
+    """Keeps what it is told, with its cause."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.told = []
+
+    def emit(self, record):
+        self.told.append((record.getMessage(), str(record.exc_info[1]) if record.exc_info else None))
+
+
+def test_a_rank_that_fails_to_prepare_a_migration_stops_it_on_all_ranks_and_nothing_else(plain_losses):
+    with SamplePlanner() as planner:
+        results = launch(train_with_a_rank_out_of_memory, RANKS, (planner.url,), timeout_s=60)
+    losses, slots, _ = results[0]
+    assert all(other[:2] == (losses, slots) for other in results)
+    assert largest_difference(losses, plain_losses[: 4 * WINDOW]) <= 1e-5
+    first = tuple(range(EXPERTS))
+    assert slots == [{first}] * (3 * WINDOW - 1) + [{(first[-1], *first[:-1])}] * WINDOW + [
+        {(*first[-2:], *first[:-2])}
+    ], "the first decision was not carried out, the next ones were"
+    message = "window 0: not carried out, nothing was moved: rank 2 of the group cannot prepare the migration"
+    causes = [None, None, "out of memory, as asked", None]
+    assert [told for _, _, told in results] == [[(message, cause)] for cause in causes]
 
 
 def begin_what_cannot_begin(report, url):
