@@ -40,7 +40,7 @@ from planner.view.quantities import seconds
 from planner.view.tables import Column, Table, shortlist_table
 from runtime.comparison import Comparison
 from runtime.example import Job, Progress, can_run, language_model, train
-from runtime.launch import launch
+from runtime.launch import RankFailedError, launch
 
 RANKS = 4
 SEQUENCE_LENGTH = 128
@@ -297,6 +297,8 @@ def run() -> None:
         typer.run(main)
     except TrimtabError as error:
         sys.exit(f"demo: {error}")
+    except RankFailedError as error:
+        sys.exit(f"demo: {error.summary}")
 
 
 if __name__ == "__main__":

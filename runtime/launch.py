@@ -29,7 +29,14 @@ Report = Callable[[Any], None]
 
 
 class RankFailedError(RuntimeError):
-    """A rank raised; carries its traceback. Whatever the rank raised is not Trimtab's to classify."""
+    """A rank raised or died. Its text carries the rank's traceback, `summary` says it in one line.
+
+    Whatever the rank raised is not Trimtab's to classify.
+    """
+
+    def __init__(self, summary: str, trace: str = "") -> None:
+        self.summary = summary
+        super().__init__(f"{summary}\n{trace}" if trace else summary)
 
 
 def launch(
@@ -85,7 +92,8 @@ def _collect(connections: list[Connection], on_report: Callable[[int, Any], None
             except EOFError:
                 raise RankFailedError(f"rank {number} died without a word") from None
             if kind == "failed":
-                raise RankFailedError(f"rank {number} failed:\n{content}")
+                raised, trace = content
+                raise RankFailedError(f"rank {number} failed: {raised}", trace)
             if kind == "report":
                 on_report(number, content)
             else:
@@ -133,8 +141,9 @@ def _rank_main(function: Callable[..., Any], seat: _Seat, parent: Connection, ar
         dist.barrier()
         send("result", result)
         dist.destroy_process_group()
-    except BaseException:
-        send("failed", traceback.format_exc())
+    except BaseException as error:
+        raised = " ".join("".join(traceback.format_exception_only(error)).split())
+        send("failed", (raised, traceback.format_exc()))
     finally:
         # Not a normal exit: gloo's threads sometimes abort the interpreter while it shuts down.
         sys.stdout.flush()

@@ -54,6 +54,20 @@ def test_each_promise_can_fail():
     assert list(check_promises(comparison((1.5, 1.2), 3), learned[:1], []).values()) == [False, False, True]
 
 
+def test_a_rank_that_fails_ends_the_demo_with_one_line_and_code_1():
+    program = (
+        "import api.demo, runtime.launch\n"
+        "def main() -> None:\n"
+        "    runtime.launch.launch(int, 1, ('ten',))\n"
+        "api.demo.main = main\n"
+        "if __name__ == '__main__': api.demo.run()\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("demo: rank 0 failed: TypeError: ")
+
+
 def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path):
     log = tmp_path / "service.log"
     log.write_text("no such database")

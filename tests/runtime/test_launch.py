@@ -45,8 +45,9 @@ def test_results_come_in_the_order_of_ranks_and_reports_while_they_run():
 
 
 def test_the_traceback_of_a_rank_that_raises_is_told():
-    with pytest.raises(RankFailedError, match=r"rank 1 failed:(.|\n)*ValueError: as asked"):
+    with pytest.raises(RankFailedError, match=r"rank 1 failed:(.|\n)*Traceback(.|\n)*ValueError: as asked") as caught:
         launch(fail_on_rank_one, 2, timeout_s=60)
+    assert caught.value.summary == "rank 1 failed: ValueError: as asked"
 
 
 def test_a_rank_that_dies_ends_the_job():
