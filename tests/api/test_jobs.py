@@ -102,7 +102,9 @@ def test_a_search_that_ignores_its_time_limit_is_ended(store, working, monkeypat
     begin = time.monotonic()
     end(working(invented_searches.endless), search)
     found = store.search(search)
-    assert found.state is SearchState.FAILED and "0.5 s" in found.error.detail
+    assert found.state is SearchState.FAILED
+    assert found.error.status == 503, "the service failed, not the request"
+    assert "0.5 s after its time limit of 0.5 s" in found.error.detail
     assert time.monotonic() - begin < 10
 
 
