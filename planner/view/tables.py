@@ -45,7 +45,12 @@ class Table(NamedTuple):
 
 
 def shortlist_table(shortlist: Shortlist) -> Table:
-    """One row per plan, the best for balanced load first."""
+    """One row per plan, the best for balanced load first.
+
+    Regret is over the scenarios in which a plan fits, so those in which it does not stand beside it; that column is
+    left out if every plan fits in all of them.
+    """
+    some_do_not_fit = any(entry.out_of_memory_in for entry in shortlist.plans)
     columns = (
         Column("#", True),
         Column("plan"),
@@ -54,13 +59,14 @@ def shortlist_table(shortlist: Shortlist) -> Table:
         Column("MFU", True),
         Column("peak GiB", True),
         Column("regret", True),
+        *((Column("out of memory in"),) if some_do_not_fit else ()),
         Column("best for"),
         Column("id"),
     )
-    return Table("Shortlist", columns, tuple(_shortlist_row(entry) for entry in shortlist.plans))
+    return Table("Shortlist", columns, tuple(_shortlist_row(entry, some_do_not_fit) for entry in shortlist.plans))
 
 
-def _shortlist_row(entry: ShortlistEntry) -> tuple[str, ...]:
+def _shortlist_row(entry: ShortlistEntry, some_do_not_fit: bool) -> tuple[str, ...]:
     estimate = entry.estimate
     return (
         str(entry.rank),
@@ -70,6 +76,7 @@ def _shortlist_row(entry: ShortlistEntry) -> tuple[str, ...]:
         percent(estimate.mfu),
         gibibytes(max(stage.peak_memory_bytes for stage in estimate.stages)),
         percent(entry.regret_ratio),
+        *((captions.joined(entry.out_of_memory_in),) if some_do_not_fit else ()),
         captions.joined(entry.best_for),
         entry.plan.id,
     )

@@ -63,6 +63,18 @@ def test_a_shortlist_names_each_plan_with_its_price():
     assert row == ("1", plan.summary, "11.8 s", "2,777", "41.7 %", "62.0", "0.0 %", "balanced, skewed", plan.id)
 
 
+def test_scenarios_in_which_a_plan_runs_out_of_memory_stand_beside_its_regret():
+    shortlist = _shortlist()
+    (fits,) = shortlist.plans
+    lacks = fits.model_copy(update={"rank": 2, "best_for": (), "out_of_memory_in": ("skewed", "collapsed")})
+    table = shortlist_table(shortlist.model_copy(update={"plans": (fits, lacks)}))
+    assert _column(table, "regret") == ["0.0 %", "0.0 %"]
+    assert _column(table, "out of memory in") == ["–", "skewed, collapsed"]
+    titles = [column.title for column in table.columns]
+    assert titles.index("out of memory in") == titles.index("regret") + 1
+    assert {len(row) for row in table.rows} == {len(titles)}
+
+
 def test_time_parts_add_up_to_the_step_and_empty_parts_are_left_out():
     _, _, estimate = samples.mixtral()
     table = time_table(estimate)
