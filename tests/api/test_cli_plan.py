@@ -110,7 +110,7 @@ def test_too_little_memory_exits_with_3_and_the_nearest_miss(capsys):
     )
     assert result.code == 3
     [line] = result.err.splitlines()
-    assert "nearest miss" in line and "stage 0 lacks" in line and "GiB" in line
+    assert "nearest miss" in line and "stage 0 needs" in line and "lacks" in line and "GiB" in line
     assert result.out == ""
 
 

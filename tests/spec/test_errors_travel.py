@@ -62,4 +62,4 @@ def test_problems_can_be_seen_from_one_level_further_out():
 
 
 def test_the_nearest_miss_says_which_stage_lacks_how_many_bytes():
-    assert "stage 1 lacks 1.00 GiB of 8.00 GiB" in str(SAMPLES[2])
+    assert "stage 1 needs 9.00 GiB, has 8.00 GiB and so lacks 1.00 GiB" in str(SAMPLES[2])
