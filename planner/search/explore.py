@@ -47,10 +47,6 @@ class _Open(NamedTuple):
     instance: Instance
 
 
-class _Stop(Exception):
-    """Time or effort has run out in the middle of an instance."""
-
-
 class Limits(NamedTuple):
     """When to stop solving and answer with a bound."""
 
@@ -114,13 +110,13 @@ def _exact(waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, limits: Lim
         spent += work
         checkpoint(0.7 + 0.3 * solved / total, f"solving {_name(found.instance.family)}")
         if pool.best and (spent > limits.effort or limits.out_of_time()):
-            raise _Stop
+            raise TimeoutError("time or effort has run out")
 
     while waiting and not _beaten(waiting[0], pool):
         found = heapq.heappop(waiting)
         try:
             _offer(found.instance, pool, spend, exact=True)
-        except _Stop:
+        except TimeoutError:
             heapq.heappush(waiting, found)
             break
         solved += 1
