@@ -29,7 +29,7 @@ from rich.markup import escape
 from api.commands.terminal import certificate_line, show
 from planner.spec.cluster import Precision
 from planner.spec.decision import Action, Decision
-from planner.spec.errors import NotFoundError, TrimtabError, UnavailableError
+from planner.spec.errors import NotFoundError, RankFailedError, TrimtabError, UnavailableError
 from planner.spec.model import Model, MoeFeedForward
 from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
@@ -40,7 +40,7 @@ from planner.view.quantities import seconds
 from planner.view.tables import Column, Table, shortlist_table
 from runtime.comparison import Comparison
 from runtime.example import Job, Progress, can_run, language_model, train
-from runtime.launch import RankFailedError, launch
+from runtime.launch import launch
 
 RANKS = 4
 SEQUENCE_LENGTH = 128
@@ -295,10 +295,10 @@ def run() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         typer.run(main)
-    except TrimtabError as error:
-        sys.exit(f"demo: {error}")
     except RankFailedError as error:
         sys.exit(f"demo: {error.summary}")
+    except TrimtabError as error:
+        sys.exit(f"demo: {error}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from planner.spec.errors import (
     NoPlanFitsError,
     NotFoundError,
     Problem,
+    RankFailedError,
     TooLargeError,
     TrimtabError,
     UnavailableError,
@@ -42,6 +43,7 @@ MEANINGS: dict[type[TrimtabError], Meaning] = {
     TooLargeError: Meaning(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, 2, "Too large"),
     UnavailableError: Meaning(HTTPStatus.SERVICE_UNAVAILABLE, 1, "Unavailable"),
     CancelledError: Meaning(HTTPStatus.CONFLICT, 130, "Cancelled"),
+    RankFailedError: Meaning(HTTPStatus.INTERNAL_SERVER_ERROR, 1, "A rank failed"),
     InternalError: Meaning(HTTPStatus.INTERNAL_SERVER_ERROR, 1, "Internal error"),
 }
 """Every class of planner.spec.errors stands here itself; tests/api/test_problems.py proves it."""

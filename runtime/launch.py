@@ -22,21 +22,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from planner.spec.errors import UnavailableError
+from planner.spec.errors import RankFailedError, UnavailableError
 
 Report = Callable[[Any], None]
 """Sends something (anything that can be pickled) to `on_report` in the process that launched the ranks."""
-
-
-class RankFailedError(RuntimeError):
-    """A rank raised or died. Its text carries the rank's traceback, `summary` says it in one line.
-
-    Whatever the rank raised is not Trimtab's to classify.
-    """
-
-    def __init__(self, summary: str, trace: str = "") -> None:
-        self.summary = summary
-        super().__init__(f"{summary}\n{trace}" if trace else summary)
 
 
 def launch(

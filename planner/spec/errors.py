@@ -9,6 +9,7 @@ TrimtabError
 ├── TooLargeError         above a limit that the service declares
 ├── UnavailableError      a service that is needed does not answer
 ├── CancelledError        the user stopped the work
+├── RankFailedError       a process of a training job on this machine raised or died
 └── InternalError         a promise of Trimtab's own is broken: a bug
 """
 
@@ -118,6 +119,18 @@ class UnavailableError(TrimtabError):
 
 class CancelledError(TrimtabError):
     """The user stopped the work."""
+
+
+class RankFailedError(TrimtabError):
+    """A rank raised or died. Its text carries the rank's traceback, `summary` says it in one line."""
+
+    def __init__(self, summary: str, trace: str = "") -> None:
+        self.summary = summary
+        self.trace = trace
+        super().__init__(f"{summary}\n{trace}" if trace else summary)
+
+    def __reduce__(self) -> tuple[type[RankFailedError], tuple[str, str]]:
+        return (type(self), (self.summary, self.trace))
 
 
 class InternalError(TrimtabError):

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from planner.spec.errors import UnavailableError
-from runtime.launch import RankFailedError, launch
+from planner.spec.errors import RankFailedError, UnavailableError
+from runtime.launch import launch
 
 
 def sum_of_ranks(report, offset):

@@ -17,6 +17,7 @@ SAMPLES = [
     errors.TooLargeError("at most 10"),
     errors.UnavailableError("no answer"),
     errors.CancelledError("stopped"),
+    errors.RankFailedError("rank 1 failed: ValueError", "Traceback"),
     errors.InternalError("a bug"),
 ]
 
