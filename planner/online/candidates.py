@@ -1,14 +1,16 @@
 """What could be done now: move experts within the plan, or go over to another plan; each with its price.
 
 A candidate's gain is what `estimate` says of the step under the forecast, before less after. Its cost is the pause
-that the move takes. Few candidates are priced: the best balance that was found, what remains of it when each move
-must pay for itself (thrifty), and the other plans that could pay for a switch at all.
+that the move takes. What does not fit in memory under the forecast is no candidate while what is in force fits. Few
+candidates are priced: the best balance that was found, what remains of it when each move must pay for itself
+(thrifty), and the other plans that could pay for a switch at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +37,14 @@ STRICTNESS = 2.0
 it was fitted to, so it is rather less. A choice, not a fit."""
 
 
+class StepPrice(NamedTuple):
+    """What a step is predicted to take."""
+
+    seconds: float
+    fits: bool
+    """Whether every stage has the memory for it."""
+
+
 @dataclass(frozen=True)
 class Pricing:
     """Prices steps of one run."""
@@ -42,11 +52,12 @@ class Pricing:
     context: RunContext
     price: Price
 
-    def step_s(self, plan: Plan, loads: Floats, placement: Placement | None) -> float:
-        """Seconds of a step under shares [layers, experts]."""
+    def step(self, plan: Plan, loads: Floats, placement: Placement | None) -> StepPrice:
+        """Price of a step under shares [layers, experts]."""
         workload = Workload(name="forecast", expert_shares=tuple(map(tuple, loads.tolist())))
         context = self.context
-        return self.price(context.model, context.cluster, context.training, plan, workload, placement).step_time_s
+        found = self.price(context.model, context.cluster, context.training, plan, workload, placement)
+        return StepPrice(found.step_time_s, found.fits)
 
 
 def served(loads: Floats, training: Training) -> Floats:
@@ -70,6 +81,8 @@ class Candidate:
     cost_s: float
     life_steps: float
     """Steps for which the gain is expected to last."""
+    fits: bool = True
+    """Whether it has the memory that the forecast asks for."""
 
     @property
     def net_s(self) -> float:
@@ -78,22 +91,27 @@ class Candidate:
 
 
 def rebalances(
-    pricing: Pricing, plan: Plan, placement: Placement, loads: Floats, step_s: float, life_steps: float
+    pricing: Pricing, plan: Plan, placement: Placement, loads: Floats, now: StepPrice, life_steps: float
 ) -> Iterator[Candidate]:
-    """Placements of `plan` that are faster than the one in force (`step_s` a step), the most even first.
+    """More even placements of `plan` than the one in force (`now`), the most even first; their gain can be negative.
 
-    `life_steps`: how long such a placement is expected to last until another takes its place.
+    `life_steps`: how long such a placement is expected to last until another takes its place. One that does not fit is
+    offered only where the one in force does not fit either and it is faster: with as many slots, and no layer's hottest
+    rank hotter, it takes no more memory than what is running.
     """
     current = np.array(placement.layers)
     choices = options(served(loads, pricing.context.training), placement.num_ranks, current)
-    best = _moved(pricing, plan, placement, choices.choose(0.0), loads, step_s, life_steps)
-    if best is None or best.gain_s <= 0:
+    best = _moved(pricing, plan, placement, choices.choose(0.0), loads, now, life_steps)
+    if best is None:
         return
-    yield best
+    if _allowed(best, now):
+        yield best
+    if best.gain_s <= 0:
+        return
     thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
     if not np.array_equal(thrifty, choices.choose(0.0)):
-        fewer = _moved(pricing, plan, placement, thrifty, loads, step_s, life_steps)
-        if fewer is not None:
+        fewer = _moved(pricing, plan, placement, thrifty, loads, now, life_steps)
+        if fewer is not None and _allowed(fewer, now):
             yield fewer
 
 
@@ -101,28 +119,33 @@ def switches(
     pricing: Pricing,
     plan: Plan,
     loads: Floats,
-    step_s: float,
+    now: StepPrice,
     horizon_steps: float,
     balanced_step_s: dict[str, float],
 ) -> Iterator[Candidate]:
-    """Other plans of the shortlist, each with its best placement; plans that cannot pay for the switch are left out.
+    """Other plans of the shortlist that fit, each with its best placement.
 
-    No load makes a plan faster than balanced load does, and no switch is quicker than its pause.
+    Plans that cannot pay for the switch are left out, unless what is in force (`now`) does not fit. No switch is
+    quicker than its pause; no load makes a plan faster than balanced load does, unless a capacity factor drops tokens.
     """
     context = pricing.context
+    drops_tokens = context.training.capacity_factor is not None
     placements: dict[int, Placement] = {}
     for other in context.plans:
-        most = (step_s - balanced_step_s[other.id]) * horizon_steps
-        if other.id == plan.id or most <= RESTART_PAUSE_S:
+        fastest_s = 0.0 if drops_tokens else balanced_step_s[other.id]
+        most = (now.seconds - fastest_s) * horizon_steps
+        if other.id == plan.id or (now.fits and most <= RESTART_PAUSE_S):
             continue
         cost = switch_plan_s(context.model, context.cluster, context.training, plan, other)
         ranks = expert_ranks(context.model, other)
-        if most <= cost or ranks is None:
+        if (now.fits and most <= cost) or ranks is None:
             continue
         if ranks not in placements:
             placements[ranks] = best_placement(served(loads, context.training), ranks, context.extra_slots_per_rank)
-        gain = step_s - pricing.step_s(other, loads, placements[ranks])
-        yield Candidate(Action.SWITCH_PLAN, other, placements[ranks], (), gain, cost, horizon_steps)
+        then = pricing.step(other, loads, placements[ranks])
+        if then.fits:
+            gain = now.seconds - then.seconds
+            yield Candidate(Action.SWITCH_PLAN, other, placements[ranks], (), gain, cost, horizon_steps)
 
 
 def best_placement(loads: Floats, num_ranks: int, extra_slots: int) -> Placement:
@@ -142,7 +165,7 @@ def _moved(
     placement: Placement,
     slots: Indices,
     loads: Floats,
-    step_s: float,
+    now: StepPrice,
     life_steps: float,
 ) -> Candidate | None:
     """The candidate that reaches these slots; None if nothing moves."""
@@ -152,9 +175,13 @@ def _moved(
     moves = moves_between(np.array(placement.layers), slots, placement.num_ranks)
     context = pricing.context
     cost = migration_s(context.model, context.cluster, context.training, plan, moves)
-    return Candidate(
-        Action.REBALANCE, plan, target, moves, step_s - pricing.step_s(plan, loads, target), cost, life_steps
-    )
+    then = pricing.step(plan, loads, target)
+    gain = now.seconds - then.seconds
+    return Candidate(Action.REBALANCE, plan, target, moves, gain, cost, life_steps, then.fits)
+
+
+def _allowed(moved: Candidate, now: StepPrice) -> bool:
+    return moved.fits or (not now.fits and moved.gain_s > 0)
 
 
 def _move_price(choices: Options, best: Candidate) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.cost.migration import expert_ranks
-from planner.online.state import RunState, experts_per_layer, placement_at_start, plan_of
+from planner.online.state import Debit, RunState, experts_per_layer, placement_at_start, plan_of
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
@@ -23,7 +23,42 @@ def check_tokens(window: Window, context: RunContext) -> None:
 
 
 def in_force(window: Window, state: RunState, context: RunContext) -> RunState:
-    """The state with the plan and the placement that the window reports; raises InputError if they cannot be."""
+    """The state with the plan and the placement that the window reports; raises InputError if they cannot be.
+
+    A decision costs nothing until it is carried out: where the report contradicts the last one, its cost goes back to
+    the account, and is taken again if a later window reports that it was carried out after all.
+    """
+    reported = _reported(window, state, context)
+    stands = (reported.plan_id, reported.placement) == (state.plan_id, state.placement)
+    last, given_back = state.unconfirmed, state.refunded
+    if stands:
+        return reported if last is None else reported.model_copy(update={"unconfirmed": None, "refunded": None})
+    if last is not None:
+        reported = _refund(reported, last)
+    if given_back is not None and (reported.plan_id, reported.placement) == (given_back.plan_id, given_back.placement):
+        reported = _debit_late(reported, given_back, window)
+    return reported
+
+
+def _refund(state: RunState, debit: Debit) -> RunState:
+    account_s, placed = state.account_s + debit.cost_s, debit.placed_step_before
+    return state.model_copy(
+        update={"account_s": account_s, "placed_step": placed, "unconfirmed": None, "refunded": debit}
+    )
+
+
+def _debit_late(state: RunState, debit: Debit, window: Window) -> RunState:
+    refunded = None if state.refunded == debit else state.refunded
+    return state.model_copy(
+        update={
+            "account_s": state.account_s - debit.cost_s,
+            "placed_step": window.first_step + window.num_steps,
+            "refunded": refunded,
+        }
+    )
+
+
+def _reported(window: Window, state: RunState, context: RunContext) -> RunState:
     if window.plan_id is not None and window.plan_id != state.plan_id:
         plan = plan_of(context, window.plan_id, "plan_id")
         state = state.model_copy(update={"plan_id": plan.id, "placement": placement_at_start(context, plan)})

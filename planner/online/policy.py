@@ -22,6 +22,10 @@ S - B, so steps and moves together take at most
     B + 2 (S - B) + (1 - TRUST) C_max
 
 seconds: but for half of one move, moves never cost more than imbalance did.
+
+Two things stand outside this ledger. What is in force may not fit in memory under the forecast: then the candidate of
+the greatest net value among those that fit is taken at once and not debited, for it does not buy time. And a move that
+the next window contradicts was not made: its cost is refunded (`planner.online.intake`).
 """
 
 from __future__ import annotations
@@ -29,10 +33,19 @@ from __future__ import annotations
 from planner.cost import estimate
 from planner.cost.balance import Floats, imbalance_bound
 from planner.online import reasons
-from planner.online.candidates import Candidate, Price, Pricing, placement_imbalance, rebalances, served, switches
+from planner.online.candidates import (
+    Candidate,
+    Price,
+    Pricing,
+    StepPrice,
+    placement_imbalance,
+    rebalances,
+    served,
+    switches,
+)
 from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
-from planner.online.state import RunState, plan_of
+from planner.online.state import Debit, RunState, plan_of
 from planner.spec.decision import Action, Decision
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
@@ -49,42 +62,57 @@ def decide(window: Window, state: RunState, context: RunContext, price: Price = 
     """Answer a window, and what to remember of it.
 
     Plan and placement of the window, where given, say what is in force. A window that is not newer than the last one
-    changes nothing. Raises InputError at `tokens`, `plan_id` or `placement` if the window does not fit the run.
+    changes nothing, whatever it says. Raises InputError at `tokens`, `plan_id` or `placement` if the window does not
+    fit the run.
     """
     check_tokens(window, context)
-    state = in_force(window, state, context)
-    plan = plan_of(context, state.plan_id, "plan_id")
     if state.last_window is not None and window.index <= state.last_window:
         reason = reasons.late(window.index, state.last_window)
         return _keep(window, state, served(window_shares(window), context.training), 0.0, reason), state
     pricing = Pricing(context, price)
-    if not state.balanced_step_time_s:
-        state = state.model_copy(update={"balanced_step_time_s": _balanced(pricing)})
     forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
-    placed = window.first_step if state.placed_step is None else state.placed_step
-    state = state.model_copy(update={"forecast": forecast, "last_window": window.index, "placed_step": placed})
+    state = _counted(in_force(window, state, context), forecast, window, pricing)
+    plan = plan_of(context, state.plan_id, "plan_id")
     loads = served(forecast.array, context.training)
-    candidates = _candidates(pricing, plan, state, forecast, _age(state, window))
+    now = pricing.step(plan, forecast.array, state.placement)
+    found = _candidates(pricing, plan, state, forecast, now, _age(state, window))
+    remedy = None if now.fits else next((candidate for candidate in found if candidate.fits), None)
+    if remedy is not None:
+        return _act(window, state, loads, remedy, 0.0, reasons.remedy(remedy))
+    lack = "" if now.fits else reasons.NOTHING_FITS
+    candidates = [candidate for candidate in found if candidate.gain_s > 0]
     if not candidates:
         settled = state.model_copy(update={"account_s": min(state.account_s, 0.0)})
-        return _keep(window, settled, loads, forecast.horizon_steps, _nothing(state)), settled
-    state = _with_loss(pricing, plan, state, candidates[0], candidates, window)
+        return _keep(window, settled, loads, forecast.horizon_steps, _nothing(state) + lack), settled
+    state = _with_loss(pricing, plan, state, candidates, window)
     chosen = _affordable(candidates, state.account_s)
     if chosen is None:
-        reason = reasons.not_yet(candidates[0], state.account_s, _advance_s(candidates[0]))
+        reason = reasons.not_yet(candidates[0], state.account_s, _advance_s(candidates[0])) + lack
         return _keep(window, state, loads, candidates[0].life_steps, reason, candidates[0]), state
-    return _act(window, state, loads, chosen)
+    return _act(window, state, loads, chosen, chosen.cost_s, reasons.act(chosen, state.account_s) + lack)
 
 
-def _candidates(pricing: Pricing, plan: Plan, state: RunState, forecast: Forecast, age_steps: float) -> list[Candidate]:
-    """All that gains under the forecast, the greatest net value first."""
+def _counted(state: RunState, forecast: Forecast, window: Window, pricing: Pricing) -> RunState:
+    """The state with what the window adds to it, before anything is decided."""
+    return state.model_copy(
+        update={
+            "balanced_step_time_s": state.balanced_step_time_s or _balanced(pricing),
+            "forecast": forecast,
+            "last_window": window.index,
+            "placed_step": window.first_step if state.placed_step is None else state.placed_step,
+        }
+    )
+
+
+def _candidates(
+    pricing: Pricing, plan: Plan, state: RunState, forecast: Forecast, now: StepPrice, age_steps: float
+) -> list[Candidate]:
+    """What could be done instead of what is in force (`now`) under the forecast, the greatest net value first."""
     loads, horizon = forecast.array, forecast.horizon_steps
-    step_s = pricing.step_s(plan, loads, state.placement)
-    found = list(switches(pricing, plan, loads, step_s, horizon, state.balanced_step_time_s))
+    found = list(switches(pricing, plan, loads, now, horizon, state.balanced_step_time_s))
     if state.placement is not None and state.placement.num_ranks > 1:
-        found += rebalances(pricing, plan, state.placement, loads, step_s, min(horizon, age_steps))
-    gaining = [candidate for candidate in found if candidate.gain_s > 0]
-    return sorted(gaining, key=lambda candidate: -candidate.net_s)
+        found += rebalances(pricing, plan, state.placement, loads, now, min(horizon, age_steps))
+    return sorted(found, key=lambda candidate: -candidate.net_s)
 
 
 def _age(state: RunState, window: Window) -> float:
@@ -93,13 +121,11 @@ def _age(state: RunState, window: Window) -> float:
     return float(max(window.first_step + window.num_steps - placed, window.num_steps))
 
 
-def _with_loss(
-    pricing: Pricing, plan: Plan, state: RunState, best: Candidate, candidates: list[Candidate], window: Window
-) -> RunState:
+def _with_loss(pricing: Pricing, plan: Plan, state: RunState, candidates: list[Candidate], window: Window) -> RunState:
     """The account after this window; a gain pays no debt, and no more is saved than the dearest candidate needs."""
-    seen = window_shares(window)
-    now = pricing.step_s(plan, seen, state.placement)
-    loss = window.num_steps * (now - pricing.step_s(best.plan, seen, best.placement))
+    seen, best = window_shares(window), candidates[0]
+    now_s = pricing.step(plan, seen, state.placement).seconds
+    loss = window.num_steps * (now_s - pricing.step(best.plan, seen, best.placement).seconds)
     account = max(min(state.account_s, 0.0), state.account_s + loss)
     most = max(candidate.cost_s for candidate in candidates) / TRUST
     return state.model_copy(update={"account_s": min(account, most)})
@@ -118,13 +144,23 @@ def _advance_s(candidate: Candidate) -> float:
     return TRUST * candidate.cost_s if candidate.action is Action.REBALANCE else candidate.cost_s
 
 
-def _act(window: Window, state: RunState, loads: Floats, chosen: Candidate) -> tuple[Decision, RunState]:
+def _act(
+    window: Window, state: RunState, loads: Floats, chosen: Candidate, debit_s: float, reason: str
+) -> tuple[Decision, RunState]:
+    """The decision to take a candidate, and the state as if it were carried out; `debit_s` leaves the account."""
+    debit = Debit(
+        plan_id=chosen.plan.id,
+        placement=chosen.placement,
+        cost_s=debit_s,
+        placed_step_before=state.placed_step,
+    )
     following = state.model_copy(
         update={
             "plan_id": chosen.plan.id,
             "placement": chosen.placement,
             "placed_step": window.first_step + window.num_steps,
-            "account_s": state.account_s - chosen.cost_s,
+            "account_s": state.account_s - debit_s,
+            "unconfirmed": debit,
         }
     )
     decision = Decision(
@@ -133,14 +169,14 @@ def _act(window: Window, state: RunState, loads: Floats, chosen: Candidate) -> t
         plan_id=chosen.plan.id,
         placement=chosen.placement,
         moves=chosen.moves,
-        gain_s_per_step=chosen.gain_s,
+        gain_s_per_step=max(0.0, chosen.gain_s),
         cost_s=chosen.cost_s,
-        payback_steps=chosen.cost_s / chosen.gain_s,
+        payback_steps=chosen.cost_s / chosen.gain_s if chosen.gain_s > 0 else None,
         horizon_steps=chosen.life_steps,
         imbalance_before=_imbalance(loads, state.placement),
         imbalance_after=_imbalance(loads, chosen.placement),
         imbalance_bound=_bound(loads, chosen.placement),
-        reason=reasons.act(chosen),
+        reason=reason,
     )
     return decision, following
 

@@ -9,18 +9,33 @@ NOTHING_FASTER = "nothing to gain: no placement that was found makes the step fa
 ONE_RANK = "nothing to balance: the plan has no expert parallelism, every device holds all experts"
 UNEQUAL_RANKS = "nothing to move: MoE layers of this plan differ in expert-parallel size, no one placement fits them"
 
+NOTHING_FITS = "; what is in force does not fit in memory under the expected load, and nothing that was found does"
+
 
 def late(index: int, last: int) -> str:
     """A window that is not newer than what was counted."""
     return f"window {index} comes after window {last}: it changes nothing"
 
 
-def act(chosen: Candidate) -> str:
-    """A move that is made."""
+def act(chosen: Candidate, account_s: float) -> str:
+    """A move that is made: because it is expected to pay, or because of what was lost without it."""
+    offer = f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}"
     payback = chosen.cost_s / chosen.gain_s
+    if chosen.net_s > 0:
+        return f"{offer}: paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
     return (
-        f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}: "
-        f"paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
+        f"{offer}: the gain is expected to last {chosen.life_steps:.3g} steps and to pay it back only after "
+        f"{payback:.3g}, but {_seconds(account_s)} were lost so far by waiting, {account_s / chosen.cost_s:.3g} times "
+        f"the cost"
+    )
+
+
+def remedy(chosen: Candidate) -> str:
+    """A move that is made for the sake of memory, whatever the time it takes."""
+    change = "saves" if chosen.gain_s >= 0 else "loses"
+    return (
+        f"what is in force does not fit in memory under the expected load: {_what(chosen)} fits, "
+        f"{change} {_seconds(abs(chosen.gain_s))} a step and costs {_seconds(chosen.cost_s)}"
     )
 
 

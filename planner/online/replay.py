@@ -211,7 +211,7 @@ def _fixed(trace: _Trace, plan: Plan, placement: Placement | None) -> Outcome:
 def _priced(pricing: Pricing, plan: Plan, placement: Placement | None, window: Window) -> tuple[float, float]:
     """(seconds of a step, imbalance) under the load of a window."""
     shares = window_shares(window)
-    step_s = pricing.step_s(plan, shares, placement)
+    step_s = pricing.step(plan, shares, placement).seconds
     if placement is None:
         return step_s, 1.0
     return step_s, placement_imbalance(served(shares, pricing.context.training), placement)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 from pydantic import Field
 
+from planner.cost import estimate
 from planner.cost.migration import expert_ranks
 from planner.online.forecast import Forecast
 from planner.online.placement import first_placement
@@ -13,7 +16,17 @@ from planner.spec.model import Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
 from planner.spec.run import RunContext
-from planner.spec.value import Index, Positive, Value
+from planner.spec.value import Index, NonNegative, Positive, Value
+
+
+class Debit(Value):
+    """A move that was decided, and what it took out of the account."""
+
+    plan_id: str
+    placement: Placement | None
+    cost_s: NonNegative
+    placed_step_before: Index | None
+    """`RunState.placed_step` when it was decided."""
 
 
 class RunState(Value):
@@ -24,12 +37,17 @@ class RunState(Value):
     placement: Placement | None
     """The placement in force; None where there is none: no experts, or MoE layers of unequal expert-parallel size."""
     balanced_step_time_s: dict[str, Positive] = Field(default_factory=dict)
-    """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster."""
+    """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster,
+    unless a capacity factor drops tokens."""
     forecast: Forecast | None = None
     placed_step: Index | None = None
     """Step at which the placement in force was decided; None before the first window."""
     account_s: float = 0.0
     """Seconds lost so far that another placement or plan would have saved, less what moves have cost since."""
+    unconfirmed: Debit | None = None
+    """The decision of the last window, if it was to move: the next window says whether it is carried out."""
+    refunded: Debit | None = None
+    """The last decision that was not carried out when the next window came; it may still be, late."""
     last_window: Index | None = None
     """Index of the newest window that was counted."""
 
@@ -37,10 +55,34 @@ class RunState(Value):
 def begin(context: RunContext, plan_id: str | None = None) -> RunState:
     """The state before the first window: the plan (None: the first of the shortlist) with its first placement.
 
-    Raises InputError if the shortlist has no such plan, or if MoE layers differ in their number of experts.
+    Raises InputError if the shortlist has no such plan, if MoE layers differ in their number of experts, or if the plan
+    fits in memory but its extra slots do not.
     """
     plan = context.plans[0] if plan_id is None else plan_of(context, plan_id, "plan_id")
+    _check_extra_slots(context, plan)
     return RunState(plan_id=plan.id, placement=placement_at_start(context, plan))
+
+
+def _check_extra_slots(context: RunContext, plan: Plan) -> None:
+    """Where the plan does not fit without extra slots either, they are not to blame: its price says so."""
+    extra = context.extra_slots_per_rank
+    if not extra or not context.model.moe_layers:
+        return
+    missing = _missing_bytes(context, plan, extra)
+    numbers = range(min(extra, experts_per_layer(context.model)) + 1)
+    too_many = bisect_left(numbers, True, key=lambda number: _missing_bytes(context, plan, number) > 0)
+    if missing and too_many > 0:
+        raise InputError.at(
+            "extra_slots_per_rank",
+            f"must be at most {too_many - 1} for plan {plan.id}: with {extra} its fullest stage lacks {missing} bytes",
+        )
+
+
+def _missing_bytes(context: RunContext, plan: Plan, extra: int) -> int:
+    """Of the fullest stage under balanced load, with so many extra slots; 0 if it fits."""
+    placement = placement_at_start(context.model_copy(update={"extra_slots_per_rank": extra}), plan)
+    found = estimate(context.model, context.cluster, context.training, plan, placement=placement)
+    return max(stage.missing_bytes for stage in found.stages)
 
 
 def plan_of(context: RunContext, plan_id: str, field: str) -> Plan:

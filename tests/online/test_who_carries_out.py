@@ -1,0 +1,83 @@
+"""A decision costs when it is carried out: what the next windows say is in force settles the account."""
+
+import pytest
+from moe_runs import imbalance_price, run_context, window
+from numpy import array
+
+from planner.online import begin, decide
+from planner.online.intake import in_force
+from planner.spec.decision import Action
+
+RUN = run_context(layers=2, experts=8, ranks=4)
+HOT_RANK = array([[4.0, 4, 1, 1, 1, 1, 1, 1]] * 2)
+START = begin(RUN)
+DECISION, DECIDED = decide(window(0, HOT_RANK), START, RUN, imbalance_price)
+
+
+def after(state, index, placement=None, **fields):
+    """The state once window `index` has said what is in force."""
+    if placement is not None:
+        fields["placement"] = placement.model_dump()
+    return in_force(window(index, HOT_RANK, **fields), state, RUN)
+
+
+def test_the_cost_is_taken_when_the_move_is_decided():
+    assert DECISION.action is Action.REBALANCE
+    assert DECIDED.unconfirmed is not None
+    assert DECIDED.unconfirmed.cost_s == DECISION.cost_s
+    assert DECIDED.placed_step == 10
+
+
+def test_a_window_that_still_has_the_old_placement_gives_the_cost_and_the_age_back():
+    state = after(DECIDED, 1, START.placement)
+    assert state.account_s == pytest.approx(DECIDED.account_s + DECISION.cost_s)
+    assert state.placement == START.placement
+    assert state.placed_step == 0
+
+
+def test_the_cost_is_given_back_once():
+    once = after(DECIDED, 1, START.placement)
+    assert after(once, 2, START.placement) == once
+
+
+@pytest.mark.parametrize("reported", [None, DECISION.placement])
+def test_a_window_that_confirms_the_move_or_says_nothing_keeps_the_cost(reported):
+    state = after(DECIDED, 1, reported)
+    assert (state.account_s, state.placed_step) == (DECIDED.account_s, 10)
+    assert state.unconfirmed is None
+
+
+def test_a_confirmed_move_that_is_undone_later_is_not_given_back():
+    state = after(after(DECIDED, 1, DECISION.placement), 2, START.placement)
+    assert state.account_s == DECIDED.account_s
+
+
+def test_a_move_that_is_carried_out_a_window_late_costs_after_all():
+    state = after(after(DECIDED, 1, START.placement), 2, DECISION.placement)
+    assert state.account_s == pytest.approx(DECIDED.account_s)
+    assert state.placed_step == 30
+    assert after(state, 3, START.placement).account_s == state.account_s
+
+
+def test_an_agent_that_is_always_a_window_late_pays_for_each_move_once():
+    """The answer to window 0 arrives during window 1, which so reports the start; its own answer is the same."""
+    again, state = decide(window(1, HOT_RANK, placement=START.placement.model_dump()), DECIDED, RUN, imbalance_price)
+    assert again.placement == DECISION.placement
+    told_twice = state.account_s
+    state = after(state, 2, DECISION.placement)
+    assert state.account_s == told_twice
+    assert (state.unconfirmed, state.refunded) == (None, None)
+
+
+def test_two_moves_on_their_way_are_told_apart():
+    """While the second is decided the first is carried out: the first is paid, the second given back."""
+    refunded = after(DECIDED, 1, START.placement)
+    second, state = decide(window(1, HOT_RANK[:, ::-1]), refunded, RUN, imbalance_price)
+    for index in range(2, 30):
+        if second.action is Action.REBALANCE:
+            break
+        second, state = decide(window(index, HOT_RANK[:, ::-1]), state, RUN, imbalance_price)
+    assert second.placement not in (None, DECISION.placement)
+    settled = after(state, 30, DECISION.placement)
+    assert settled.account_s == pytest.approx(state.account_s + second.cost_s - DECISION.cost_s)
+    assert settled.refunded.placement == second.placement
