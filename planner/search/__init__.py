@@ -3,9 +3,9 @@
 search() declares the outer choices (families: batch size, stages, micro-batches, schedule) and the strategies of the
 decision tree for each size of stage (tree); turns them into numbers (table, instances); bounds every family (bounds),
 and solves them in the order of their bounds (explore): an exact choice of strategies for a stage under its memory
-(stage) inside an exact partition of the layers (partition). That is for balanced load; for every other scenario it looks for
-good plans without a proof. It prices the plans with estimate(), which must agree with the solver on the best, and
-chooses the shortlist by an integer program (shortlist).
+(stage) inside an exact partition of the layers (partition). That is for balanced load; for every other scenario it
+looks for good plans without a proof. It prices the plans with estimate(), which must agree with the solver on the
+best, and chooses the shortlist by an integer program (shortlist).
 """
 
 from planner.search.offline import search

@@ -20,7 +20,7 @@ from planner.spec.errors import InternalError
 
 Floats = NDArray[np.float64]
 
-COMPARABLE = 0.1
+COMPARABLE = 0.25
 """A plan whose expected regret exceeds the first plan's by more is no alternative that a user would weigh."""
 
 
