@@ -1,23 +1,23 @@
 """Seconds to go over from one plan to another: all state changes owners, then the job starts under the new plan.
 
-What a device holds of a part of a layer is a box: an interval of the tensor-parallel cut, one of the experts, one of
-the shards. What it must receive is its new box less what of it lies in its old one; the holders of the rest send it,
-each in proportion to what it has of it.
+What a device holds of a part of a layer is a box: one part of the tensor-parallel cut, of the experts, of the shards
+(see `planner.cost.redistribution`). Each part of a group of layers, and in it weights and optimizer state, is sent by
+itself.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.parameters import layer_parameters
+from planner.cost.redistribution import Cut, Cuts, Floats, Redistribution, island_pairs
 from planner.cost.state import optimizer_bytes, weight_bytes
-from planner.cost.transfer import transfer_s
-from planner.spec.cluster import Cluster
+from planner.spec.cluster import Cluster, Level
 from planner.spec.errors import InputError
-from planner.spec.model import Model
+from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, Model
 from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import AxisKind, Sharding, Strategy
 from planner.spec.training import Training
@@ -25,17 +25,6 @@ from planner.spec.training import Training
 RESTART_PAUSE_S = 30.0
 """Assumed, not measured: what a job stands still besides the transfer, while processes, communicators and kernels
 are made anew. Dominates for small jobs; replace it by the job's own start-up time where that is known."""
-
-Interval = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""[devices] begin and end, within 0 .. 1."""
-
-
-class Box(NamedTuple):
-    """What the devices of a stage hold of one kind of state."""
-
-    tensor: Interval
-    experts: Interval
-    shard: Interval
 
 
 def switch_plan_s(
@@ -52,15 +41,8 @@ def switch_plan_s(
     """
     if current.id == target.id:
         return 0.0
-    senders, receivers, sizes = [], [], []
-    for (before, old), (after, new), layers in _layer_groups(model, current, target):
-        flow = _flow(model, training, layers, (before, old), (after, new))
-        sender, receiver = np.nonzero(flow)
-        senders.append(sender + before.first_device)
-        receivers.append(receiver + after.first_device)
-        sizes.append(flow[sender, receiver])
-    moved_s = transfer_s(cluster.levels, np.concatenate(senders), np.concatenate(receivers), np.concatenate(sizes))
-    return moved_s + restart_pause_s
+    moved = list(_redistributions(model, training, current, target))
+    return _busy_s(cluster.levels, moved) + restart_pause_s
 
 
 Owner = tuple[Stage, Strategy]
@@ -87,72 +69,106 @@ def _owners(plan: Plan) -> dict[int, tuple[int, Strategy]]:
     }
 
 
-def _flow(model: Model, training: Training, layers: list[int], before: Owner, after: Owner) -> NDArray[np.float64]:
-    """[devices before, devices after]: bytes to send; both numbered inside their stages."""
-    parameters = [layer_parameters(model.layers[layer], model.hidden_size) for layer in layers]
-    counts = {
-        "split": sum(part.split for part in parameters),
-        "replicated": sum(part.replicated for part in parameters),
-        "experts": sum(part.experts for part in parameters),
-    }
-    flow = np.zeros((before[0].num_devices, after[0].num_devices))
-    for part, count in counts.items():
-        for is_weight, width in ((True, weight_bytes(training)), (False, optimizer_bytes(training))):
+def _redistributions(model: Model, training: Training, current: Plan, target: Plan) -> Iterator[Redistribution]:
+    for (before, old), (after, new), layers in _layer_groups(model, current, target):
+        for (part, groups), count in _parts(model, layers).items():
+            for is_weight, width in ((True, weight_bytes(training)), (False, optimizer_bytes(training))):
+                boxes = box(old, part, is_weight, groups), box(new, part, is_weight, groups)
+                moved = Redistribution(count * width, before.first_device, boxes[0], after.first_device, boxes[1])
+                if not moved.is_idle:
+                    yield moved
+
+
+def _parts(model: Model, layers: Sequence[int]) -> dict[tuple[str, int], int]:
+    """Parameters of these layers by (part, number of key-value heads; 0 for parts that have none)."""
+    counts: dict[tuple[str, int], int] = {}
+    for layer in (model.layers[number] for number in layers):
+        parameters = layer_parameters(layer, model.hidden_size)
+        heads, keys_values = _keys_values(layer, model.hidden_size)
+        for key, count in (
+            (("split", 0), parameters.split - keys_values),
+            (("keys_values", heads), keys_values),
+            (("replicated", 0), parameters.replicated),
+            (("experts", 0), parameters.experts),
+        ):
             if count:
-                old, new = box(before[1], part, is_weight), box(after[1], part, is_weight)
-                flow += count * width * sent(old, new, before[0].first_device - after[0].first_device)
-    return np.rint(flow)
+                counts[key] = counts.get(key, 0) + count
+    return counts
 
 
-def sent(old: Box, new: Box, offset: int) -> NDArray[np.float64]:
-    """[devices before, devices after]: the part of the whole that each sends to each.
+def _keys_values(layer: Embedding | Block | Head, hidden_size: int) -> tuple[int, int]:
+    """Key-value heads and the parameters that make them; 0 of 0 where there are none."""
+    if not isinstance(layer, Block) or not isinstance(layer.attention, GroupedQueryAttention):
+        return 0, 0
+    attention = layer.attention
+    inputs = hidden_size + (1 if attention.qkv_bias else 0)
+    return attention.num_kv_heads, 2 * attention.num_kv_heads * attention.head_dim * inputs
 
-    `offset`: what to add to a device's number in the stage before to get its number in the stage after.
+
+def _busy_s(levels: tuple[Level, ...], moved: Sequence[Redistribution]) -> float:
+    """Seconds until all is delivered, with the rules of `planner.cost.transfer.transfer_s`."""
+    num_devices = levels[-1].num_devices
+    sending, receiving = np.zeros(num_devices), np.zeros(num_devices)
+    nearer: Floats = np.zeros((4, num_devices))
+    for number, level in enumerate(levels):
+        within: Floats = np.zeros((4, num_devices))
+        for redistribution in moved:
+            within += redistribution.inside(level, num_devices)
+        sent_bytes, received_bytes, sent_messages, received_messages = within - nearer
+        nearer = within
+        link = level.link
+        sent_s, received_s = sent_bytes / link.bytes_per_s, received_bytes / link.bytes_per_s
+        if link.pair_bytes_per_s < link.bytes_per_s:
+            inner = levels[number - 1].num_devices if number else 1
+            most_sent, most_received = _most_with_one_peer(moved, num_devices, level.num_devices, inner)
+            sent_s = np.maximum(sent_s, most_sent / link.pair_bytes_per_s)
+            received_s = np.maximum(received_s, most_received / link.pair_bytes_per_s)
+        sending += sent_s + sent_messages * link.latency_s
+        receiving += received_s + received_messages * link.latency_s
+    return float(max(sending.max(), receiving.max()))
+
+
+def _most_with_one_peer(
+    moved: Sequence[Redistribution], num_devices: int, island: int, inner: int
+) -> tuple[Floats, Floats]:
+    """([devices], [devices]): most bytes sent to, and received from, one peer of the island outside the inner one."""
+    sent, received = np.zeros(num_devices), np.zeros(num_devices)
+    for senders, receivers in island_pairs(np.arange(num_devices), island):
+        size = sum((each.pair_bytes(senders, receivers) for each in moved), np.zeros(num_devices))
+        size[senders // inner == receivers // inner] = 0.0
+        sent[senders] = np.maximum(sent[senders], size)
+        received = np.maximum(received, size)
+    return sent, received
+
+
+def box(strategy: Strategy, part: str, is_weight: bool, num_kv_heads: int = 0) -> Cuts:
+    """What the devices of a stage hold of one part of a layer, and of its weights or optimizer state.
+
+    `num_kv_heads`: for the part `keys_values`; fewer heads than tensor-parallel ranks are copied whole.
     """
-    shared = np.ones((len(old.tensor[0]), len(new.tensor[0])))
-    for before, after in zip(old, new, strict=True):
-        if not (_is_whole(before) and _is_whole(after)):
-            shared *= _overlap(before, after)
-    needed = np.prod([interval[1] - interval[0] for interval in new], axis=0)
-    mine = np.arange(shared.shape[0])[:, None] + offset == np.arange(shared.shape[1])[None, :]
-    missing = needed - np.where(mine, shared, 0.0).sum(axis=0)
-    holders = np.where(mine, 0.0, shared)
-    total = holders.sum(axis=0)
-    flow: NDArray[np.float64] = holders * (missing / np.where(total > 0, total, 1.0))
-    return flow
-
-
-def _is_whole(interval: Interval) -> bool:
-    return bool(interval[0].max() == 0.0 and interval[1].min() == 1.0)
-
-
-def _overlap(old: Interval, new: Interval) -> NDArray[np.float64]:
-    begin = np.maximum(old[0][:, None], new[0][None, :])
-    end = np.minimum(old[1][:, None], new[1][None, :])
-    return np.asarray(np.maximum(end - begin, 0.0), dtype=np.float64)
-
-
-def box(strategy: Strategy, part: str, is_weight: bool) -> Box:
-    """The boxes of the devices of a stage for one part of a layer, and weights or optimizer state."""
     devices = np.arange(strategy.num_devices)
     sharded = strategy.sharding is Sharding.FULL if is_weight else strategy.sharding is not Sharding.NONE
-    whole = _interval(np.zeros_like(devices), 1)
+    whole = Cut(np.zeros_like(devices), 1)
     if part == "experts":
         experts = strategy.experts
         if experts is None:
             raise InputError.at("plan", "an MoE layer's strategy must say how its experts are spread")
         tensor, parallel = experts.expert_tensor_parallel_size, experts.expert_parallel_size
         groups = experts.expert_data_parallel_size
-        return Box(
-            _interval(devices % tensor, tensor),
-            _interval(devices // tensor % parallel, parallel),
-            _interval(devices // (tensor * parallel), groups) if sharded else whole,
+        return (
+            Cut(devices % tensor, tensor),
+            Cut(devices // tensor % parallel, parallel),
+            Cut(devices // (tensor * parallel), groups) if sharded else whole,
         )
-    cut = _interval(devices // strategy.stride(AxisKind.TP) % strategy.tp, strategy.tp) if part == "split" else whole
-    return Box(cut, whole, _shard(strategy, devices) if sharded else whole)
+    shard = _shard(strategy, devices) if sharded else whole
+    if part == "replicated":
+        return whole, whole, shard
+    parts = min(strategy.tp, num_kv_heads) if part == "keys_values" else strategy.tp
+    rank = devices // strategy.stride(AxisKind.TP) % strategy.tp
+    return Cut(rank * parts // strategy.tp, parts), whole, shard
 
 
-def _shard(strategy: Strategy, devices: NDArray[np.int64]) -> Interval:
+def _shard(strategy: Strategy, devices: NDArray[np.int64]) -> Cut:
     """Dense state is sharded over the sdp axis where there is one, else over dp and cp."""
     kinds = (AxisKind.SDP,) if strategy.degree(AxisKind.SDP) > 1 else (AxisKind.DP, AxisKind.CP)
     number, parts = np.zeros_like(devices), 1
@@ -160,8 +176,4 @@ def _shard(strategy: Strategy, devices: NDArray[np.int64]) -> Interval:
         degree = strategy.degree(kind)
         number = number * degree + devices // strategy.stride(kind) % degree
         parts *= degree
-    return _interval(number, parts)
-
-
-def _interval(number: NDArray[np.int64], parts: int) -> Interval:
-    return number / parts, (number + 1) / parts
+    return Cut(number, parts)

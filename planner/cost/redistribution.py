@@ -1,0 +1,184 @@
+"""Who sends how much to whom when state changes owners, without ever listing all pairs of devices.
+
+State is a unit cube of three axes; each axis is cut into equal parts before and after, so that what a device holds is
+one cell of a grid. A device receives its new cell less what of it lies in its old one; the other holders of the rest
+send it, each in proportion to what it has of it. Sums over the devices of an island are prefix sums over its grid:
+time and memory grow with the devices and the cells, not with the pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.spec.cluster import Level
+
+Floats = NDArray[np.float64]
+Devices = NDArray[np.int64]
+SMALL_ISLAND = 32
+"""Up to this many devices, the pairs inside an island are cheaper to visit than its grid."""
+NOTHING = 1e-12
+"""Relative size below which a difference is the rounding of floats."""
+
+
+class Cut(NamedTuple):
+    """Device i of a stage holds part `number[i]` of `parts` equal parts of an axis."""
+
+    number: Devices
+    parts: int
+
+
+Cuts = tuple[Cut, Cut, Cut]
+
+
+class Traffic(NamedTuple):
+    """What devices send and receive inside the islands of one level; each [devices of the cluster]."""
+
+    sent_bytes: Floats
+    received_bytes: Floats
+    sent_messages: Floats
+    received_messages: Floats
+
+
+class Redistribution:
+    """One kind of state that goes over from the devices of one stage to those of another."""
+
+    def __init__(self, size_bytes: float, old_first: int, old: Cuts, new_first: int, new: Cuts) -> None:
+        """`old_first`, `new_first`: the stages' first devices in the cluster; `size_bytes`: the whole cube."""
+        self._bytes = size_bytes
+        self._old_first, self._old, self._old_parts = old_first, old, tuple(cut.parts for cut in old)
+        self._new_first, self._new, self._new_parts = new_first, new, tuple(cut.parts for cut in new)
+        self._old_end, self._new_end = old_first + len(old[0].number), new_first + len(new[0].number)
+        self._receivers = np.arange(new_first, self._new_end)
+        own = self._overlap(self._receivers, self._receivers)
+        needed = 1 / np.prod(self._new_parts)
+        others = self._at_receivers(_overlaps(self._holders(old_first, self._old_end), self._new_parts)) - own
+        lacks = (needed - own > NOTHING * needed) & (others > NOTHING * needed)
+        self._ratio = np.where(lacks, (needed - own) / np.where(lacks, others, 1.0), 0.0)
+        """[receivers] what a holder sends of each part that it shares with the receiver."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all devices hold what they need."""
+        return not self._ratio.any()
+
+    def pair_bytes(self, senders: Devices, receivers: Devices) -> Floats:
+        """[pairs] bytes from each sender to its receiver; devices that are in no stage send and receive nothing."""
+        takes = (receivers >= self._new_first) & (receivers < self._new_end) & (senders != receivers)
+        ratio = self._ratio[np.where(takes, receivers - self._new_first, 0)]
+        return np.where(takes, self._bytes * ratio * self._overlap(senders, receivers), 0.0)
+
+    def inside(self, level: Level, num_devices: int) -> Traffic:
+        """Traffic between devices that share an island of this level."""
+        traffic = Traffic(*(np.zeros(num_devices) for _ in Traffic._fields))
+        if level.num_devices <= SMALL_ISLAND:
+            self._visit_pairs(level.num_devices, traffic)
+            return traffic
+        islands = self._receivers // level.num_devices
+        for island in range(int(islands[0]), int(islands[-1]) + 1):
+            begin, end = island * level.num_devices, (island + 1) * level.num_devices
+            self._sum_island(begin, end, traffic)
+        self._without_own(traffic)
+        return traffic
+
+    def _visit_pairs(self, island: int, traffic: Traffic) -> None:
+        for senders, receivers in island_pairs(self._receivers, island):
+            size = self.pair_bytes(senders, receivers)
+            known = (senders >= self._old_first) & (senders < self._old_end)
+            for sums, addend in zip(traffic, (size, size, size > 0, size > 0), strict=True):
+                where = senders if sums is traffic.sent_bytes or sums is traffic.sent_messages else receivers
+                sums[where[known]] += addend[known].astype(np.float64)
+
+    def _sum_island(self, begin: int, end: int, traffic: Traffic) -> None:
+        """All pairs of an island, those of a device with itself included."""
+        from_, to = max(begin, self._old_first), min(end, self._old_end)
+        first, last = max(begin, self._new_first), min(end, self._new_end)
+        if from_ >= to:
+            return
+        holders = self._holders(from_, to)
+        inside, senders = slice(first - self._new_first, last - self._new_first), slice(from_, to)
+        new = tuple(cut.number[inside] for cut in self._new)
+        old = tuple(cut.number[from_ - self._old_first : to - self._old_first] for cut in self._old)
+        ratio = self._ratio[inside]
+        wanted, asked = (_grid(new, self._new_parts, weights) for weights in (ratio, ratio > 0))
+        traffic.received_bytes[first:last] += self._bytes * ratio * _overlaps(holders, self._new_parts)[new]
+        traffic.received_messages[first:last] += (ratio > 0) * _touching(holders, self._new_parts)[new]
+        traffic.sent_bytes[senders] += self._bytes * _overlaps(wanted, self._old_parts)[old]
+        traffic.sent_messages[senders] += _touching(asked, self._old_parts)[old]
+
+    def _without_own(self, traffic: Traffic) -> None:
+        """What a device holds of its own new cell is not sent."""
+        shared = self._overlap(self._receivers, self._receivers)
+        kept, message = self._bytes * self._ratio * shared, (self._ratio > 0) & (shared > 0)
+        for sums, own in zip(traffic, (kept, kept, message, message), strict=True):
+            sums[self._new_first : self._new_end] -= own.astype(np.float64)
+
+    def _overlap(self, senders: Devices, receivers: Devices) -> Floats:
+        """[pairs] size of what the sender's old cell and the receiver's new one share."""
+        known = (senders >= self._old_first) & (senders < self._old_end)
+        before = np.where(known, senders - self._old_first, 0)
+        after = np.clip(receivers - self._new_first, 0, len(self._new[0].number) - 1)
+        size = known.astype(np.float64)
+        for (old, parts), (new, new_parts) in zip(self._old, self._new, strict=True):
+            begin = np.maximum(old[before] * new_parts, new[after] * parts)
+            end = np.minimum((old[before] + 1) * new_parts, (new[after] + 1) * parts)
+            size *= np.maximum(end - begin, 0) / (parts * new_parts)
+        return size
+
+    def _holders(self, begin: int, end: int) -> Floats:
+        """Devices from `begin` to `end` in each cell of the old grid."""
+        chosen = slice(begin - self._old_first, end - self._old_first)
+        return _grid(tuple(cut.number[chosen] for cut in self._old), self._old_parts, np.ones(end - begin))
+
+    def _at_receivers(self, grid: Floats) -> Floats:
+        return grid[tuple(cut.number for cut in self._new)]
+
+
+def island_pairs(devices: Devices, island: int) -> list[tuple[Devices, Devices]]:
+    """Pairs (another device of the same island, device), so that no device stands twice on one side of a list item."""
+    begin = devices // island * island
+    return [(begin + (devices - begin + shift) % island, devices) for shift in range(1, island)]
+
+
+def _grid(numbers: tuple[Devices, ...], parts: tuple[int, ...], weights: NDArray[np.generic]) -> Floats:
+    """[parts of each axis]: sums of the weights of the devices in each cell."""
+    cells = np.ravel_multi_index(numbers, parts)
+    sums = np.bincount(cells, weights=weights.astype(np.float64), minlength=int(np.prod(parts)))
+    return np.asarray(sums.reshape(parts), dtype=np.float64)
+
+
+def _overlaps(grid: Floats, parts: tuple[int, ...]) -> Floats:
+    """[parts]: for each cell of another grid, the sum over this grid's cells of weight x shared volume."""
+    for axis in _shrinking_first(grid, parts):
+        old, new = grid.shape[axis], parts[axis]
+        place = np.arange(new + 1) * old
+        below, rest = np.divmod(place, new)
+        sums = _prefix_sums(grid, axis) / old
+        low = sums.take(below, axis)
+        high = sums.take(np.minimum(below + 1, old), axis)
+        share = (rest / new).reshape([-1 if i == axis else 1 for i in range(grid.ndim)])
+        grid = np.diff(low + share * (high - low), axis=axis)
+    return grid
+
+
+def _touching(grid: Floats, parts: tuple[int, ...]) -> Floats:
+    """[parts]: for each cell of another grid, the sum of the weights of this grid's cells that share volume with it."""
+    for axis in _shrinking_first(grid, parts):
+        old, new = grid.shape[axis], parts[axis]
+        begin = np.arange(new) * old // new
+        end = -(-np.arange(1, new + 1) * old // new)
+        sums = _prefix_sums(grid, axis)
+        grid = sums.take(end, axis) - sums.take(begin, axis)
+    return grid
+
+
+def _shrinking_first(grid: Floats, parts: tuple[int, ...]) -> list[int]:
+    """The axes in the order in which no grid between the two is larger than both."""
+    return sorted(range(grid.ndim), key=lambda axis: parts[axis] / grid.shape[axis])
+
+
+def _prefix_sums(grid: Floats, axis: int) -> Floats:
+    zero = np.zeros([1 if i == axis else length for i, length in enumerate(grid.shape)])
+    return np.concatenate([zero, grid.cumsum(axis=axis)], axis=axis)
