@@ -37,6 +37,8 @@ from planner.spec.workload import BALANCED, Scenario, Workload
 Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
+_GLANCED = 24
+"""Families that are looked at under a skewed workload."""
 
 
 def ignore(progress: float, message: str) -> None:
@@ -146,13 +148,14 @@ def _under_skew(
 ) -> tuple[Candidate, ...]:
     """Plans that are good under another workload, found quickly, starting from the known ones.
 
-    Uneven load only adds time, so a family that is too slow for balanced load is too slow here; with a capacity
-    factor, which drops tokens under uneven load, this is a rule of thumb.
+    Uneven load only adds time, so a family that is too slow for balanced load is too slow here (with a capacity factor,
+    which drops tokens under uneven load, this is a rule of thumb), and the quickest for balanced load are tried only.
     """
     times = [(_per_sample_s(question, plan, workload), number) for number, plan in enumerate(known)]
     quickest, number = min(times)
     best = Candidate(quickest, known[number]) if isfinite(quickest) else None
-    families = [family for family, bound in balanced.bounds_per_sample_s.items() if bound < quickest]
+    bounds = sorted(balanced.bounds_per_sample_s.items(), key=lambda found: found[1])
+    families = [family for family, bound in bounds[:_GLANCED] if bound < quickest]
     pool = Pool(question.cluster, question.training, best)
     return glance(instances.under(workload), families, pool, checkpoint, limits)
 
