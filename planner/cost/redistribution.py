@@ -8,6 +8,7 @@ time and memory grow with the devices and the cells, not with the pairs.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,14 @@ class Redistribution:
         lacks = (needed - own > NOTHING * needed) & (others > NOTHING * needed)
         self._ratio = np.where(lacks, (needed - own) / np.where(lacks, others, 1.0), 0.0)
         """[receivers] what a holder sends of each part that it shares with the receiver."""
+        self._remembered: dict[int, Traffic] = {}
+        """By size of island, the traffic of a cube of one byte."""
+
+    def of_size(self, size_bytes: float) -> Redistribution:
+        """The same cuts for a cube of another size; what is known of one is known of both."""
+        other = copy(self)
+        other._bytes = size_bytes
+        return other
 
     @property
     def is_idle(self) -> bool:
@@ -72,6 +81,13 @@ class Redistribution:
 
     def inside(self, level: Level, num_devices: int) -> Traffic:
         """Traffic between devices that share an island of this level."""
+        unit = self._remembered.get(level.num_devices)
+        if unit is None:
+            unit = self._remembered[level.num_devices] = self.of_size(1.0)._inside(level, num_devices)
+        sent, received, sent_messages, received_messages = unit
+        return Traffic(sent * self._bytes, received * self._bytes, sent_messages, received_messages)
+
+    def _inside(self, level: Level, num_devices: int) -> Traffic:
         traffic = Traffic(*(np.zeros(num_devices) for _ in Traffic._fields))
         if level.num_devices <= SMALL_ISLAND:
             self._visit_pairs(level.num_devices, traffic)

@@ -22,6 +22,9 @@ from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import AxisKind, Sharding, Strategy
 from planner.spec.training import Training
 
+Known = dict[tuple[object, ...], Redistribution]
+"""Redistributions that were worked out before, by what they depend on."""
+
 RESTART_PAUSE_S = 30.0
 """Assumed, not measured: what a job stands still besides the transfer, while processes, communicators and kernels
 are made anew. Dominates for small jobs; replace it by the job's own start-up time where that is known."""
@@ -34,14 +37,16 @@ def switch_plan_s(
     current: Plan,
     target: Plan,
     restart_pause_s: float = RESTART_PAUSE_S,
+    known: Known | None = None,
 ) -> float:
     """Seconds to redistribute weights and optimizer state from `current` to `target`, and to restart; 0 for one plan.
 
+    `known`: a dictionary, empty at first, that callers with many pairs of plans of one model and cluster pass along.
     Raises InputError if the plans do not cover the layers of the model.
     """
     if current.id == target.id:
         return 0.0
-    moved = list(_redistributions(model, training, current, target))
+    moved = list(_redistributions(model, training, current, target, {} if known is None else known))
     return _busy_s(cluster.levels, moved) + restart_pause_s
 
 
@@ -49,18 +54,32 @@ Owner = tuple[Stage, Strategy]
 
 
 def _layer_groups(model: Model, current: Plan, target: Plan) -> list[tuple[Owner, Owner, list[int]]]:
-    """Layers that have one stage and strategy before and one after, grouped."""
+    """Layers that are held alike before and alike after, grouped."""
     for name, plan in (("current", current), ("target", target)):
         if plan.num_layers != len(model.layers):
             raise InputError.at(name, f"the plan has {plan.num_layers} layers, the model {len(model.layers)}")
     before, after = _owners(current), _owners(target)
-    groups: dict[tuple[tuple[int, Strategy], tuple[int, Strategy]], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for layer in range(len(model.layers)):
-        groups.setdefault((before[layer], after[layer]), []).append(layer)
+        groups.setdefault((*_holding(before[layer]), *_holding(after[layer])), []).append(layer)
     return [
-        ((current.stages[old[0]], old[1]), (target.stages[new[0]], new[1]), layers)
-        for (old, new), layers in groups.items()
+        (_owner(current, before[layers[0]]), _owner(target, after[layers[0]]), layers) for layers in groups.values()
     ]
+
+
+def _holding(owner: tuple[int, Strategy]) -> tuple[object, ...]:
+    """What decides which device holds what of a layer."""
+    stage, strategy = owner
+    return stage, *_cuts(strategy)
+
+
+def _cuts(strategy: Strategy) -> tuple[object, ...]:
+    return strategy.axes, strategy.sharding, strategy.experts
+
+
+def _owner(plan: Plan, owner: tuple[int, Strategy]) -> Owner:
+    stage, strategy = owner
+    return plan.stages[stage], strategy
 
 
 def _owners(plan: Plan) -> dict[int, tuple[int, Strategy]]:
@@ -69,14 +88,19 @@ def _owners(plan: Plan) -> dict[int, tuple[int, Strategy]]:
     }
 
 
-def _redistributions(model: Model, training: Training, current: Plan, target: Plan) -> Iterator[Redistribution]:
+def _redistributions(
+    model: Model, training: Training, current: Plan, target: Plan, known: Known
+) -> Iterator[Redistribution]:
     for (before, old), (after, new), layers in _layer_groups(model, current, target):
         for (part, groups), count in _parts(model, layers).items():
             for is_weight, width in ((True, weight_bytes(training)), (False, optimizer_bytes(training))):
-                boxes = box(old, part, is_weight, groups), box(new, part, is_weight, groups)
-                moved = Redistribution(count * width, before.first_device, boxes[0], after.first_device, boxes[1])
-                if not moved.is_idle:
-                    yield moved
+                what = (part, is_weight, groups)
+                key = (*what, before.first_device, after.first_device, _cuts(old), _cuts(new))
+                if key not in known:
+                    boxes = box(old, *what), box(new, *what)
+                    known[key] = Redistribution(1.0, before.first_device, boxes[0], after.first_device, boxes[1])
+                if not known[key].is_idle:
+                    yield known[key].of_size(count * width)
 
 
 def _parts(model: Model, layers: Sequence[int]) -> dict[tuple[str, int], int]:

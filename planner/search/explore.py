@@ -21,7 +21,7 @@ from planner.spec.errors import NoPlanFitsError
 Checkpoint = Callable[[float, str], None]
 """Told the share of this exploration that is done and what goes on; may raise to stop it."""
 
-ALTERNATIVES = 16
+ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
 
 

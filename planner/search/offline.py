@@ -15,7 +15,7 @@ from planner.cost import estimate
 from planner.cost.check import check_sequence
 from planner.cost.load import check_workload
 from planner.cost.part import conditions
-from planner.cost.switch import switch_plan_s
+from planner.cost.switch import Known, switch_plan_s
 from planner.search.explore import Explored, Limits, explore, glance
 from planner.search.families import families
 from planner.search.instances import Instances
@@ -31,13 +31,14 @@ from planner.spec.model import Model
 from planner.spec.plan import Plan, ScheduleKind
 from planner.spec.request import Options
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
+from planner.spec.strategy import ExpertStrategy
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED, Scenario, Workload
 
 Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
-_GLANCED = 24
+_GLANCED = 16
 """Families that are looked at under a skewed workload."""
 
 
@@ -95,11 +96,12 @@ def search(
 
 
 def _unlike(candidates: Sequence[Candidate]) -> list[Plan]:
-    """The first of the plans that read alike: equal but for the strategies of a few layers."""
-    found: dict[str, Plan] = {}
-    for candidate in candidates:
-        main = " · ".join(part for part in candidate.plan.summary.split(" · ") if not part.endswith("strategies"))
-        found.setdefault(main, candidate.plan)
+    """The first of the plans with equal pipeline, tensor and expert parallelism: what a user would call one plan."""
+    found: dict[tuple[int, ...], Plan] = {}
+    for plan in (candidate.plan for candidate in candidates):
+        experts = plan.main_strategy.experts or ExpertStrategy()
+        sizes = (experts.expert_parallel_size, experts.expert_tensor_parallel_size)
+        found.setdefault((len(plan.stages), plan.main_strategy.tp, *sizes), plan)
     return list(found.values())
 
 
@@ -195,6 +197,7 @@ def _shortlist(
     chosen = choose(times, probabilities, min(size, len(plans)))
     loss = regrets(times)
     quickest = times[chosen].min(axis=0)
+    known: Known = {}
     entries = tuple(
         ShortlistEntry(
             rank=rank,
@@ -206,7 +209,7 @@ def _shortlist(
             ),
             regret_ratio=_expected(loss[plan], probabilities),
             switch_cost_s={
-                plans[other].id: switch_plan_s(*question, plans[plan], plans[other])
+                plans[other].id: switch_plan_s(*question, plans[plan], plans[other], known=known)
                 for other in chosen
                 if other != plan
             },

@@ -20,8 +20,8 @@ from planner.spec.errors import InternalError
 
 Floats = NDArray[np.float64]
 
-COMPARABLE = 0.25
-"""A plan whose expected regret exceeds the first plan's by more is no alternative that a user would weigh."""
+COMPARABLE = 0.2
+"""A plan whose expected regret exceeds the least by more is no alternative that a user would weigh."""
 
 
 def regrets(times: Floats) -> Floats:
@@ -39,7 +39,7 @@ def choose(times: Floats, probabilities: Floats, size: int) -> list[int]:
     chosen = _solve(regret, probabilities, size)
     alone = np.where(np.isfinite(regret), regret, _worst(regret)) @ probabilities
     ranked: list[int] = np.lexsort((np.arange(len(alone)), alone)).tolist()
-    rest = [plan for plan in ranked if plan not in chosen and alone[plan] <= alone[0] + COMPARABLE]
+    rest = [plan for plan in ranked if plan not in chosen and alone[plan] <= alone.min() + COMPARABLE]
     filled = [*chosen, *rest][:size]
     return [0, *sorted((plan for plan in filled if plan != 0), key=lambda plan: (times[plan, 0], plan))]
 
