@@ -190,6 +190,10 @@ def _shortlist(
         ]
     )
     feasible = np.flatnonzero(np.isfinite(times).any(axis=0))
+    if not len(feasible):
+        raise InputError.at(
+            "options.scenarios", "no plan fits in memory under any of them; add a milder one, or memory"
+        )
     times = times[:, feasible]
     total = sum(scenarios[i].probability for i in feasible)
     kept = tuple(scenarios[i].model_copy(update={"probability": scenarios[i].probability / total}) for i in feasible)
@@ -203,7 +207,11 @@ def _shortlist(
             rank=rank,
             plan=plans[plan],
             estimate=balanced[plan],
-            best_for=tuple(s.workload.name for s, t, q in zip(kept, times[plan], quickest, strict=True) if t == q),
+            best_for=tuple(
+                s.workload.name
+                for s, t, q in zip(kept, times[plan], quickest, strict=True)
+                if np.isfinite(t) and t == q
+            ),
             out_of_memory_in=tuple(
                 s.workload.name for s, t in zip(kept, times[plan], strict=True) if not np.isfinite(t)
             ),
@@ -220,8 +228,10 @@ def _shortlist(
 
 
 def _expected(loss: Floats, probabilities: Floats) -> float:
-    """Expected regret over the scenarios in which the plan fits."""
+    """Expected regret over the scenarios in which the plan fits; 0 for the balanced optimum that fits in none."""
     fits = np.isfinite(loss)
+    if not fits.any():
+        return 0.0
     return float(loss[fits] @ probabilities[fits] / probabilities[fits].sum())
 
 

@@ -44,7 +44,9 @@ class ShortlistEntry(Value):
     best_for: tuple[str, ...]
     """Scenarios in which no other plan of the shortlist is faster."""
     regret_ratio: NonNegative
-    """Expected loss against the best plan known for each scenario, over the scenarios in which the plan fits."""
+    """Expected loss against the best plan known for each scenario, over the scenarios in which the plan fits.
+
+    0 where it fits in none: see `out_of_memory_in`."""
     out_of_memory_in: tuple[str, ...] = ()
     """Scenarios whose busiest rank would run out of memory under this plan."""
     switch_cost_s: dict[str, float]

@@ -200,3 +200,20 @@ def test_mixtral_on_64_h100_has_an_optimal_plan_with_expert_parallelism():
         run.strategy.experts.expert_parallel_size > 1 for run in best.plan.stages[0].runs if run.strategy.experts
     )
     assert 0.4 < best.estimate.mfu < 0.65
+
+
+@pytest.mark.parametrize("memory", [20, 36, 40])
+def test_where_the_balanced_optimum_does_not_fit_under_the_only_scenario_another_plan_serves_it(memory):
+    hot = Workload(name="hot", expert_shares=((0.93, *(0.01,) * 7),))
+    options = FEW.model_copy(update={"scenarios": (Scenario(workload=hot, probability=1.0),)})
+    found = search(a_model(blocks=2, experts=8), a_cluster(4, memory * MIB), a_training(16), options)
+    assert ("hot" in found.plans[0].out_of_memory_in) == (memory < 40)
+    assert all(("hot" in entry.best_for) <= ("hot" not in entry.out_of_memory_in) for entry in found.plans)
+    assert any("hot" in entry.best_for for entry in found.plans)
+
+
+def test_scenarios_under_which_nothing_fits_are_named_in_the_error():
+    hot = Workload(name="hot", expert_shares=((0.93, *(0.01,) * 7),))
+    options = FEW.model_copy(update={"axes": ("dp", "ep"), "scenarios": (Scenario(workload=hot, probability=1.0),)})
+    with pytest.raises(InputError, match=r"options\.scenarios: no plan fits in memory under any of them"):
+        search(a_model(blocks=2, experts=8), a_cluster(4, 16 * MIB), a_training(16), options)
