@@ -1,13 +1,14 @@
 """Hardware and model data with units and sources, and how they are loaded.
 
-The data are files: `hardware/*.json` (one accelerator with its usual node and network each) and `models/*.json` (one
-config.json with its source each).
+The data are files: `hardware/*.json` (one accelerator with its usual node and network each), `software/*.json` (one
+software stack each) and `models/*.json` (one config.json with its source each).
 """
 
 from profiles.architectures import model_names, model_preset, model_request_from_file, resolve_model
 from profiles.clusters import cluster_from_shorthand, cluster_request_from_file, resolve_cluster
 from profiles.devices import HardwarePreset, device_names, device_preset
 from profiles.huggingface import model_from_config, model_types
+from profiles.stacks import stack_names, stack_preset
 from profiles.units import parse_bytes
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "parse_bytes",
     "resolve_cluster",
     "resolve_model",
+    "stack_names",
+    "stack_preset",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from planner.spec.errors import NotFoundError
 from planner.spec.parse import read_json
 
-Shelf = Literal["hardware", "models"]
+Shelf = Literal["hardware", "models", "software"]
 
 
 def names(shelf: Shelf) -> list[str]:
@@ -35,7 +35,7 @@ def find(shelf: Shelf, wanted: str) -> str:
     known.update({alias: name for name in list(known) for alias in content(shelf, name)["aliases"]})
     found = known.get(wanted.strip().lower())
     if found is None:
-        kind = {"hardware": "device", "models": "model"}[shelf]
+        kind = {"hardware": "device", "models": "model", "software": "stack"}[shelf]
         raise NotFoundError(f"no {kind} preset is named {wanted!r}; {suggestion(wanted, known)}")
     return found
 

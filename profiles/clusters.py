@@ -9,8 +9,10 @@ from planner.spec.cluster import Cluster, Device, Level, Link
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest
+from planner.spec.stack import Stack
 from profiles.devices import HardwarePreset, device_preset
 from profiles.files import looks_like_file, read_json_file
+from profiles.stacks import USUAL_STACK, stack_preset
 
 _SHORTHAND = re.compile(r"(?P<nodes>\d{1,9})x(?P<devices_per_node>\d{1,9}):(?P<device>\S+)")
 
@@ -27,6 +29,7 @@ def resolve_cluster(request: ClusterRequest) -> Cluster:
         "devices_per_node": request.devices_per_node,
         "device": device,
         "levels": request.levels or _levels(request, preset),
+        "stack": request.stack if isinstance(request.stack, Stack) else _stack(request.stack or USUAL_STACK),
         "memory_limit_bytes": request.memory_limit_bytes,
     }
     return parse(Cluster, content)
@@ -57,6 +60,13 @@ def _preset(name: str) -> HardwarePreset:
         return device_preset(name)
     except NotFoundError as error:
         raise InputError.at("device", str(error)) from None
+
+
+def _stack(name: str) -> Stack:
+    try:
+        return stack_preset(name).stack
+    except NotFoundError as error:
+        raise InputError.at("stack", str(error)) from None
 
 
 def _levels(request: ClusterRequest, preset: HardwarePreset | None) -> list[Level]:

@@ -35,7 +35,7 @@ RequiredBatch = Annotated[str, _BATCH]
 RequiredSequence = Annotated[int, _SEQUENCE]
 Batch = Annotated[str | None, _BATCH]
 Sequence = Annotated[int | None, _SEQUENCE]
-PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16, bf16 or fp8")]
+PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16, bf16, fp8, mxfp8 or nvfp4")]
 MemoryOption = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="SIZE", help="Memory of a device that plans may use, as 24GB or 24GiB"),

@@ -39,19 +39,22 @@ class Rates(NamedTuple):
 def rates(device: Device, precision: Precision) -> Rates:
     """Rates of a device in one number format; raises InputError if the device cannot compute in it.
 
-    fp8 means fp8 matrix products; attention and everything stored stay in bf16.
+    Quantised formats hold for the matrix products of weights; attention and everything stored stay in bf16.
     """
     peak = device.peak(precision)
     if peak is None:
         known = [p.value for p in Precision if device.peak(p)]
         raise InputError.at("training.precision", f"{device.name} has no {precision.value}; it has {', '.join(known)}")
-    stored = Precision.BF16 if precision is Precision.FP8 else precision
+    stored = Precision.BF16 if precision.is_quantised else precision
     attention_peak = device.peak(stored)
     if attention_peak is None:
         raise InputError.at("training.precision", f"{device.name} needs {stored.value} beside {precision.value}")
     efficiency = device.efficiency
+    ratio = efficiency.quantised_matmul_ratio if precision.is_quantised else efficiency.matmul_ratio
+    if ratio is None:
+        raise InputError.at("cluster.device.efficiency.quantised_matmul_ratio", f"is required for {precision.value}")
     return Rates(
-        matmul_flops_per_s=peak * efficiency.matmul_ratio,
+        matmul_flops_per_s=peak * ratio,
         matmul_half_depth=efficiency.matmul_half_depth,
         tile_rows=efficiency.matmul_tile[0],
         tile_columns=efficiency.matmul_tile[1],

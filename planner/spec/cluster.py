@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from planner.spec.stack import Stack
 from planner.spec.value import Count, Name, NonNegative, Positive, Ratio, StrEnum, Value
 
 
@@ -17,6 +18,16 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     FP8 = "fp8"
+    """A scale for each tensor, or for blocks of 128."""
+    MXFP8 = "mxfp8"
+    """A scale for every 32 numbers, in hardware (Open Compute Project, Microscaling Formats 1.0)."""
+    NVFP4 = "nvfp4"
+    """Four bits, a scale for every 16 numbers."""
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether operands are kept in 16 bits and cast for the products alone."""
+        return self in (Precision.FP8, Precision.MXFP8, Precision.NVFP4)
 
 
 class Provenance(StrEnum):
@@ -34,13 +45,17 @@ class PeakFlops(Value):
     fp16: Positive | None = None
     bf16: Positive | None = None
     fp8: Positive | None = None
+    mxfp8: Positive | None = None
+    nvfp4: Positive | None = None
 
 
 class KernelEfficiency(Value):
     """How close kernels come to the peaks of the device; see planner/cost/kernels.py for the formulas."""
 
     matmul_ratio: Ratio
-    """Of peak FLOP/s, for a large matrix product whose tiles fill all compute units."""
+    """Of peak FLOP/s, for a large matrix product whose tiles fill all compute units, in 16 or 32 bits."""
+    quantised_matmul_ratio: Ratio | None = None
+    """The same for products in 8 or 4 bits, None where the device has none."""
     matmul_tile: tuple[Count, Count] = (128, 256)
     """Rows and columns of the result that one compute unit makes at a time."""
     matmul_half_depth: NonNegative = 0.0
@@ -107,12 +122,14 @@ class Level(Value):
 
 
 class Cluster(Value):
-    """Equal devices, numbered node by node, under tiers of links (nearest first; the last spans all devices)."""
+    """Equal devices, numbered node by node, under tiers of links (nearest first; the last spans all), with software."""
 
     nodes: Count
     devices_per_node: Count
     device: Device
     levels: Annotated[tuple[Level, ...], Field(min_length=1)]
+    stack: Stack = Stack()
+    """The software that drives the devices."""
     memory_limit_bytes: Count | None = None
     """What a plan may use of one device; None: all that the device has."""
 

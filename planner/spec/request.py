@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from planner.spec.cluster import Device, Level, Link
 from planner.spec.model import Model
 from planner.spec.plan import ScheduleKind
+from planner.spec.stack import Stack
 from planner.spec.strategy import Recompute, Sharding
 from planner.spec.training import Training
 from planner.spec.value import Count, Name, Positive, Value
@@ -45,6 +46,8 @@ class ClusterRequest(Value):
     inter_node: Link | None = None
     levels: tuple[Level, ...] | None = None
     """All tiers of links, nearest first; instead of intra_node and inter_node."""
+    stack: Name | Stack | None = None
+    """The software, by name or inline; None: the one that is usual today."""
     memory_limit_bytes: Count | None = None
 
     @model_validator(mode="after")

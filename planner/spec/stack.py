@@ -1,0 +1,43 @@
+"""The software that drives the devices: what it adds to the work of kernels and links, and what it hides.
+
+A value without arguments is the ideal stack: nothing is added, and what formulas let overlap overlaps whole. Real
+stacks are data, in `profiles/software`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from planner.spec.value import Name, NonNegative, Ratio, Value
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A part of something, from nothing to all of it."""
+AtLeastOne = Annotated[float, Field(ge=1)]
+
+
+class Stack(Value):
+    """One framework of one time, with its kernels."""
+
+    name: Name = "ideal"
+    block_host_s: NonNegative = 0.0
+    """Time in which the host submits one pass of a dense block; a device that is quicker waits for it."""
+    experts_host_s: NonNegative = 0.0
+    """The same for the experts of a block."""
+    step_host_s: NonNegative = 0.0
+    """Once per step, whatever the plan: loop, data, norm of the gradients, logs."""
+    elementwise_ratio: AtLeastOne = 1.0
+    """Bytes that element-wise kernels move, over what fused ones would."""
+    optimizer_ratio: AtLeastOne = 1.0
+    """Bytes that the update of the weights moves, over what one fused kernel would."""
+    grouped_matmul_ratio: Ratio = 1.0
+    """Of the rate of one large product, what the products of many experts reach."""
+    tensor_overlap_ratio: Share = 0.0
+    """Of the tensor-parallel traffic, what hides behind the products beside it."""
+    expert_overlap_ratio: Share = 0.0
+    """Of the all-to-all, what hides behind other work."""
+    pipeline_overlap_ratio: Share = 0.0
+    """Of the traffic between stages, what hides."""
+    data_overlap_ratio: Share = 1.0
+    """Of the data-parallel traffic, what may hide behind passes."""

@@ -1,0 +1,30 @@
+"""Software stacks by name, from `profiles/software/*.json`."""
+
+from __future__ import annotations
+
+from planner.spec.parse import parse
+from planner.spec.stack import Stack
+from planner.spec.value import Name, Value
+from profiles import catalogue
+
+USUAL_STACK = "megatron-core"
+"""What most large models are trained with today, and what a request means that names no stack."""
+
+
+class StackPreset(Value):
+    """A stack with its other names, and where its numbers come from."""
+
+    aliases: tuple[Name, ...]
+    stack: Stack
+    sources: tuple[str, ...]
+
+
+def stack_names() -> list[str]:
+    """Names of all stacks in alphabetical order, without their aliases."""
+    return catalogue.names("software")
+
+
+def stack_preset(name: str) -> StackPreset:
+    """The stack of this name or alias; raises NotFoundError with close matches."""
+    found = catalogue.find("software", name)
+    return parse(StackPreset, catalogue.content("software", found), found)
