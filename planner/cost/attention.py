@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import tiers
 from planner.cost.dense import linear_s, tensor_parallel_s
-from planner.cost.kernels import matmul_s, memory_bound_s, overlapped_s
+from planner.cost.kernels import elementwise_s, matmul_s, overlapped_s, unquantised
 from planner.cost.part import Conditions, Part, Share, add, context_group
 from planner.spec.model import GroupedQueryAttention, LatentAttention
 from planner.spec.strategy import Strategy
@@ -61,7 +61,7 @@ def _projections(
     pairs = [linear_s(conditions, part_of.tokens, columns, depth) for columns, depth in matrices]
     element = conditions.rate.element_bytes
     rotary = 2.0 * element * part_of.tokens * (heads.query_width + heads.key_width)
-    rotary_s = memory_bound_s(conditions.rate, rotary, 2)
+    rotary_s = elementwise_s(conditions.rate, rotary, 2)
     return Part(
         forward_s=sum(pair[0] for pair in pairs) + rotary_s,
         backward_s=sum(pair[1] for pair in pairs) + rotary_s,
@@ -135,15 +135,15 @@ def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part
     Bytes kept per score: softmax output, and with dropout its mask (1 byte) and output.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 5 a s^2 b with 2-byte elements.
     """
-    rate, sequence = conditions.rate, part_of.sequence
+    rate, sequence = unquantised(conditions.rate), part_of.sequence
     groups = part_of.samples * heads.heads
     query, value = heads.query_width / heads.heads, heads.output_width / heads.heads
     scores = groups * sequence * sequence
     element, dropout = rate.element_bytes, conditions.training.dropout
     products = matmul_s(rate, sequence, sequence, query, groups) + matmul_s(rate, sequence, value, sequence, groups)
-    softmax = memory_bound_s(rate, scores * 2 * element)
-    undo_softmax = memory_bound_s(rate, scores * 3 * element)
-    drop = memory_bound_s(rate, scores * (2 * element + 1)) if dropout else 0.0
+    softmax = elementwise_s(rate, scores * 2 * element)
+    undo_softmax = elementwise_s(rate, scores * 3 * element)
+    drop = elementwise_s(rate, scores * (2 * element + 1)) if dropout else 0.0
     backward_products = (
         matmul_s(rate, sequence, query, sequence, 2 * groups)
         + matmul_s(rate, sequence, sequence, value, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.cost.collectives import all_reduce_s
-from planner.cost.kernels import matmul_s, memory_bound_s
+from planner.cost.kernels import elementwise_s, matmul_s, quantise_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.strategy import Strategy
 
@@ -18,9 +18,10 @@ def linear_s(
 ) -> tuple[float, float]:
     """(forward, backward) of a weight matrix [depth, columns]; backward makes the gradients of input and weight."""
     rate = conditions.rate
-    forward = matmul_s(rate, rows, columns, depth, groups)
+    slower = rate.grouped_matmul_ratio if groups > 1 else 1.0
+    forward = matmul_s(rate, rows, columns, depth, groups) / slower + quantise_s(rate, groups * rows * depth)
     backward = matmul_s(rate, rows, depth, columns, groups) + matmul_s(rate, depth, columns, rows, groups)
-    return forward, backward
+    return forward, backward / slower + quantise_s(rate, groups * rows * columns)
 
 
 def feed_forward(
@@ -32,8 +33,8 @@ def feed_forward(
     down = linear_s(conditions, rows, conditions.hidden_size, width, groups)
     element = conditions.rate.element_bytes * rows * groups
     # Activation function: reads the inner values and writes the outer; backward reads both and writes the inner.
-    forward = memory_bound_s(conditions.rate, element * (inner + width))
-    backward = memory_bound_s(conditions.rate, element * (2 * inner + width))
+    forward = elementwise_s(conditions.rate, element * (inner + width))
+    backward = elementwise_s(conditions.rate, element * (2 * inner + width))
     return up[0] + down[0] + forward, up[1] + down[1] + backward
 
 
@@ -83,6 +84,7 @@ def residual_stream(conditions: Conditions, part_of: Share) -> Part:
     element = conditions.rate.element_bytes
     masks = 2.0 * elements if dropout else 0.0
     undo_dropout = 2.0 * elements * (2 * element + 1) if dropout else 0.0
-    forward = memory_bound_s(conditions.rate, elements * element * _EDGE_PASSES_FORWARD + masks, 4)
-    backward = memory_bound_s(conditions.rate, elements * element * _EDGE_PASSES_BACKWARD + undo_dropout, 4)
-    return Part(forward_s=forward, backward_s=backward, stored_bytes=4.0 * elements * element + masks)
+    forward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_FORWARD + masks, 4)
+    backward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_BACKWARD + undo_dropout, 4)
+    stored = 4.0 * elements * element + masks
+    return Part(forward_s=forward, backward_s=backward, host_s=conditions.stack.block_host_s, stored_bytes=stored)

@@ -82,7 +82,7 @@ def estimate(
     check_placement(len(model.moe_layers), placement)
     case = _Case(model, cluster, plan, workload, placement, conditions(model.hidden_size, cluster, training))
     bills = [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
-    step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches)
+    step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
     tokens = plan.global_batch_size * plan.sequence_length
     flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
     peak = cluster.device.peak(training.precision)
@@ -96,7 +96,7 @@ def estimate(
         tokens_per_s_per_device=tokens / step / cluster.num_devices,
         tflops_per_device=flops_per_s_per_device / 1e12,
         mfu=flops_per_s_per_device / peak,
-        time=_time_parts(plan, bills, step),
+        time=_time_parts(plan, bills, step, cluster.stack.step_host_s),
         stages=stages,
         fits=all(stage.missing_bytes == 0 for stage in stages),
         provenance=cluster.device.provenance,
@@ -218,7 +218,7 @@ def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
             )
 
 
-def _time_parts(plan: Plan, bills: list[_Bill], step: float) -> dict[str, float]:
+def _time_parts(plan: Plan, bills: list[_Bill], step: float, host_s: float) -> dict[str, float]:
     """The step as its slowest stage spends it; what that stage waits for others is the bubble."""
     paces = [bill.pace for bill in bills]
     slowest = max(range(len(bills)), key=lambda i: (sum(rhythm(plan.schedule, paces[i])), -i))
@@ -230,5 +230,6 @@ def _time_parts(plan: Plan, bills: list[_Bill], step: float) -> dict[str, float]
     parts["pipeline_communication"] = boundary_s * count
     parts["data_parallel_communication"] += bills[last].once_communication_s
     parts["optimizer"] = bills[last].optimizer_s
+    parts["host"] += host_s
     parts["pipeline_bubble"] = max(0.0, step - sum(parts.values())) if len(bills) > 1 else 0.0
     return {name: seconds for name, seconds in parts.items() if seconds}

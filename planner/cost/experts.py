@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from planner.cost.collectives import Group, all_gather_s, all_to_all_s
 from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_parallel_s
-from planner.cost.kernels import memory_bound_s
+from planner.cost.kernels import elementwise_s
 from planner.cost.part import Conditions, Part, Share
 from planner.spec.model import MoeFeedForward
 from planner.spec.strategy import ExpertStrategy, Strategy
@@ -46,6 +46,7 @@ def moe_feed_forward(
         all_to_all_s=even[2],
         imbalance_forward_s=forward - even[0] + exchange - even[2],
         imbalance_backward_s=backward - even[1] + exchange - even[2],
+        host_s=conditions.stack.experts_host_s,
         stored_bytes=stored + shared.stored_bytes + logits,
         transient_bytes=max(transient, shared.transient_bytes),
     )
@@ -66,7 +67,7 @@ def _routed(
     width = moe.expert_width / tensor
     forward, backward = feed_forward(conditions, width, moe.gated, rows / groups, groups)
     # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
-    sorting = memory_bound_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
+    sorting = elementwise_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
     exchange = 2.0 * all_to_all_s(conditions.levels, expert_group(experts), sent * load_ratio * hidden * element)
     # Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
     gathered = all_gather_s(conditions.levels, ((tensor, 1),), rows * hidden * element)

@@ -12,6 +12,7 @@ import numpy as np
 
 from planner.spec.cluster import Device, Precision
 from planner.spec.errors import InputError
+from planner.spec.stack import Stack
 
 Numbers: TypeAlias = Any
 """One number, or an array with a number for each of many strategies that are priced at once."""
@@ -21,7 +22,9 @@ class Rates(NamedTuple):
     """What the device does per second in the training's number format, and how its kernels are shaped."""
 
     matmul_flops_per_s: float
-    """Reached by a large matrix product."""
+    """Reached by a large product with a weight matrix."""
+    stored_matmul_flops_per_s: float
+    """Reached by a large product that stays in the stored format."""
     matmul_half_depth: float
     tile_rows: int
     tile_columns: int
@@ -29,15 +32,22 @@ class Rates(NamedTuple):
     attention_forward_flops_per_s: float
     attention_backward_flops_per_s: float
     bytes_per_s: float
-    """Reached by element-wise kernels."""
+    """Reached by kernels that memory bounds."""
+    elementwise_bytes_per_s: float
+    """Of a fused kernel's bytes, what the stack's element-wise kernels get done."""
+    optimizer_bytes_per_s: float
+    """Of a fused kernel's bytes, what the stack's update of the weights gets done."""
+    quantised_bytes_per_s: float | None
+    """The same for casts to quantised formats; None where products run in the stored format."""
+    grouped_matmul_ratio: float
     launch_s: float
     overlap_slowdown_ratio: float
     element_bytes: int
     """Of an activation or weight as stored."""
 
 
-def rates(device: Device, precision: Precision) -> Rates:
-    """Rates of a device in one number format; raises InputError if the device cannot compute in it.
+def rates(device: Device, stack: Stack, precision: Precision) -> Rates:
+    """Rates of a device under a stack in one number format; raises InputError if the device cannot compute in it.
 
     Quantised formats hold for the matrix products of weights; attention and everything stored stay in bf16.
     """
@@ -53,19 +63,30 @@ def rates(device: Device, precision: Precision) -> Rates:
     ratio = efficiency.quantised_matmul_ratio if precision.is_quantised else efficiency.matmul_ratio
     if ratio is None:
         raise InputError.at("cluster.device.efficiency.quantised_matmul_ratio", f"is required for {precision.value}")
+    bytes_per_s = device.memory_bandwidth_bytes_per_s * efficiency.memory_ratio
     return Rates(
         matmul_flops_per_s=peak * ratio,
+        stored_matmul_flops_per_s=attention_peak * efficiency.matmul_ratio,
         matmul_half_depth=efficiency.matmul_half_depth,
         tile_rows=efficiency.matmul_tile[0],
         tile_columns=efficiency.matmul_tile[1],
         compute_units=device.compute_units,
         attention_forward_flops_per_s=attention_peak * efficiency.attention_forward_ratio,
         attention_backward_flops_per_s=attention_peak * efficiency.attention_backward_ratio,
-        bytes_per_s=device.memory_bandwidth_bytes_per_s * efficiency.memory_ratio,
+        bytes_per_s=bytes_per_s,
+        elementwise_bytes_per_s=bytes_per_s / stack.elementwise_ratio,
+        optimizer_bytes_per_s=bytes_per_s / stack.optimizer_ratio,
+        quantised_bytes_per_s=bytes_per_s / stack.quantise_ratio if precision.is_quantised else None,
+        grouped_matmul_ratio=stack.grouped_matmul_ratio,
         launch_s=efficiency.kernel_launch_s,
         overlap_slowdown_ratio=efficiency.overlap_slowdown_ratio,
         element_bytes=4 if precision is Precision.FP32 else 2,
     )
+
+
+def unquantised(rate: Rates) -> Rates:
+    """Rates for parts that stay in the stored format: the head, and attention without fusion."""
+    return rate._replace(matmul_flops_per_s=rate.stored_matmul_flops_per_s, quantised_bytes_per_s=None)
 
 
 def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: float = 1) -> float:
@@ -85,9 +106,24 @@ def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: flo
     return max(busy_s, moved / rate.bytes_per_s) + rate.launch_s
 
 
-def memory_bound_s(rate: Rates, moved_bytes: float, kernels: int = 1) -> float:
-    """Element-wise kernels that read and write `moved_bytes` together."""
-    return moved_bytes / rate.bytes_per_s + kernels * rate.launch_s
+def elementwise_s(rate: Rates, moved_bytes: float, kernels: int = 1) -> float:
+    """Element-wise kernels that read and write `moved_bytes` together, if they are fused."""
+    return moved_bytes / rate.elementwise_bytes_per_s + kernels * rate.launch_s
+
+
+def quantise_s(rate: Rates, elements: float) -> float:
+    """Casts of the operand of a product: 2 bytes read, one written as it is and one transposed; 0 in 16 bits.
+
+    Source: NVIDIA Transformer Engine's cast-transpose, which the products of both passes read.
+    """
+    if rate.quantised_bytes_per_s is None:
+        return 0.0
+    return 4.0 * elements / rate.quantised_bytes_per_s + rate.launch_s
+
+
+def exposed_s(traffic_s: Numbers, beside_s: Numbers, hidden_ratio: float) -> Numbers:
+    """Traffic of which a part hides behind the work beside it, as far as that work reaches."""
+    return traffic_s - hidden_ratio * np.minimum(traffic_s, beside_s)
 
 
 def overlapped_s(rate: Rates, compute_s: Numbers, communication_s: Numbers) -> Numbers:

@@ -9,14 +9,14 @@ import numpy as np
 from planner.cost.attention import attention
 from planner.cost.dense import dense_feed_forward, residual_stream
 from planner.cost.experts import moe_feed_forward
-from planner.cost.kernels import Numbers, overlapped_s
+from planner.cost.kernels import Numbers, Rates, exposed_s, overlapped_s
 from planner.cost.part import Conditions, Part, Share, add, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
 from planner.spec.model import Block, DenseFeedForward, Embedding, Head
 from planner.spec.strategy import Recompute, Strategy
 
-PassTime = tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]
+PassTime = tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]
 """Seconds of one pass over one micro-batch, by the names in PASS_PARTS."""
 
 PASS_PARTS = (
@@ -27,6 +27,7 @@ PASS_PARTS = (
     "expert_all_to_all",
     "expert_imbalance",
     "data_parallel_communication",
+    "host",
 )
 
 
@@ -115,38 +116,45 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
 
     `edge_tokens`, `whole` and `held` may hold arrays, for many strategies at once; then so does the cost.
     """
-    again = _recomputed(whole, recompute)
+    rate, stack = conditions.rate, conditions.stack
+    tensor_forward_s = exposed_s(whole.tensor_forward_s, whole.forward_s, stack.tensor_overlap_ratio)
+    tensor_backward_s = exposed_s(whole.tensor_backward_s, whole.backward_s, stack.tensor_overlap_ratio)
+    exchange_forward_s = exposed_s(whole.all_to_all_s, whole.forward_s, stack.expert_overlap_ratio)
+    exchange_backward_s = exposed_s(whole.all_to_all_s, whole.backward_s, stack.expert_overlap_ratio)
+    seen = whole._replace(tensor_forward_s=tensor_forward_s, all_to_all_s=exchange_forward_s)
+    again = _recomputed(seen, recompute)
     forward_compute_s = whole.forward_s + whole.imbalance_forward_s
     backward_compute_s = whole.backward_s + whole.imbalance_backward_s + again[0]
-    rate = conditions.rate
-    beside_forward = overlapped_s(rate, forward_compute_s, held.micro_forward_s) - forward_compute_s
-    beside_backward = overlapped_s(rate, backward_compute_s, held.micro_backward_s) - backward_compute_s
+    beside_forward = _beside(rate, stack.data_overlap_ratio, forward_compute_s, held.micro_forward_s)
+    beside_backward = _beside(rate, stack.data_overlap_ratio, backward_compute_s, held.micro_backward_s)
     # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
     # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
     free_forward_s = np.maximum(0.0, forward_compute_s - held.micro_forward_s)
     free_backward_s = np.maximum(0.0, backward_compute_s - again[0] - held.micro_backward_s)
-    once_s = overlapped_s(rate, free_forward_s, held.once_forward_s) - free_forward_s
-    once_s += overlapped_s(rate, free_backward_s, held.once_backward_s) - free_backward_s
+    once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
+    once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
     kept = _kept(conditions, whole, recompute, edge_tokens)
+    forward = (
+        whole.forward_s,
+        0.0,
+        tensor_forward_s,
+        whole.context_forward_s,
+        exchange_forward_s,
+        whole.imbalance_forward_s,
+        beside_forward,
+    )
+    backward = (
+        whole.backward_s,
+        again[0],
+        tensor_backward_s + again[1],
+        whole.context_backward_s + again[2],
+        exchange_backward_s + again[3],
+        whole.imbalance_backward_s + again[4],
+        beside_backward,
+    )
     return LayerCost(
-        forward=(
-            whole.forward_s,
-            0.0,
-            whole.tensor_forward_s,
-            whole.context_forward_s,
-            whole.all_to_all_s,
-            whole.imbalance_forward_s,
-            beside_forward,
-        ),
-        backward=(
-            whole.backward_s,
-            again[0],
-            whole.tensor_backward_s + again[1],
-            whole.context_backward_s + again[2],
-            whole.all_to_all_s + again[3],
-            whole.imbalance_backward_s + again[4],
-            beside_backward,
-        ),
+        forward=(*forward, np.maximum(0.0, whole.host_s - sum(forward))),
+        backward=(*backward, np.maximum(0.0, whole.host_s * _host_passes(recompute) - sum(backward))),
         once_communication_s=once_s,
         optimizer_s=held.optimizer_s,
         weights_bytes=np.ceil(held.weights_bytes),
@@ -156,6 +164,17 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         logits_bytes=np.ceil(whole.logits_bytes),
         workspace_bytes=np.ceil(_workspace(whole, held, kept)),
     )
+
+
+def _beside(rate: Rates, hidden_ratio: float, compute_s: Numbers, traffic_s: Numbers) -> Numbers:
+    """What traffic adds to compute, when only a part of it may run beside."""
+    hidden_s = hidden_ratio * traffic_s
+    return overlapped_s(rate, compute_s, hidden_s) - compute_s + (traffic_s - hidden_s)
+
+
+def _host_passes(recompute: Recompute) -> float:
+    """Passes that the host submits during the backward pass."""
+    return 2.0 if recompute is Recompute.FULL else 1.0
 
 
 def _recomputed(whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from planner.cost.collectives import Group
 from planner.cost.kernels import Rates, rates
 from planner.spec.cluster import Cluster, Level
+from planner.spec.stack import Stack
 from planner.spec.strategy import AxisKind, Strategy
 from planner.spec.training import Training
 
@@ -19,11 +20,13 @@ class Conditions(NamedTuple):
     rate: Rates
     levels: tuple[Level, ...]
     training: Training
+    stack: Stack
 
 
 def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Conditions:
     """Conditions for a model of this width; raises InputError if the device lacks the number format."""
-    return Conditions(hidden_size, rates(cluster.device, training.precision), cluster.levels, training)
+    rate = rates(cluster.device, cluster.stack, training.precision)
+    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack)
 
 
 class Share(NamedTuple):
@@ -66,6 +69,8 @@ class Part(NamedTuple):
     imbalance_forward_s: float = 0.0
     """What uneven expert load adds to compute and all-to-all."""
     imbalance_backward_s: float = 0.0
+    host_s: float = 0.0
+    """In which the host submits one pass."""
     stored_bytes: float = 0.0
     """Activations kept for the backward pass."""
     core_bytes: float = 0.0

@@ -138,7 +138,7 @@ def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
         whole_weights_bytes=count * weight if split_weights and parts > 1 else 0.0,
         whole_gradients_bytes=count * gradient if split_gradients and parts > 1 else 0.0,
         **_traffic(conditions, sharding, held, count * weight, count * gradient),
-        optimizer_s=count / parts * touched / conditions.rate.bytes_per_s,
+        optimizer_s=count / parts * touched / conditions.rate.optimizer_bytes_per_s,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.cost.collectives import all_reduce_s
 from planner.cost.dense import linear_s, tensor_parallel_s
-from planner.cost.kernels import memory_bound_s
+from planner.cost.kernels import elementwise_s, unquantised
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.model import Embedding, Head
 from planner.spec.strategy import Strategy
@@ -14,10 +14,10 @@ def embedding(conditions: Conditions, layer: Embedding, strategy: Strategy, part
     """Look-up of rows, cut along the vocabulary: ranks without the row add zeros, then all-reduce."""
     elements = part_of.tokens * conditions.hidden_size
     element = conditions.rate.element_bytes
-    look_up = memory_bound_s(conditions.rate, 2.0 * elements * element * (2 if layer.num_positions else 1))
+    look_up = elementwise_s(conditions.rate, 2.0 * elements * element * (2 if layer.num_positions else 1))
     mask = part_of.edge_tokens * conditions.hidden_size if conditions.training.dropout else 0.0
     traffic = tensor_parallel_s(conditions, strategy, part_of)
-    with_gradient = memory_bound_s(conditions.rate, 3.0 * elements * element)
+    with_gradient = elementwise_s(conditions.rate, 3.0 * elements * element)
     return Part(
         forward_s=look_up,
         backward_s=with_gradient,
@@ -37,14 +37,15 @@ def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share
     """
     rate, hidden = conditions.rate, conditions.hidden_size
     logits = part_of.tokens * layer.vocab_size / strategy.tp
-    forward, backward = linear_s(conditions, part_of.tokens, layer.vocab_size / strategy.tp, hidden)
+    stored = conditions._replace(rate=unquantised(rate))
+    forward, backward = linear_s(stored, part_of.tokens, layer.vocab_size / strategy.tp, hidden)
     norm = part_of.edge_tokens * hidden * rate.element_bytes
     traffic = tensor_parallel_s(conditions, strategy, part_of)
     # Maximum, sum and target logit of each token, in fp32.
     loss = 3.0 * all_reduce_s(conditions.levels, tensor_group(strategy), 4.0 * part_of.tokens)
     return Part(
-        forward_s=forward + memory_bound_s(rate, 2 * norm + logits * (rate.element_bytes + 8.0), 3),
-        backward_s=backward + memory_bound_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
+        forward_s=forward + elementwise_s(rate, 2 * norm + logits * (rate.element_bytes + 8.0), 3),
+        backward_s=backward + elementwise_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
         tensor_forward_s=loss + (traffic / 2 if strategy.sequence_parallel else 0.0),
         tensor_backward_s=traffic / 2 if strategy.sequence_parallel else traffic,
         stored_bytes=2.0 * norm,

@@ -153,7 +153,7 @@ def _bound(
         checkpoint(0.5 * number / len(grouped), what)
         for instance in instances.of(group):
             pool.offer_uniform(instance)
-            bound = Bounds(instance.problem).step_s() / instance.family.global_batch_size
+            bound = pool.per_sample_s(instance, Bounds(instance.problem).step_s())
             found.append(_Open(bound, len(found), instance))
     return found, float("inf")
 

@@ -84,7 +84,7 @@ class Instances:
         """No plan is faster: the wide matrix products of the model, spread over all devices at their full rate."""
         cluster, training = self._space.cluster, self._space.training
         flops = wide_matrix_flops_per_token(self.model, training.capacity_factor) * training.sequence_length
-        return flops / cluster.num_devices / rates(cluster.device, training.precision).matmul_flops_per_s
+        return flops / cluster.num_devices / rates(cluster.device, cluster.stack, training.precision).matmul_flops_per_s
 
     def no_strategy(self) -> InputError:
         """The error for a space without any strategy."""

@@ -41,8 +41,14 @@ class Pool:
         self._nearest: tuple[int, int, Callable[[], Plan]] | None = None
 
     def best_step_s(self, instance: Instance) -> float:
-        """Step time that a plan of this instance must beat."""
-        return self.best.per_sample_s * instance.family.global_batch_size if self.best else float("inf")
+        """Step time, but for what every plan pays, that a plan of this instance must beat."""
+        if self.best is None:
+            return float("inf")
+        return self.best.per_sample_s * instance.family.global_batch_size - self._cluster.stack.step_host_s
+
+    def per_sample_s(self, instance: Instance, step_s: float) -> float:
+        """From a step time without what every plan pays to the time of a sample with it."""
+        return (step_s + self._cluster.stack.step_host_s) / instance.family.global_batch_size
 
     def offer(
         self,
@@ -52,8 +58,8 @@ class Pool:
         stages: tuple[Stretches, ...],
         chosen: Sequence[Sequence[int]],
     ) -> None:
-        """A plan with its step time; the faster one stays, of equals the first."""
-        per_sample_s = step_s / instance.family.global_batch_size
+        """A plan with its step time, but for what every plan pays; the faster one stays, of equals the first."""
+        per_sample_s = self.per_sample_s(instance, step_s)
         if self.best is None or per_sample_s < self.best.per_sample_s:
             self.best = Candidate(per_sample_s, self._plan(instance, table, stages, chosen))
 
@@ -65,7 +71,7 @@ class Pool:
         priced = price_uniform(instance.all_choices, uniform, stages)
         self._note_miss(instance, stages, priced.missing_bytes.tolist(), priced.fullest.tolist())
         for row in fastest_by_degrees(uniform, priced):
-            per_sample_s = float(priced.step_s[row]) / instance.family.global_batch_size
+            per_sample_s = self.per_sample_s(instance, float(priced.step_s[row]))
             key = (instance.family.num_stages, instance.family.schedule, *uniform.names[int(uniform.degrees[row])])
             known = self._alternatives.get(key)
             if known is None or per_sample_s < known.per_sample_s:

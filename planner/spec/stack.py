@@ -29,6 +29,8 @@ class Stack(Value):
     """Once per step, whatever the plan: loop, data, norm of the gradients, logs."""
     elementwise_ratio: AtLeastOne = 1.0
     """Bytes that element-wise kernels move, over what fused ones would."""
+    quantise_ratio: AtLeastOne = 1.0
+    """Bytes that casts to 8 or 4 bits move, over what one fused kernel for each operand would."""
     optimizer_ratio: AtLeastOne = 1.0
     """Bytes that the update of the weights moves, over what one fused kernel would."""
     grouped_matmul_ratio: Ratio = 1.0

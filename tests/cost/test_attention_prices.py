@@ -24,7 +24,8 @@ def only_scores(**links: float) -> Conditions:
     """A device on which everything but fused attention is free."""
     where = cluster(device=DEVICE, node_link=NODE_LINK.model_copy(update=links))
     price = conditions(HIDDEN, where, TRAINING)
-    return price._replace(rate=price.rate._replace(matmul_flops_per_s=1e40, bytes_per_s=1e40, launch_s=0.0))
+    free = {"matmul_flops_per_s": 1e40, "bytes_per_s": 1e40, "elementwise_bytes_per_s": 1e40, "launch_s": 0.0}
+    return price._replace(rate=price.rate._replace(**free))
 
 
 def priced(kind: GroupedQueryAttention | LatentAttention, strategy: Strategy = ALONE, **links: float) -> Part:
