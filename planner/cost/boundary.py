@@ -42,7 +42,8 @@ def entry(
     pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], share_bytes / parts)
     if parts > 1:
         pass_s += all_gather_s(conditions.levels, tensor_group(strategy), share_bytes)
-    return Entry(pass_s * (1.0 - conditions.stack.pipeline_overlap_ratio), 4 * int(share_bytes))
+    stack = conditions.stack
+    return Entry(pass_s * (1.0 - stack.pipeline_overlap_ratio) + stack.message_host_s, 4 * int(share_bytes))
 
 
 def layout(strategy: Strategy) -> Layout:

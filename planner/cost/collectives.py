@@ -1,8 +1,8 @@
 """Seconds of collectives over groups of devices under tiers of links. Knows bytes and groups, no model.
 
 A group is a grid: dimensions of (degree, stride) in device numbers. On a tier, the members inside one island of the
-tier below share its uplinks. Bandwidth follows the ring algorithm, latency the depth of a tree, as NCCL picks the
-better of both by size.
+tier below share its uplinks. Bandwidth follows the ring algorithm, latency a ring among few and a tree among many,
+as NCCL picks the better of both by size.
 """
 
 from __future__ import annotations
@@ -107,7 +107,12 @@ def _fan_out_bytes_per_s(tier: Tier) -> float:
 
 
 def _latency_s(crossed: Sequence[Tier]) -> float:
-    return sum(tier.latency_s * ceil(log2(tier.members / tier.below)) for tier in crossed)
+    return sum(tier.latency_s * _hops(tier.members // tier.below) for tier in crossed)
+
+
+def _hops(members: int) -> float:
+    """One after the other around a ring of up to eight, the usual node; a tree over such rings above."""
+    return members - 1.0 if members <= 8 else 7.0 + ceil(log2(members / 8))
 
 
 def _members(degree: int, stride: int, island: int) -> int:

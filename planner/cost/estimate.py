@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from math import ceil
@@ -52,6 +51,17 @@ class _Bill(NamedTuple):
         )
 
 
+class _Known(NamedTuple):
+    """What was found out once for all stages; layers and strategies are told apart by identity."""
+
+    moe_layers: dict[int, int]
+    """Which MoE layer a layer is."""
+    strategies: dict[Strategy, Strategy]
+    """The first of equal ones."""
+    costs: dict[tuple[int, int, float, float], LayerCost]
+    loads: dict[tuple[int, int, int], float]
+
+
 class _Case(NamedTuple):
     """What an estimate is asked about."""
 
@@ -61,6 +71,7 @@ class _Case(NamedTuple):
     workload: Workload
     placement: Placement | None
     conditions: Conditions
+    known: _Known
 
 
 def estimate(
@@ -80,7 +91,9 @@ def estimate(
     check_plan(model, cluster, training, plan)
     check_workload(len(model.moe_layers), workload)
     check_placement(len(model.moe_layers), placement)
-    case = _Case(model, cluster, plan, workload, placement, conditions(model.hidden_size, cluster, training))
+    known = _Known({layer: index for index, layer in enumerate(model.moe_layers)}, {}, {}, {})
+    common = conditions(model.hidden_size, cluster, training)
+    case = _Case(model, cluster, plan, workload, placement, common, known)
     bills = [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
     step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
     tokens = plan.global_batch_size * plan.sequence_length
@@ -152,46 +165,58 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
 
 
 def _layer_costs(case: _Case, stage: Stage) -> Iterator[tuple[LayerCost, int]]:
-    """(cost, how many) of the stage's layers; equal ones are priced once."""
-    equal: Counter[tuple[Embedding | Block | Head, Strategy, float, float]] = Counter()
+    """(cost, how many) of the stage's layers; equal ones are priced once in all stages."""
+    own_copy = not tied_stage(case.model, case.plan)
+    equal: dict[tuple[int, int, float, float], int] = {}
     for run in stage.runs:
+        strategy = case.known.strategies.setdefault(run.strategy, run.strategy)
         for number in range(run.first_layer, run.end_layer):
             layer = case.model.layers[number]
-            load = _load_ratio(case, number, layer, run.strategy)
-            equal[(layer, run.strategy, load, _copies_ratio(case, number, layer))] += 1
-    own_copy = not tied_stage(case.model, case.plan)
-    for (layer, strategy, load, copies), count in equal.items():
-        cost = layer_cost(
-            case.conditions,
-            layer,
-            strategy,
-            case.plan.samples_per_micro_batch,
-            case.plan.sequence_length,
-            load_ratio=load,
-            own_copy=own_copy,
-            copies_ratio=copies,
-        )
-        yield cost, count
+            key = (
+                id(layer),
+                id(strategy),
+                _load_ratio(case, number, layer, strategy),
+                _copies_ratio(case, number, layer),
+            )
+            if key not in case.known.costs:
+                case.known.costs[key] = layer_cost(
+                    case.conditions,
+                    layer,
+                    strategy,
+                    case.plan.samples_per_micro_batch,
+                    case.plan.sequence_length,
+                    load_ratio=key[2],
+                    own_copy=own_copy,
+                    copies_ratio=key[3],
+                )
+            equal[key] = equal.get(key, 0) + 1
+    for key, count in equal.items():
+        yield case.known.costs[key], count
 
 
 def _load_ratio(case: _Case, number: int, layer: Embedding | Block | Head, strategy: Strategy) -> float:
     if strategy.experts is None or not isinstance(layer, Block) or layer.moe is None:
         return 1.0
-    return load_ratio(
-        layer.moe,
-        case.model.moe_layers.index(number),
-        strategy.experts.expert_parallel_size,
-        case.workload,
-        case.placement,
-        case.conditions.training.capacity_factor,
-    )
+    moe_layer = case.known.moe_layers[number]
+    alike = case.placement is None and len(case.workload.expert_shares) <= 1
+    key = (id(layer), 0 if alike else moe_layer, strategy.experts.expert_parallel_size)
+    if key not in case.known.loads:
+        case.known.loads[key] = load_ratio(
+            layer.moe,
+            moe_layer,
+            strategy.experts.expert_parallel_size,
+            case.workload,
+            case.placement,
+            case.conditions.training.capacity_factor,
+        )
+    return case.known.loads[key]
 
 
 def _copies_ratio(case: _Case, number: int, layer: Embedding | Block | Head) -> float:
     """Expert slots of a rank over its even share; after `_load_ratio`, which checks that the placement matches."""
     if case.placement is None or not isinstance(layer, Block) or layer.moe is None:
         return 1.0
-    slots = len(case.placement.layers[case.model.moe_layers.index(number)])
+    slots = len(case.placement.layers[case.known.moe_layers[number]])
     return slots / layer.moe.num_experts
 
 

@@ -27,6 +27,8 @@ class Stack(Value):
     """The same for the experts of a block."""
     step_host_s: NonNegative = 0.0
     """Once per step, whatever the plan: loop, data, norm of the gradients, logs."""
+    message_host_s: NonNegative = 0.0
+    """For each message between stages: how long both wait for the host, which waits for the message."""
     elementwise_ratio: AtLeastOne = 1.0
     """Bytes that element-wise kernels move, over what fused ones would."""
     quantise_ratio: AtLeastOne = 1.0
