@@ -67,14 +67,14 @@ def test_an_all_reduce_is_a_reduce_scatter_and_an_all_gather(group, moved):
 
 
 def test_a_large_all_reduce_inside_a_node_runs_at_the_bus_bandwidth():
-    # 2 (n-1)/n of the bytes at 0.8 x 3e11 bytes/s, and a tree of three steps twice.
-    expected = 2 * 7 / 8 * 1e9 / 2.4e11 + 2 * 3 * 4e-6
+    # 2 (n-1)/n of the bytes at 0.8 x 3e11 bytes/s, and a ring of seven steps twice.
+    expected = 2 * 7 / 8 * 1e9 / 2.4e11 + 2 * 7 * 4e-6
     assert all_reduce_s(LEVELS, ((8, 1),), 1e9) == pytest.approx(expected, rel=1e-12)
 
 
 def test_across_nodes_the_members_of_a_node_use_their_uplinks_together():
     # 16 devices over 2 nodes: each node sends through 8 uplinks of 0.8 x 2.5e10, less than inside the node.
-    expected = 15 / 16 * 1e9 / (8 * 2e10) + 3 * 4e-6 + 1e-5
+    expected = 15 / 16 * 1e9 / (8 * 2e10) + 7 * 4e-6 + 1e-5
     assert all_gather_s(LEVELS, ((16, 1),), 1e9) == pytest.approx(expected, rel=1e-12)
 
 
@@ -114,7 +114,7 @@ def test_a_mesh_of_pairwise_links_is_slow_between_two_and_fast_among_all():
     levels = cluster(node_link=mesh).levels
     pair = all_to_all_s(levels, ((2, 1),), 1e9)
     assert pair == pytest.approx(0.5e9 / (0.8 * 3e11 / 7) + 4e-6, rel=1e-12)
-    assert all_to_all_s(levels, ((8, 1),), 1e9) == pytest.approx(7 / 8 * 1e9 / 2.4e11 + 3 * 4e-6, rel=1e-12)
+    assert all_to_all_s(levels, ((8, 1),), 1e9) == pytest.approx(7 / 8 * 1e9 / 2.4e11 + 7 * 4e-6, rel=1e-12)
 
 
 def test_a_message_takes_the_nearest_link_that_joins_both_devices():
