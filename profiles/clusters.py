@@ -70,14 +70,24 @@ def _stack(name: str) -> Stack:
 
 
 def _levels(request: ClusterRequest, preset: HardwarePreset | None) -> list[Level]:
-    """A tier inside the node and a tier between nodes, each only where it joins something."""
+    """Tiers inside the node, between nodes of a rack, and between all nodes, each only where it joins something."""
     levels = []
+    num_devices = request.nodes * request.devices_per_node
     if request.devices_per_node > 1 or request.nodes == 1:
         levels.append(Level(name="node", num_devices=request.devices_per_node, link=_intra_node(request, preset)))
-    if request.nodes > 1:
-        num_devices = request.nodes * request.devices_per_node
+    if preset is not None and preset.rack is not None:
+        joined = _devices_of_rack(preset.rack.num_devices, request)
+        if joined > request.devices_per_node:
+            levels.append(Level(name="rack", num_devices=joined, link=preset.rack.link))
+    if not levels or levels[-1].num_devices < num_devices:
         levels.append(Level(name="cluster", num_devices=num_devices, link=_inter_node(request, preset)))
     return levels
+
+
+def _devices_of_rack(limit: int, request: ClusterRequest) -> int:
+    """Devices of the cluster in each rack: as many whole nodes as fit and share the cluster evenly."""
+    fitting = range(1, max(1, limit // request.devices_per_node) + 1)
+    return request.devices_per_node * max(nodes for nodes in fitting if request.nodes % nodes == 0)
 
 
 def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:

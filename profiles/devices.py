@@ -8,6 +8,13 @@ from planner.spec.value import Count, Name, Value
 from profiles import catalogue
 
 
+class Rack(Value):
+    """Nodes that share one fast network, such as the 72 GPUs of an NVL72 rack."""
+
+    num_devices: Count
+    link: Link
+
+
 class HardwarePreset(Value):
     """A device, and the node and network in which it usually stands."""
 
@@ -17,6 +24,8 @@ class HardwarePreset(Value):
     devices_per_node: Count
     """Devices of the usual node: `intra_node` is known for as many, not for more."""
     intra_node: Link
+    rack: Rack | None = None
+    """Between nodes of one rack; None: as between any nodes."""
     inter_node: Link
 
 

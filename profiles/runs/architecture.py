@@ -1,0 +1,252 @@
+"""From a row's sizes and family to a model: embedding, blocks, head.
+
+The family says what sizes do not: norm, gating, mask, positions, biases, whether the head shares the embedding. Multi-
+token prediction counts as so many blocks more at the end (their second head is not priced).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from planner.cost.parameters import total_parameters
+from planner.spec.errors import InputError, NotFoundError
+from planner.spec.model import (
+    Attention,
+    Block,
+    DenseFeedForward,
+    Embedding,
+    FeedForward,
+    GroupedQueryAttention,
+    Head,
+    LatentAttention,
+    LayerRun,
+    Model,
+    MoeFeedForward,
+    Norm,
+)
+from profiles.architectures import model_preset
+from profiles.runs.record import ModelFacts
+from profiles.runs.skipped import Skipped
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What all models of a family share."""
+
+    norm: Norm = Norm.RMS
+    gated: bool = True
+    causal: bool = True
+    positions: bool = False
+    """Learned positions in the embedding."""
+    tied: bool = False
+    biases: bool = False
+    """In attention, feed-forward networks and experts."""
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    window: int | None = None
+    """In every other block."""
+    sinks: bool = False
+
+
+_GPT = Traits(norm=Norm.LAYER, gated=False, positions=True, tied=True, biases=True)
+_PLAIN = Traits()
+FAMILIES = {
+    "baichuan": _PLAIN,
+    "bert": replace(_GPT, causal=False),
+    "bloom": replace(_GPT, positions=False),
+    "dbrx": replace(_PLAIN, norm=Norm.LAYER),
+    "deepseek": _PLAIN,
+    "ernie": _PLAIN,
+    "falcon": Traits(norm=Norm.LAYER, gated=False, tied=True),
+    "gemma": replace(_PLAIN, tied=True),
+    "glm": replace(_PLAIN, qkv_bias=True),
+    "gpt": _GPT,
+    "gpt-neox": replace(_GPT, positions=False, tied=False),
+    "gpt-oss": replace(_PLAIN, biases=True, window=128, sinks=True),
+    "grok": _PLAIN,
+    "gshard": replace(_GPT, biases=False),
+    "internlm": _PLAIN,
+    "kimi": _PLAIN,
+    "llama": _PLAIN,
+    "mistral": _PLAIN,
+    "mixtral": _PLAIN,
+    "mpt": Traits(norm=Norm.LAYER, gated=False, tied=True),
+    "nemotron": Traits(norm=Norm.LAYER, gated=False),
+    "olmo": _PLAIN,
+    "opt": _GPT,
+    "phi": _PLAIN,
+    "pythia": replace(_GPT, positions=False, tied=False),
+    "qwen": replace(_PLAIN, qkv_bias=True),
+    "qwen3": replace(_PLAIN, qk_norm=True),
+    "starcoder": _GPT,
+    "yi": _PLAIN,
+}
+"""By the first word of `model.family`; of several that begin it the longest holds."""
+_NOT_MODELLED = {
+    "mamba": "state-space layers (mamba)",
+    "hybrid": "hybrid blocks (mamba or linear attention)",
+    "jamba": "state-space layers (jamba)",
+    "rwkv": "recurrent layers (rwkv)",
+    "t5": "an encoder with a decoder (t5)",
+    "ul2": "an encoder with a decoder (ul2)",
+    "bart": "an encoder with a decoder (bart)",
+    "vit": "image towers (vit)",
+    "vlm": "image towers (vlm)",
+    "clip": "image towers (clip)",
+    "diffusion": "diffusion models",
+    "dit": "diffusion models",
+    "resnet": "convolutions",
+}
+_MOE_PERIOD = re.compile(r"every (?P<step>\d+|other|second|third|fourth)(?:st|nd|rd|th)?\b|1 (?:in|of) (?P<of>\d+)")
+_MOE_AFTER = re.compile(r"(?P<dense>\d+) dense")
+_WINDOW = re.compile(r"sliding[- ]window\s*\(?(?P<window>\d+)")
+_NUMBERS = {"other": 2, "second": 2, "third": 3, "fourth": 4}
+
+
+def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
+    """The model that a row describes."""
+    words = set(re.split(r"[^a-z0-9]+", f"{facts.family} {facts.name}".lower()))
+    for word, feature in _NOT_MODELLED.items():
+        if word in words:
+            return Skipped(f"model.family: {feature} are not modelled")
+    lacking = _lacking(facts)
+    if lacking:
+        return _preset(facts, lacking)
+    traits = _traits(facts)
+    if traits is None:
+        return Skipped(f"model.family: {facts.family!r} is not known, and model.params_b does not tell how it is built")
+    try:
+        return _build(facts, traits, sequence_length)
+    except ValidationError as error:
+        return Skipped(f"model: {InputError.from_validation(error)}")
+
+
+def _lacking(facts: ModelFacts) -> list[str]:
+    needed = ["layers", "hidden", "heads", "vocab"]
+    needed += ["top_k"] if facts.experts else []
+    if facts.ffn_hidden is None and facts.moe_ffn_hidden is None:
+        needed.append("ffn_hidden")
+    return [name for name in needed if getattr(facts, name) is None]
+
+
+def _preset(facts: ModelFacts, lacking: list[str]) -> Model | Skipped:
+    try:
+        return model_preset(re.sub(r"[\s_]+", "-", facts.name))
+    except NotFoundError:
+        names = ", ".join(f"model.{name}" for name in lacking)
+        return Skipped(f"{names}: not known, and no preset is named {facts.name!r}")
+
+
+def _traits(facts: ModelFacts) -> Traits | None:
+    family = facts.family.lower()
+    known = [name for name in FAMILIES if family.startswith(name)]
+    if "bloom" in family:
+        return FAMILIES["bloom"]
+    if known:
+        return FAMILIES[max(known, key=len)]
+    if facts.params_b is None:
+        return None
+    tries = [replace(_PLAIN, gated=gated, tied=tied) for gated in (True, False) for tied in (False, True)]
+    sizes = {traits: total_parameters(_build(facts, traits, 1)) for traits in tries}
+    return min(tries, key=lambda traits: abs(sizes[traits] - facts.params_b * 1e9))
+
+
+def _build(facts: ModelFacts, traits: Traits, sequence_length: int) -> Model:
+    assert facts.layers and facts.hidden and facts.vocab
+    positions = max(sequence_length, facts.seq or 1) if traits.positions else 0
+    layers: list[Embedding | Block | Head] = [Embedding(vocab_size=facts.vocab, num_positions=positions)]
+    sparse = _sparse(facts)
+    window, every_other = _window(facts, traits)
+    for number in range(facts.layers):
+        slides = window if number % 2 == 0 or not every_other else None
+        feed_forward = _experts(facts, traits) if sparse[number] else _dense(facts, traits)
+        layers.append(Block(attention=_attention(facts, traits, slides), feed_forward=feed_forward, norm=traits.norm))
+    layers += [layers[-1]] * (facts.mtp_layers or 0)
+    layers.append(Head(vocab_size=facts.vocab, norm=traits.norm, tied=traits.tied))
+    return Model(name=facts.name, hidden_size=facts.hidden, runs=_runs(layers))
+
+
+def _runs(layers: list[Embedding | Block | Head]) -> tuple[LayerRun, ...]:
+    runs: list[tuple[Embedding | Block | Head, int]] = []
+    for layer in layers:
+        if runs and runs[-1][0] == layer:
+            runs[-1] = (layer, runs[-1][1] + 1)
+        else:
+            runs.append((layer, 1))
+    return tuple(LayerRun(layer=layer, num_layers=count) for layer, count in runs)
+
+
+def _attention(facts: ModelFacts, traits: Traits, window: int | None) -> Attention:
+    assert facts.heads and facts.hidden
+    if facts.mla is not None:
+        return LatentAttention(
+            num_heads=facts.heads,
+            q_lora_rank=facts.mla.q_lora_rank,
+            kv_lora_rank=facts.mla.kv_lora_rank,
+            qk_nope_head_dim=facts.mla.qk_nope,
+            qk_rope_head_dim=facts.mla.qk_rope,
+            v_head_dim=facts.mla.v,
+            causal=traits.causal,
+        )
+    return GroupedQueryAttention(
+        num_heads=facts.heads,
+        num_kv_heads=facts.kv_heads or facts.heads,
+        head_dim=facts.head_dim or max(1, facts.hidden // facts.heads),
+        causal=traits.causal,
+        window=window,
+        qkv_bias=traits.biases or traits.qkv_bias,
+        output_bias=traits.biases,
+        qk_norm="per_head" if traits.qk_norm else "none",
+        sinks=traits.sinks,
+    )
+
+
+def _dense(facts: ModelFacts, traits: Traits) -> FeedForward:
+    width = facts.ffn_hidden or facts.moe_ffn_hidden
+    assert width
+    return DenseFeedForward(width=width, gated=traits.gated, bias=traits.biases)
+
+
+def _experts(facts: ModelFacts, traits: Traits) -> FeedForward:
+    width = facts.moe_ffn_hidden or facts.ffn_hidden
+    assert width and facts.experts and facts.top_k
+    shared = facts.shared_expert_hidden
+    return MoeFeedForward(
+        num_experts=facts.experts,
+        top_k=facts.top_k,
+        expert_width=width,
+        gated=traits.gated,
+        bias=traits.biases,
+        router_bias=traits.sinks,
+        shared_width=shared if shared is not None else (facts.shared_experts or 0) * width,
+    )
+
+
+def _sparse(facts: ModelFacts) -> list[bool]:
+    """For each block whether it has experts: `moe_layer_freq` is "all", "every 2nd layer", "3 dense then 58 MoE", 2."""
+    assert facts.layers
+    if not facts.experts:
+        return [False] * facts.layers
+    text = str(facts.moe_layer_freq or "all").lower()
+    period = _MOE_PERIOD.search(text)
+    first = _MOE_AFTER.search(text)
+    step = 1
+    if period:
+        found = period["step"] or period["of"]
+        step = _NUMBERS.get(found) or int(found)
+    elif text.isdecimal():
+        step = int(text)
+    dense = int(first["dense"]) if first else 0
+    return [number >= dense and (number + 1) % max(1, step) == 0 for number in range(facts.layers)]
+
+
+def _window(facts: ModelFacts, traits: Traits) -> tuple[int | None, bool]:
+    """Tokens of a sliding window, and whether only every other block has it."""
+    note = (facts.note or "").lower()
+    found = _WINDOW.search(note)
+    if found:
+        return int(found["window"]), "alternat" in note
+    return traits.window, True

@@ -1,0 +1,85 @@
+"""A row as a question to the planner: this model, on this cluster, with this recipe, under this plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from planner.cost.estimate import estimate
+from planner.spec.cluster import Cluster
+from planner.spec.errors import InputError
+from planner.spec.model import Model
+from planner.spec.plan import Plan
+from planner.spec.strategy import Recompute
+from planner.spec.training import Training
+from profiles.runs.architecture import model_of
+from profiles.runs.layout import plan_of, recompute_of
+from profiles.runs.machine import cluster_of
+from profiles.runs.recipe import training_of
+from profiles.runs.record import RunRecord
+from profiles.runs.skipped import Skipped
+from profiles.runs.stack import stack_of
+
+_TUNING = {
+    "lora": "LoRA (frozen weights with small adapters)",
+    "sft": "fine-tuning on packed sequences (SFT)",
+    "peft": "parameter-efficient fine-tuning",
+    "dpo": "fine-tuning with two models (DPO)",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row, ready for estimate()."""
+
+    id: str
+    model: Model
+    cluster: Cluster
+    training: Training
+    plan: Plan
+    stack: str
+    recompute_known: bool
+    """Whether the row says what is recomputed; else it is the lightest that fits."""
+
+
+def case_of(record: RunRecord) -> Case | Skipped:
+    """The case of a row, or why there is none."""
+    kind = (record.kind or "").lower()
+    for word, feature in _TUNING.items():
+        if word in kind:
+            return Skipped(f"kind: {feature} is not modelled")
+    stack = stack_of(record)
+    training = training_of(record, stack)
+    if isinstance(training, Skipped):
+        return training
+    model = model_of(record.model, training.sequence_length)
+    if isinstance(model, Skipped):
+        return model
+    cluster = cluster_of(record.hardware, stack)
+    if isinstance(cluster, Skipped):
+        return cluster
+    return _fitting(record, model, cluster, training, stack)
+
+
+def cases_of(records: Iterable[RunRecord]) -> tuple[Case | Skipped, ...]:
+    """The case of each row, in order."""
+    return tuple(case_of(record) for record in records)
+
+
+def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Training, stack: str) -> Case | Skipped:
+    """With the recomputation that the row states, else the lightest that fits, else the whole."""
+    stated = recompute_of(record.parallel.recompute)
+    choices = (stated,) if stated is not None else tuple(Recompute)
+    case: Case | Skipped = Skipped("parallel.recompute: not known")
+    for recompute in choices:
+        plan = plan_of(record, model, training, stack, recompute)
+        if isinstance(plan, Skipped):
+            return plan
+        try:
+            fits = estimate(model, cluster, training, plan).fits
+        except InputError as error:
+            return Skipped(str(error))
+        case = Case(record.id, model, cluster, training, plan, stack, stated is not None)
+        if fits:
+            break
+    return case

@@ -1,0 +1,193 @@
+"""From a row's degrees to a plan: how stages, strategies and micro-batches follow from them.
+
+Blocks that do not divide by the stages are dealt as evenly as possible, fewer to the first and the last (embedding and
+head count as a layer there, as with Megatron's account-for-embedding-in-pipeline-split).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import accumulate, groupby
+
+from planner.spec.errors import InputError
+from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.parse import parse
+from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
+from planner.spec.strategy import AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
+from planner.spec.training import Training
+from profiles.runs.record import RunRecord
+from profiles.runs.skipped import Skipped
+from profiles.runs.stack import MEGATRON_CORE, PYTORCH_FSDP
+
+_LEVELS = tuple(Sharding)
+_OTHER_SCHEDULES = re.compile(r"\b(zero[- ]bubble|zb-?(?:v|h1|h2)|v-half|v-min|dualpipe|1f1b-overlap)\b")
+
+
+def plan_of(
+    record: RunRecord, model: Model, training: Training, stack: str, recompute: Recompute
+) -> Plan | Skipped:
+    """The plan of a row with this recomputation; what the row does not say follows from the stack."""
+    given = record.parallel
+    if given.tp is None or given.pp is None or given.dp is None:
+        return Skipped("parallel.tp, parallel.pp, parallel.dp: not known")
+    schedule = _OTHER_SCHEDULES.search(record.notes.lower())
+    if schedule:
+        return Skipped(f"notes: the {schedule[0]} schedule is not modelled")
+    if given.offload not in (None, False, "none"):
+        return Skipped("parallel.offload: offloading is not modelled")
+    micro = _micro_batch(record)
+    if micro is None:
+        return Skipped("batch.micro: not known")
+    strategies = _strategies(record, model, stack, recompute)
+    if isinstance(strategies, Skipped):
+        return strategies
+    virtual = given.vpp or 1 if given.pp > 1 else 1
+    pieces = _pieces(model, given.pp * virtual)
+    if pieces is None:
+        return Skipped(f"parallel.pp: the layers of the model cannot fill {given.pp} x {virtual} pieces")
+    assert training.global_batch_size != "max"
+    per_stage = record.hardware.gpus // given.pp
+    content = {
+        "global_batch_size": training.global_batch_size,
+        "sequence_length": training.sequence_length,
+        "micro_batch_size": micro,
+        "num_micro_batches": training.global_batch_size // (micro * given.dp),
+        "schedule": Schedule(
+            kind=ScheduleKind.INTERLEAVED if virtual > 1 else ScheduleKind.ONE_F_ONE_B, virtual_stages=virtual
+        ),
+        "stages": [
+            Stage(
+                first_device=number * per_stage,
+                num_devices=per_stage,
+                runs=tuple(run for piece in pieces[number :: given.pp] for run in _runs(model, piece, strategies)),
+            )
+            for number in range(given.pp)
+        ],
+    }
+    try:
+        return parse(Plan, content)
+    except InputError as error:
+        return Skipped(f"parallel: {error}")
+
+
+def recompute_of(text: str | None) -> Recompute | None:
+    """What a row says of recomputation; None: nothing."""
+    words = (text or "").lower()
+    if "full" in words or words in ("all", "true", "on"):
+        return Recompute.FULL
+    if any(word in words for word in ("select", "core", "attn", "attention")):
+        return Recompute.SELECTIVE
+    return Recompute.NONE if words in ("none", "no", "off", "false") else None
+
+
+def sharding_of(record: RunRecord, stack: str) -> Sharding:
+    """ZeRO's level; where it is not said, what FSDP's mode or the stack's default is."""
+    given = record.parallel
+    if given.zero is not None:
+        return _LEVELS[given.zero]
+    if isinstance(given.fsdp, str) and "GRAD_OP" in given.fsdp:
+        return Sharding.GRADIENTS
+    if stack == PYTORCH_FSDP or given.fsdp not in (None, 0):
+        return Sharding.FULL
+    return Sharding.OPTIMIZER if stack == MEGATRON_CORE else Sharding.NONE
+
+
+def _micro_batch(record: RunRecord) -> int | None:
+    """Given, or what accumulation leaves, or 1 where each rank has one sample."""
+    batch, dp = record.batch, record.parallel.dp
+    if batch.micro is not None or batch.samples is None or dp is None:
+        return batch.micro
+    samples, rest = divmod(batch.samples, dp * (record.grad_accum or 1))
+    if rest or samples < 1:
+        return None
+    return samples if record.grad_accum is not None or samples == 1 else None
+
+
+def _strategies(
+    record: RunRecord, model: Model, stack: str, recompute: Recompute
+) -> Mapping[str, Strategy] | Skipped:
+    """By kind of layer: blocks recompute, blocks with experts spread them."""
+    given = record.parallel
+    tp, cp, dp = given.tp or 1, given.cp or 1, given.dp or 1
+    moe = bool(model.moe_layers)
+    experts = _expert_strategy(record, stack) if moe else None
+    if isinstance(experts, Skipped):
+        return experts
+    sharding = sharding_of(record, stack)
+    # Megatron's experts take tokens from tensor-parallel ranks only under sequence parallelism.
+    sequence_parallel = tp > 1 and (moe or (stack == MEGATRON_CORE if given.sp is None else given.sp))
+    common = {
+        "axes": _axes(record, sharding),
+        "sharding": sharding if dp * cp > 1 else Sharding.NONE,
+        "sequence_parallel": sequence_parallel,
+    }
+    try:
+        found = {
+            "edge": parse(Strategy, common),
+            "dense": parse(Strategy, common | {"recompute": recompute}),
+        }
+        if experts is not None:
+            found["moe"] = parse(Strategy, common | {"recompute": recompute, "experts": experts})
+    except InputError as error:
+        return Skipped(f"parallel: {error}")
+    return found
+
+
+def _axes(record: RunRecord, sharding: Sharding) -> list[tuple[AxisKind, int]]:
+    """Data parallelism farthest; where FSDP shards within fewer ranks than dp, it replicates over the rest."""
+    given = record.parallel
+    dp, inner = given.dp or 1, given.fsdp
+    axes = [(AxisKind.DP, dp)]
+    if sharding is Sharding.FULL and isinstance(inner, int) and 1 < inner < dp and dp % inner == 0:
+        axes = [(AxisKind.DP, dp // inner), (AxisKind.SDP, inner)]
+    axes += [(AxisKind.CP, given.cp or 1), (AxisKind.TP, given.tp or 1)]
+    return [(kind, degree) for kind, degree in axes if degree > 1]
+
+
+def _expert_strategy(record: RunRecord, stack: str) -> ExpertStrategy | Skipped:
+    given = record.parallel
+    devices = (given.dp or 1) * (given.cp or 1) * (given.tp or 1)
+    ep = given.ep or 1
+    tensor = given.etp or (1 if stack == MEGATRON_CORE else given.tp or 1)
+    if given.etp is None and devices % (ep * tensor):
+        tensor = 1
+    if devices % (ep * tensor):
+        return Skipped(f"parallel.ep: ep {ep} x etp {tensor} must divide the {devices} devices of a stage")
+    return ExpertStrategy(
+        expert_parallel_size=ep,
+        expert_tensor_parallel_size=tensor,
+        expert_data_parallel_size=devices // (ep * tensor),
+    )
+
+
+def _pieces(model: Model, count: int) -> list[range] | None:
+    """Layers of each piece of the model, in order; None if some piece would be empty."""
+    layers = len(model.layers)
+    blocks = sum(isinstance(layer, Block) for layer in model.layers)
+    size, rest = divmod(blocks, count)
+    # The middle pieces first, then the first, then the last.
+    order = sorted(range(count), key=lambda piece: (piece == count - 1, piece == 0, piece))
+    longer = set(order[:rest])
+    sizes = [size + (piece in longer) for piece in range(count)]
+    sizes[0] += isinstance(model.layers[0], Embedding)
+    sizes[-1] += isinstance(model.layers[-1], Head)
+    if min(sizes) < 1:
+        return None
+    ends = list(accumulate(sizes))
+    assert ends[-1] == layers
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _runs(model: Model, piece: range, strategies: Mapping[str, Strategy]) -> list[StageRun]:
+    runs = []
+    for strategy, group in groupby(piece, key=lambda layer: strategies[_kind(model.layers[layer])]):
+        layers = list(group)
+        runs.append(StageRun(first_layer=layers[0], num_layers=len(layers), strategy=strategy))
+    return runs
+
+
+def _kind(layer: Embedding | Block | Head) -> str:
+    if not isinstance(layer, Block):
+        return "edge"
+    return "dense" if layer.moe is None else "moe"
