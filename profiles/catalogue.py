@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -31,13 +32,20 @@ def find(shelf: Shelf, wanted: str) -> str:
 
     Raises NotFoundError that lists close matches, or all names where none is close.
     """
-    known = {name: name for name in names(shelf)}
-    known.update({alias: name for name in list(known) for alias in content(shelf, name)["aliases"]})
+    known = _spellings(shelf)
     found = known.get(wanted.strip().lower())
     if found is None:
         kind = {"hardware": "device", "models": "model", "software": "stack"}[shelf]
         raise NotFoundError(f"no {kind} preset is named {wanted!r}; {suggestion(wanted, known)}")
     return found
+
+
+@cache
+def _spellings(shelf: Shelf) -> dict[str, str]:
+    """Names and aliases, and the name that each means; the files do not change while a program runs."""
+    known = {name: name for name in names(shelf)}
+    known.update({alias: name for name in list(known) for alias in content(shelf, name)["aliases"]})
+    return known
 
 
 def suggestion(wanted: str, known: Iterable[str]) -> str:

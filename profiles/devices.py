@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from planner.spec.cluster import Device, Link
 from planner.spec.parse import parse
 from planner.spec.value import Count, Name, Value
@@ -34,6 +36,7 @@ def device_names() -> list[str]:
     return catalogue.names("hardware")
 
 
+@cache
 def device_preset(name: str) -> HardwarePreset:
     """The preset of this name or alias; raises NotFoundError with close matches."""
     found = catalogue.find("hardware", name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from planner.spec.parse import parse
 from planner.spec.stack import Stack
 from planner.spec.value import Name, Value
@@ -24,6 +26,7 @@ def stack_names() -> list[str]:
     return catalogue.names("software")
 
 
+@cache
 def stack_preset(name: str) -> StackPreset:
     """The stack of this name or alias; raises NotFoundError with close matches."""
     found = catalogue.find("software", name)
