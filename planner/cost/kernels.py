@@ -26,8 +26,9 @@ class Rates(NamedTuple):
     stored_matmul_flops_per_s: float
     """Reached by a large product that stays in the stored format."""
     matmul_half_depth: float
-    tile_rows: int
-    tile_columns: int
+    tiles: tuple[tuple[int, int, float], ...]
+    """Rows and columns that a compute unit makes at a time, and what the rate is with them, over that of the first."""
+    misaligned_ratio: float
     compute_units: int
     attention_forward_flops_per_s: float
     attention_backward_flops_per_s: float
@@ -68,11 +69,11 @@ def rates(device: Device, stack: Stack, precision: Precision) -> Rates:
         matmul_flops_per_s=peak * ratio,
         stored_matmul_flops_per_s=attention_peak * efficiency.matmul_ratio,
         matmul_half_depth=efficiency.matmul_half_depth,
-        tile_rows=efficiency.matmul_tile[0],
-        tile_columns=efficiency.matmul_tile[1],
+        tiles=_tiles(*efficiency.matmul_tile, efficiency.half_tile_ratio),
+        misaligned_ratio=efficiency.misaligned_ratio,
         compute_units=device.compute_units,
-        attention_forward_flops_per_s=attention_peak * efficiency.attention_forward_ratio,
-        attention_backward_flops_per_s=attention_peak * efficiency.attention_backward_ratio,
+        attention_forward_flops_per_s=attention_peak * efficiency.attention_forward_ratio * stack.attention_ratio,
+        attention_backward_flops_per_s=attention_peak * efficiency.attention_backward_ratio * stack.attention_ratio,
         bytes_per_s=bytes_per_s,
         elementwise_bytes_per_s=bytes_per_s / stack.elementwise_ratio,
         optimizer_bytes_per_s=bytes_per_s / stack.optimizer_ratio,
@@ -92,18 +93,33 @@ def unquantised(rate: Rates) -> Rates:
 def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: float = 1) -> float:
     """`groups` products [rows, depth] x [depth, columns], in one launch.
 
-    The result is made in tiles; a tile takes as long when it is partly filled, and fewer tiles than compute units
-    leave some idle. Short inner loops do not reach the full rate: depth / (depth + half_depth) of it.
-    Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 3-4.
+    The result is made in tiles, as many at a time as there are compute units; a tile takes as long when it is partly
+    filled, and a last wave as long when it is. Of several sizes of tiles the quickest is taken. Short inner loops do
+    not reach the full rate: depth / (depth + half_depth) of it, nor do rows that are not multiples of 16 bytes.
+    Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 2-4.
     """
     if rows <= 0 or groups <= 0:
         return 0.0
-    tiles = groups * ceil(rows / rate.tile_rows) * ceil(columns / rate.tile_columns)
-    waves = max(1.0, tiles / rate.compute_units)
-    tile_flops = 2.0 * rate.tile_rows * rate.tile_columns * (depth + rate.matmul_half_depth)
-    busy_s = waves * rate.compute_units * tile_flops / rate.matmul_flops_per_s
+    tile_s = 2.0 * (depth + rate.matmul_half_depth) * rate.compute_units / rate.matmul_flops_per_s
+    busy_s = tile_s * min(
+        ceil(groups * ceil(rows / high) * ceil(columns / wide) / rate.compute_units) * high * wide / ratio
+        for high, wide, ratio in rate.tiles
+    )
+    if depth * rate.element_bytes % 16 or columns * rate.element_bytes % 16:
+        busy_s /= rate.misaligned_ratio
     moved = groups * rate.element_bytes * (rows * depth + depth * columns + rows * columns)
     return max(busy_s, moved / rate.bytes_per_s) + rate.launch_s
+
+
+def _tiles(rows: int, columns: int, half_ratio: float) -> tuple[tuple[int, int, float], ...]:
+    """The largest tile both ways, its half, quarter and eighth."""
+    sizes = {(rows, columns): 1.0, (columns, rows): 1.0}
+    small, ratio = (min(rows, columns), max(rows, columns)), 1.0
+    for _ in range(3):
+        small = tuple(sorted((small[0], max(1, small[1] // 2))))  # type: ignore[assignment]
+        ratio *= half_ratio
+        sizes.setdefault(small, ratio)
+    return tuple((high, wide, ratio) for (high, wide), ratio in sizes.items())
 
 
 def elementwise_s(rate: Rates, moved_bytes: float, kernels: int = 1) -> float:

@@ -57,7 +57,11 @@ class KernelEfficiency(Value):
     quantised_matmul_ratio: Ratio | None = None
     """The same for products in 8 or 4 bits, None where the device has none."""
     matmul_tile: tuple[Count, Count] = (128, 256)
-    """Rows and columns of the result that one compute unit makes at a time."""
+    """Rows and columns of the largest part of the result that one compute unit makes at a time."""
+    half_tile_ratio: Ratio = 1.0
+    """Of the rate with one tile, what tiles of half the size reach."""
+    misaligned_ratio: Ratio = 1.0
+    """Of the rate of a product, what one whose rows are no multiples of 16 bytes reaches."""
     matmul_half_depth: NonNegative = 0.0
     """Inner dimension at which a product reaches half of `matmul_ratio`."""
     attention_forward_ratio: Ratio

@@ -35,6 +35,8 @@ class Stack(Value):
     """Bytes that casts to 8 or 4 bits move, over what one fused kernel for each operand would."""
     optimizer_ratio: AtLeastOne = 1.0
     """Bytes that the update of the weights moves, over what one fused kernel would."""
+    attention_ratio: Ratio = 1.0
+    """Of the rate of the device's best fused attention, what the stack's reaches."""
     grouped_matmul_ratio: Ratio = 1.0
     """Of the rate of one large product, what the products of many experts reach."""
     tensor_overlap_ratio: Share = 0.0
