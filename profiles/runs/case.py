@@ -16,10 +16,11 @@ from profiles.runs.architecture import model_of
 from profiles.runs.layout import plan_of, recompute_of
 from profiles.runs.machine import cluster_of
 from profiles.runs.recipe import training_of
-from profiles.runs.record import RunRecord
+from profiles.runs.record import HardwareFacts, RunRecord
 from profiles.runs.skipped import Skipped
 from profiles.runs.stack import stack_of
 
+Clusters = dict[tuple[HardwareFacts, str], Cluster | Skipped]
 _TUNING = {
     "lora": "LoRA (frozen weights with small adapters)",
     "sft": "fine-tuning on packed sequences (SFT)",
@@ -44,6 +45,16 @@ class Case:
 
 def case_of(record: RunRecord) -> Case | Skipped:
     """The case of a row, or why there is none."""
+    return _case(record, {})
+
+
+def cases_of(records: Iterable[RunRecord]) -> tuple[Case | Skipped, ...]:
+    """The case of each row, in order; equal hardware is looked up once."""
+    clusters: Clusters = {}
+    return tuple(_case(record, clusters) for record in records)
+
+
+def _case(record: RunRecord, clusters: Clusters) -> Case | Skipped:
     kind = (record.kind or "").lower()
     for word, feature in _TUNING.items():
         if word in kind:
@@ -55,15 +66,13 @@ def case_of(record: RunRecord) -> Case | Skipped:
     model = model_of(record.model, training.sequence_length)
     if isinstance(model, Skipped):
         return model
-    cluster = cluster_of(record.hardware, stack)
+    key = (record.hardware, stack)
+    if key not in clusters:
+        clusters[key] = cluster_of(record.hardware, stack)
+    cluster = clusters[key]
     if isinstance(cluster, Skipped):
         return cluster
     return _fitting(record, model, cluster, training, stack)
-
-
-def cases_of(records: Iterable[RunRecord]) -> tuple[Case | Skipped, ...]:
-    """The case of each row, in order."""
-    return tuple(case_of(record) for record in records)
 
 
 def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Training, stack: str) -> Case | Skipped:
