@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from planner.cost.estimate import estimate
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
+from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.strategy import Recompute
@@ -18,9 +19,11 @@ from profiles.runs.machine import cluster_of
 from profiles.runs.recipe import training_of
 from profiles.runs.record import HardwareFacts, RunRecord
 from profiles.runs.skipped import Skipped
-from profiles.runs.stack import stack_of
+from profiles.runs.stack import MEGATRON_CORE, stack_of
 
 Clusters = dict[tuple[HardwareFacts, str], Cluster | Skipped]
+MODULES_SAVE_RATIO = 0.32
+"""Of the activations, what recomputing modules saves. Source: arXiv 2603.07685, tables 3 and 4: 42 of 131 GB."""
 _TUNING = {
     "lora": "LoRA (frozen weights with small adapters)",
     "sft": "fine-tuning on packed sequences (SFT)",
@@ -85,10 +88,20 @@ def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Traini
         if isinstance(plan, Skipped):
             return plan
         try:
-            fits = estimate(model, cluster, training, plan).fits
+            price = estimate(model, cluster, training, plan)
         except InputError as error:
             return Skipped(str(error))
         case = Case(record.id, model, cluster, training, plan, stack, stated is not None)
-        if fits:
+        if _fits(price, stack, recompute):
             break
     return case
+
+
+def _fits(price: Estimate, stack: str, recompute: Recompute) -> bool:
+    """Whether a run with this recomputation is likely to have had room.
+
+    Megatron-Core recomputes single modules (norms, activation functions, up-projections) at a cost close to the
+    attention core's: selective recomputation stands for that too, as far as these modules are what lacks.
+    """
+    saved_ratio = MODULES_SAVE_RATIO if stack == MEGATRON_CORE and recompute is Recompute.SELECTIVE else 0.0
+    return all(stage.missing_bytes <= saved_ratio * stage.memory["activations"] for stage in price.stages)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from planner.cost.flops import model_flops_per_token
-from planner.spec.model import Model
-from planner.spec.model import Block
+from planner.spec.model import Head, Model
 from profiles.runs.record import RunRecord
 
 _GB, _GIB = 10**9, 2**30
@@ -13,7 +12,7 @@ _GB, _GIB = 10**9, 2**30
 def step_time_s(record: RunRecord, model: Model | None) -> float | None:
     """Seconds of one step: as printed, from tokens or samples per second, else from FLOP/s as the source counts them.
 
-    Rates in FLOP/s need the model; None where nothing was measured or the convention is not known.
+    Rates in FLOP/s need the model; None where nothing was measured, or no convention is known.
     """
     batch, measured = record.batch, record.measured
     if measured.step_time_s is not None:
@@ -43,9 +42,11 @@ def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float
     assert record.batch.samples is not None
     tokens = record.batch.samples * sequence_length
     if any(word in convention for word in ("hfu", "4x", "eq.3", "eq. 3", "remat")):
-        head = 6.0 * model.hidden_size * model.layers[-1].vocab_size if hasattr(model.layers[-1], "vocab_size") else 0.0
+        last = model.layers[-1]
+        head = 6.0 * model.hidden_size * last.vocab_size if isinstance(last, Head) else 0.0
         return tokens * (head + (model_flops_per_token(model, sequence_length) - head) * 4 / 3)
-    if "mfu" in convention or "model flops" in convention:
+    # A rate whose share of the peak is called MFU counts model FLOPs, whatever else is not said.
+    if "mfu" in convention or "model flops" in convention or (not convention and record.measured.mfu is not None):
         return tokens * model_flops_per_token(model, sequence_length)
     return None
 
