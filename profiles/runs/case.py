@@ -17,11 +17,10 @@ from profiles.runs.architecture import model_of
 from profiles.runs.layout import plan_of, recompute_of
 from profiles.runs.machine import cluster_of
 from profiles.runs.recipe import training_of
-from profiles.runs.record import HardwareFacts, RunRecord
+from profiles.runs.record import RunRecord
 from profiles.runs.skipped import Skipped
 from profiles.runs.stack import MEGATRON_CORE, stack_of
 
-Clusters = dict[tuple[HardwareFacts, str], Cluster | Skipped]
 MODULES_SAVE_RATIO = 0.32
 """Of the activations, what recomputing modules saves. Source: arXiv 2603.07685, tables 3 and 4: 42 of 131 GB."""
 _TUNING = {
@@ -46,18 +45,13 @@ class Case:
     """Whether the row says what is recomputed; else it is the lightest that fits."""
 
 
+def cases_of(records: Iterable[RunRecord]) -> tuple[Case | Skipped, ...]:
+    """The case of each row, in order."""
+    return tuple(case_of(record) for record in records)
+
+
 def case_of(record: RunRecord) -> Case | Skipped:
     """The case of a row, or why there is none."""
-    return _case(record, {})
-
-
-def cases_of(records: Iterable[RunRecord]) -> tuple[Case | Skipped, ...]:
-    """The case of each row, in order; equal hardware is looked up once."""
-    clusters: Clusters = {}
-    return tuple(_case(record, clusters) for record in records)
-
-
-def _case(record: RunRecord, clusters: Clusters) -> Case | Skipped:
     kind = (record.kind or "").lower()
     for word, feature in _TUNING.items():
         if word in kind:
@@ -69,10 +63,7 @@ def _case(record: RunRecord, clusters: Clusters) -> Case | Skipped:
     model = model_of(record.model, training.sequence_length)
     if isinstance(model, Skipped):
         return model
-    key = (record.hardware, stack)
-    if key not in clusters:
-        clusters[key] = cluster_of(record.hardware, stack)
-    cluster = clusters[key]
+    cluster = cluster_of(record.hardware, stack)
     if isinstance(cluster, Skipped):
         return cluster
     return _fitting(record, model, cluster, training, stack)
@@ -92,16 +83,17 @@ def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Traini
         except InputError as error:
             return Skipped(str(error))
         case = Case(record.id, model, cluster, training, plan, stack, stated is not None)
-        if _fits(price, stack, recompute):
+        if fits(price, case):
             break
     return case
 
 
-def _fits(price: Estimate, stack: str, recompute: Recompute) -> bool:
-    """Whether a run with this recomputation is likely to have had room.
+def fits(price: Estimate, case: Case) -> bool:
+    """Whether a run is likely to have had room.
 
-    Megatron-Core recomputes single modules (norms, activation functions, up-projections) at a cost close to the
+    Where a row does not say what it recomputed: Megatron-Core recomputes single modules (norms, activation functions, up-projections) at a cost close to the
     attention core's: selective recomputation stands for that too, as far as these modules are what lacks.
     """
-    saved_ratio = MODULES_SAVE_RATIO if stack == MEGATRON_CORE and recompute is Recompute.SELECTIVE else 0.0
+    by_modules = case.stack == MEGATRON_CORE and case.plan.main_strategy.recompute is Recompute.SELECTIVE
+    saved_ratio = MODULES_SAVE_RATIO if by_modules and not case.recompute_known else 0.0
     return all(stage.missing_bytes <= saved_ratio * stage.memory["activations"] for stage in price.stages)

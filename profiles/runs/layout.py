@@ -24,9 +24,7 @@ _LEVELS = tuple(Sharding)
 _OTHER_SCHEDULES = re.compile(r"\b(zero[- ]bubble|zb-?(?:v|h1|h2)|v-half|v-min|dualpipe|1f1b-overlap)\b")
 
 
-def plan_of(
-    record: RunRecord, model: Model, training: Training, stack: str, recompute: Recompute
-) -> Plan | Skipped:
+def plan_of(record: RunRecord, model: Model, training: Training, stack: str, recompute: Recompute) -> Plan | Skipped:
     """The plan of a row with this recomputation; what the row does not say follows from the stack."""
     given = record.parallel
     if given.tp is None or given.pp is None or given.dp is None:
@@ -104,9 +102,7 @@ def _micro_batch(record: RunRecord) -> int | None:
     return samples if record.grad_accum is not None or samples == 1 else None
 
 
-def _strategies(
-    record: RunRecord, model: Model, stack: str, recompute: Recompute
-) -> Mapping[str, Strategy] | Skipped:
+def _strategies(record: RunRecord, model: Model, stack: str, recompute: Recompute) -> Mapping[str, Strategy] | Skipped:
     """By kind of layer: blocks recompute, blocks with experts spread them."""
     given = record.parallel
     tp, cp, dp = given.tp or 1, given.cp or 1, given.dp or 1

@@ -77,7 +77,9 @@ def _read(text: str) -> _Name | None:
         return None
     memory, form = _MEMORY.search(plain), _FORM.search(plain)
     return _Name(
-        chip=(chip[1].strip() + chip[2]), memory_gb=int(memory["gb"]) if memory else None, form=form[0] if form else None
+        chip=(chip[1].strip() + chip[2]),
+        memory_gb=int(memory["gb"]) if memory else None,
+        form=form[0] if form else None,
     )
 
 

@@ -10,7 +10,7 @@ _GB, _GIB = 10**9, 2**30
 
 
 def step_time_s(record: RunRecord, model: Model | None) -> float | None:
-    """Seconds of one step: as printed, from tokens or samples per second, else from FLOP/s as the source counts them.
+    """Seconds of one step: as printed, from tokens or samples per second, else from FLOP/s as the source counts.
 
     Rates in FLOP/s need the model; None where nothing was measured, or no convention is known.
     """
@@ -35,8 +35,8 @@ def step_time_s(record: RunRecord, model: Model | None) -> float | None:
 def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float | None:
     """FLOPs of one step as `flops_convention` counts them; None where it is not known.
 
-    Model FLOPs leave out recomputation; hardware FLOPs ("HFU", "4x fwd", "eq.3", "remat") count a second forward pass of
-    the blocks. Source of eq. 3: arXiv 2104.04473.
+    Model FLOPs leave out recomputation; hardware FLOPs ("HFU", "4x fwd", "eq.3", "remat") count a second forward pass
+    of the blocks. Source of eq. 3: arXiv 2104.04473.
     """
     convention = (record.flops_convention or "").lower()
     assert record.batch.samples is not None
@@ -51,9 +51,9 @@ def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float
     return None
 
 
-def peak_memory_bytes(record: RunRecord) -> float | None:
+def peak_memory_bytes(record: RunRecord) -> int | None:
     """The largest memory of a device; `peak_mem_gb` is in GiB where the row says so, else in 10⁹ bytes."""
     peak = record.measured.peak_mem_gb
     if peak is None:
         return None
-    return peak * (_GIB if record.peak_mem_unit == "GiB" else _GB)
+    return round(peak * (_GIB if record.peak_mem_unit == "GiB" else _GB))

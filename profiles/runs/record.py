@@ -170,9 +170,9 @@ class RunRecord(Part):
 
 
 def read_runs(file: Path | str | bytes) -> tuple[RunRecord, ...]:
-    """All rows of a RUNS file (a path) or of its text (bytes): a list of rows, or an object with such a list as `runs`.
+    """All rows of a RUNS file (a path) or of its text (bytes): a list, or an object with a list as `runs`.
 
-    Raises MalformedError where it cannot be read, and InputError that names each wrong row (by number and id) and field.
+    Raises MalformedError where it cannot be read, and InputError that names wrong rows (by number and id) and fields.
     """
     if isinstance(file, bytes):
         text, field = file, "runs"
@@ -237,8 +237,9 @@ def _check_batch(row: RunRecord) -> None:
     if batch.samples is None or batch.micro is None or dp is None:
         return
     if batch.samples % (batch.micro * dp):
+        samples = batch.micro * dp
         raise ValueError(
-            f"batch.global: must be a multiple of micro {batch.micro} x dp {dp} = {batch.micro * dp}, is {batch.samples}"
+            f"batch.global: must be a multiple of micro {batch.micro} x dp {dp} = {samples}, is {batch.samples}"
         )
 
 
