@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from planner.spec.errors import InputError
@@ -22,7 +20,7 @@ from profiles.runs import Outcome, errors
 
 BAND_RATIO = 0.1
 """Half the width of the band around equality."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "trimtab",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -49,13 +47,10 @@ def draw_scatter(outcomes: Sequence[Outcome], path: Path) -> None:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, 8), layout="constrained")
         _fill(figure.add_subplot(), points)
-        canvas = FigureCanvasSVG(figure) if path.suffix.lower() == ".svg" else FigureCanvasAgg(figure)
+        kind = path.suffix.lower().removeprefix(".")
+        metadata = {"Date": None, "Creator": "trimtab"} if kind == "svg" else {"Software": "trimtab"}
         try:
-            if isinstance(canvas, FigureCanvasSVG):
-                canvas.print_svg(str(path), metadata={"Date": None, "Creator": "trimtab"})
-            else:
-                figure.set_dpi(150)
-                canvas.print_png(str(path), metadata={"Software": "trimtab"})
+            figure.savefig(path, format=kind, dpi=150, metadata=metadata)
         except OSError as error:
             raise InputError.at("--plot", f"cannot write {path}: {error.strerror or error}") from None
 

@@ -91,8 +91,9 @@ def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Traini
 def fits(price: Estimate, case: Case) -> bool:
     """Whether a run is likely to have had room.
 
-    Where a row does not say what it recomputed: Megatron-Core recomputes single modules (norms, activation functions, up-projections) at a cost close to the
-    attention core's: selective recomputation stands for that too, as far as these modules are what lacks.
+    Where a row does not say what it recomputed: Megatron-Core recomputes single modules (norms, activation functions,
+    up-projections) at a cost close to the attention core's: selective recomputation stands for that too, as far as
+    these modules are what lacks.
     """
     by_modules = case.stack == MEGATRON_CORE and case.plan.main_strategy.recompute is Recompute.SELECTIVE
     saved_ratio = MODULES_SAVE_RATIO if by_modules and not case.recompute_known else 0.0

@@ -14,22 +14,20 @@ def step_time_s(record: RunRecord, model: Model | None) -> float | None:
 
     Rates in FLOP/s need the model; None where nothing was measured, or no convention is known.
     """
-    batch, measured = record.batch, record.measured
-    if measured.step_time_s is not None:
+    samples, measured = record.batch.samples, record.measured
+    if measured.step_time_s is not None or samples is None:
         return measured.step_time_s
-    if batch.samples is None:
-        return None
-    sequence_length = batch.seq or record.model.seq
+    sequence_length = record.batch.seq or record.model.seq
     if measured.tokens_per_s_per_gpu is not None and sequence_length is not None:
-        return batch.samples * sequence_length / measured.tokens_per_s_per_gpu / record.hardware.gpus
+        return samples * sequence_length / measured.tokens_per_s_per_gpu / record.hardware.gpus
     if measured.samples_per_s is not None:
-        return batch.samples / measured.samples_per_s
+        return samples / measured.samples_per_s
     if record.derived is not None and record.derived.step_time_s is not None:
         return record.derived.step_time_s
-    if model is None or sequence_length is None or measured.tflops_per_gpu is None:
+    flops = None if model is None or sequence_length is None else source_flops(record, model, sequence_length)
+    if flops is None or measured.tflops_per_gpu is None:
         return None
-    flops = source_flops(record, model, sequence_length)
-    return None if flops is None else flops / (measured.tflops_per_gpu * 1e12) / record.hardware.gpus
+    return flops / (measured.tflops_per_gpu * 1e12) / record.hardware.gpus
 
 
 def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float | None:
@@ -41,7 +39,7 @@ def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float
     convention = (record.flops_convention or "").lower()
     assert record.batch.samples is not None
     tokens = record.batch.samples * sequence_length
-    if any(word in convention for word in ("hfu", "4x", "eq.3", "eq. 3", "remat")):
+    if any(word in convention for word in ("hfu", "hardware", "4x", "eq.3", "eq. 3", "remat")):
         last = model.layers[-1]
         head = 6.0 * model.hidden_size * last.vocab_size if isinstance(last, Head) else 0.0
         return tokens * (head + (model_flops_per_token(model, sequence_length) - head) * 4 / 3)

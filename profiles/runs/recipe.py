@@ -27,17 +27,22 @@ def training_of(record: RunRecord, stack: str) -> Training | Skipped:
         return precision
     if isinstance(optimizer, Skipped):
         return optimizer
-    capacity = _CAPACITY.search(record.notes.lower()) if record.model.experts else None
+    capacity = _CAPACITY.search(record.words) if record.model.experts else None
     return Training(
         global_batch_size=batch.samples,
         sequence_length=sequence_length,
         precision=precision,
         optimizer=optimizer,
         gradient_precision=_gradients(record, precision),
-        attention_kernel=AttentionKernel.UNFUSED if stack in WITHOUT_FLASH else AttentionKernel.FLASH,
+        attention_kernel=AttentionKernel.UNFUSED if _unfused(record, stack) else AttentionKernel.FLASH,
         dropout=stack in _WITH_DROPOUT and _drops_out(record.model.family.lower()),
         capacity_factor=float(capacity["factor"]) if capacity and float(capacity["factor"]) > 0 else None,
     )
+
+
+def _unfused(record: RunRecord, stack: str) -> bool:
+    """Whether scores are written to memory: as the stack did, unless notes or context parallelism tell otherwise."""
+    return stack in WITHOUT_FLASH and "flash" not in record.words and (record.parallel.cp or 1) == 1
 
 
 def precision_of(record: RunRecord) -> Precision | Skipped:
@@ -62,7 +67,7 @@ def _optimizer(text: str | None) -> Optimizer | Skipped:
     name = (text or "adam").lower()
     if "adam" in name or "lamb" in name:
         return Optimizer.ADAM
-    if "sgd" in name or "lion" in name or "momentum" in name:
+    if any(word in name for word in ("sgd", "lion", "momentum", "adafactor")):
         return Optimizer.SGD
     return Skipped(f"optimizer: {text!r} is not modelled")
 

@@ -63,7 +63,7 @@ def stack_of(record: RunRecord) -> str:
     for part in (*re.findall(r"\(([^()]*)\)", title), title):
         found = _named(part, record)
         if found == ALPA:
-            return next((stack for word, stack in _COMPARED if f"{word}-" in record.notes.lower()), ALPA)
+            return next((stack for word, stack in _COMPARED if f"{word}-" in record.words), ALPA)
         if found:
             return found
     if record.parallel.zero == 3 or _sharded(record.parallel.fsdp):
