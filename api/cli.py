@@ -18,6 +18,7 @@ from api.commands.plan import plan
 from api.commands.price import estimate, picture
 from api.commands.replay import replay
 from api.commands.serve import serve
+from api.commands.validate import validate
 from api.problems import meaning
 from planner.spec.errors import CancelledError, TrimtabError
 
@@ -34,7 +35,7 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (plan, estimate, picture, replay, serve):
+    for command in (plan, estimate, picture, replay, serve, validate):
         app.command()(command)
     return app
 

@@ -9,7 +9,7 @@ from planner.spec.stack import Stack
 from planner.spec.value import Name, Value
 from profiles import catalogue
 
-USUAL_STACK = "megatron-core"
+USUAL_STACK = "megatron-core-2026"
 """What most large models are trained with today, and what a request means that names no stack."""
 
 

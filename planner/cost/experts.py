@@ -46,7 +46,7 @@ def moe_feed_forward(
         all_to_all_s=even[2],
         imbalance_forward_s=forward - even[0] + exchange - even[2],
         imbalance_backward_s=backward - even[1] + exchange - even[2],
-        host_s=conditions.stack.experts_host_s,
+        stall_s=conditions.stack.dropless_host_s if conditions.training.capacity_factor is None else 0.0,
         stored_bytes=stored + shared.stored_bytes + logits,
         transient_bytes=max(transient, shared.transient_bytes),
     )

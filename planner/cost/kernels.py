@@ -28,6 +28,7 @@ class Rates(NamedTuple):
     matmul_half_depth: float
     tiles: tuple[tuple[int, int, float], ...]
     """Rows and columns that a compute unit makes at a time, and what the rate is with them, over that of the first."""
+    last_wave_ratio: float
     misaligned_ratio: float
     compute_units: int
     attention_forward_flops_per_s: float
@@ -70,6 +71,7 @@ def rates(device: Device, stack: Stack, precision: Precision) -> Rates:
         stored_matmul_flops_per_s=attention_peak * efficiency.matmul_ratio,
         matmul_half_depth=efficiency.matmul_half_depth,
         tiles=_tiles(*efficiency.matmul_tile, efficiency.half_tile_ratio),
+        last_wave_ratio=efficiency.last_wave_ratio,
         misaligned_ratio=efficiency.misaligned_ratio,
         compute_units=device.compute_units,
         attention_forward_flops_per_s=attention_peak * efficiency.attention_forward_ratio * stack.attention_ratio,
@@ -102,13 +104,20 @@ def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: flo
         return 0.0
     tile_s = 2.0 * (depth + rate.matmul_half_depth) * rate.compute_units / rate.matmul_flops_per_s
     busy_s = tile_s * min(
-        ceil(groups * ceil(rows / high) * ceil(columns / wide) / rate.compute_units) * high * wide / ratio
+        _waves(rate, groups * ceil(rows / high) * ceil(columns / wide)) * high * wide / ratio
         for high, wide, ratio in rate.tiles
     )
     if depth * rate.element_bytes % 16 or columns * rate.element_bytes % 16:
         busy_s /= rate.misaligned_ratio
     moved = groups * rate.element_bytes * (rows * depth + depth * columns + rows * columns)
     return max(busy_s, moved / rate.bytes_per_s) + rate.launch_s
+
+
+def _waves(rate: Rates, tiles: float) -> float:
+    waves = tiles / rate.compute_units
+    if waves <= 1.0:
+        return 1.0
+    return waves + rate.last_wave_ratio * (ceil(waves) - waves)
 
 
 def _tiles(rows: int, columns: int, half_ratio: float) -> tuple[tuple[int, int, float], ...]:

@@ -152,9 +152,11 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         whole.imbalance_backward_s + again[4],
         beside_backward,
     )
+    passes = _host_passes(recompute)
+    backward_host_s = np.maximum(0.0, whole.host_s * passes - sum(backward)) + whole.stall_s * (passes - 1.0)
     return LayerCost(
-        forward=(*forward, np.maximum(0.0, whole.host_s - sum(forward))),
-        backward=(*backward, np.maximum(0.0, whole.host_s * _host_passes(recompute) - sum(backward))),
+        forward=(*forward, np.maximum(0.0, whole.host_s - sum(forward)) + whole.stall_s),
+        backward=(*backward, backward_host_s),
         once_communication_s=once_s,
         optimizer_s=held.optimizer_s,
         weights_bytes=np.ceil(held.weights_bytes),

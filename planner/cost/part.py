@@ -71,6 +71,8 @@ class Part(NamedTuple):
     imbalance_backward_s: float = 0.0
     host_s: float = 0.0
     """In which the host submits one pass."""
+    stall_s: float = 0.0
+    """In a forward pass, waiting for the host whatever the device does."""
     stored_bytes: float = 0.0
     """Activations kept for the backward pass."""
     core_bytes: float = 0.0

@@ -60,6 +60,8 @@ class KernelEfficiency(Value):
     """Rows and columns of the largest part of the result that one compute unit makes at a time."""
     half_tile_ratio: Ratio = 1.0
     """Of the rate with one tile, what tiles of half the size reach."""
+    last_wave_ratio: Ratio = 1.0
+    """Of a whole wave's time beyond its share of the tiles, what a partly filled last wave takes."""
     misaligned_ratio: Ratio = 1.0
     """Of the rate of a product, what one whose rows are no multiples of 16 bytes reaches."""
     matmul_half_depth: NonNegative = 0.0

@@ -23,8 +23,9 @@ class Stack(Value):
     name: Name = "ideal"
     block_host_s: NonNegative = 0.0
     """Time in which the host submits one pass of a dense block; a device that is quicker waits for it."""
-    experts_host_s: NonNegative = 0.0
-    """The same for the experts of a block."""
+    dropless_host_s: NonNegative = 0.0
+    """For each forward pass of experts without a capacity factor: how long the device waits for the host, which waits
+    for the token counts."""
     step_host_s: NonNegative = 0.0
     """Once per step, whatever the plan: loop, data, norm of the gradients, logs."""
     message_host_s: NonNegative = 0.0

@@ -16,7 +16,7 @@ from profiles import catalogue
 
 
 class Target(Value):
-    """Where a constant stands: a field, by its dotted path, of a preset; `scale` times the constant is written there."""
+    """Where a constant stands: a field, by its dotted path, of presets, which hold `scale` times the constant."""
 
     shelf: Literal["hardware", "software"]
     presets: tuple[Name, ...]

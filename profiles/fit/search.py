@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -117,8 +116,7 @@ class _Problem:
     def _some_residuals(self, x: Floats, which: NDArray[np.intp]) -> Floats:
         presets = Presets(self._parameters, self.values(x))
         predicted = predicted_s([self._rows[i] for i in which], presets)
-        found: Floats = np.log(predicted / self._measured[which]) * self._weights[which]
-        return found
+        return np.asarray(np.log(predicted / self._measured[which]) * self._weights[which], dtype=np.float64)
 
 
 def _touched(parameter: Parameter, rows: Sequence[Row]) -> NDArray[np.intp]:
@@ -131,8 +129,3 @@ def _touched(parameter: Parameter, rows: Sequence[Row]) -> NDArray[np.intp]:
         ],
         dtype=np.intp,
     )
-
-
-def log_error(predicted: float, measured: float) -> float:
-    """The residual of one row."""
-    return log(predicted / measured)

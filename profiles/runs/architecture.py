@@ -86,6 +86,7 @@ FAMILIES = {
 }
 """By the first word of `model.family`; of several that begin it the longest holds."""
 _NOT_MODELLED = {
+    "next": "linear attention (Qwen3-Next)",
     "mamba": "state-space layers (mamba)",
     "hybrid": "hybrid blocks (mamba or linear attention)",
     "jamba": "state-space layers (jamba)",
@@ -126,10 +127,16 @@ def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
 
 def _lacking(facts: ModelFacts) -> list[str]:
     needed = ["layers", "hidden", "heads", "vocab"]
-    needed += ["top_k"] if facts.experts else []
+    needed += ["top_k"] if _num_experts(facts) else []
+    needed += ["mla"] if "mla" in facts.family.lower() else []
     if facts.ffn_hidden is None and facts.moe_ffn_hidden is None:
         needed.append("ffn_hidden")
     return [name for name in needed if getattr(facts, name) is None]
+
+
+def _num_experts(facts: ModelFacts) -> int:
+    """0 for a dense model, however a row writes that."""
+    return facts.experts if facts.experts and facts.experts > 1 else 0
 
 
 def _preset(facts: ModelFacts, lacking: list[str]) -> Model | Skipped:
@@ -147,11 +154,12 @@ def _traits(facts: ModelFacts) -> Traits | None:
         return FAMILIES["bloom"]
     if known:
         return FAMILIES[max(known, key=len)]
-    if facts.params_b is None:
+    size = facts.params_b
+    if size is None:
         return None
     tries = [replace(_PLAIN, gated=gated, tied=tied) for gated in (True, False) for tied in (False, True)]
     sizes = {traits: total_parameters(_build(facts, traits, 1)) for traits in tries}
-    return min(tries, key=lambda traits: abs(sizes[traits] - facts.params_b * 1e9))
+    return min(tries, key=lambda traits: abs(sizes[traits] - size * 1e9))
 
 
 def _build(facts: ModelFacts, traits: Traits, sequence_length: int) -> Model:
@@ -228,8 +236,10 @@ def _experts(facts: ModelFacts, traits: Traits) -> FeedForward:
 def _sparse(facts: ModelFacts) -> list[bool]:
     """For each block whether it has experts: `moe_layer_freq` is "all", "every 2nd layer", "3 dense then 58 MoE", 2."""
     assert facts.layers
-    if not facts.experts:
+    if not _num_experts(facts):
         return [False] * facts.layers
+    if isinstance(facts.moe_layer_freq, tuple):
+        return [bool(flag) for flag in (*facts.moe_layer_freq, *[1] * facts.layers)[: facts.layers]]
     text = str(facts.moe_layer_freq or "all").lower()
     period = _MOE_PERIOD.search(text)
     first = _MOE_AFTER.search(text)

@@ -7,7 +7,7 @@ head count as a layer there, as with Megatron's account-for-embedding-in-pipelin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 
 from planner.spec.errors import InputError
@@ -24,21 +24,15 @@ _LEVELS = tuple(Sharding)
 _OTHER_SCHEDULES = re.compile(r"\b(zero[- ]bubble|zb-?(?:v|h1|h2)|v-half|v-min|dualpipe|1f1b-overlap)\b")
 
 
-def plan_of(
-    record: RunRecord, model: Model, training: Training, stack: str, recompute: Recompute
-) -> Plan | Skipped:
+def plan_of(record: RunRecord, model: Model, training: Training, stack: str, recompute: Recompute) -> Plan | Skipped:
     """The plan of a row with this recomputation; what the row does not say follows from the stack."""
-    given = record.parallel
-    if given.tp is None or given.pp is None or given.dp is None:
-        return Skipped("parallel.tp, parallel.pp, parallel.dp: not known")
-    schedule = _OTHER_SCHEDULES.search(record.notes.lower())
-    if schedule:
-        return Skipped(f"notes: the {schedule[0]} schedule is not modelled")
-    if given.offload not in (None, False, "none"):
-        return Skipped("parallel.offload: offloading is not modelled")
-    micro = _micro_batch(record)
-    if micro is None:
-        return Skipped("batch.micro: not known")
+    given, micro = record.parallel, _micro_batch(record)
+    missing = _unknown(record) or _unmodelled(record)
+    if missing is not None:
+        return Skipped(missing)
+    if isinstance(micro, Skipped):
+        return micro
+    assert given.pp is not None and given.dp is not None
     strategies = _strategies(record, model, stack, recompute)
     if isinstance(strategies, Skipped):
         return strategies
@@ -47,7 +41,6 @@ def plan_of(
     if pieces is None:
         return Skipped(f"parallel.pp: the layers of the model cannot fill {given.pp} x {virtual} pieces")
     assert training.global_batch_size != "max"
-    per_stage = record.hardware.gpus // given.pp
     content = {
         "global_batch_size": training.global_batch_size,
         "sequence_length": training.sequence_length,
@@ -56,19 +49,27 @@ def plan_of(
         "schedule": Schedule(
             kind=ScheduleKind.INTERLEAVED if virtual > 1 else ScheduleKind.ONE_F_ONE_B, virtual_stages=virtual
         ),
-        "stages": [
-            Stage(
-                first_device=number * per_stage,
-                num_devices=per_stage,
-                runs=tuple(run for piece in pieces[number :: given.pp] for run in _runs(model, piece, strategies)),
-            )
-            for number in range(given.pp)
-        ],
+        "stages": _stages(model, strategies, [pieces[number :: given.pp] for number in range(given.pp)]),
     }
     try:
         return parse(Plan, content)
     except InputError as error:
         return Skipped(f"parallel: {error}")
+
+
+def _unknown(record: RunRecord) -> str | None:
+    given = record.parallel
+    lacking = [f"parallel.{name}" for name in ("tp", "pp", "dp") if getattr(given, name) is None]
+    return f"{', '.join(lacking)}: not known" if lacking else None
+
+
+def _unmodelled(record: RunRecord) -> str | None:
+    schedule = _OTHER_SCHEDULES.search(record.words)
+    if schedule:
+        return f"notes: the {schedule[0]} schedule is not modelled"
+    if record.parallel.offload not in (None, False, 0, "none", "no", "off"):
+        return "parallel.offload: offloading is not modelled"
+    return None
 
 
 def recompute_of(text: str | None) -> Recompute | None:
@@ -90,23 +91,22 @@ def sharding_of(record: RunRecord, stack: str) -> Sharding:
         return Sharding.GRADIENTS
     if stack == PYTORCH_FSDP or given.fsdp not in (None, 0):
         return Sharding.FULL
-    return Sharding.OPTIMIZER if stack == MEGATRON_CORE else Sharding.NONE
+    return Sharding.OPTIMIZER if stack in MEGATRON_CORE else Sharding.NONE
 
 
-def _micro_batch(record: RunRecord) -> int | None:
+def _micro_batch(record: RunRecord) -> int | Skipped:
     """Given, or what accumulation leaves, or 1 where each rank has one sample."""
-    batch, dp = record.batch, record.parallel.dp
-    if batch.micro is not None or batch.samples is None or dp is None:
-        return batch.micro
-    samples, rest = divmod(batch.samples, dp * (record.grad_accum or 1))
-    if rest or samples < 1:
-        return None
-    return samples if record.grad_accum is not None or samples == 1 else None
+    batch, dp, accumulated = record.batch, record.parallel.dp or 1, record.grad_accum
+    assert batch.samples is not None, "training_of() has looked"
+    if batch.micro is None and accumulated is None and batch.samples != dp:
+        return Skipped("batch.micro: not known")
+    micro = batch.micro or batch.samples // (dp * (accumulated or 1))
+    if not micro or batch.samples % (micro * dp):
+        return Skipped(f"batch.global: {batch.samples} samples are no multiple of micro {micro} x dp {dp}")
+    return micro
 
 
-def _strategies(
-    record: RunRecord, model: Model, stack: str, recompute: Recompute
-) -> Mapping[str, Strategy] | Skipped:
+def _strategies(record: RunRecord, model: Model, stack: str, recompute: Recompute) -> Mapping[str, Strategy] | Skipped:
     """By kind of layer: blocks recompute, blocks with experts spread them."""
     given = record.parallel
     tp, cp, dp = given.tp or 1, given.cp or 1, given.dp or 1
@@ -116,7 +116,7 @@ def _strategies(
         return experts
     sharding = sharding_of(record, stack)
     # Megatron's experts take tokens from tensor-parallel ranks only under sequence parallelism.
-    sequence_parallel = tp > 1 and (moe or (stack == MEGATRON_CORE if given.sp is None else given.sp))
+    sequence_parallel = tp > 1 and (moe or (stack in MEGATRON_CORE if given.sp is None else given.sp))
     common = {
         "axes": _axes(record, sharding),
         "sharding": sharding if dp * cp > 1 else Sharding.NONE,
@@ -149,7 +149,7 @@ def _expert_strategy(record: RunRecord, stack: str) -> ExpertStrategy | Skipped:
     given = record.parallel
     devices = (given.dp or 1) * (given.cp or 1) * (given.tp or 1)
     ep = given.ep or 1
-    tensor = given.etp or (1 if stack == MEGATRON_CORE else given.tp or 1)
+    tensor = given.etp or (1 if stack in MEGATRON_CORE else given.tp or 1)
     if given.etp is None and devices % (ep * tensor):
         tensor = 1
     if devices % (ep * tensor):
@@ -177,6 +177,19 @@ def _pieces(model: Model, count: int) -> list[range] | None:
     ends = list(accumulate(sizes))
     assert ends[-1] == layers
     return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _stages(model: Model, strategies: Mapping[str, Strategy], pieces: Sequence[Sequence[range]]) -> list[Stage]:
+    """One stage for each of `pieces`, on as many devices as its strategies span."""
+    devices = strategies["edge"].num_devices
+    return [
+        Stage(
+            first_device=number * devices,
+            num_devices=devices,
+            runs=tuple(run for piece in own for run in _runs(model, piece, strategies)),
+        )
+        for number, own in enumerate(pieces)
+    ]
 
 
 def _runs(model: Model, piece: range, strategies: Mapping[str, Strategy]) -> list[StageRun]:

@@ -25,6 +25,9 @@ _MEMORY_SLACK = 1.1
 _PER_ADAPTER = re.compile(r"(?P<count>\d+) ?x ?(?P<rate>\d+) ?gb(?:ps|/s|it/s)")
 _RATE = re.compile(r"(?P<rate>\d+(?:\.\d+)?) ?(?P<unit>gb|tb)(?:ps|/s|it/s) ?(?:/|per )(?P<share>node|gpu|device)")
 _BIDIRECTIONAL = re.compile(r"(?P<rate>\d+(?:\.\d+)?) ?gb/s (?:aggregate )?bidir")
+_LINKS = re.compile(r"\b(?P<count>\d+) ?nvlinks? inter-gpu")
+_NVLINK_BYTES_PER_S = 25e9
+"""Of one NVLink of any generation but the first, per direction (NVIDIA's data sheets of V100 to H100)."""
 _SAME_LINK = 0.05
 """Relative difference up to which a stated rate is the preset's, rounded."""
 
@@ -41,15 +44,16 @@ def cluster_of(facts: HardwareFacts, stack: str) -> Cluster | Skipped:
     preset = find_preset(facts)
     if isinstance(preset, Skipped):
         return preset
-    per_node = min(facts.gpus_per_node, facts.gpus)
+    whole_node = facts.gpus_per_node or preset.devices_per_node
+    per_node = min(whole_node, facts.gpus)
     if facts.gpus % per_node:
-        return Skipped(f"hardware.gpus: {facts.gpus} do not fill nodes of {facts.gpus_per_node} evenly")
+        return Skipped(f"hardware.gpus: {facts.gpus} do not fill nodes of {whole_node} evenly")
     request = ClusterRequest(
         nodes=facts.gpus // per_node,
         devices_per_node=per_node,
         device=preset.name,
         intra_node=_intra_node(facts, preset),
-        inter_node=_inter_node(facts, preset),
+        inter_node=_inter_node(facts, preset, whole_node),
         stack=stack,
     )
     try:
@@ -66,7 +70,7 @@ def find_preset(facts: HardwareFacts) -> HardwarePreset | Skipped:
     fitting = [preset for preset in map(device_preset, device_names()) if _fits(wanted, preset)]
     if not fitting:
         return Skipped(f"hardware.gpu: no device preset for {facts.gpu!r}")
-    whole_nodes = [preset for preset in fitting if preset.devices_per_node >= facts.gpus_per_node]
+    whole_nodes = [preset for preset in fitting if preset.devices_per_node >= (facts.gpus_per_node or 1)]
     return max(whole_nodes or fitting, key=lambda preset: _rank(wanted, preset))
 
 
@@ -77,7 +81,9 @@ def _read(text: str) -> _Name | None:
         return None
     memory, form = _MEMORY.search(plain), _FORM.search(plain)
     return _Name(
-        chip=(chip[1].strip() + chip[2]), memory_gb=int(memory["gb"]) if memory else None, form=form[0] if form else None
+        chip=(chip[1].strip() + chip[2]),
+        memory_gb=int(memory["gb"]) if memory else None,
+        form=form[0] if form else None,
     )
 
 
@@ -99,21 +105,24 @@ def _rank(wanted: _Name, preset: HardwarePreset) -> tuple[bool, bool, int, str]:
 
 
 def _intra_node(facts: HardwareFacts, preset: HardwarePreset) -> Link:
-    """The preset's link, at the rate that the row states for both directions together."""
+    """The preset's link, at the rate that the row states: as a number of NVLinks, or for both directions together."""
+    links = _LINKS.search((facts.intra or "").lower())
+    if links:
+        return _at(preset.intra_node, int(links["count"]) * _NVLINK_BYTES_PER_S)
     found = _BIDIRECTIONAL.search((facts.intra or "").lower())
     return _at(preset.intra_node, float(found["rate"]) / 2 * 1e9) if found else preset.intra_node
 
 
-def _inter_node(facts: HardwareFacts, preset: HardwarePreset) -> Link:
+def _inter_node(facts: HardwareFacts, preset: HardwarePreset, per_node: int) -> Link:
     """The preset's network, at the rate that the row states for a node or a device."""
     text = (facts.inter or "").lower()
     adapters, plain = _PER_ADAPTER.search(text), _RATE.search(text)
     if adapters:
         bits_per_s = int(adapters["count"]) * float(adapters["rate"]) * 1e9
-        return _at(preset.inter_node, bits_per_s / 8 / facts.gpus_per_node)
+        return _at(preset.inter_node, bits_per_s / 8 / per_node)
     if plain:
         bits_per_s = float(plain["rate"]) * (1e12 if plain["unit"] == "tb" else 1e9)
-        return _at(preset.inter_node, bits_per_s / 8 / (facts.gpus_per_node if plain["share"] == "node" else 1))
+        return _at(preset.inter_node, bits_per_s / 8 / (per_node if plain["share"] == "node" else 1))
     return preset.inter_node
 
 

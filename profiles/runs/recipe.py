@@ -11,6 +11,7 @@ from profiles.runs.skipped import Skipped
 from profiles.runs.stack import MEGATRON_2021, MEGATRON_DEEPSPEED, ONEFLOW, WITHOUT_FLASH
 
 _CAPACITY = re.compile(r"capacity(?: factor)?[ =:]*(?P<factor>\d+(?:\.\d+)?)")
+_TOKEN_DROP = re.compile(r"token-? ?drop")
 _BLACKWELL = re.compile(r"\bg?b[23]00\b")
 _WITH_DROPOUT = frozenset({MEGATRON_2021, MEGATRON_DEEPSPEED, ONEFLOW})
 """Stacks whose example scripts drop out a tenth (BLOOM's do not)."""
@@ -27,17 +28,29 @@ def training_of(record: RunRecord, stack: str) -> Training | Skipped:
         return precision
     if isinstance(optimizer, Skipped):
         return optimizer
-    capacity = _CAPACITY.search(record.notes.lower()) if record.model.experts else None
     return Training(
         global_batch_size=batch.samples,
         sequence_length=sequence_length,
         precision=precision,
         optimizer=optimizer,
         gradient_precision=_gradients(record, precision),
-        attention_kernel=AttentionKernel.UNFUSED if stack in WITHOUT_FLASH else AttentionKernel.FLASH,
+        attention_kernel=AttentionKernel.UNFUSED if _unfused(record, stack) else AttentionKernel.FLASH,
         dropout=stack in _WITH_DROPOUT and _drops_out(record.model.family.lower()),
-        capacity_factor=float(capacity["factor"]) if capacity and float(capacity["factor"]) > 0 else None,
+        capacity_factor=_capacity_factor(record) if record.model.experts else None,
     )
+
+
+def _capacity_factor(record: RunRecord) -> float | None:
+    """As the notes give it; token-drop without a number means 1, and nothing said means dropless."""
+    found = _CAPACITY.search(record.words)
+    if found and float(found["factor"]) > 0:
+        return float(found["factor"])
+    return 1.0 if _TOKEN_DROP.search(record.words) else None
+
+
+def _unfused(record: RunRecord, stack: str) -> bool:
+    """Whether scores are written to memory: as the stack did, unless notes or context parallelism tell otherwise."""
+    return stack in WITHOUT_FLASH and "flash" not in record.words and (record.parallel.cp or 1) == 1
 
 
 def precision_of(record: RunRecord) -> Precision | Skipped:
@@ -62,7 +75,7 @@ def _optimizer(text: str | None) -> Optimizer | Skipped:
     name = (text or "adam").lower()
     if "adam" in name or "lamb" in name:
         return Optimizer.ADAM
-    if "sgd" in name or "lion" in name or "momentum" in name:
+    if any(word in name for word in ("sgd", "lion", "momentum", "adafactor")):
         return Optimizer.SGD
     return Skipped(f"optimizer: {text!r} is not modelled")
 

@@ -6,16 +6,13 @@ null or absent. Nothing is derived here: what a row means for a model, a cluster
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from planner.spec.errors import InputError, MalformedError, Problem
 from planner.spec.model import MAX_LAYERS
-from planner.spec.parse import parse, read_json
 from planner.spec.value import Count, Index, Name, Positive, Value
 
 MAX_STEP_TIME_S = 86_400.0
@@ -23,8 +20,6 @@ MAX_STEP_TIME_S = 86_400.0
 MIN_STEP_TIME_S = 1e-5
 MAX_FLOPS_PER_S_PER_DEVICE = 1e17
 """More than any accelerator does, in any number format."""
-SHOWN_PROBLEMS = 20
-"""Problems of one file that are told one by one."""
 UNIT_FACTOR = 300.0
 """Two measures of one run that lie further apart are in different units (milliseconds, thousands of tokens)."""
 
@@ -73,9 +68,9 @@ class ModelFacts(Part):
     head_dim: Count | None = None
     vocab: Count | None = None
     seq: Count | None = None
-    experts: Count | None = None
-    top_k: Count | None = None
-    moe_layer_freq: str | Count | None = None
+    experts: Index | None = None
+    top_k: Index | None = None
+    moe_layer_freq: str | Count | tuple[Index, ...] | None = None
     moe_ffn_hidden: Count | None = None
     shared_experts: Index | None = None
     shared_expert_hidden: Index | None = None
@@ -90,7 +85,7 @@ class HardwareFacts(Part):
 
     gpu: Name
     gpus: Annotated[Count, Field(le=2**24)]
-    gpus_per_node: Count
+    gpus_per_node: Count | None = None
     intra: str | None = None
     inter: str | None = None
 
@@ -102,14 +97,14 @@ class ParallelFacts(Part):
     pp: Count | None = None
     dp: Count | None = None
     cp: Count | None = None
-    vpp: Count | None = None
-    ep: Count | None = None
-    etp: Count | None = None
+    vpp: Index | None = None
+    ep: Index | None = None
+    etp: Index | None = None
     zero: Annotated[int, Field(strict=True, ge=0, le=3)] | None = None
-    fsdp: Index | str | None = None
+    fsdp: bool | Index | str | None = None
     sp: Annotated[bool, Field(strict=True)] | None = None
     recompute: str | None = None
-    offload: Annotated[bool, Field(strict=True)] | str | None = None
+    offload: Any = None
 
 
 class BatchFacts(Part):
@@ -149,7 +144,7 @@ class RunRecord(Part):
     precision: Name
     measured: MeasuredFacts
     precision_class: str | None = None
-    notes: str = ""
+    notes: str | None = None
     kind: str | None = None
     group: str | None = None
     flops_convention: str | None = None
@@ -159,65 +154,18 @@ class RunRecord(Part):
     optimizer: str | None = None
     quality: str | None = None
     oom: Annotated[bool, Field(strict=True)] = False
-    usable_for_accuracy: Annotated[bool, Field(strict=True)] = False
+    usable_for_accuracy: Annotated[bool, Field(strict=True)] = True
+
+    @property
+    def words(self) -> str:
+        """The notes in small letters, to look for words in."""
+        return (self.notes or "").lower()
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> RunRecord:
         _check_devices(self)
-        _check_batch(self)
         _check_units(self)
         return self
-
-
-def read_runs(file: Path | str | bytes) -> tuple[RunRecord, ...]:
-    """All rows of a RUNS file (a path) or of its text (bytes): a list of rows, or an object with such a list as `runs`.
-
-    Raises MalformedError where it cannot be read, and InputError that names each wrong row (by number and id) and field.
-    """
-    if isinstance(file, bytes):
-        text, field = file, "runs"
-    else:
-        field = str(file)
-        try:
-            text = Path(file).read_bytes()
-        except OSError as error:
-            raise MalformedError.at("runs", f"cannot read {file}: {error.strerror or error}") from None
-    return records(read_json(text, field))
-
-
-def records(data: object) -> tuple[RunRecord, ...]:
-    """The rows of parsed JSON; raises InputError as `read_runs` does."""
-    rows = data["runs"] if isinstance(data, Mapping) and "runs" in data else data
-    if not isinstance(rows, list):
-        raise InputError.at("runs", f'must be a list of rows, or an object with "runs": [...], is {_kind(rows)}')
-    found: list[RunRecord] = []
-    problems: list[Problem] = []
-    for number, row in enumerate(rows):
-        try:
-            found.append(parse(RunRecord, row, _place(number, row)))
-        except InputError as error:
-            problems += error.problems
-    problems += _twins(rows)
-    if problems:
-        rest = [Problem("runs", f"{len(problems) - SHOWN_PROBLEMS} more are wrong")] * (len(problems) > SHOWN_PROBLEMS)
-        raise InputError(*problems[:SHOWN_PROBLEMS], *rest)
-    return tuple(found)
-
-
-def _place(number: int, row: object) -> str:
-    """How errors call a row: by its number from 0, as in JSON paths, and its id where it has one."""
-    own = row.get("id") if isinstance(row, Mapping) else None
-    return f"runs[{number}] ({own})" if isinstance(own, str) and own else f"runs[{number}]"
-
-
-def _twins(rows: Iterable[object]) -> list[Problem]:
-    first: dict[str, int] = {}
-    problems = []
-    for number, row in enumerate(rows):
-        own = row.get("id") if isinstance(row, Mapping) else None
-        if isinstance(own, str) and first.setdefault(own, number) != number:
-            problems.append(Problem(f"{_place(number, row)}.id", f"must be unique, runs[{first[own]}] has it too"))
-    return problems
 
 
 def _check_devices(row: RunRecord) -> None:
@@ -230,16 +178,6 @@ def _check_devices(row: RunRecord) -> None:
     if product != row.hardware.gpus:
         text = " x ".join(f"{name} {size}" for name, size in sizes)
         raise ValueError(f"parallel.dp: {text} must be hardware.gpus {row.hardware.gpus}, is {product}")
-
-
-def _check_batch(row: RunRecord) -> None:
-    batch, dp = row.batch, row.parallel.dp
-    if batch.samples is None or batch.micro is None or dp is None:
-        return
-    if batch.samples % (batch.micro * dp):
-        raise ValueError(
-            f"batch.global: must be a multiple of micro {batch.micro} x dp {dp} = {batch.micro * dp}, is {batch.samples}"
-        )
 
 
 def _check_units(row: RunRecord) -> None:
@@ -284,7 +222,3 @@ def _check_rate(row: RunRecord, ways: Mapping[str, float]) -> None:
             f"measured.{name}: must be in {_UNITS[name]}: a step of {seconds:.4g} s would need more than "
             f"{rate:.1e} FLOP/s of each device"
         )
-
-
-def _kind(value: object) -> str:
-    return {dict: "an object without them", str: "text", type(None): "null"}.get(type(value), type(value).__name__)

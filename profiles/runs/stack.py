@@ -14,14 +14,22 @@ import re
 from profiles.runs.record import RunRecord
 
 MEGATRON_2021 = "megatron-2021"
-MEGATRON_CORE = "megatron-core"
+MEGATRON_CORE_2024 = "megatron-core-2024"
+MEGATRON_CORE_2025 = "megatron-core-2025"
+MEGATRON_CORE_2026 = "megatron-core-2026"
 MEGATRON_DEEPSPEED = "megatron-deepspeed"
 ONEFLOW = "oneflow"
 ALPA = "alpa"
 PYTORCH_FSDP = "pytorch-fsdp"
 
+MEGATRON_CORE = frozenset({MEGATRON_CORE_2024, MEGATRON_CORE_2025, MEGATRON_CORE_2026})
 WITHOUT_FLASH = frozenset({MEGATRON_2021, MEGATRON_DEEPSPEED, ONEFLOW, ALPA})
 """Stacks whose attention writes its scores to memory."""
+
+_MEGATRON_CORE = "megatron-core of some release"
+_FIRST_OF_2025, _FIRST_OF_2026 = (25, 5), (26, 5)
+"""Releases (year, month) from which NVIDIA's own rows take less time for the same plans: those of the next stack."""
+_RELEASE = re.compile(r"(?:container |\(|\bv|arxiv:? ?)(?P<year>2[3-9])\.?(?P<month>0[1-9]|1[0-2])(?!\d)")
 
 _WORDS = (
     ("torchtitan", PYTORCH_FSDP),
@@ -32,15 +40,15 @@ _WORDS = (
     ("bigscience", MEGATRON_DEEPSPEED),
     ("vtrain", MEGATRON_DEEPSPEED),
     ("deepspeed", MEGATRON_DEEPSPEED),
-    ("megatron core", MEGATRON_CORE),
-    ("megatron-core", MEGATRON_CORE),
-    ("mcore", MEGATRON_CORE),
-    ("megatron-bridge", MEGATRON_CORE),
-    ("nemo", MEGATRON_CORE),
-    ("dgxc", MEGATRON_CORE),
-    ("primus", MEGATRON_CORE),
-    ("nanotron", MEGATRON_CORE),
-    ("parallel folding", MEGATRON_CORE),
+    ("megatron core", _MEGATRON_CORE),
+    ("megatron-core", _MEGATRON_CORE),
+    ("mcore", _MEGATRON_CORE),
+    ("megatron-bridge", _MEGATRON_CORE),
+    ("nemo", _MEGATRON_CORE),
+    ("dgxc", _MEGATRON_CORE),
+    ("primus", _MEGATRON_CORE),
+    ("nanotron", _MEGATRON_CORE),
+    ("parallel folding", _MEGATRON_CORE),
     ("smartmoe", MEGATRON_2021),
     ("fastmoe", MEGATRON_2021),
     ("fastermoe", MEGATRON_2021),
@@ -59,16 +67,35 @@ _NO_LATER_THAN_A100 = re.compile(r"\b(p100|v100|a100|a800|rtx|titan|t4)\b")
 
 def stack_of(record: RunRecord) -> str:
     """The name of the stack of `profiles/software` that a row is priced with."""
+    found = _family(record)
+    return _of_release(record) if found == _MEGATRON_CORE else found
+
+
+def _family(record: RunRecord) -> str:
     title = record.source.lower()
     for part in (*re.findall(r"\(([^()]*)\)", title), title):
         found = _named(part, record)
         if found == ALPA:
-            return next((stack for word, stack in _COMPARED if f"{word}-" in record.notes.lower()), ALPA)
+            return next((stack for word, stack in _COMPARED if f"{word}-" in record.words), ALPA)
         if found:
             return found
     if record.parallel.zero == 3 or _sharded(record.parallel.fsdp):
         return PYTORCH_FSDP
-    return MEGATRON_2021 if record.precision.lower() == "fp16" else MEGATRON_CORE
+    return MEGATRON_2021 if record.precision.lower() == "fp16" else _MEGATRON_CORE
+
+
+def _of_release(record: RunRecord) -> str:
+    """By the release (25.04) or the arXiv number (2504) in notes or title; without any, the middle one."""
+    dates = [
+        (int(found["year"]), int(found["month"]))
+        for text in (record.words, record.source.lower())
+        for found in _RELEASE.finditer(text)
+    ]
+    if not dates:
+        return MEGATRON_CORE_2025
+    if dates[0] < _FIRST_OF_2025:
+        return MEGATRON_CORE_2024
+    return MEGATRON_CORE_2025 if dates[0] < _FIRST_OF_2026 else MEGATRON_CORE_2026
 
 
 def _named(text: str, record: RunRecord) -> str | None:
@@ -78,7 +105,7 @@ def _named(text: str, record: RunRecord) -> str | None:
         old = _NO_LATER_THAN_A100.search(record.hardware.gpu.lower()) and (not years or max(years) <= 2022)
         # A title such as "2021-2023" dates a page, not a run: fp16 tells the older runs on it.
         old = old or record.precision.lower() == "fp16"
-        return MEGATRON_2021 if old else MEGATRON_CORE
+        return MEGATRON_2021 if old else _MEGATRON_CORE
     return found
 
 

@@ -95,13 +95,35 @@ def test_tensor_parallelism_reduces_twice_in_each_direction_of_a_block(sequence_
 # Matrix products.
 
 
+LARGE_TILES = PRICE.rate._replace(bytes_per_s=1e40, launch_s=0.0, tiles=((128, 256, 1.0),))
+
+
 def test_a_matrix_product_fills_tiles_and_waves():
-    rate = PRICE.rate._replace(bytes_per_s=1e40, launch_s=0.0)
-    full = matmul_s(rate, 1280, 2560, 4096)  # 10 x 10 tiles of 128 x 256 on 100 units
+    full = matmul_s(LARGE_TILES, 1280, 2560, 4096)  # 10 x 10 tiles of 128 x 256 on 100 units
     assert full == pytest.approx(2 * 1280 * 2560 * (4096 + 150) / (0.7 * 3e14))
-    assert matmul_s(rate, 1, 1, 4096) == pytest.approx(full)  # one tile takes as long as a wave
-    assert matmul_s(rate, 1281, 2560, 4096) == pytest.approx(1.1 * full)
-    assert matmul_s(rate, 1280, 2560, 4096, groups=3) == pytest.approx(3 * full)
+    assert matmul_s(LARGE_TILES, 1, 1, 4096) == pytest.approx(full)  # one tile takes as long as a wave
+    assert matmul_s(LARGE_TILES, 1281, 2560, 4096) == pytest.approx(2 * full)  # 110 tiles need a second wave
+    assert matmul_s(LARGE_TILES, 1280, 2560, 4096, groups=3) == pytest.approx(3 * full)
+
+
+def test_a_last_wave_that_is_partly_filled_may_take_less_than_a_whole_one():
+    full = matmul_s(LARGE_TILES, 1280, 2560, 4096)
+    for ratio, waves in ((1e-9, 1.1), (0.5, 1.55), (1.0, 2.0)):
+        rate = LARGE_TILES._replace(last_wave_ratio=ratio)
+        assert matmul_s(rate, 1281, 2560, 4096) == pytest.approx(waves * full)
+
+
+def test_a_small_product_takes_smaller_tiles_where_they_are_quicker():
+    rate = LARGE_TILES._replace(tiles=((128, 256, 1.0), (64, 128, 0.5)))
+    assert matmul_s(rate, 64, 128, 4096) == pytest.approx(0.5 * matmul_s(LARGE_TILES, 64, 128, 4096))
+    assert matmul_s(rate, 1280, 2560, 4096) == matmul_s(LARGE_TILES, 1280, 2560, 4096)
+
+
+def test_rows_that_are_not_multiples_of_sixteen_bytes_are_slower():
+    rate = LARGE_TILES._replace(misaligned_ratio=0.25)
+    aligned, slow = matmul_s(rate, 1280, 2560, 4096), matmul_s(rate, 1280, 2560, 4092)
+    assert slow == pytest.approx(4 * matmul_s(LARGE_TILES, 1280, 2560, 4092))
+    assert aligned == matmul_s(LARGE_TILES, 1280, 2560, 4096)
 
 
 def test_a_thin_matrix_product_is_bound_by_memory():
