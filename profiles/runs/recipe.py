@@ -22,7 +22,8 @@ def training_of(record: RunRecord, stack: str) -> Training | Skipped:
     batch = record.batch
     sequence_length = batch.seq or record.model.seq
     if batch.samples is None or sequence_length is None:
-        return Skipped("batch.global, batch.seq: not known")
+        lacking = [name for name, value in (("global", batch.samples), ("seq", sequence_length)) if value is None]
+        return Skipped(f"{', '.join(f'batch.{name}' for name in lacking)}: not known")
     precision, optimizer = precision_of(record), _optimizer(record.optimizer)
     if isinstance(precision, Skipped):
         return precision

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from planner.spec.model import MAX_LAYERS
 from planner.spec.value import Count, Index, Name, Positive, Value
@@ -23,7 +23,14 @@ MAX_FLOPS_PER_S_PER_DEVICE = 1e17
 UNIT_FACTOR = 300.0
 """Two measures of one run that lie further apart are in different units (milliseconds, thousands of tokens)."""
 
-StepTime = Annotated[float, Field(ge=MIN_STEP_TIME_S, le=MAX_STEP_TIME_S)]
+
+def _in_seconds(value: float) -> float:
+    if not MIN_STEP_TIME_S <= value <= MAX_STEP_TIME_S:
+        raise ValueError(f"must be in seconds, from {MIN_STEP_TIME_S:g} to {MAX_STEP_TIME_S:g}, got {value:g}")
+    return value
+
+
+StepTime = Annotated[float, AfterValidator(_in_seconds)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS - 2)]
 
 
