@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +17,14 @@ from planner.view.quantities import memory, percent, seconds
 from profiles.runs import Errors, Outcome, RunRecord, Summary, outcomes_of, read_runs, summarise
 
 _PICTURES = (".svg", ".png")
+_NOTE_WIDTH = 40
 
 
 def validate(
     runs: Annotated[Path, typer.Argument(metavar="RUNS.json", help="Measured runs; docs/runs-format.md says how")],
     source: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rows whose source holds TEXT")] = None,
-    only_usable: Annotated[bool, typer.Option(help="Only rows that are usable_for_accuracy")] = False,
-    only_summary: Annotated[bool, typer.Option(help="Leave out the line of each run")] = False,
+    only_usable: Annotated[bool, typer.Option("--only-usable", help="Only rows that are usable_for_accuracy")] = False,
+    only_summary: Annotated[bool, typer.Option("--only-summary", help="Leave out the line of each run")] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.svg|.png", help="Draw predicted against measured steps")
     ] = None,
@@ -96,8 +97,8 @@ def _rows_table(outcomes: Iterable[Outcome]) -> Table:
         Column("predicted", True),
         Column("measured", True),
         Column("error", True),
-        Column("memory", True),
-        Column("measured", True),
+        Column("peak", True),
+        Column("measured peak", True),
         Column("fits"),
         Column("note"),
     )
@@ -113,7 +114,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         _shown(outcome.predicted_peak_memory_bytes, memory),
         "OOM" if outcome.record.oom else _shown(outcome.measured_peak_memory_bytes, memory),
         "" if outcome.fits is None else "yes" if outcome.fits else "no",
-        outcome.skipped or "",
+        _cut(outcome.skipped or ""),
     )
 
 
@@ -185,7 +186,12 @@ def _other_table(summary: Summary) -> Table:
     return Table("", (Column("Coverage, ranking, memory"), Column("", True)), tuple(rows))
 
 
-def _shown(value: Any, render: Any) -> str:
+def _cut(text: str) -> str:
+    """One line stays one line; whole reasons stand below, in the table of skipped rows."""
+    return text if len(text) <= _NOTE_WIDTH else f"{text[: _NOTE_WIDTH - 1]}…"
+
+
+def _shown(value: float | None, render: Callable[[float], str]) -> str:
     return "" if value is None else render(value)
 
 
