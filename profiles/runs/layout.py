@@ -163,7 +163,8 @@ def _expert_strategy(record: RunRecord, stack: str) -> ExpertStrategy | Skipped:
 
 def _pieces(model: Model, count: int) -> list[range] | None:
     """Layers of each piece of the model, in order; None if some piece would be empty."""
-    layers = len(model.layers)
+    if count > len(model.layers):
+        return None
     blocks = sum(isinstance(layer, Block) for layer in model.layers)
     size, rest = divmod(blocks, count)
     # The middle pieces first, then the first, then the last.
@@ -175,7 +176,6 @@ def _pieces(model: Model, count: int) -> list[range] | None:
     if min(sizes) < 1:
         return None
     ends = list(accumulate(sizes))
-    assert ends[-1] == layers
     return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
