@@ -31,8 +31,8 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Price the measured runs of RUNS.json and say how far off the prices are."""
-    if plot is not None and plot.suffix.lower() not in _PICTURES:
-        raise InputError.at("--plot", f"must end in {' or '.join(_PICTURES)}, got {str(plot)!r}")
+    if plot is not None:
+        _check_picture(plot)
     chosen = _chosen(read_runs(runs), source, only_usable)
     with progress_bar("Pricing") as report:
         outcomes = outcomes_of(chosen, report)
@@ -82,6 +82,14 @@ def _chosen(records: Sequence[RunRecord], source: str | None, only_usable: bool)
         raise InputError.at("runs", "must hold at least one row")
     known = sorted({record.source for record in records})
     raise InputError.at("--source", f"no such row; sources are {', '.join(known[:5])}{', …' if known[5:] else ''}")
+
+
+def _check_picture(path: Path) -> None:
+    """Raise InputError for a picture that could not be written, before anything is priced."""
+    if path.suffix.lower() not in _PICTURES:
+        raise InputError.at("--plot", f"must end in {' or '.join(_PICTURES)}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise InputError.at("--plot", f"cannot write {path}: there is no directory {path.parent}")
 
 
 def _draw(outcomes: Sequence[Outcome], path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_scatter_plot_is_png_where_the_name_says_so(capsys, tmp_path):
         ),
         ("validate runs.json --source nobody", "--source: no such row; sources are Somebody's measurements 2024"),
         ("validate runs.json --plot a.pdf", "--plot: must end in .svg or .png, got 'a.pdf'"),
-        ("validate runs.json --plot none/a.svg", "--plot: cannot write none/a.svg: No such file"),
+        ("validate runs.json --plot none/a.svg", "--plot: cannot write none/a.svg: there is no directory none"),
         ("validate runs.json --source Somebody --plot a.svg --only-usable --json extra", "unexpected extra argument"),
     ],
 )
