@@ -3,8 +3,9 @@
 The rule, in this order (docs/runs-format.md shows it as a table):
 1. the system that stands in parentheses in the source's title ("LiBai v0.2 benchmarks (Megatron-LM)"), else the title;
 2. for comparisons of systems (Alpa's), the system that the row's notes name;
-3. Megatron-LM is `megatron-core` where the title's last year is 2023 or later, or the device is newer than A100;
-4. without any known word: ZeRO-3 or FSDP is `pytorch-fsdp`, fp16 is `megatron-2021`, all else `megatron-core`.
+3. Megatron-LM is Megatron-Core where the title's last year is 2023 or later, or the device is newer than A100;
+4. without any known word: ZeRO-3 or FSDP is `pytorch-fsdp`, fp16 is `megatron-2021`, all else Megatron-Core;
+5. Megatron-Core is one of three stacks, by the release (25.04) or arXiv number (2504) in notes or title.
 """
 
 from __future__ import annotations

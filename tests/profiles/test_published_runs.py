@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from profiles import stack_names
 from profiles.runs import Outcome, outcomes_of, read_runs, summarise
 
 RUNS = Path(__file__).parents[3] / "shared" / "data" / "published_runs.json"
@@ -31,4 +32,5 @@ def test_every_row_is_priced_or_says_why_not(outcomes):
 
 def test_the_stacks_are_those_that_have_a_profile(outcomes):
     stacks = {outcome.case.cluster.stack.name for outcome in outcomes if outcome.case}
-    assert stacks == {"megatron-2021", "megatron-core", "megatron-deepspeed", "pytorch-fsdp", "oneflow", "alpa"}
+    assert stacks <= set(stack_names())
+    assert len(stacks) >= 6

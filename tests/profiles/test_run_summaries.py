@@ -122,7 +122,7 @@ def test_a_summary_has_a_line_for_each_part_of_vtrain_and_one_for_all_others():
 
 def test_a_summary_divides_by_source_stack_device_kind_and_precision():
     found = summarise([outcome(1.1), outcome(1.2, precision="fp16", model=EXPERTS, parallel={"ep": 2})])
-    assert list(found["by_stack"]) == ["megatron-2021", "megatron-core"]
+    assert list(found["by_stack"]) == ["megatron-2021", "megatron-core-2025"]
     assert list(found["by_device"]) == ["a100-sxm-80g"]
     assert list(found["by_kind"]) == ["dense", "moe"]
     assert list(found["by_precision"]) == ["bf16", "fp16"]

@@ -18,7 +18,7 @@ def blocks(found):
 def test_a_plain_row_becomes_a_question_that_has_a_price():
     found = case()
     assert found.plan.summary == "pp2 · tp2 dp4 sp zero1 · mbs2 x8"
-    assert (found.stack, found.cluster.device.name) == ("megatron-core", "a100-sxm-80g")
+    assert (found.stack, found.cluster.device.name) == ("megatron-core-2025", "a100-sxm-80g")
     assert estimate(found.model, found.cluster, found.training, found.plan).step_time_s > 0
 
 
@@ -32,14 +32,17 @@ def test_a_plain_row_becomes_a_question_that_has_a_price():
         ("LiBai v0.2 benchmarks (LiBai) - Data Parallel", {}, "oneflow"),
         ("Narayanan et al. SC21 (arXiv 2104.04473) Table 1", {}, "megatron-2021"),
         ("Megatron-LM README 2020 (images/tables.tex)", {}, "megatron-2021"),
-        ("Megatron-LM README 2025", {"hardware": {"gpu": "H100-SXM5-80GB"}}, "megatron-core"),
+        ("Megatron-LM README 2025", {"hardware": {"gpu": "H100-SXM5-80GB"}}, "megatron-core-2025"),
         ("MosaicML llm-foundry training benchmarks: H100", {}, "pytorch-fsdp"),
         ("vTrain measured data (multi-node), Megatron-DeepSpeed", {}, "megatron-deepspeed"),
-        ("NVIDIA dgxc-benchmarking (LLMB) recipe README", {}, "megatron-core"),
+        ("NVIDIA dgxc-benchmarking (LLMB) recipe README v25.04", {}, "megatron-core-2024"),
+        ("NVIDIA dgxc-benchmarking (LLMB) recipe README v25.05.04", {}, "megatron-core-2025"),
+        ("NVIDIA Megatron-Bridge", {"notes": "NeMo container 26.08; Pre-Training"}, "megatron-core-2026"),
+        ("MoE Parallel Folding (arXiv 2504.14960) Table 3", {}, "megatron-core-2024"),
         ("Alpa OSDI22 artifact", {}, "alpa"),
         ("Alpa OSDI22 artifact", {"notes": "Megatron-LM best config"}, "megatron-2021"),
         ("SmartMoE ATC23 artifact logs", {"notes": "system alpa-plan"}, "megatron-2021"),
-        ("Unheard of", {}, "megatron-core"),
+        ("Unheard of", {}, "megatron-core-2025"),
         ("Unheard of", {"precision": "fp16"}, "megatron-2021"),
         ("Unheard of", {"parallel": {"zero": 3}}, "pytorch-fsdp"),
         ("Unheard of", {"parallel": {"fsdp": "FULL_SHARD/PURE"}}, "pytorch-fsdp"),
@@ -179,6 +182,11 @@ def test_the_network_has_the_rate_that_the_row_states(inter, bytes_per_s):
     link = case(hardware={"inter": inter}).cluster.levels[-1].link
     assert link.bandwidth_bytes_per_s == pytest.approx(bytes_per_s)
     assert link.efficiency_ratio == 0.85
+
+
+def test_a_number_of_nvlinks_is_a_rate_too():
+    link = case(hardware={"intra": "NVLink3 600 GB/s bidir (4 NVLink inter-gpu connects)"}).cluster.levels[0].link
+    assert link.bandwidth_bytes_per_s == 100e9
 
 
 def test_the_rate_inside_a_node_is_half_of_both_directions():
@@ -357,6 +365,10 @@ def test_a_capacity_factor_in_the_notes_counts_for_experts():
     notes = "token-dropping with capacity factor 1.25 (load balanced)"
     assert case(model=EXPERTS, parallel={"ep": 2}, notes=notes).training.capacity_factor == 1.25
     assert case(notes=notes).training.capacity_factor is None
+
+
+def test_token_drop_without_a_number_means_a_capacity_of_one():
+    assert case(model=EXPERTS, parallel={"ep": 2}, notes="token-drop").training.capacity_factor == 1.0
 
 
 def test_optimizers_are_read_by_name():
