@@ -5,7 +5,6 @@ Parts of a layer list their messages, and price the same list; planner.cost.traf
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from planner.cost.collectives import (
@@ -15,6 +14,7 @@ from planner.cost.collectives import (
     all_to_all_s,
     reduce_scatter_s,
     send_receive_s,
+    size,
 )
 from planner.spec.cluster import Level
 from planner.spec.value import StrEnum
@@ -53,6 +53,15 @@ _SECONDS = {
 }
 
 
-def messages_s(levels: tuple[Level, ...], messages: Iterable[Message]) -> float:
-    """Seconds of messages that follow one another; those in a group of one are free."""
-    return sum((each.count * _SECONDS[each.collective](levels, each.group, each.moved_bytes) for each in messages), 0.0)
+def is_sent(message: Message) -> bool:
+    """Whether anything moves: nobody sends nothing, or to a group of one."""
+    return message.moved_bytes > 0 and message.count > 0 and size(message.group) > 1
+
+
+def messages_s(levels: tuple[Level, ...], messages: Messages) -> float:
+    """Seconds of messages that follow one another."""
+    seconds = 0.0
+    for each in messages:
+        if is_sent(each):
+            seconds += each.count * _SECONDS[each.collective](levels, each.group, each.moved_bytes)
+    return seconds

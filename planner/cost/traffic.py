@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from planner.cost.attention import ring
-from planner.cost.collectives import size
 from planner.cost.dense import tensor_region
 from planner.cost.experts import token_exchange
-from planner.cost.message import Messages
+from planner.cost.message import Messages, is_sent
 from planner.cost.part import Conditions, Share, share
 from planner.cost.state import StateMessages, messages_of_experts, messages_without_experts
 from planner.cost.vocabulary import embedding_messages, head_messages
@@ -59,15 +58,16 @@ def layer_traffic(
     gathered: StateMessages = StateMessages._make(sum(column, ()) for column in zip(*held, strict=True))
     again = {Recompute.NONE: (), Recompute.SELECTIVE: passes.core_forward, Recompute.FULL: passes.forward}
     return LayerTraffic(
-        forward=_sent(passes.forward + gathered.micro_forward),
-        backward=_sent(passes.backward + gathered.micro_backward),
-        recomputation=_sent(again[strategy.recompute]),
-        step=_sent(gathered.once_forward + gathered.once_backward),
+        *(
+            tuple(filter(is_sent, messages))
+            for messages in (
+                passes.forward + gathered.micro_forward,
+                passes.backward + gathered.micro_backward,
+                again[strategy.recompute],
+                gathered.once_forward + gathered.once_backward,
+            )
+        )
     )
-
-
-def _sent(messages: Messages) -> Messages:
-    return tuple(each for each in messages if size(each.group) > 1 and each.moved_bytes and each.count)
 
 
 def _passes(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share) -> _Passes:
