@@ -45,7 +45,7 @@ class _Held(NamedTuple):
     sharded_over: Group
     replicated_over: Group
     partial: float = 0.0
-    """Of `parameters`, those of which every tensor-parallel rank has the gradient of its own tokens only."""
+    """Of `parameters`, those of which every tensor-parallel rank has a part of the gradient, to be summed."""
     tensor_group: Group = ()
 
 
@@ -133,7 +133,7 @@ def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: St
     parameters, _ = local_parameters(conditions.hidden_size, layer, strategy)
     if isinstance(layer, Head) and layer.tied and own_copy:
         parameters += layer.vocab_size * conditions.hidden_size / strategy.tp
-    partial = _partial(layer, conditions.hidden_size) if strategy.sequence_parallel else 0.0
+    partial = _partial(layer, conditions.hidden_size, strategy)
     dimensions = {kind: (strategy.degree(kind), strategy.stride(kind)) for kind in AxisKind}
     samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP])
     sharded: Group = ()
@@ -145,12 +145,20 @@ def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: St
     return _Held(parameters, sharded, replicated, partial, tensor_group(strategy))
 
 
-def _partial(layer: Embedding | Block | Head, hidden_size: int) -> float:
-    """Norms, router and what else every tensor-parallel rank holds: with sequence parallelism it sees other tokens.
+def _partial(layer: Embedding | Block | Head, hidden_size: int, strategy: Strategy) -> float:
+    """What every tensor-parallel rank holds and sees a part of: other tokens, or other heads.
 
-    Position embeddings are added before the sequence is cut. Source: Megatron-Core, finalize_model_grads.
+    With sequence parallelism norms, router and low-rank projections see other tokens (position embeddings are added
+    before the sequence is cut); norms of single heads see other heads in any case. Source: Megatron-Core,
+    finalize_model_grads.
     """
-    return 0.0 if isinstance(layer, Embedding) else float(layer_parameters(layer, hidden_size).replicated)
+    if isinstance(layer, Embedding):
+        return 0.0
+    if strategy.sequence_parallel:
+        return float(layer_parameters(layer, hidden_size).replicated)
+    if isinstance(layer, Head) or not isinstance(layer.attention, GroupedQueryAttention):
+        return 0.0
+    return 2.0 * layer.attention.head_dim if layer.attention.qk_norm == "per_head" else 0.0
 
 
 def _experts(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy) -> _Held:

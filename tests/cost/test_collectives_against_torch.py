@@ -14,7 +14,7 @@ from cost_samples import cluster
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -100,20 +100,27 @@ def test_a_tensor_parallel_block_sends_in_each_pass_what_torch_sends(degree, sha
         assert modelled(said.backward) == Counter(backward)
 
 
+@pytest.mark.parametrize(
+    ("sequence_parallel", "qk_norm", "norms"), [(True, False, 2), (False, True, 2), (True, True, 4)]
+)
 @pytest.mark.parametrize("degree", [2, 4, 8])
-def test_with_sequence_parallelism_gradients_of_norms_are_summed_once_per_step(degree):
-    """torch leaves them as parts of a sum until somebody needs them, one by one; Megatron sums them in one message."""
-    shape = SHAPES[0]
+def test_gradients_of_norms_that_see_a_part_are_summed_once_per_step(degree, sequence_parallel, qk_norm, norms):
+    """A part of the tokens under sequence parallelism, and of the heads where they have norms of their own.
+
+    torch leaves gradients as parts of a sum until somebody needs them, one by one; Megatron sums all in one message.
+    """
+    shape = SHAPES[0]._replace(qk_norm=qk_norm)
     with pretended_peers(degree):
-        block = tensor_parallel(TorchBlock(shape), init_device_mesh("cpu", (degree,)), sequence_parallel=True)
-        block(shape.activation(degree)).sum().backward()
-        block(shape.activation(degree)).sum().backward()
-        parts = [each.grad for each in block.parameters() if each.grad.placements == (Partial(),)]
+        block = tensor_parallel(TorchBlock(shape), init_device_mesh("cpu", (degree,)), sequence_parallel)
+        for _ in range(MICRO_BATCHES):
+            block(shape.activation(degree if sequence_parallel else 1)).sum().backward()
+        gradients = [each.grad for each in block.parameters() if isinstance(each.grad, DTensor)]
+        parts = [each for each in gradients if each.placements == (Partial(),)]
         with recorded() as sent:
             for part in parts:
                 part.full_tensor()
-        said = traffic(shape, shape.block, spread(sequence_parallel=True, tp=degree))
-        assert len(parts) == 2
+        said = traffic(shape, shape.block, spread(sequence_parallel=sequence_parallel, tp=degree))
+        assert len(parts) == norms
         assert total_bytes(modelled(said.step)) == total_bytes(Counter(sent))
 
 

@@ -35,6 +35,7 @@ class Shape(NamedTuple):
     kv_heads: int = 8
     width: int = 160
     vocab: int = 256
+    qk_norm: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -42,7 +43,12 @@ class Shape(NamedTuple):
 
     @property
     def attention(self) -> GroupedQueryAttention:
-        return GroupedQueryAttention(num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim)
+        return GroupedQueryAttention(
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            qk_norm="per_head" if self.qk_norm else "none",
+        )
 
     @property
     def block(self) -> Block:
@@ -66,13 +72,16 @@ class TorchAttention(nn.Module):
         self.query = nn.Linear(shape.hidden, shape.heads * shape.head_dim, bias=False)
         self.key = nn.Linear(shape.hidden, shape.kv_heads * shape.head_dim, bias=False)
         self.value = nn.Linear(shape.hidden, shape.kv_heads * shape.head_dim, bias=False)
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity() for _ in range(2)
+        )
         self.output = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            projection(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
+            projection(tokens).unflatten(-1, (-1, self.head_dim)) for projection in (self.query, self.key, self.value)
         )
+        query, key, value = (each.transpose(1, 2) for each in (self.query_norm(query), self.key_norm(key), value))
         seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return self.output(seen.transpose(1, 2).flatten(2))
 
@@ -162,5 +171,9 @@ def tensor_parallel(block: nn.Module, mesh: DeviceMesh, sequence_parallel: bool)
         "feed_forward.up": ColwiseParallel(),
         "feed_forward.down": RowwiseParallel(output_layouts=edge),
     }
+    for name in ("query_norm", "key_norm"):
+        if isinstance(getattr(block.attention, name), nn.RMSNorm):
+            # Its "sequence" are the heads, cut over the ranks.
+            plan[f"attention.{name}"] = SequenceParallel(sequence_dim=2, use_local_output=True)
     norms = {"attention_norm": SequenceParallel(), "feed_forward_norm": SequenceParallel()}
     return parallelize_module(block, mesh, plan | norms if sequence_parallel else plan)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor import _redistribute as redistribute
+from torch.distributed.tensor.debug import CommDebugMode, _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -78,6 +79,9 @@ def pretended_peers(size: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # What DTensor remembers of a mesh names groups that are gone; an equal mesh of the next test would find it.
+        _clear_sharding_prop_cache()
+        redistribute._gen_transform_infos.cache_clear()
 
 
 @contextmanager
