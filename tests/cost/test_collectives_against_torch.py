@@ -350,6 +350,12 @@ class Experts(NamedTuple):
     ep: int
     etp: int
 
+    @property
+    def strategy(self) -> ExpertStrategy:
+        return ExpertStrategy(
+            expert_parallel_size=self.ep, expert_tensor_parallel_size=self.etp, expert_data_parallel_size=self.edp
+        )
+
 
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize(
@@ -369,10 +375,24 @@ def test_experts_send_tokens_and_weights_as_in_torch(degrees, top_k):
         sharded(block, Sharding.FULL, ignored_params=alone)
         model = fully_shard(nn.Sequential(block), ignored_params=alone)
         sent = step(model, Sharding.FULL, shape.activation())
-        experts = ExpertStrategy(
-            expert_parallel_size=degrees.ep,
-            expert_tensor_parallel_size=degrees.etp,
-            expert_data_parallel_size=degrees.edp,
-        )
-        strategy = spread(Sharding.FULL, dp=devices).model_copy(update={"experts": experts})
+        strategy = spread(Sharding.FULL, dp=devices).model_copy(update={"experts": degrees.strategy})
         assert modelled_step(traffic(shape, shape.moe_block(8, top_k), strategy)) == sent
+
+
+@pytest.mark.parametrize("degrees", [Experts(1, 8, 1), Experts(2, 4, 1), Experts(2, 2, 2)])
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_tensor_parallel_ranks_send_the_experts_their_own_tokens(tensor, degrees):
+    shape = SHAPES[0]
+    with pretended_peers(8):
+        mesh = init_device_mesh("cpu", degrees, mesh_dim_names=degrees._fields)
+        attention = init_device_mesh("cpu", (8 // tensor, tensor), mesh_dim_names=("dp", "tp"))
+        block = tensor_parallel(TorchBlock(shape, TorchMoe(shape, 8, 2, mesh)), attention["tp"], sequence_parallel=True)
+        with recorded() as forward:
+            out = block(shape.activation(tensor))
+        with recorded() as backward:
+            out.sum().backward()
+        strategy = spread(sequence_parallel=True, dp=8 // tensor, tp=tensor)
+        strategy = strategy.model_copy(update={"experts": degrees.strategy})
+        said = traffic(shape, shape.moe_block(8, 2), strategy)
+        assert modelled(said.forward) == Counter(forward)
+        assert modelled(said.backward) == Counter(backward)

@@ -166,11 +166,19 @@ def tensor_parallel(block: nn.Module, mesh: DeviceMesh, sequence_parallel: bool)
         "attention.key": ColwiseParallel(),
         "attention.value": ColwiseParallel(),
         "attention.output": RowwiseParallel(output_layouts=edge),
-        "feed_forward": gathered,
-        "feed_forward.gate": ColwiseParallel(),
-        "feed_forward.up": ColwiseParallel(),
-        "feed_forward.down": RowwiseParallel(output_layouts=edge),
     }
+    if isinstance(block.feed_forward, TorchFeedForward):
+        plan |= {
+            "feed_forward": gathered,
+            "feed_forward.gate": ColwiseParallel(),
+            "feed_forward.up": ColwiseParallel(),
+            "feed_forward.down": RowwiseParallel(output_layouts=edge),
+        }
+    else:
+        # Every rank sends the experts its own tokens.
+        plan["feed_forward"] = PrepareModuleInput(
+            input_layouts=(edge,), desired_input_layouts=(edge,), use_local_output=True
+        )
     for name in ("query_norm", "key_norm"):
         if isinstance(getattr(block.attention, name), nn.RMSNorm):
             # Its "sequence" are the heads, cut over the ranks.
