@@ -32,14 +32,14 @@ class Collective(StrEnum):
 
 
 class Message(NamedTuple):
-    """`count` equal collectives of one group of devices, one after the other."""
+    """`times` equal collectives of one group of devices, one after the other."""
 
     collective: Collective
     group: Group
     moved_bytes: float
     """Of one collective at one member, its own part included: the summed tensor of an all-reduce, the result of an
     all-gather, the input of a reduce-scatter or an all-to-all, what is sent of a send_recv."""
-    count: int = 1
+    times: int = 1
 
 
 Messages = tuple[Message, ...]
@@ -55,7 +55,7 @@ _SECONDS = {
 
 def is_sent(message: Message) -> bool:
     """Whether anything moves: nobody sends nothing, or to a group of one."""
-    return message.moved_bytes > 0 and message.count > 0 and size(message.group) > 1
+    return message.moved_bytes > 0 and message.times > 0 and size(message.group) > 1
 
 
 def messages_s(levels: tuple[Level, ...], messages: Messages) -> float:
@@ -63,5 +63,5 @@ def messages_s(levels: tuple[Level, ...], messages: Messages) -> float:
     seconds = 0.0
     for each in messages:
         if is_sent(each):
-            seconds += each.count * _SECONDS[each.collective](levels, each.group, each.moved_bytes)
+            seconds += each.times * _SECONDS[each.collective](levels, each.group, each.moved_bytes)
     return seconds

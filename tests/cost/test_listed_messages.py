@@ -74,7 +74,7 @@ def test_nothing_is_listed_that_moves_nothing():
     assert layer_traffic(PRICE, BLOCK, alone, SAMPLES, SEQUENCE) == ((), (), (), ())
     for strategy in strategies():
         for messages in layer_traffic(PRICE, DENSE, strategy, SAMPLES, SEQUENCE):
-            assert all(size(each.group) > 1 and each.moved_bytes > 0 and each.count > 0 for each in messages)
+            assert all(size(each.group) > 1 and each.moved_bytes > 0 and each.times > 0 for each in messages)
 
 
 @pytest.mark.parametrize(

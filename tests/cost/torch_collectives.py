@@ -94,12 +94,12 @@ def recorded() -> Iterator[list[Sent]]:
     assert counted.get_total_counts() == len(recorder.sent) - sends, "CommDebugMode counts collectives, not sends"
 
 
-def modelled(messages: Iterable[Message], times: int = 1) -> Counter[Sent]:
+def modelled(messages: Iterable[Message], steps: int = 1) -> Counter[Sent]:
     """The model's messages in the group of device 0, each as often as it is sent."""
     found: Counter[Sent] = Counter()
     for each in messages:
         offsets = (range(0, degree * stride, stride) for degree, stride in each.group)
         ranks = tuple(sorted(sum(offset) for offset in product(*offsets)))
         assert each.moved_bytes == int(each.moved_bytes)
-        found[Sent(each.collective, ranks, int(each.moved_bytes))] += each.count * times
+        found[Sent(each.collective, ranks, int(each.moved_bytes))] += each.times * steps
     return found
