@@ -2,9 +2,11 @@
 
 kernels       one device: matrix products, memory-bound work, overlap
 collectives   groups of devices under tiers of links
+message       what is sent: collective, group, bytes, how often; a list of messages has a price
 part, dense, attention, experts, vocabulary, state
               what one device pays for a part of a layer
 layer         one layer under one strategy
+traffic       all messages of a layer, as layer prices them
 boundary      between layers and stages
 pipeline      from stages to the step
 load, balance how expert load spreads over ranks

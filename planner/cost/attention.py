@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.collectives import tiers
-from planner.cost.dense import linear_s, tensor_parallel_s
+from planner.cost.dense import linear_s, tensor_region
 from planner.cost.kernels import elementwise_s, matmul_s, overlapped_s, unquantised
+from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, add, context_group
 from planner.spec.model import GroupedQueryAttention, LatentAttention
 from planner.spec.strategy import Strategy
@@ -31,7 +31,7 @@ def attention(
     heads = _local_heads(kind, strategy.tp)
     projections = _projections(conditions, kind, heads, part_of)
     core = _core(conditions, kind, heads, strategy, part_of)
-    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    traffic = messages_s(conditions.levels, tensor_region(conditions, strategy, part_of))
     return add((projections, core, Part(tensor_forward_s=traffic, tensor_backward_s=traffic)))
 
 
@@ -108,25 +108,31 @@ def _flash_core(
     flops = 2.0 * pairs * (heads.query_width + heads.output_width)
     forward = flops / rate.attention_forward_flops_per_s + rate.launch_s
     backward = 2.5 * flops / rate.attention_backward_flops_per_s + 2 * rate.launch_s
-    ring = _ring_s(conditions, strategy, rate.element_bytes * part_of.tokens * (heads.key_width + heads.value_width))
+    ring_s, ring_back_s = (messages_s(conditions.levels, each) for each in ring(conditions, kind, strategy, part_of))
     kept = part_of.tokens * (rate.element_bytes * heads.output_width + 4.0 * heads.heads)
     return Part(
         forward_s=forward,
         backward_s=backward,
         core_forward_s=forward,
-        context_forward_s=overlapped_s(rate, forward, ring) - forward,
-        context_backward_s=overlapped_s(rate, backward, 2 * ring) - backward,
+        context_forward_s=overlapped_s(rate, forward, ring_s) - forward,
+        context_backward_s=overlapped_s(rate, backward, ring_back_s) - backward,
         stored_bytes=kept,
         core_bytes=kept,
     )
 
 
-def _ring_s(conditions: Conditions, strategy: Strategy, chunk_bytes: float) -> float:
-    """Each of cp - 1 rounds passes one device's keys and values to its neighbour."""
-    if strategy.cp == 1:
-        return 0.0
-    widest = tiers(conditions.levels, context_group(strategy))[-1]
-    return (strategy.cp - 1) * (chunk_bytes / widest.pair_bytes_per_s + widest.latency_s)
+def ring(
+    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
+) -> tuple[Messages, Messages]:
+    """(forward, backward): each of cp - 1 rounds passes one device's keys and values on to its neighbour.
+
+    Backward passes their gradients too; the ring turns the other way, so that they end where they belong without a
+    further round, as in Transformer Engine.
+    """
+    heads = _local_heads(kind, strategy.tp)
+    chunk_bytes = conditions.rate.element_bytes * part_of.tokens * (heads.key_width + heads.value_width)
+    forward = Message(Collective.SEND_RECEIVE, context_group(strategy), chunk_bytes, strategy.cp - 1)
+    return (forward,), (forward, forward)
 
 
 def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part:

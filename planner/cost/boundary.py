@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.collectives import all_gather_s, narrowest_bytes_per_s, point_to_point_s
+from planner.cost.collectives import narrowest_bytes_per_s, point_to_point_s
+from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, share, tensor_group
 from planner.cost.state import gradient_bytes
 from planner.spec.model import Block, Embedding, Head
@@ -33,17 +34,28 @@ def entry(
 ) -> Entry:
     """From the stage that begins at device hop[0] into a piece, on the stage that ends at hop[1], under `strategy`.
 
-    Every device sends its share to its peer; tensor-parallel ranks that hold the same activation send a part each and
-    gather it on arrival (Narayanan et al. 2021, arXiv 2104.04473, section 4.1). Two buffers each for activation and
-    gradient. Not overlapped.
+    Two buffers each for activation and gradient. Not overlapped.
     """
     share_bytes = activation_bytes(conditions, strategy, samples, sequence_length)
-    parts = 1 if strategy.sequence_parallel else strategy.tp
-    pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], share_bytes / parts)
-    if parts > 1:
-        pass_s += all_gather_s(conditions.levels, tensor_group(strategy), share_bytes)
+    sent, *arrived = entry_messages(conditions, strategy, samples, sequence_length)
+    pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], sent.moved_bytes)
+    pass_s += messages_s(conditions.levels, tuple(arrived))
     stack = conditions.stack
     return Entry(pass_s * (1.0 - stack.pipeline_overlap_ratio) + stack.message_host_s, 4 * int(share_bytes))
+
+
+def entry_messages(conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int) -> Messages:
+    """Every device sends its share to its peer, one stage away; forward, and backward with gradients.
+
+    Tensor-parallel ranks that hold the same activation send a part each and gather it on arrival (Narayanan et al.
+    2021, arXiv 2104.04473, section 4.1).
+    """
+    share_bytes = activation_bytes(conditions, strategy, samples, sequence_length)
+    peers = ((2, strategy.num_devices),)
+    if strategy.sequence_parallel:
+        return (Message(Collective.SEND_RECEIVE, peers, share_bytes),)
+    sent = Message(Collective.SEND_RECEIVE, peers, share_bytes / strategy.tp)
+    return sent, Message(Collective.ALL_GATHER, tensor_group(strategy), share_bytes)
 
 
 def layout(strategy: Strategy) -> Layout:

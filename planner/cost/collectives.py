@@ -86,6 +86,14 @@ def all_to_all_s(levels: tuple[Level, ...], group: Group, bytes_per_member: floa
     return busy_s + _latency_s(crossed)
 
 
+def send_receive_s(levels: tuple[Level, ...], group: Group, moved_bytes: float) -> float:
+    """Every member passes `moved_bytes` on to its neighbour in a ring; the pair on the widest tier is the slowest."""
+    crossed = tiers(levels, group)
+    if not crossed:
+        return 0.0
+    return moved_bytes / crossed[-1].pair_bytes_per_s + crossed[-1].latency_s
+
+
 def point_to_point_s(levels: tuple[Level, ...], sender: int, receiver: int, moved_bytes: float) -> float:
     """One device to another, by their numbers."""
     if sender == receiver:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from planner.cost.collectives import all_reduce_s
 from planner.cost.kernels import elementwise_s, matmul_s, quantise_s
+from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.strategy import Strategy
 
@@ -51,7 +51,7 @@ def dense_feed_forward(conditions: Conditions, width: int, gated: bool, strategy
     local = width / strategy.tp
     forward, backward = feed_forward(conditions, local, gated, part_of.tokens)
     stored = feed_forward_bytes(conditions, local, gated, part_of.tokens)
-    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    traffic = messages_s(conditions.levels, tensor_region(conditions, strategy, part_of))
     inner = conditions.rate.element_bytes * part_of.tokens * local * (2 if gated else 1)
     return Part(
         forward_s=forward,
@@ -63,14 +63,24 @@ def dense_feed_forward(conditions: Conditions, width: int, gated: bool, strategy
     )
 
 
-def tensor_parallel_s(conditions: Conditions, strategy: Strategy, part_of: Share) -> float:
-    """Traffic of one tensor-parallel region in one direction: an all-reduce of its [tokens, hidden].
+def tensor_region(conditions: Conditions, strategy: Strategy, part_of: Share) -> Messages:
+    """Messages of one tensor-parallel region in one direction: an all-reduce of its [tokens, hidden].
 
     With sequence parallelism, an all-gather before and a reduce-scatter after: the same bytes.
     Source: Megatron-LM (arXiv 1909.08053), section 3; Korthikanti et al. 2022 (arXiv 2205.05198), section 4.2.2.
     """
-    message = part_of.tokens * conditions.hidden_size * conditions.rate.element_bytes
-    return all_reduce_s(conditions.levels, tensor_group(strategy), message)
+    if not strategy.sequence_parallel:
+        return (whole_tokens(Collective.ALL_REDUCE, conditions, strategy, part_of),)
+    return (
+        whole_tokens(Collective.ALL_GATHER, conditions, strategy, part_of),
+        whole_tokens(Collective.REDUCE_SCATTER, conditions, strategy, part_of),
+    )
+
+
+def whole_tokens(collective: Collective, conditions: Conditions, strategy: Strategy, part_of: Share) -> Message:
+    """A message about [tokens, hidden] between tensor-parallel ranks."""
+    moved_bytes = part_of.tokens * conditions.hidden_size * conditions.rate.element_bytes
+    return Message(collective, tensor_group(strategy), moved_bytes)
 
 
 def residual_stream(conditions: Conditions, part_of: Share) -> Part:

@@ -5,9 +5,10 @@ Its time follows the load: the rank with most tokens sets the pace of compute an
 
 from __future__ import annotations
 
-from planner.cost.collectives import Group, all_gather_s, all_to_all_s
-from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_parallel_s
+from planner.cost.collectives import Group
+from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_region
 from planner.cost.kernels import elementwise_s
+from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share
 from planner.spec.model import MoeFeedForward
 from planner.spec.strategy import ExpertStrategy, Strategy
@@ -68,12 +69,27 @@ def _routed(
     forward, backward = feed_forward(conditions, width, moe.gated, rows / groups, groups)
     # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
     sorting = elementwise_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
-    exchange = 2.0 * all_to_all_s(conditions.levels, expert_group(experts), sent * load_ratio * hidden * element)
-    # Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
-    gathered = all_gather_s(conditions.levels, ((tensor, 1),), rows * hidden * element)
+    exchange = messages_s(conditions.levels, token_exchange(conditions, moe, experts, part_of, load_ratio))
     stored = feed_forward_bytes(conditions, width, moe.gated, rows) + 2.0 * element * hidden * rows
     inner = element * rows * (width * (2 if moe.gated else 1) + hidden)
-    return forward + sorting, backward + sorting, exchange + 2.0 * gathered, stored, inner
+    return forward + sorting, backward + sorting, exchange, stored, inner
+
+
+def token_exchange(
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, part_of: Share, load_ratio: float
+) -> Messages:
+    """Messages of the routed experts in one direction: every copy of a token to its expert and back.
+
+    Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
+    """
+    tensor = experts.expert_tensor_parallel_size
+    sent = part_of.edge_tokens * moe.top_k * load_ratio * conditions.hidden_size * conditions.rate.element_bytes
+    nearest: Group = ((tensor, 1),)
+    return (
+        Message(Collective.ALL_TO_ALL, expert_group(experts), sent, 2),
+        Message(Collective.ALL_GATHER, nearest, sent * tensor),
+        Message(Collective.REDUCE_SCATTER, nearest, sent * tensor),
+    )
 
 
 def _shared(conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share) -> Part:
@@ -81,7 +97,7 @@ def _shared(conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, par
         return Part()
     width = moe.shared_width / strategy.tp
     forward, backward = feed_forward(conditions, width, moe.gated, part_of.tokens)
-    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    traffic = messages_s(conditions.levels, tensor_region(conditions, strategy, part_of))
     return Part(
         forward_s=forward,
         backward_s=backward,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.collectives import Group, all_gather_s, all_reduce_s, reduce_scatter_s, size
+from planner.cost.collectives import Group, size
 from planner.cost.experts import expert_data_group
+from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.parameters import layer_parameters
-from planner.cost.part import Conditions
+from planner.cost.part import Conditions, tensor_group
 from planner.spec.cluster import Precision
 from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head
 from planner.spec.strategy import AxisKind, Sharding, Strategy
@@ -43,6 +44,21 @@ class _Held(NamedTuple):
     parameters: float
     sharded_over: Group
     replicated_over: Group
+    partial: float = 0.0
+    """Of `parameters`, those of which every tensor-parallel rank has a part of the gradient, to be summed."""
+    tensor_group: Group = ()
+
+
+class StateMessages(NamedTuple):
+    """Traffic of weights and gradients."""
+
+    micro_forward: Messages
+    """Beside the forward pass of every micro-batch."""
+    micro_backward: Messages
+    once_forward: Messages
+    """Beside the first forward pass of a step."""
+    once_backward: Messages
+    """Beside the last backward pass of a step."""
 
 
 def weight_bytes(training: Training) -> int:
@@ -66,6 +82,18 @@ def state_without_experts(
 ) -> State:
     """State of everything but routed experts; a tied head counts the shared matrix only if it has an `own_copy`."""
     return _state(conditions, strategy.sharding, _dense(conditions, layer, strategy, own_copy))
+
+
+def messages_without_experts(
+    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool
+) -> StateMessages:
+    """Traffic of everything but routed experts, as `state_without_experts` prices it."""
+    return _messages(conditions, strategy.sharding, _dense(conditions, layer, strategy, own_copy))
+
+
+def messages_of_experts(conditions: Conditions, layer: Block, strategy: Strategy) -> StateMessages:
+    """Traffic of the routed experts' weights and gradients, without replicas."""
+    return _messages(conditions, strategy.sharding, _experts(conditions, layer, strategy))
 
 
 def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies_ratio: float = 1.0) -> State:
@@ -105,13 +133,32 @@ def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: St
     parameters, _ = local_parameters(conditions.hidden_size, layer, strategy)
     if isinstance(layer, Head) and layer.tied and own_copy:
         parameters += layer.vocab_size * conditions.hidden_size / strategy.tp
+    partial = _partial(layer, conditions.hidden_size, strategy)
     dimensions = {kind: (strategy.degree(kind), strategy.stride(kind)) for kind in AxisKind}
     samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP])
+    sharded: Group = ()
+    replicated: Group = samples_and_sequence
     if strategy.degree(AxisKind.SDP) > 1:
-        return _Held(parameters, (dimensions[AxisKind.SDP],), samples_and_sequence)
-    if strategy.sharding is Sharding.NONE:
-        return _Held(parameters, (), samples_and_sequence)
-    return _Held(parameters, samples_and_sequence, ())
+        sharded = (dimensions[AxisKind.SDP],)
+    elif strategy.sharding is not Sharding.NONE:
+        sharded, replicated = samples_and_sequence, ()
+    return _Held(parameters, sharded, replicated, partial, tensor_group(strategy))
+
+
+def _partial(layer: Embedding | Block | Head, hidden_size: int, strategy: Strategy) -> float:
+    """What every tensor-parallel rank holds and sees a part of: other tokens, or other heads.
+
+    With sequence parallelism norms, router and low-rank projections see other tokens (position embeddings are added
+    before the sequence is cut); norms of single heads see other heads in any case. Source: Megatron-Core,
+    finalize_model_grads.
+    """
+    if isinstance(layer, Embedding):
+        return 0.0
+    if strategy.sequence_parallel:
+        return float(layer_parameters(layer, hidden_size).replicated)
+    if isinstance(layer, Head) or not isinstance(layer.attention, GroupedQueryAttention):
+        return 0.0
+    return 2.0 * layer.attention.head_dim if layer.attention.qk_norm == "per_head" else 0.0
 
 
 def _experts(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy) -> _Held:
@@ -131,36 +178,32 @@ def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
     split_weights = sharding is Sharding.FULL
     # The update reads gradient and state, and writes state and weight.
     touched = gradient + 2 * moments + weight * (2 if training.precision is Precision.FP32 else 1)
+    messages = _messages(conditions, sharding, held)
     return State(
         weights_bytes=count * weight / (parts if split_weights else 1),
         gradients_bytes=count * gradient / (parts if split_gradients else 1),
         optimizer_bytes=count * moments / parts,
         whole_weights_bytes=count * weight if split_weights and parts > 1 else 0.0,
         whole_gradients_bytes=count * gradient if split_gradients and parts > 1 else 0.0,
-        **_traffic(conditions, sharding, held, count * weight, count * gradient),
+        micro_forward_s=messages_s(conditions.levels, messages.micro_forward),
+        micro_backward_s=messages_s(conditions.levels, messages.micro_backward),
+        once_forward_s=messages_s(conditions.levels, messages.once_forward),
+        once_backward_s=messages_s(conditions.levels, messages.once_backward),
         optimizer_s=count / parts * touched / conditions.rate.optimizer_bytes_per_s,
     )
 
 
-def _traffic(
-    conditions: Conditions, sharding: Sharding, held: _Held, weights: float, gradients: float
-) -> dict[str, float]:
-    levels, shard, replicas = conditions.levels, held.sharded_over, held.replicated_over
-    micro_forward = micro_backward = once_forward = once_backward = 0.0
+def _messages(conditions: Conditions, sharding: Sharding, held: _Held) -> StateMessages:
+    """What each stage of ZeRO gathers and reduces; replicas of the shards add up their gradients once per step."""
+    shard, gradient = held.sharded_over, gradient_bytes(conditions.training)
+    gather = Message(Collective.ALL_GATHER, shard, held.parameters * weight_bytes(conditions.training))
+    scatter = Message(Collective.REDUCE_SCATTER, shard, held.parameters * gradient)
+    replicas = Message(Collective.ALL_REDUCE, held.replicated_over, held.parameters * gradient / size(shard))
+    partial = Message(Collective.ALL_REDUCE, held.tensor_group, held.partial * gradient)
     if sharding is Sharding.FULL:
-        gather = all_gather_s(levels, shard, weights)
-        micro_forward = gather
-        micro_backward = gather + reduce_scatter_s(levels, shard, gradients)
-    elif sharding is Sharding.GRADIENTS:
-        micro_backward = reduce_scatter_s(levels, shard, gradients)
-        once_forward = all_gather_s(levels, shard, weights)
-    elif sharding is Sharding.OPTIMIZER:
-        once_backward = reduce_scatter_s(levels, shard, gradients)
-        once_forward = all_gather_s(levels, shard, weights)
-    once_backward += all_reduce_s(levels, replicas, gradients / size(shard))
-    return {
-        "micro_forward_s": micro_forward,
-        "micro_backward_s": micro_backward,
-        "once_forward_s": once_forward,
-        "once_backward_s": once_backward,
-    }
+        return StateMessages((gather,), (gather, partial, scatter), (), (replicas,))
+    if sharding is Sharding.GRADIENTS:
+        return StateMessages((), (partial, scatter), (gather,), (replicas,))
+    if sharding is Sharding.OPTIMIZER:
+        return StateMessages((), (), (gather,), (partial, scatter, replicas))
+    return StateMessages((), (), (), (partial, replicas))

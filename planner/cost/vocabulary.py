@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from planner.cost.collectives import all_reduce_s
-from planner.cost.dense import linear_s, tensor_parallel_s
+from planner.cost.dense import linear_s, whole_tokens
 from planner.cost.kernels import elementwise_s, unquantised
+from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.model import Embedding, Head
 from planner.spec.strategy import Strategy
@@ -16,16 +16,27 @@ def embedding(conditions: Conditions, layer: Embedding, strategy: Strategy, part
     element = conditions.rate.element_bytes
     look_up = elementwise_s(conditions.rate, 2.0 * elements * element * (2 if layer.num_positions else 1))
     mask = part_of.edge_tokens * conditions.hidden_size if conditions.training.dropout else 0.0
-    traffic = tensor_parallel_s(conditions, strategy, part_of)
+    forward, backward = embedding_messages(conditions, strategy, part_of)
     with_gradient = elementwise_s(conditions.rate, 3.0 * elements * element)
     return Part(
         forward_s=look_up,
         backward_s=with_gradient,
-        # With sequence parallelism the output is reduce-scattered and its gradient gathered, half an all-reduce each;
-        # otherwise the output is all-reduced, and every rank has the gradient.
-        tensor_forward_s=traffic / 2 if strategy.sequence_parallel else traffic,
-        tensor_backward_s=traffic / 2 if strategy.sequence_parallel else 0.0,
+        tensor_forward_s=messages_s(conditions.levels, forward),
+        tensor_backward_s=messages_s(conditions.levels, backward),
         stored_bytes=8.0 * part_of.tokens + mask,
+    )
+
+
+def embedding_messages(conditions: Conditions, strategy: Strategy, part_of: Share) -> tuple[Messages, Messages]:
+    """(forward, backward): the output is all-reduced, and every rank has its gradient.
+
+    With sequence parallelism the output is reduce-scattered and its gradient gathered, half an all-reduce each.
+    """
+    if not strategy.sequence_parallel:
+        return (whole_tokens(Collective.ALL_REDUCE, conditions, strategy, part_of),), ()
+    return (
+        (whole_tokens(Collective.REDUCE_SCATTER, conditions, strategy, part_of),),
+        (whole_tokens(Collective.ALL_GATHER, conditions, strategy, part_of),),
     )
 
 
@@ -40,14 +51,26 @@ def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share
     stored = conditions._replace(rate=unquantised(rate))
     forward, backward = linear_s(stored, part_of.tokens, layer.vocab_size / strategy.tp, hidden)
     norm = part_of.edge_tokens * hidden * rate.element_bytes
-    traffic = tensor_parallel_s(conditions, strategy, part_of)
-    # Maximum, sum and target logit of each token, in fp32.
-    loss = 3.0 * all_reduce_s(conditions.levels, tensor_group(strategy), 4.0 * part_of.tokens)
+    sent_forward, sent_backward = head_messages(conditions, strategy, part_of)
     return Part(
         forward_s=forward + elementwise_s(rate, 2 * norm + logits * (rate.element_bytes + 8.0), 3),
         backward_s=backward + elementwise_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
-        tensor_forward_s=loss + (traffic / 2 if strategy.sequence_parallel else 0.0),
-        tensor_backward_s=traffic / 2 if strategy.sequence_parallel else traffic,
+        tensor_forward_s=messages_s(conditions.levels, sent_forward),
+        tensor_backward_s=messages_s(conditions.levels, sent_backward),
         stored_bytes=2.0 * norm,
         logits_bytes=logits * (rate.element_bytes + 4.0),
+    )
+
+
+def head_messages(conditions: Conditions, strategy: Strategy, part_of: Share) -> tuple[Messages, Messages]:
+    """(forward, backward): maximum, sum and target logit of each token in fp32; the gradient of the input is summed.
+
+    With sequence parallelism the input is gathered and its gradient reduce-scattered.
+    """
+    loss = Message(Collective.ALL_REDUCE, tensor_group(strategy), 4.0 * part_of.tokens, 3)
+    if not strategy.sequence_parallel:
+        return (loss,), (whole_tokens(Collective.ALL_REDUCE, conditions, strategy, part_of),)
+    return (
+        (whole_tokens(Collective.ALL_GATHER, conditions, strategy, part_of), loss),
+        (whole_tokens(Collective.REDUCE_SCATTER, conditions, strategy, part_of),),
     )

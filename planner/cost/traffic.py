@@ -1,0 +1,85 @@
+"""Every collective of one layer under a strategy: the messages that layer_cost prices, in a list.
+
+Not listed: what crosses from layer to layer (planner.cost.boundary), how many experts' tokens a rank was sent, and
+Megatron's second all-gather of a layer's input in the backward pass, which runs under a matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from planner.cost.attention import ring
+from planner.cost.dense import tensor_region
+from planner.cost.experts import token_exchange
+from planner.cost.message import Messages, is_sent
+from planner.cost.part import Conditions, Share, share
+from planner.cost.state import StateMessages, messages_of_experts, messages_without_experts
+from planner.cost.vocabulary import embedding_messages, head_messages
+from planner.spec.model import Block, Embedding, Head
+from planner.spec.strategy import Recompute, Strategy
+
+
+class LayerTraffic(NamedTuple):
+    """Messages of one device: of each micro-batch by pass, and of each step."""
+
+    forward: Messages
+    backward: Messages
+    recomputation: Messages
+    """Of the forward pass, what the backward pass sends again."""
+    step: Messages
+
+
+class _Passes(NamedTuple):
+    """Messages about activations and their gradients, of one micro-batch."""
+
+    forward: Messages
+    backward: Messages
+    core_forward: Messages = ()
+    """Of `forward`, what selective recomputation sends again."""
+
+
+def layer_traffic(
+    conditions: Conditions,
+    layer: Embedding | Block | Head,
+    strategy: Strategy,
+    samples: int,
+    sequence_length: int,
+    own_copy: bool = True,
+) -> LayerTraffic:
+    """All messages of a layer for micro-batches of `samples` over all data-parallel ranks, experts evenly loaded.
+
+    Bytes are those of one device, by the convention of `Message.moved_bytes`; groups of one are left out. The
+    arguments mean what they mean to `layer_cost`.
+    """
+    passes = _passes(conditions, layer, strategy, share(strategy, samples, sequence_length))
+    held = [messages_without_experts(conditions, layer, strategy, own_copy)]
+    if isinstance(layer, Block) and layer.moe is not None:
+        held.append(messages_of_experts(conditions, layer, strategy))
+    gathered: StateMessages = StateMessages._make(sum(column, ()) for column in zip(*held, strict=True))
+    again = {Recompute.NONE: (), Recompute.SELECTIVE: passes.core_forward, Recompute.FULL: passes.forward}
+    return LayerTraffic(
+        *(
+            tuple(filter(is_sent, messages))
+            for messages in (
+                passes.forward + gathered.micro_forward,
+                passes.backward + gathered.micro_backward,
+                again[strategy.recompute],
+                gathered.once_forward + gathered.once_backward,
+            )
+        )
+    )
+
+
+def _passes(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share) -> _Passes:
+    if isinstance(layer, Embedding):
+        return _Passes(*embedding_messages(conditions, strategy, part_of))
+    if isinstance(layer, Head):
+        return _Passes(*head_messages(conditions, strategy, part_of))
+    around, around_back = ring(conditions, layer.attention, strategy, part_of)
+    region = tensor_region(conditions, strategy, part_of)
+    if layer.moe is None:
+        return _Passes(around + region + region, around_back + region + region, around)
+    assert strategy.experts is not None
+    exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of, load_ratio=1.0)
+    both = region + exchange + (region if layer.moe.shared_width else ())
+    return _Passes(around + both, around_back + both, around)
