@@ -20,6 +20,8 @@ class Pace(NamedTuple):
     backward_s: float
     once_s: float
     """Work once per step."""
+    weight_gradient_s: float = 0.0
+    """Of `backward_s`, what only the weights wait for, so that it may be put off."""
 
 
 def rhythm(schedule: Schedule, pace: Pace) -> tuple[float, ...]:

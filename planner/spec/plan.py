@@ -18,6 +18,7 @@ class ScheduleKind(StrEnum):
     ONE_F_ONE_B = "1f1b"
     INTERLEAVED = "interleaved"
     GPIPE = "gpipe"
+    ZERO_BUBBLE = "zero_bubble"
 
 
 class Schedule(Value):
