@@ -34,7 +34,7 @@ class Beats(StrEnum):
     PASSES = "passes"
     """Forward, backward."""
     PUT_OFF = "put_off"
-    """Both passes less twice what may be put off, and that."""
+    """Both passes but what is put off, and that."""
 
 
 def beats_of(kind: ScheduleKind) -> Beats:
@@ -47,7 +47,7 @@ def beat(beats: Beats, forward_s: Numbers, backward_s: Numbers, weight_gradient_
     if beats is Beats.PASSES:
         return (forward_s, backward_s)
     if beats is Beats.PUT_OFF:
-        return (forward_s + backward_s - 2.0 * weight_gradient_s, weight_gradient_s)
+        return (forward_s + backward_s - weight_gradient_s, weight_gradient_s)
     return (forward_s + backward_s,)
 
 
@@ -66,24 +66,26 @@ def rhythm(schedule: Schedule, num_stages: int, num_micro_batches: int) -> Rhyth
     if beats is Beats.PASSES:
         return Rhythm(((steady, 0.0), (0.0, steady)), (1.0, 1.0))
     if beats is Beats.PUT_OFF:
-        # With fewer micro-batches than stages there is less to put off.
-        late = 1.0 + (min(num_stages, num_micro_batches) - 1) / max(1, num_stages - 1)
-        return Rhythm(((steady, 2.0 * steady + late),), (1.0, 2.0 - late))
+        behind = min(num_stages, num_micro_batches)
+        return Rhythm(((steady, num_micro_batches - behind), (0.0, 1.0)), (1.0, 0.0))
     return Rhythm(((steady,),), (1.0 / schedule.virtual_stages,))
 
 
 def step_s(schedule: Schedule, paces: Sequence[Pace], num_micro_batches: int) -> float:
-    """Seconds of a step of m micro-batches: m x slowest stage + filling of the others + longest work once per step.
+    """Seconds of a step: (m - 1/v) x slowest stage + all stages / v + longest work once per step.
 
-    A stage with forward pass F, backward pass B, and W of it put off fills with (F + B) / v, under zero-bubble with
-    F + B - 2W (for m < p with F + B - W - W (m - 1) / (p - 1)); under GPipe forward and backward passes are summed up
-    apart, each with its slowest stage. The slowest is the one for which the sum is largest, wherever it stands.
+    Under GPipe forward and backward passes count apart, each with its slowest stage. Under zero-bubble the slowest
+    stage is that with the longest (m - 1) A + (m - min(m, p)) W, where W is put off and A is the rest of both passes;
+    all stages count A, and the longest W once.
 
-    Exact for equal stages under every schedule, (m + (p-1)/v) (F+B) (Narayanan et al. 2021, arXiv 2104.04473, section
-    2.2) and m (F+B) + (p-1) (F+B-2W) (Qi et al. 2023, arXiv 2401.10241, section 2.3, where B is the input's gradient
-    only), if W is at most F and half of B. For GPipe exact with any stages. Elsewhere a close upper bound, by what the
-    stages beside the slowest hide: see docs/pipeline.md for the bounds. Measured: planner.cost.timeline,
-    tests/cost/test_pipeline_schedules.py.
+    Exact with equal stages: (m + (p-1)/v) t (Narayanan et al. 2021, arXiv 2104.04473, section 2.2), and for zero-bubble
+    m (A + W) + (p-1) (A - W) for m >= p (Qi et al. 2023, arXiv 2401.10241, section 2.3), if W is at most the forward
+    and half of the backward pass. GPipe is exact with any stages. Otherwise, where s is the slowest stage:
+    1F1B is shorter than this by at most the stages after s, and by at most what they are shorter than s; interleaved by
+    at most 1/v of the stages after s; so neither where s is the last. They are never longer where every stage's backward
+    takes the same multiple of its forward, nor was 1F1B found longer where these multiples lie between 2 and 3.
+    How far off the rest can be, and zero-bubble: docs/log.md, "how close the closed forms of pipelines are".
+    Measured: planner.cost.timeline, tests/cost/test_pipeline_schedules.py.
     """
     beats = beats_of(schedule.kind)
     made = rhythm(schedule, len(paces), num_micro_batches)
