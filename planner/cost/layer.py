@@ -95,7 +95,8 @@ def layer_cost(
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
-    return LayerCost(*cost[:4], *(int(whole_bytes) for whole_bytes in cost[4:-1]), put_off_s(layer, cost))
+    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-1])
+    return LayerCost(*cost[:4], *whole_bytes)._replace(weight_gradient_s=put_off_s(layer, cost))
 
 
 def put_off_s(layer: Embedding | Block | Head, cost: LayerCost) -> Numbers:

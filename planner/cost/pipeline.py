@@ -82,7 +82,7 @@ def step_s(schedule: Schedule, paces: Sequence[Pace], num_micro_batches: int) ->
     m (A + W) + (p-1) (A - W) for m >= p (Qi et al. 2023, arXiv 2401.10241, section 2.3), if W is at most the forward
     and half of the backward pass. GPipe is exact with any stages. Otherwise, where s is the slowest stage:
     1F1B is shorter than this by at most the stages after s, and by at most what they are shorter than s; interleaved by
-    at most 1/v of the stages after s; so neither where s is the last. They are never longer where every stage's backward
+    at most 1/v of the stages after s; so neither where s is the last. Neither is longer where every stage's backward
     takes the same multiple of its forward, nor was 1F1B found longer where these multiples lie between 2 and 3.
     How far off the rest can be, and zero-bubble: docs/log.md, "how close the closed forms of pipelines are".
     Measured: planner.cost.timeline, tests/cost/test_pipeline_schedules.py.

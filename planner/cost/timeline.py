@@ -77,8 +77,8 @@ class Timeline(NamedTuple):
         names = _SPLIT if (self.kind == _DEFERRED).any() else _WHOLE
         for stage in range(len(self.kind)):
             columns = (self.micro_batch, self.piece, self.kind, self.start_s, self.end_s)
-            for number, piece, kind, start_s, end_s in zip(*(column[stage].tolist() for column in columns), strict=True):
-                yield Pass(stage, number, piece, names[kind], start_s, end_s)
+            rows = zip(*(column[stage].tolist() for column in columns), strict=True)
+            yield from (Pass(stage, number, piece, names[kind], begin, end) for number, piece, kind, begin, end in rows)
 
     def in_flight(self, stage: int) -> Fraction:
         """Most micro-batches at once whose forward pass has begun and whose last pass has not ended, by pieces."""
@@ -100,22 +100,15 @@ def timeline(
 ) -> Timeline:
     """Run a step: a pass starts when its stage is free and its input is there. Messages: None takes no time.
 
-    `pieces` holds for each stage the pace of each of its pieces; see `even_pieces`.
+    `pieces` holds for each stage the pace of each of its pieces; see `even_pieces`. With virtual stages the number of
+    micro-batches is a multiple of the stages, as in every plan.
     """
     stages, virtual = len(pieces), schedule.virtual_stages
     order = _order(schedule, stages, num_micro_batches)
-    needed, made = _links(order, stages, virtual, num_micro_batches)
-    seconds = _seconds(schedule, pieces)[order.kind, np.arange(stages)[:, None], order.piece]
-    hop_s = np.array(messages.seconds if messages else [0.0] * stages)
-    # Forward passes receive from the stage before, backward passes from the one after.
-    received_s = np.where(order.kind == _FORWARD, hop_s[:, None], np.roll(hop_s, -1)[:, None])
-    sent_s = np.where(order.kind == _FORWARD, np.roll(hop_s, -1)[:, None], hop_s[:, None])
-    none = np.zeros_like(seconds)
-    if messages is None or not messages.hidden:
-        received_s, sent_s = np.where(needed >= 0, received_s, 0.0), none
-    else:
-        received_s, sent_s = none, sent_s
-    start_s, end_s = _run(order.kind, needed, made, np.stack([received_s, seconds, sent_s]))
+    needed, made = _links(order, stages, virtual)
+    computing_s = _seconds(schedule, pieces)[order.kind, np.arange(stages)[:, None], order.piece]
+    receiving_s, sending_s = _messages_s(order, needed, made, messages or Messages((0.0,) * stages, hidden=False))
+    start_s, end_s = _run(order.kind, needed, made, np.stack([receiving_s, computing_s, sending_s]))
     return Timeline(*order, start_s, end_s, virtual)
 
 
@@ -135,13 +128,23 @@ def _seconds(schedule: Schedule, pieces: Sequence[Sequence[Pace]]) -> Floats:
     return np.stack([forward, backward, np.zeros_like(forward)])
 
 
+def _messages_s(order: _Order, needed: Integers, made: Integers, messages: Messages) -> tuple[Floats, Floats]:
+    """By pass, how long its stage receives before it and how long a link sends after it."""
+    # Forward passes receive from the stage before and send to the one after, backward passes the other way.
+    before_s, after_s = (np.roll(messages.seconds, -shift)[:, None] for shift in (0, 1))
+    forward, nothing = order.kind == _FORWARD, np.zeros(order.kind.shape)
+    if messages.hidden:
+        return nothing, np.where(made >= 0, np.where(forward, after_s, before_s), 0.0)
+    return np.where(needed >= 0, np.where(forward, before_s, after_s), 0.0), nothing
+
+
 def _order(schedule: Schedule, stages: int, count: int) -> _Order:
     """Each stage's passes, sorted by when it does them."""
     virtual = schedule.virtual_stages
-    first = np.arange(0, count, stages if virtual > 1 else count)
     # With virtual stages, micro-batches go in groups of as many as there are stages: a group passes one piece of the
     # stage, then the next (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
-    groups = [np.arange(begin, min(count, begin + (stages if virtual > 1 else count))) for begin in first]
+    size = stages if virtual > 1 else count
+    groups = [np.arange(begin, begin + size) for begin in range(0, count, size)]
     number = np.concatenate([np.tile(group, virtual) for group in groups])
     piece = np.concatenate([np.repeat(np.arange(virtual), len(group)) for group in groups])
     turn = np.arange(len(number))
@@ -173,15 +176,15 @@ def _warm_up(schedule: Schedule, stages: int, passes: int, stage: int) -> tuple[
     return stages - stage - 1, stage if schedule.kind is ScheduleKind.ZERO_BUBBLE else None
 
 
-def _links(order: _Order, stages: int, virtual: int, count: int) -> tuple[Integers, Integers]:
-    """Number of the pass whose message each pass needs, and its own; -1 for none. All weight gradients are -1."""
+def _links(order: _Order, stages: int, virtual: int) -> tuple[Integers, Integers]:
+    """By pass, the number of the message that it needs and of the one that it makes; -1 for none."""
     last = stages * virtual - 1
     place = order.piece * stages + np.arange(stages)[:, None]
     backward = order.kind == _BACKWARD
     own = (order.micro_batch * 2 + backward) * (last + 1) + place
-    needed = np.where(backward, own + 1, own - 1)
-    needed[(place == np.where(backward, last, 0)) | (order.kind == _DEFERRED)] = -1
-    return needed, np.where(order.kind == _DEFERRED, -1, own)
+    alone = order.kind == _DEFERRED
+    needed = np.where(alone | (place == np.where(backward, last, 0)), -1, np.where(backward, own + 1, own - 1))
+    return needed, np.where(alone | (place == np.where(backward, 0, last)), -1, own)
 
 
 def _run(kind: Integers, needed: Integers, made: Integers, seconds: Floats) -> tuple[Floats, Floats]:
@@ -201,7 +204,7 @@ def _run(kind: Integers, needed: Integers, made: Integers, seconds: Floats) -> t
         if not len(ready):
             break
         at = (ready, turn[ready])
-        receiving, computing, sending = seconds[:, *at]
+        receiving, computing, sending = seconds[:, at[0], at[1]]
         start = np.maximum(free_s[ready], input_s[ready]) + receiving
         start_s[at], end_s[at] = start, start + computing
         free_s[ready] = end_s[at]

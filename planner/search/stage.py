@@ -304,9 +304,7 @@ class _Rest:
         for rate, sums in self._priced:
             priced = weighted + rate * step.memory
             surplus = priced - priced.min(initial=np.inf)
-            whole = (
-                sums[0] - rate * (self._budget - self._workspace[0]) + self._bar.others_s + surplus
-            )
+            whole = sums[0] - rate * (self._budget - self._workspace[0]) + self._bar.others_s + surplus
             kept &= whole < self._bar.best_s
         return np.flatnonzero(kept)
 

@@ -24,7 +24,7 @@ class ScheduleKind(StrEnum):
 class Schedule(Value):
     """`interleaved` gives each stage `virtual_stages` separate pieces of the model (arXiv 2104.04473).
 
-    `zero_bubble` is ZB-H1 (arXiv 2401.10241): 1F1B that puts off gradients of weights, in the memory of its first stage.
+    `zero_bubble` is ZB-H1 (arXiv 2401.10241): 1F1B that puts off weight gradients, in the memory of its first stage.
     """
 
     kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B

@@ -294,9 +294,7 @@ def test_zero_bubble_keeps_as_many_micro_batches_on_every_stage_as_1f1b_on_the_f
 
 def test_a_layer_that_is_recomputed_whole_puts_no_weight_gradient_off():
     costs = [
-        layer_cost(
-            conditions(HIDDEN, cluster(), KORTHIKANTI), MODEL.layers[1], Strategy(recompute=again), 1, SEQUENCE
-        )
+        layer_cost(conditions(HIDDEN, cluster(), KORTHIKANTI), MODEL.layers[1], Strategy(recompute=again), 1, SEQUENCE)
         for again in Recompute
     ]
     put_off = [cost.weight_gradient_s for cost in costs]

@@ -119,7 +119,7 @@ def test_interleaved_never_takes_longer_nor_is_shorter_by_more_than_a_piece_of_t
     assert simulated - ROUNDING <= predicted <= simulated + after_s(paces) / virtual + ROUNDING
 
 
-@given(paces=whole_paces.filter(lambda paces: len(paces) > 1), virtual=st.sampled_from([2, 4]), rounds=st.integers(1, 3))
+@given(paces=whole_paces.filter(lambda each: len(each) > 1), virtual=st.sampled_from([2, 4]), rounds=st.integers(1, 3))
 @settings(max_examples=100, deadline=None)
 def test_interleaved_is_shorter_by_at_most_a_piece_of_the_stages_after_the_slowest_whatever_their_passes(
     paces, virtual, rounds
@@ -137,7 +137,7 @@ def test_no_step_is_shorter_than_a_stage_that_waits_for_the_first_micro_batch_an
     assert at_least_s(paces, count) <= step_s(ONE_F_ONE_B, paces, count)
 
 
-# How close, for stages within a tenth of each other, as searches make them. Found, not proved: the same examples always.
+# How close, for stages within a tenth of each other, as searches make them. Found, not proved: so always the same ones.
 
 CLOSE = {
     (ONE_F_ONE_B, False): (0.0, 0.04),
