@@ -7,6 +7,7 @@ part, dense, attention, experts, vocabulary, state
 layer         one layer under one strategy
 boundary      between layers and stages
 pipeline      from stages to the step
+timeline      the same run event by event: the oracle of pipeline
 load, balance how expert load spreads over ranks
 migration     moving experts, switching plans
 rules, check  what cannot be computed at all

@@ -90,13 +90,7 @@ def estimate(
     InputError if the values do not match each other. A plan that does not fit has a price too: see `fits` and
     `missing_bytes`.
     """
-    check_plan(model, cluster, training, plan)
-    check_workload(len(model.moe_layers), workload)
-    check_placement(len(model.moe_layers), placement)
-    known = _Known({layer: index for index, layer in enumerate(model.moe_layers)}, {}, {}, {})
-    common = conditions(model.hidden_size, cluster, training)
-    case = _Case(model, cluster, plan, workload, placement, common, known)
-    bills = [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
+    bills = _bills(model, cluster, training, plan, workload, placement)
     step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
     tokens = plan.global_batch_size * plan.sequence_length
     flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
@@ -117,6 +111,30 @@ def estimate(
         provenance=cluster.device.provenance,
         assumptions=ASSUMPTIONS,
     )
+
+
+def stage_paces(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    plan: Plan,
+    workload: Workload = BALANCED,
+    placement: Placement | None = None,
+) -> list[Pace]:
+    """What `estimate` tells the closed forms of pipelines, by stage: messages are counted with the stage entered."""
+    return [bill.pace for bill in _bills(model, cluster, training, plan, workload, placement)]
+
+
+def _bills(
+    model: Model, cluster: Cluster, training: Training, plan: Plan, workload: Workload, placement: Placement | None
+) -> list[_Bill]:
+    check_plan(model, cluster, training, plan)
+    check_workload(len(model.moe_layers), workload)
+    check_placement(len(model.moe_layers), placement)
+    known = _Known({layer: index for index, layer in enumerate(model.moe_layers)}, {}, {}, {})
+    common = conditions(model.hidden_size, cluster, training)
+    case = _Case(model, cluster, plan, workload, placement, common, known)
+    return [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
 
 
 def _stage_estimate(bill: _Bill, cluster: Cluster) -> StageEstimate:
