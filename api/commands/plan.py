@@ -43,7 +43,9 @@ def plan(
     axes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")] = None,
     sharding: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")] = None,
     recompute: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")] = None,
-    schedules: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe")] = None,
+    schedules: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe zero_bubble")
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which the best so far is taken")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the shortlist to this JSON file")] = None,
     as_json: JsonOption = False,

@@ -9,6 +9,7 @@ layer         one layer under one strategy
 traffic       all messages of a layer, as layer prices them
 boundary      between layers and stages
 pipeline      from stages to the step
+timeline      the same run event by event: the oracle of pipeline
 load, balance how expert load spreads over ranks
 migration     moving experts, switching plans
 rules, check  what cannot be computed at all

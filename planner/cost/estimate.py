@@ -13,7 +13,7 @@ from planner.cost.flops import model_flops_per_token
 from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
 from planner.cost.load import check_placement, check_workload, load_ratio
 from planner.cost.part import Conditions, conditions
-from planner.cost.pipeline import Pace, head_in_flight, in_flight, rhythm, step_s
+from planner.cost.pipeline import Pace, head_in_flight, in_flight, step_s
 from planner.spec.cluster import Cluster
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
 from planner.spec.model import Block, Embedding, Head, Model
@@ -40,6 +40,7 @@ class _Bill(NamedTuple):
     boundary_forward_s: float
     boundary_backward_s: float
     transition_s: float
+    weight_gradient_s: float
     memory: dict[str, int]
 
     @property
@@ -48,6 +49,7 @@ class _Bill(NamedTuple):
             sum(self.forward) + self.boundary_forward_s,
             sum(self.backward) + self.boundary_backward_s,
             self.once_communication_s + self.optimizer_s,
+            self.weight_gradient_s,
         )
 
 
@@ -88,13 +90,7 @@ def estimate(
     InputError if the values do not match each other. A plan that does not fit has a price too: see `fits` and
     `missing_bytes`.
     """
-    check_plan(model, cluster, training, plan)
-    check_workload(len(model.moe_layers), workload)
-    check_placement(len(model.moe_layers), placement)
-    known = _Known({layer: index for index, layer in enumerate(model.moe_layers)}, {}, {}, {})
-    common = conditions(model.hidden_size, cluster, training)
-    case = _Case(model, cluster, plan, workload, placement, common, known)
-    bills = [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
+    bills = _bills(model, cluster, training, plan, workload, placement)
     step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
     tokens = plan.global_batch_size * plan.sequence_length
     flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
@@ -115,6 +111,30 @@ def estimate(
         provenance=cluster.device.provenance,
         assumptions=ASSUMPTIONS,
     )
+
+
+def stage_paces(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    plan: Plan,
+    workload: Workload = BALANCED,
+    placement: Placement | None = None,
+) -> list[Pace]:
+    """What `estimate` tells the closed forms of pipelines, by stage: messages are counted with the stage entered."""
+    return [bill.pace for bill in _bills(model, cluster, training, plan, workload, placement)]
+
+
+def _bills(
+    model: Model, cluster: Cluster, training: Training, plan: Plan, workload: Workload, placement: Placement | None
+) -> list[_Bill]:
+    check_plan(model, cluster, training, plan)
+    check_workload(len(model.moe_layers), workload)
+    check_placement(len(model.moe_layers), placement)
+    known = _Known({layer: index for index, layer in enumerate(model.moe_layers)}, {}, {}, {})
+    common = conditions(model.hidden_size, cluster, training)
+    case = _Case(model, cluster, plan, workload, placement, common, known)
+    return [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
 
 
 def _stage_estimate(bill: _Bill, cluster: Cluster) -> StageEstimate:
@@ -151,6 +171,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
         boundary_forward_s=boundary_s + sum(forward for forward, _ in moves),
         boundary_backward_s=boundary_s + sum(backward for _, backward in moves),
         transition_s=sum(forward + backward for forward, backward in moves),
+        weight_gradient_s=sum(cost.weight_gradient_s * n for cost, n in costs),
         memory={
             "weights": sum(cost.weights_bytes * n for cost, n in costs),
             "gradients": sum(cost.gradients_bytes * n for cost, n in costs),
@@ -246,7 +267,7 @@ def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
 def _time_parts(plan: Plan, bills: list[_Bill], step: float, host_s: float) -> dict[str, float]:
     """The step as its slowest stage spends it; what that stage waits for others is the bubble."""
     paces = [bill.pace for bill in bills]
-    slowest = max(range(len(bills)), key=lambda i: (sum(rhythm(plan.schedule, paces[i])), -i))
+    slowest = max(range(len(bills)), key=lambda i: (paces[i].forward_s + paces[i].backward_s, -i))
     last = max(range(len(bills)), key=lambda i: (paces[i].once_s, -i))
     bill, count = bills[slowest], plan.num_micro_batches
     parts = {name: (bill.forward[i] + bill.backward[i]) * count for i, name in enumerate(PASS_PARTS)}

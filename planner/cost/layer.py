@@ -48,6 +48,8 @@ class LayerCost(NamedTuple):
     """Kept for each micro-batch in flight, scores over the vocabulary."""
     workspace_bytes: Numbers
     """Needed while this layer is computed; layers of a stage use it in turn."""
+    weight_gradient_s: Numbers = 0.0
+    """Of the backward pass, gradients of weights that may be put off; 0 for embedding and head."""
 
     @property
     def fixed_bytes(self) -> Numbers:
@@ -93,7 +95,16 @@ def layer_cost(
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
-    return LayerCost(*cost[:4], *(int(whole_bytes) for whole_bytes in cost[4:]))
+    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-1])
+    return LayerCost(*cost[:4], *whole_bytes)._replace(weight_gradient_s=put_off_s(layer, cost))
+
+
+def put_off_s(layer: Embedding | Block | Head, cost: LayerCost) -> Numbers:
+    """Of a layer's backward pass, what zero-bubble puts off: the gradients of the weights of blocks.
+
+    An embedding has no other gradient; a head that put its own off would hold the logits of many micro-batches.
+    """
+    return cost.weight_gradient_s if isinstance(layer, Block) else np.zeros_like(cost.weight_gradient_s)[()]
 
 
 def part_without_experts(
@@ -165,7 +176,19 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         activation_bytes=np.ceil(kept),
         logits_bytes=np.ceil(whole.logits_bytes),
         workspace_bytes=np.ceil(_workspace(whole, held, kept)),
+        weight_gradient_s=_weight_gradient_s(whole, recompute, sum(forward), sum(backward)),
     )
+
+
+def _weight_gradient_s(whole: Part, recompute: Recompute, forward_s: Numbers, backward_s: Numbers) -> Numbers:
+    """Gradients of weights: for each product of the forward pass one of as many FLOPs, and the attention core has none.
+
+    Element-wise work of the forward pass is counted too. At most the forward pass, and half of the backward pass. A
+    layer that is recomputed whole puts nothing off: it would have to keep what it has just computed again.
+    """
+    if recompute is Recompute.FULL:
+        return 0.0 * whole.forward_s
+    return np.minimum(np.minimum(whole.forward_s - whole.core_forward_s, forward_s), backward_s / 2.0)
 
 
 def _beside(rate: Rates, hidden_ratio: float, compute_s: Numbers, traffic_s: Numbers) -> Numbers:

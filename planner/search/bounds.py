@@ -8,12 +8,16 @@ the seconds of any pipeline that fits (Lagrangian relaxation).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from fractions import Fraction
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.pipeline import Rhythm
+from planner.search.rhythm import all_peaks, filling, peaks, weighed
 from planner.search.stage import Bar, exchange_rates
 from planner.search.table import Table
 
@@ -34,8 +38,8 @@ class Pipeline(NamedTuple):
     tiers: tuple[int, ...]
     """Tier of links over which each stage is entered."""
     limit_bytes: int
-    steady: float
-    virtual: int
+    rhythm: Rhythm
+    """How the stages' beats make a step."""
 
 
 class Interval(NamedTuple):
@@ -51,37 +55,44 @@ class Bounds:
 
     def __init__(self, problem: Pipeline) -> None:
         self._problem = problem
-        choices = problem.table.choices
+        choices, rhythm = problem.table.choices, problem.rhythm
         sequence = list(problem.sequence)
-        self.rhythms = choices[0].beats_s.shape[1]
-        beats = np.array([c.beats_s.min(axis=0, initial=np.inf) for c in choices])[sequence]
+        slowest = np.array([peaks(rhythm, c.beats_s).min(axis=0, initial=np.inf) for c in choices])[sequence]
+        filled = np.array([filling(rhythm, c.beats_s).min(initial=np.inf) for c in choices])[sequence]
         once = np.array([c.once_s.min(initial=np.inf) for c in choices])[sequence]
         # Sums up to each layer, 0 first.
-        self._beats = np.vstack([np.zeros(self.rhythms), np.cumsum(beats, axis=0)])
+        self._peaks = np.vstack([np.zeros(len(rhythm.peaks)), np.cumsum(slowest, axis=0)])
+        self._filling = np.concatenate([[0.0], np.cumsum(filled)])
         self._once = np.concatenate([[0.0], np.cumsum(once)])
-        self._relaxed = _Relaxed(problem, 1.0, 0.0)
-        self._total_s = max(float(self._beats[-1].sum()), self._relaxed.total_s())
-        self._slowest_s = np.array([self._slowest(beats[:, rhythm]) for rhythm in range(self.rhythms)])
-        self._slowest_total_s = max(self._total_s / len(problem.flights), self._relaxed.slowest_s())
+        self._all_peaks = self._peaks.sum(axis=1)
+        self._filled = _Relaxed(problem, rhythm.filling, 0.0)
+        self._slow = self._filled.multiple(all_peaks(rhythm))
+        self._total_s = max(float(self._filling[-1]), self._filled.total_s())
+        self._slowest_s = np.array([self._slowest(slowest[:, peak]) for peak in range(len(rhythm.peaks))])
+        total_peaks = max(float(self._all_peaks[-1]), self._slow.total_s())
+        self._slowest_total_s = max(total_peaks / len(problem.flights), self._slow.slowest_s())
         self._once_s = self._longest_once_s()
 
     def bar(self, stage: int, intervals: Sequence[Interval], best_s: float) -> Bar:
         """What a stage with this content must pass, on whichever of the intervals it stands."""
         problem = self._problem
-        quickest = float(self._quickest(intervals[0].stretches).sum())
-        others = max(
-            float(self._beats[-1].sum()) - quickest,
-            min(self._relaxed.others_s(stage, interval) for interval in intervals),
+        own_peaks, own_filling = self._quickest(intervals[0].stretches)
+        other_peaks = max(
+            float((self._peaks[-1] - own_peaks).sum()),
+            min(self._slow.others_s(stage, interval) for interval in intervals),
         )
-        slowest_other = min(self._relaxed.slowest_other_s(stage, interval) for interval in intervals)
+        other_filling = max(
+            float(self._filling[-1]) - own_filling,
+            min(self._filled.others_s(stage, interval) for interval in intervals),
+        )
+        slowest_other = min(self._slow.slowest_other_s(stage, interval) for interval in intervals)
         return Bar(
             best_s=best_s,
-            steady=problem.steady,
-            virtual=problem.virtual,
-            others_s=others,
+            rhythm=problem.rhythm,
+            others_s=other_filling,
             total_s=self._total_s,
             slowest_s=self._slowest_s,
-            slowest_total_s=max(self._slowest_total_s, slowest_other, others / max(1, len(problem.flights) - 1)),
+            slowest_total_s=max(self._slowest_total_s, slowest_other, other_peaks / max(1, len(problem.flights) - 1)),
             once_s=self._once_s,
             alone=len(problem.flights) == 1,
         )
@@ -89,21 +100,22 @@ class Bounds:
     def may_pass(self, stage: int, interval: Interval, best_s: float) -> bool:
         """Whether a plan with this interval on this stage may beat the best."""
         bar = self.bar(stage, [interval], best_s)
-        quickest = np.maximum(self._quickest(interval.stretches), 0.0)[None, :]
+        own_peaks, own_filling = self._quickest(interval.stretches)
         once = np.array([sum(self._once[end] - self._once[first] for first, end in interval.stretches)])
-        relaxed = max(bar.slowest_total_s, self._relaxed.stage_s(stage, interval))
-        return bool(bar._replace(slowest_total_s=relaxed).at_least_s(quickest, once)[0] < best_s)
+        relaxed = max(bar.slowest_total_s, self._slow.stage_s(stage, interval))
+        bound = bar._replace(slowest_total_s=relaxed).at_least_s(own_peaks[None, :], np.array([own_filling]), once)
+        return bool(bound[0] < best_s)
 
-    def at_least_s(self, total_s: Floats, slowest_s: Floats, once_s: Floats, stage: int, end: int) -> Floats:
+    def at_least_s(self, filling_s: Floats, slowest_s: Floats, once_s: Floats, stage: int, end: int) -> Floats:
         """[rows] of the step from partial pipelines whose last stage is `stage` and which end at `end`."""
         problem = self._problem
-        rest = self._rest_s(stage, end)
         stages_left = len(problem.flights) - stage - 1
         slowest = np.maximum(np.maximum(slowest_s, self._slowest_s).sum(axis=1), self._slowest_total_s)
         if stages_left:
-            slowest = np.maximum(slowest, max(rest / stages_left, self._relaxed.slowest_after_s(stage, end)))
-        filling = np.maximum(total_s + rest, self._total_s) / problem.virtual
-        bound: Floats = problem.steady * slowest + filling + np.maximum(once_s, self._once_s)
+            rest = self._rest_s(self._all_peaks, self._slow, stage, end)
+            slowest = np.maximum(slowest, max(rest / stages_left, self._slow.slowest_after_s(stage, end)))
+        filled = filling_s + self._rest_s(self._filling, self._filled, stage, end)
+        bound: Floats = slowest + np.maximum(filled, self._total_s) + np.maximum(once_s, self._once_s)
         return bound
 
     def step_s(self) -> float:
@@ -112,32 +124,38 @@ class Bounds:
         if not _may_fit(problem):
             return np.inf
         slowest = max(float(self._slowest_s.sum()), self._slowest_total_s)
-        apart = problem.steady * slowest + self._total_s / problem.virtual + self._once_s
+        apart = slowest + self._total_s + self._once_s
         stages = len(problem.flights)
-        per_beat = problem.steady / stages + 1.0 / problem.virtual
-        return max(apart, _Relaxed(problem, per_beat, 1.0 / stages).total_s(), self._one_stage_slowest_s())
+        weights = [peak / stages + fill for peak, fill in self._weights]
+        return max(apart, _Relaxed(problem, weights, 1.0 / stages).total_s(), self._one_stage_slowest_s())
+
+    @property
+    def _weights(self) -> list[tuple[float, float]]:
+        """By beat: of all peaks together, and of the filling."""
+        rhythm = self._problem.rhythm
+        return list(zip(all_peaks(rhythm), rhythm.filling, strict=True))
 
     def _one_stage_slowest_s(self) -> float:
         """With given pieces: whichever stage is the slowest, beats and work once per step bounded together."""
         problem = self._problem
         if problem.pieces is None:
             return 0.0
-        together = _Relaxed(problem, problem.steady + 1.0 / problem.virtual, 1.0)
-        return together.one_with_others_s(self._relaxed)
+        together = _Relaxed(problem, [peak + fill for peak, fill in self._weights], 1.0)
+        return together.one_with_others_s(self._filled)
 
-    def _rest_s(self, stage: int, end: int) -> float:
-        """Sum of the beats of the stages after `stage`, at least."""
-        problem = self._problem
-        relaxed = self._relaxed.rest_s(stage, end)
+    def _rest_s(self, sums: Floats, relaxed: _Relaxed, stage: int, end: int) -> float:
+        """Sum over the stages after `stage`, at least, of what is summed up to each layer in `sums`."""
+        problem, bound = self._problem, relaxed.rest_s(stage, end)
         if problem.pieces is None:
-            return max(relaxed, float((self._beats[-1] - self._beats[end]).sum()))
-        return max(relaxed, sum(float(self._quickest(pieces).sum()) for pieces in problem.pieces[end:]))
+            return max(bound, float(sums[-1] - sums[end]))
+        later = (stretch for pieces in problem.pieces[end:] for stretch in pieces)
+        return max(bound, sum(float(sums[last] - sums[first]) for first, last in later))
 
-    def _quickest(self, stretches: Stretches) -> Floats:
-        quickest: Floats = sum(
-            (self._beats[end] - self._beats[first] for first, end in stretches), np.zeros(self.rhythms)
-        )
-        return quickest
+    def _quickest(self, stretches: Stretches) -> tuple[Floats, float]:
+        """(peaks, filling) of layers with the quickest strategy of each; rounding below 0 is cut off."""
+        own = sum((self._peaks[end] - self._peaks[first] for first, end in stretches), np.zeros(self._peaks.shape[1]))
+        filled = sum(float(self._filling[end] - self._filling[first]) for first, end in stretches)
+        return np.maximum(own, 0.0), max(filled, 0.0)
 
     def _slowest(self, beats: Floats) -> float:
         """At least this long is the slowest stage of any partition, memory apart."""
@@ -156,10 +174,11 @@ class Bounds:
 class _Relaxed:
     """The relaxation for one measure of seconds, weighted beats and work once per step, at several exchange rates."""
 
-    def __init__(self, problem: Pipeline, beat_weight: float, once_weight: float) -> None:
+    def __init__(self, problem: Pipeline, weights: Sequence[float], once_weight: float) -> None:
         self._problem = problem
+        self._weights = weights
         choices, stages = problem.table.choices, len(problem.flights)
-        seconds = [c.beats_s.sum(axis=1) * beat_weight + c.once_s * once_weight for c in choices]
+        seconds = [weighed(weights, c.beats_s) + c.once_s * once_weight for c in choices]
         used = [[c.fixed_bytes + float(flight) * c.flight_bytes for flight in problem.flights] for c in choices]
         if all(len(each) for each in seconds):
             middle = stages // 2
@@ -169,10 +188,8 @@ class _Relaxed:
         # [rates, stages, classes] of the least seconds + rate x bytes
         costs = np.array([[_least(seconds, used, stage, rate) for stage in range(stages)] for rate in rates])
         # [stages, classes] of the least that it takes to enter a piece
-        self._entered = (
-            2.0
-            * beat_weight
-            * np.array([[float(c.entry_s[:, tier].min(initial=np.inf)) for c in choices] for tier in problem.tiers])
+        self._entered = sum(map(mul, weights, problem.table.message_beats)) * np.array(
+            [[float(c.entry_s[:, tier].min(initial=np.inf)) for c in choices] for tier in problem.tiers]
         )
         workspace = min(int(c.workspace_bytes.min(initial=2**62)) for c in choices)
         self._limits = np.array(rates) * (problem.limit_bytes - workspace)
@@ -182,6 +199,22 @@ class _Relaxed:
             self._before, self._after = self._swept(costs)
             self._stages = [self._intervals(costs, stage) for stage in range(stages)]
             self._slowest_before, self._slowest_after = self._slowest_swept()
+
+    def multiple(self, weights: Sequence[float]) -> _Relaxed:
+        """The relaxation of beats with other weights; not computed anew where they are multiples of these."""
+        first, own = weights[0], self._weights[0]
+        if any(weight * own != first * mine for weight, mine in zip(weights, self._weights, strict=True)):
+            return _Relaxed(self._problem, weights, 0.0)
+        other, factor = copy(self), first / own
+        other._weights, other._limits = weights, self._limits * factor
+        if self._problem.pieces is not None:
+            other._by_stage = _times(self._by_stage, factor)
+        else:
+            other._before, other._after = _times(self._before, factor), _times(self._after, factor)
+            other._stages = [_times(bound, factor) for bound in self._stages]
+            other._slowest_before = [_times(bound, factor) for bound in self._slowest_before]
+            other._slowest_after = [_times(bound, factor) for bound in self._slowest_after]
+        return other
 
     def total_s(self) -> float:
         """Sum over all stages."""
@@ -215,10 +248,10 @@ class _Relaxed:
             return float(self._by_stage[stage + 1 :].max(initial=0.0))
         return float(self._slowest_after[stage + 1][end]) if stage + 1 < len(self._stages) else 0.0
 
-    def one_with_others_s(self, beats: _Relaxed) -> float:
-        """The longest stage in this measure, and the other stages' beats while the pipeline fills and drains."""
-        others = beats._by_stage.sum() - beats._by_stage
-        return float((self._by_stage + others / self._problem.virtual).max())
+    def one_with_others_s(self, filled: _Relaxed) -> float:
+        """The longest stage in this measure, and the other stages' filling."""
+        others = filled._by_stage.sum() - filled._by_stage
+        return float((self._by_stage + others).max())
 
     def others_s(self, stage: int, interval: Interval) -> float:
         """Sum over all stages but one that holds this interval."""
@@ -290,6 +323,11 @@ class _Relaxed:
             after[:, :, layer] = column + entered[:, sequence[layer]]
             following = np.concatenate([after[:, 1:, layer], nothing], axis=1)
         return before, after
+
+
+def _times(bounds: Floats, factor: float) -> Floats:
+    """Bounds in another unit; inf, which nothing reaches, stays inf even if the unit is 0."""
+    return np.multiply(bounds, factor, out=bounds.copy(), where=np.isfinite(bounds))
 
 
 def _least(seconds: Sequence[Floats], used: Sequence[Sequence[Floats]], stage: int, rate: float) -> list[float]:

@@ -17,6 +17,7 @@ from planner.search.instances import Group, Instance, Instances, groups
 from planner.search.partition import NARROW, solve_pipeline
 from planner.search.pool import Candidate, Pool
 from planner.spec.errors import NoPlanFitsError
+from planner.spec.plan import ScheduleKind
 
 Checkpoint = Callable[[float, str], None]
 """Told the share of this exploration that is done and what goes on; may raise to stop it."""
@@ -159,5 +160,7 @@ def _bound(
 
 
 def _name(family: Family) -> str:
-    virtual = f" of {family.schedule.virtual_stages} pieces" if family.schedule.virtual_stages > 1 else ""
-    return f"{family.num_stages} stages{virtual}, {family.num_micro_batches} micro-batches"
+    schedule = family.schedule
+    virtual = f" of {schedule.virtual_stages} pieces" if schedule.virtual_stages > 1 else ""
+    split = ", zero-bubble" if schedule.kind is ScheduleKind.ZERO_BUBBLE else ""
+    return f"{family.num_stages} stages{virtual}, {family.num_micro_batches} micro-batches{split}"

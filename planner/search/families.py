@@ -116,6 +116,8 @@ def _schedules(
             pruned["1f1b-instead-of-gpipe"] += 1
         else:
             yield Schedule(kind=ScheduleKind.GPIPE)
+    if ScheduleKind.ZERO_BUBBLE in options.schedules:
+        yield Schedule(kind=ScheduleKind.ZERO_BUBBLE)
     if ScheduleKind.INTERLEAVED not in options.schedules:
         return
     for virtual in range(2, options.max_virtual_stages + 1):

@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.cost.flops import wide_matrix_flops_per_token
 from planner.cost.kernels import rates
-from planner.cost.pipeline import in_flight
+from planner.cost.pipeline import Beats, beats_of, in_flight, rhythm
 from planner.cost.rules import AnyLayer
 from planner.search.bounds import Pipeline
 from planner.search.families import Family, Stretches, equal_pieces, even_stretches, no_strategy
@@ -19,7 +19,6 @@ from planner.search.tree import Space
 from planner.search.uniform import Uniform, uniform_choices
 from planner.spec.errors import InputError
 from planner.spec.model import Head, Model
-from planner.spec.plan import ScheduleKind
 from planner.spec.strategy import Strategy
 from planner.spec.workload import Workload
 
@@ -43,15 +42,15 @@ class Group(NamedTuple):
 
     num_stages: int
     samples: int
-    split_passes: bool
+    beats: Beats
     families: tuple[Family, ...]
 
 
 def groups(families: Sequence[Family]) -> list[Group]:
-    """The families by stages, samples per micro-batch, and whether their rhythm has two beats."""
-    found: dict[tuple[int, int, bool], list[Family]] = {}
+    """The families by stages, samples per micro-batch, and what stands for their time."""
+    found: dict[tuple[int, int, Beats], list[Family]] = {}
     for family in families:
-        key = (family.num_stages, family.samples, family.schedule.kind is ScheduleKind.GPIPE)
+        key = (family.num_stages, family.samples, beats_of(family.schedule.kind))
         found.setdefault(key, []).append(family)
     return [Group(*key, tuple(members)) for key, members in found.items()]
 
@@ -59,7 +58,7 @@ def groups(families: Sequence[Family]) -> list[Group]:
 class Instances:
     """Makes instances for one space under one workload."""
 
-    def __init__(self, space: Space, pricing: dict[bool, Pricing]) -> None:
+    def __init__(self, space: Space, pricing: dict[Beats, Pricing]) -> None:
         self._space = space
         self._pricing = pricing
         self._strategies: dict[tuple[int, int], list[Strategy]] = {}
@@ -67,7 +66,7 @@ class Instances:
 
     def under(self, workload: Workload) -> Instances:
         """Instances under another workload; strategies are not made again, nor counted as pruned again."""
-        pricing = {split: one.under(workload) for split, one in self._pricing.items()}
+        pricing = {beats: one.under(workload) for beats, one in self._pricing.items()}
         other = Instances(self._space._replace(pruned=Counter()), pricing)
         other._strategies = self._strategies
         if len(workload.expert_shares) <= 1:
@@ -92,7 +91,7 @@ class Instances:
 
     def of(self, group: Group) -> Iterator[Instance]:
         """All instances of the families of a group."""
-        pricing = self._pricing[group.split_passes]
+        pricing = self._pricing[group.beats]
         for number, table in enumerate(self._tables(pricing, group)):
             exact = self._without_dominated(table)
             key = (group.num_stages, group.samples, number)
@@ -148,8 +147,7 @@ class Instances:
             ),
             tiers=tuple(self._tier(stage, stages) for stage in range(stages)),
             limit_bytes=cluster.usable_bytes - cluster.device.reserve_bytes,
-            steady=family.num_micro_batches - 1.0 / virtual,
-            virtual=virtual,
+            rhythm=rhythm(family.schedule, stages, family.num_micro_batches),
         )
 
     def _tier(self, stage: int, stages: int) -> int:

@@ -15,6 +15,7 @@ from planner.cost import estimate
 from planner.cost.check import check_sequence
 from planner.cost.load import check_workload
 from planner.cost.part import conditions
+from planner.cost.pipeline import Beats, beats_of
 from planner.cost.switch import Known, switch_plan_s
 from planner.search.explore import Explored, Limits, explore, glance
 from planner.search.families import families
@@ -28,7 +29,7 @@ from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, InternalError
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
-from planner.spec.plan import Plan, ScheduleKind
+from planner.spec.plan import Plan
 from planner.spec.request import Options
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.spec.strategy import ExpertStrategy
@@ -115,11 +116,11 @@ def _scenarios(model: Model, options: Options) -> tuple[Scenario, ...]:
     return scenarios
 
 
-def _pricing(question: _Question, options: Options) -> dict[bool, Pricing]:
-    """Prices for schedules whose rhythm has one beat, and for GPipe, which has two."""
+def _pricing(question: _Question, options: Options) -> dict[Beats, Pricing]:
+    """Prices in the numbers that the schedules need; one stage alone runs 1F1B."""
     common = conditions(question.model.hidden_size, question.cluster, question.training)
-    splits = {False} | ({True} if ScheduleKind.GPIPE in options.schedules else set())
-    return {split: Pricing(question.model, common, BALANCED, split) for split in sorted(splits)}
+    needed = [Beats.WHOLE, *(beats_of(kind) for kind in options.schedules)]
+    return {beats: Pricing(question.model, common, BALANCED, beats) for beats in dict.fromkeys(needed)}
 
 
 def _scaled(report: Report, number: int, total: int) -> Report:

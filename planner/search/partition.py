@@ -1,6 +1,6 @@
 """The exact partition of the layers into stages, given an exact choice for each stage.
 
-    minimise   steady x slowest stage + all stages / virtual + longest work once per step
+    minimise   slowest stage + filling of all stages + longest work once per step, as planner.cost.pipeline weighs beats
     over       unbroken stretches of layers for the stages (with virtual stages: the given equal pieces)
                and, for each stage, one point of its front
 
@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.pipeline import Rhythm
 from planner.search.bounds import Bounds, Interval, Pipeline
 from planner.search.pareto import undominated
+from planner.search.rhythm import filling, peaks
 from planner.search.stage import Front, Position, Room, solve_stage
 
 Floats = NDArray[np.float64]
@@ -41,8 +43,9 @@ class Solution(NamedTuple):
 class _Partial(NamedTuple):
     """Undominated partial pipelines that end at one layer, a row each."""
 
-    total_s: Floats
+    filling_s: Floats
     slowest_s: Floats
+    """[rows, peaks]."""
     once_s: Floats
     back: list[tuple[_Partial | None, int, Front, int, tuple[tuple[int, int], ...]]]
     """(partial pipeline before, its row, the stage's front, its row, the stage's stretches)."""
@@ -56,7 +59,7 @@ def solve_pipeline(
     `spend(comparisons)` is called before each piece of work; it may raise to stop it.
     """
     bounds = Bounds(problem)
-    start = _Partial(np.zeros(1), np.zeros((1, bounds.rhythms)), np.zeros(1), [])
+    start = _Partial(np.zeros(1), np.zeros((1, len(problem.rhythm.peaks))), np.zeros(1), [])
     ends: dict[int, _Partial] = {0: start}
     num_stages = len(problem.flights)
     for stage in range(num_stages):
@@ -65,8 +68,8 @@ def solve_pipeline(
             room = Room(problem.flights[stage], problem.limit_bytes)
             front = solve_stage(positions, problem.table, room, bounds.bar(stage, intervals, best_s), spend, width)
             for interval in intervals:
-                extended = _extend(ends[interval.begin], front, interval.stretches)
-                kept = bounds.at_least_s(extended.total_s, extended.slowest_s, extended.once_s, stage, interval.end)
+                extended = _extend(problem.rhythm, ends[interval.begin], front, interval.stretches)
+                kept = bounds.at_least_s(extended.filling_s, extended.slowest_s, extended.once_s, stage, interval.end)
                 extended = _rows(extended, np.flatnonzero(kept < best_s))
                 if extended.back:
                     found.setdefault(interval.end, []).append(extended)
@@ -108,14 +111,14 @@ def _positions(problem: Pipeline, stage: int, stretches: tuple[tuple[int, int], 
     return tuple(positions)
 
 
-def _extend(partial: _Partial, front: Front, stretches: tuple[tuple[int, int], ...]) -> _Partial:
-    rows, options = len(partial.total_s), len(front.once_s)
+def _extend(rhythm: Rhythm, partial: _Partial, front: Front, stretches: tuple[tuple[int, int], ...]) -> _Partial:
+    rows, options = len(partial.filling_s), len(front.once_s)
     old = np.repeat(np.arange(rows), options)
     new = np.tile(np.arange(options), rows)
     before = partial if partial.back else None
     return _Partial(
-        partial.total_s[old] + front.beats_s[new].sum(axis=1),
-        np.maximum(partial.slowest_s[old], front.beats_s[new]),
+        partial.filling_s[old] + filling(rhythm, front.beats_s)[new],
+        np.maximum(partial.slowest_s[old], peaks(rhythm, front.beats_s)[new]),
         np.maximum(partial.once_s[old], front.once_s[new]),
         [(before, int(i), front, int(j), stretches) for i, j in zip(old, new, strict=True)],
     )
@@ -123,23 +126,23 @@ def _extend(partial: _Partial, front: Front, stretches: tuple[tuple[int, int], .
 
 def _rows(partial: _Partial, kept: NDArray[np.int64]) -> _Partial:
     return _Partial(
-        partial.total_s[kept], partial.slowest_s[kept], partial.once_s[kept], [partial.back[i] for i in kept]
+        partial.filling_s[kept], partial.slowest_s[kept], partial.once_s[kept], [partial.back[i] for i in kept]
     )
 
 
 def _merge(partials: Sequence[_Partial]) -> _Partial:
     merged = _Partial(
-        np.concatenate([partial.total_s for partial in partials]),
+        np.concatenate([partial.filling_s for partial in partials]),
         np.concatenate([partial.slowest_s for partial in partials]),
         np.concatenate([partial.once_s for partial in partials]),
         [link for partial in partials for link in partial.back],
     )
-    values = np.column_stack([merged.total_s, merged.slowest_s, merged.once_s])
+    values = np.column_stack([merged.filling_s, merged.slowest_s, merged.once_s])
     return _rows(merged, undominated(values))
 
 
 def _solution(problem: Pipeline, final: _Partial) -> Solution:
-    times = problem.steady * final.slowest_s.sum(axis=1) + final.total_s / problem.virtual + final.once_s
+    times = final.slowest_s.sum(axis=1) + final.filling_s + final.once_s
     row = int(np.argmin(times))
     step_s = float(times[row])
     stages = []

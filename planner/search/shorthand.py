@@ -23,10 +23,11 @@ _DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "mbs")
 _WORD = re.compile(rf"(?P<name>{'|'.join(_DEGREES)})(?P<degree>[1-9]\d{{0,8}})")
 _SHARDING = {f"zero{level}": sharding for level, sharding in enumerate(Sharding)}
 _RECOMPUTE = {f"recompute:{recompute.value}": recompute for recompute in Recompute}
-_FLAGS = ("sp", "gpipe")
+_SCHEDULES = {"gpipe": ScheduleKind.GPIPE, "zb": ScheduleKind.ZERO_BUBBLE}
+_FLAGS = ("sp", *_SCHEDULES)
 _HELP = (
-    f"a plan is words joined by '-': {' '.join(f'{name}N' for name in _DEGREES)}, {' '.join(_SHARDING)}, sp, gpipe, "
-    f"{' '.join(_RECOMPUTE)}"
+    f"a plan is words joined by '-': {' '.join(f'{name}N' for name in _DEGREES)}, {' '.join(_SHARDING)}, "
+    f"{', '.join(_FLAGS)}, {' '.join(_RECOMPUTE)}"
 )
 
 
@@ -90,11 +91,14 @@ def _rest(cluster: Cluster, given: Mapping[str, int]) -> int:
 
 
 def _schedule(given: Mapping[str, int], flags: set[str]) -> Schedule:
-    if "gpipe" in flags and given["vpp"] > 1:
-        raise InputError.at("plan", "gpipe has no virtual stages; leave out vpp or gpipe")
+    named = [word for word in _SCHEDULES if word in flags]
+    if len(named) > 1:
+        raise InputError.at("plan", f"{' and '.join(named)} are two schedules; leave one out")
+    if named and given["vpp"] > 1:
+        raise InputError.at("plan", f"{named[0]} has no virtual stages; leave out vpp or {named[0]}")
     if given["vpp"] > 1:
         return Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=given["vpp"])
-    return Schedule(kind=ScheduleKind.GPIPE if "gpipe" in flags else ScheduleKind.ONE_F_ONE_B)
+    return Schedule(kind=_SCHEDULES[named[0]] if named else ScheduleKind.ONE_F_ONE_B)
 
 
 def _strategies(
@@ -132,6 +136,8 @@ def _stages(model: Model, family: Family) -> tuple[Stretches, ...]:
     virtual = family.schedule.virtual_stages
     if virtual > 1 and family.num_stages == 1:
         raise InputError.at("plan", "vpp needs pp of at least 2")
+    if virtual > 1 and family.num_micro_batches % family.num_stages:
+        raise InputError.at("plan", f"vpp needs micro-batches in rounds of pp, not {family.num_micro_batches}")
     pieces = (
         equal_pieces(model, family.num_stages, virtual) if virtual > 1 else even_stretches(model, family.num_stages)
     )

@@ -13,12 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.pipeline import Rhythm
 from planner.search.pareto import undominated
+from planner.search.rhythm import all_peaks, filling, peaks, weighed
 from planner.search.table import Table
 
 Floats = NDArray[np.float64]
@@ -35,38 +38,35 @@ class Bar(NamedTuple):
     """
 
     best_s: float
-    steady: float
-    """Beats of the slowest stage in a step: micro-batches - 1 / virtual stages."""
-    virtual: int
+    rhythm: Rhythm
     others_s: float
-    """Sum of the beats of all other stages, at least."""
+    """Filling of all other stages, at least."""
     total_s: float
-    """Sum of the beats of all stages, at least."""
+    """Filling of all stages, at least."""
     slowest_s: Floats
-    """[rhythms] of the slowest stage, at least."""
+    """[peaks] of the slowest stage, at least."""
     slowest_total_s: float
-    """Sum of the slowest beats over the rhythms, at least."""
+    """Sum of the peaks, each of its slowest stage, at least."""
     once_s: float
     """Longest work once per step, at least."""
     alone: bool
     """The stage is the whole pipeline."""
 
     @property
-    def weight(self) -> float:
-        """Beats of a stage that is the slowest in a step."""
-        return self.steady + 1.0 / self.virtual
+    def weights(self) -> tuple[float, ...]:
+        """[beats]: what the beats of a stage that is the slowest count in a step."""
+        return tuple(map(add, all_peaks(self.rhythm), self.rhythm.filling))
 
-    def at_least_s(self, beats_s: Floats, once_s: Floats) -> Floats:
-        """[rows] of any step with a stage of these beats [rows, rhythms] and this work once per step [rows]."""
-        slowest = np.maximum(np.maximum(beats_s, self.slowest_s).sum(axis=1), self.slowest_total_s)
-        filling = np.maximum(beats_s.sum(axis=1) + self.others_s, self.total_s) / self.virtual
-        bound: Floats = self.steady * slowest + filling + np.maximum(once_s, self.once_s)
+    def at_least_s(self, peaks_s: Floats, filling_s: Floats, once_s: Floats) -> Floats:
+        """[rows] of any step with a stage of these peaks [rows, peaks], filling and work once per step [rows]."""
+        slowest = np.maximum(np.maximum(peaks_s, self.slowest_s).sum(axis=1), self.slowest_total_s)
+        filled = np.maximum(filling_s + self.others_s, self.total_s)
+        bound: Floats = slowest + filled + np.maximum(once_s, self.once_s)
         return bound
 
     def weigh(self, beats_s: Floats, once_s: Floats) -> Floats:
         """[rows] of what a stage adds to a step in which it is the slowest: no more than `at_least_s` counts for it."""
-        weighed: Floats = self.weight * beats_s.sum(axis=1) + once_s
-        return weighed
+        return weighed(self.weights, beats_s) + once_s
 
 
 class Position(NamedTuple):
@@ -169,8 +169,7 @@ def _step(position: Position, table: Table, flight: Fraction) -> _Step:
     beats = choices.beats_s
     memory = choices.fixed_bytes * flight.denominator + choices.flight_bytes * flight.numerator
     if position.entered is not None:
-        message = choices.entry_s[:, position.entered, None]
-        beats = beats + message * (2 if beats.shape[1] == 1 else 1)
+        beats = beats + choices.entry_s[:, position.entered, None] * np.array(table.message_beats)
         memory = memory + choices.entry_bytes * flight.denominator
     follows = position.entered is None and not position.first
     none = np.zeros(0, dtype=np.int64)
@@ -183,7 +182,7 @@ def _tick_s(steps: Sequence[_Step], table: Table, bar: Bar) -> float:
     beats = sum(float(step.beats_s.sum(axis=1).max(initial=0.0)) for step in steps)
     beats += len(steps) * float(table.transition_s.sum(axis=2).max(initial=0.0))
     once = sum(float(step.once_s.max(initial=0.0)) for step in steps)
-    return (max(1.0, bar.weight) * beats + once) / 2**61 or 1.0
+    return (max(1.0, *bar.weights) * beats + once) / 2**61 or 1.0
 
 
 def _in_ticks(step: _Step, tick_s: float) -> _Step:
@@ -240,7 +239,7 @@ class _Ahead:
 
     def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
         self._budget = budget
-        self._weight = round(bar.weight) if bar.alone else None
+        self._weights = [round(weight) for weight in bar.weights] if bar.alone else None
         self._once = 0 if bar.alone else int(min(bar.once_s / tick_s, 2.0**62))
         self._most_memory = _suffix_sums([int(step.memory.max(initial=0)) for step in steps])
         self._most_once = _suffix_sums([int(step.once.max(initial=0)) for step in steps])
@@ -254,8 +253,8 @@ class _Ahead:
         changes steadily from one to the other. Memory that must fit whatever follows, and work once per step that
         other stages exceed whatever follows, counts as equal. After the last layer only times matter.
         """
-        if self._weight is not None:
-            times = [labels.beats.sum(axis=1) * self._weight + labels.once]
+        if self._weights is not None:
+            times = [(labels.beats * np.array(self._weights)).sum(axis=1) + labels.once]
         else:
             times = [labels.beats, np.maximum(labels.once, self._once - self._most_once[number])]
         if number == len(self._most_memory) - 1:
@@ -284,8 +283,10 @@ class _Rest:
         self._workspace = _suffix_maxima([int(distinct[key].workspace.min(initial=2**60)) for key in order])
         room = budget - self._workspace[0]
         self._once = _suffix_sums([float(distinct[key].once_s.min(initial=np.inf)) for key in order])
-        quickest = [distinct[key].beats_s.min(axis=0, initial=np.inf) for key in order]
-        self._beats = _suffix_sums(quickest, np.zeros(steps[0].beats_s.shape[1]))
+        slowest = {key: peaks(bar.rhythm, step.beats_s).min(axis=0, initial=np.inf) for key, step in distinct.items()}
+        filled = {key: float(filling(bar.rhythm, step.beats_s).min(initial=np.inf)) for key, step in distinct.items()}
+        self._peaks = _suffix_sums([slowest[key] for key in order], np.zeros(len(bar.rhythm.peaks)))
+        self._filling = _suffix_sums([filled[key] for key in order])
         weighted = {key: bar.weigh(step.beats_s, step.once_s) for key, step in distinct.items()}
         priced = []
         for rate in exchange_rates([(weighted[key], distinct[key].memory) for key in distinct]):
@@ -303,9 +304,7 @@ class _Rest:
         for rate, sums in self._priced:
             priced = weighted + rate * step.memory
             surplus = priced - priced.min(initial=np.inf)
-            whole = (
-                sums[0] - rate * (self._budget - self._workspace[0]) + self._bar.others_s / self._bar.virtual + surplus
-            )
+            whole = sums[0] - rate * (self._budget - self._workspace[0]) + self._bar.others_s + surplus
             kept &= whole < self._bar.best_s
         return np.flatnonzero(kept)
 
@@ -313,9 +312,13 @@ class _Rest:
         """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
         left = self._budget - labels.memory - np.maximum(labels.workspace, self._workspace[number])
         beats_s, once_s = _seconds(labels.beats, self._tick_s), _seconds(labels.once, self._tick_s)
-        plain = self._bar.at_least_s(beats_s + self._beats[number], once_s + self._once[number])
+        plain = self._bar.at_least_s(
+            peaks(self._bar.rhythm, beats_s) + self._peaks[number],
+            filling(self._bar.rhythm, beats_s) + self._filling[number],
+            once_s + self._once[number],
+        )
         rest = np.max([sums[number] - rate * left for rate, sums in self._priced], axis=0)
-        relaxed = self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s / self._bar.virtual
+        relaxed = self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s
         return np.where(left >= self._memory[number], np.maximum(plain, relaxed), np.inf)
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from planner.cost.boundary import Entry, entry, layout, tied_gradient_s, transition_s
 from planner.cost.experts import moe_feed_forward
-from planner.cost.layer import LayerCost, compose, part_without_experts
+from planner.cost.layer import LayerCost, compose, part_without_experts, put_off_s
 from planner.cost.load import load_ratio
 from planner.cost.part import Conditions, Part, Share, share
+from planner.cost.pipeline import Beats, beat
 from planner.cost.rules import AnyLayer
 from planner.cost.state import State, state_of_experts, state_without_experts
 from planner.search.pareto import undominated
@@ -53,7 +54,7 @@ class Choices(NamedTuple):
 
     strategies: tuple[Strategy, ...]
     beats_s: Floats
-    """[strategies, rhythms]: passes over one micro-batch; one column, or forward and backward apart for GPipe."""
+    """[strategies, beats]: passes over one micro-batch, in the columns of planner.cost.pipeline.beat."""
     once_s: Floats
     fixed_bytes: Integers
     flight_bytes: Integers
@@ -85,7 +86,9 @@ class Table(NamedTuple):
 
     choices: tuple[Choices, ...]
     transition_s: Floats
-    """[layouts, layouts, rhythms]: from the layout before to the one after."""
+    """[layouts, layouts, beats]: from the layout before to the one after."""
+    message_beats: tuple[float, ...]
+    """[beats]: of one second of messages in each pass."""
 
 
 T = TypeVar("T")
@@ -106,11 +109,11 @@ class _Key(NamedTuple):
 class Pricing:
     """Prices layers of one model for tables; parts that strategies share are priced once."""
 
-    def __init__(self, model: Model, conditions: Conditions, workload: Workload, split_passes: bool) -> None:
+    def __init__(self, model: Model, conditions: Conditions, workload: Workload, beats: Beats) -> None:
         self.model = model
         self.conditions = conditions
         self.workload = workload
-        self.split_passes = split_passes
+        self.beats = beats
         self._parts: dict[object, Part] = {}
         self._states: dict[object, State] = {}
         self._keys: dict[int, _Key] = {}
@@ -121,7 +124,7 @@ class Pricing:
 
     def under(self, workload: Workload) -> Pricing:
         """Prices under another workload; what does not depend on it is not priced again."""
-        other = Pricing(self.model, self.conditions, workload, self.split_passes)
+        other = Pricing(self.model, self.conditions, workload, self.beats)
         other._parts, other._states = self._parts, self._states
         other._keys, other._numbers, other._messages = self._keys, self._numbers, self._messages
         return other
@@ -148,7 +151,8 @@ class Pricing:
             cuts = np.array([layouts[key.layout] for key in keys], dtype=np.int64)
             costs = self.costs(number, candidates, samples, own_copy)
             all_choices.append(self._choices(number, candidates, costs, cuts, samples, tied_hop if own_copy else 0))
-        return Table(tuple(all_choices), self._transitions(representatives, samples))
+        message_beats = beat(self.beats, 1.0, 1.0, 0.0)
+        return Table(tuple(all_choices), self._transitions(representatives, samples), message_beats)
 
     def _key(self, strategy: Strategy) -> _Key:
         """Small numbers that are equal where strategies share parts; strategies live as long as the search."""
@@ -191,7 +195,8 @@ class Pricing:
             held = State._make(map(np.add, held, _columns(State, experts)))
         edge_tokens = np.array([shares[key.axes].edge_tokens for key in keys])
         again = np.array([_RECOMPUTE.index(strategy.recompute) for strategy in strategies])
-        return _compose_each(self.conditions, again, edge_tokens, whole, held)
+        costs = _compose_each(self.conditions, again, edge_tokens, whole, held)
+        return costs._replace(weight_gradient_s=put_off_s(layer, costs))
 
     @property
     def _sequence_length(self) -> int:
@@ -251,15 +256,15 @@ class Pricing:
         tied_hop: int,
     ) -> Choices:
         layer = self.layer_classes[0][number].layer
-        passes = np.stack([costs.forward_s, costs.backward_s], axis=1)
+        beats = beat(self.beats, costs.forward_s, costs.backward_s, costs.weight_gradient_s)
         tied = [tied_gradient_s(self.conditions, layer, s, (0, tied_hop)) if tied_hop else 0.0 for s in strategies]
         entries = [self._entries(strategy, samples) for strategy in strategies]
         flying = costs.activation_bytes + costs.logits_bytes
-        # planner.cost.pipeline.head_in_flight: one micro-batch, but for GPipe, which alone splits its passes here.
-        held = flying if isinstance(layer, Head) and not self.split_passes else np.zeros(len(strategies))
+        # planner.cost.pipeline.head_in_flight: one micro-batch, but for GPipe, which alone parts its passes here.
+        held = flying if isinstance(layer, Head) and self.beats is not Beats.PASSES else np.zeros(len(strategies))
         return Choices(
             strategies=tuple(strategies),
-            beats_s=passes if self.split_passes else passes.sum(axis=1, keepdims=True),
+            beats_s=np.stack(beats, axis=1),
             once_s=costs.once_s + np.array(tied),
             fixed_bytes=(costs.fixed_bytes + held).astype(np.int64),
             flight_bytes=(flying - held).astype(np.int64),
@@ -281,12 +286,11 @@ class Pricing:
         return self._messages[key]
 
     def _transitions(self, representatives: list[Strategy], samples: int) -> Floats:
-        rhythms = 2 if self.split_passes else 1
-        table = np.zeros((len(representatives), len(representatives), rhythms))
+        table = np.zeros((len(representatives), len(representatives), len(beat(self.beats, 0.0, 0.0, 0.0))))
         for i, before in enumerate(representatives):
             for j, after in enumerate(representatives):
                 passes = transition_s(self.conditions, before, after, samples, self._sequence_length)
-                table[i, j] = passes if self.split_passes else sum(passes)
+                table[i, j] = beat(self.beats, *passes, 0.0)
         return table
 
 

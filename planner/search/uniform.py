@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bounds import Pipeline
+from planner.search.rhythm import filling, peaks
 from planner.search.table import Choices, Table
 from planner.spec.strategy import Recompute, Strategy
 
@@ -84,8 +85,8 @@ def price_uniform(problem: Pipeline, uniform: Uniform, stages: Sequence[Sequence
         once.append(stage[1])
         missing.append(stage[2])
     all_beats, all_missing = np.stack(beats), np.stack(missing)
-    slowest = all_beats.max(axis=0).sum(axis=1)
-    step = problem.steady * slowest + all_beats.sum(axis=(0, 2)) / problem.virtual + np.stack(once).max(axis=0)
+    slowest = peaks(problem.rhythm, all_beats).max(axis=0).sum(axis=1)
+    step = slowest + filling(problem.rhythm, all_beats).sum(axis=0) + np.stack(once).max(axis=0)
     return Priced(step, np.maximum(all_missing.max(axis=0), 0), all_missing.argmax(axis=0))
 
 
@@ -109,8 +110,7 @@ def _stage(
         workspace = np.maximum(workspace, choices.workspace_bytes[rows])
     for class_number in entered:
         choices, rows = problem.table.choices[class_number], uniform.rows[:, class_number]
-        message = choices.entry_s[rows, problem.tiers[number]][:, None]
-        beats += message * (2 if beats.shape[1] == 1 else 1)
+        beats += choices.entry_s[rows, problem.tiers[number]][:, None] * np.array(problem.table.message_beats)
         fixed += choices.entry_bytes[rows]
     needed = fixed + workspace - (-flying * flight.numerator // flight.denominator)
     return beats, once, needed - problem.limit_bytes

@@ -18,10 +18,14 @@ class ScheduleKind(StrEnum):
     ONE_F_ONE_B = "1f1b"
     INTERLEAVED = "interleaved"
     GPIPE = "gpipe"
+    ZERO_BUBBLE = "zero_bubble"
 
 
 class Schedule(Value):
-    """`interleaved` gives each stage `virtual_stages` separate pieces of the model (arXiv 2104.04473)."""
+    """`interleaved` gives each stage `virtual_stages` separate pieces of the model (arXiv 2104.04473).
+
+    `zero_bubble` is ZB-H1 (arXiv 2401.10241): 1F1B that puts off weight gradients, in the memory of its first stage.
+    """
 
     kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B
     virtual_stages: Count = 1
@@ -120,6 +124,11 @@ class Plan(Value):
             expected += stage.num_devices
         if self.schedule.virtual_stages > 1 and len(self.stages) == 1:
             raise ValueError("schedule: interleaving needs at least 2 stages")
+        if self.schedule.virtual_stages > 1 and self.num_micro_batches % len(self.stages):
+            raise ValueError(
+                f"num_micro_batches: interleaving goes in rounds of {len(self.stages)} stages, so that must divide the "
+                f"{self.num_micro_batches} micro-batches"
+            )
 
     def _check_layers(self) -> None:
         expected = 0
@@ -208,7 +217,7 @@ _ZERO = {Sharding.NONE: "", Sharding.OPTIMIZER: " zero1", Sharding.GRADIENTS: " 
 def _virtual(schedule: Schedule) -> str:
     if schedule.kind is ScheduleKind.INTERLEAVED:
         return f" vpp{schedule.virtual_stages}"
-    return " gpipe" if schedule.kind is ScheduleKind.GPIPE else ""
+    return {ScheduleKind.GPIPE: " gpipe", ScheduleKind.ZERO_BUBBLE: " zb"}.get(schedule.kind, "")
 
 
 def _degrees(strategy: Strategy) -> str:

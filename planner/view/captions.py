@@ -90,7 +90,8 @@ def schedule(value: Schedule) -> str:
     """The schedule in words."""
     if value.kind is ScheduleKind.INTERLEAVED:
         return f"interleaved 1F1B, {value.virtual_stages} virtual stages per device"
-    return {ScheduleKind.ONE_F_ONE_B: "1F1B", ScheduleKind.GPIPE: "GPipe"}[value.kind]
+    names = {ScheduleKind.ONE_F_ONE_B: "1F1B", ScheduleKind.GPIPE: "GPipe", ScheduleKind.ZERO_BUBBLE: "zero-bubble"}
+    return names[value.kind]
 
 
 def batch(plan: Plan) -> str:

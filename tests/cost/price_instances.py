@@ -87,7 +87,7 @@ def instances(draw: st.DrawFn, moe: bool | None = None) -> Instance:
         st.sampled_from([degree for degree in (1, 2) if degree <= rest // tensor and (flash or degree == 1)])
     )
     data = rest // (tensor * context)
-    schedules = ["1f1b", "gpipe"] + (["vpp2"] if pipeline > 1 else [])
+    schedules = ["1f1b", "gpipe", "zb"] + (["vpp2"] if pipeline > 1 else [])
     schedule = draw(st.sampled_from(schedules))
     micro_batch = draw(st.sampled_from([1, 2]))
     # Interleaving wants micro-batches in multiples of the stages.

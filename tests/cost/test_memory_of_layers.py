@@ -287,6 +287,27 @@ def test_gpipe_keeps_all_micro_batches_on_every_stage():
     assert held[1:3] == [64 * 2 * kept_by_a_block()] * 2
 
 
+def test_zero_bubble_keeps_as_many_micro_batches_on_every_stage_as_1f1b_on_the_first():
+    held = [stage.memory["activations"] for stage in priced("pp4-mbs1-zb", devices=4).stages]
+    assert held[1:3] == [4 * 2 * kept_by_a_block()] * 2
+
+
+def test_a_layer_that_is_recomputed_whole_puts_no_weight_gradient_off():
+    costs = [
+        layer_cost(conditions(HIDDEN, cluster(), KORTHIKANTI), MODEL.layers[1], Strategy(recompute=again), 1, SEQUENCE)
+        for again in Recompute
+    ]
+    put_off = [cost.weight_gradient_s for cost in costs]
+    assert put_off[0] == put_off[1] > 0 == put_off[2]
+    assert put_off[0] <= min(costs[0].forward_s, costs[0].backward_s / 2)
+
+
+@pytest.mark.parametrize("layer", [MODEL.layers[0], MODEL.layers[-1]])
+def test_embedding_and_head_put_no_weight_gradient_off(layer):
+    cost = layer_cost(conditions(HIDDEN, cluster(), KORTHIKANTI), layer, Strategy(), 1, SEQUENCE)
+    assert cost.weight_gradient_s == 0
+
+
 def test_interleaving_keeps_pieces_in_flight():
     # Stage i of p holds 2 (p - i - 1) + (v - 1) p + 1 pieces of one layer each.
     held = [stage.memory["activations"] for stage in priced("pp4-vpp2-mbs1", devices=4).stages]
@@ -294,7 +315,7 @@ def test_interleaving_keeps_pieces_in_flight():
 
 
 @pytest.mark.parametrize(
-    "text", ["dp8-mbs1-zero2", "tp2-pp2-mbs2-sp-recompute:selective", "pp4-vpp2-mbs1", "pp8-mbs1-gpipe"]
+    "text", ["dp8-mbs1-zero2", "tp2-pp2-mbs2-sp-recompute:selective", "pp4-vpp2-mbs1", "pp8-mbs1-gpipe", "pp8-mbs1-zb"]
 )
 def test_named_parts_sum_to_the_peak(text):
     for stage in priced(text).stages:

@@ -152,9 +152,18 @@ def test_more_micro_batches_never_take_less_time_or_memory(instance):
 @given(instances())
 @modest
 def test_gpipe_never_holds_less_than_1f1b_of_the_same_plan(instance):
-    words = tuple(word for word in instance.words if word not in ("gpipe", "vpp2"))
+    words = tuple(word for word in instance.words if word not in ("gpipe", "zb", "vpp2"))
     plain, gpipe = instance.but(words=words).price(), instance.but(words=(*words, "gpipe")).price()
     assert all(less <= more for less, more in zip(kept_bytes(plain), kept_bytes(gpipe), strict=True))
+
+
+@given(instances())
+@modest
+def test_zero_bubble_is_never_slower_than_1f1b_of_the_same_plan_nor_holds_less(instance):
+    words = tuple(word for word in instance.words if word not in ("gpipe", "zb", "vpp2"))
+    plain, split = instance.but(words=words).price(), instance.but(words=(*words, "zb")).price()
+    assert no_slower(split, plain)
+    assert all(less <= more for less, more in zip(kept_bytes(plain), kept_bytes(split), strict=True))
 
 
 @given(instances())

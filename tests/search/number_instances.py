@@ -6,14 +6,18 @@ from itertools import combinations, pairwise, product
 import numpy as np
 from hypothesis import strategies as st
 
+from planner.cost.pipeline import beat, beats_of, rhythm
 from planner.search.bounds import Pipeline
 from planner.search.table import Choices, Table
+from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.strategy import Strategy
 
 
 @st.composite
-def pipelines(draw, rhythms: int = 1, interleaved: bool = False) -> Pipeline:
+def pipelines(draw, kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B) -> Pipeline:
     """Whole-number costs, so that equal sums are equal."""
+    interleaved = kind is ScheduleKind.INTERLEAVED
+    rhythms = 1 if interleaved or kind is ScheduleKind.ONE_F_ONE_B else 2
     num_stages = draw(st.integers(2, 2) if interleaved else st.integers(1, 3))
     virtual = 2 if interleaved else 1
     num_layers = draw(st.integers(num_stages * virtual, 5 if not interleaved else 6))
@@ -26,14 +30,13 @@ def pipelines(draw, rhythms: int = 1, interleaved: bool = False) -> Pipeline:
     micro_batches = draw(st.integers(1, 6))
     pieces = _pieces(num_layers, num_stages, virtual) if interleaved else None
     return Pipeline(
-        table=Table(choices, transition),
+        table=Table(choices, transition, beat(beats_of(kind), 1.0, 1.0, 0.0)),
         sequence=tuple(draw(st.lists(st.integers(0, num_classes - 1), min_size=num_layers, max_size=num_layers))),
         pieces=pieces,
         flights=tuple(Fraction(draw(st.integers(1, 6)), draw(st.integers(1, 2))) for _ in range(num_stages)),
         tiers=tuple(draw(st.integers(0, 1)) for _ in range(num_stages)),
         limit_bytes=draw(st.integers(5, 120)),
-        steady=micro_batches - 1.0 / virtual,
-        virtual=virtual,
+        rhythm=rhythm(Schedule(kind=kind, virtual_stages=virtual), num_stages, micro_batches),
     )
 
 
@@ -82,10 +85,11 @@ def partitions(problem: Pipeline):
 
 def price(problem: Pipeline, stages, rows) -> float:
     """Step time of one complete choice (row of each layer), inf if it does not fit: written down from the formulas."""
-    slowest = np.zeros(problem.table.choices[0].beats_s.shape[1])
+    peaks, filling = np.array(problem.rhythm.peaks), np.array(problem.rhythm.filling)
+    slowest = np.zeros(len(peaks))
     total = longest = 0.0
     for stage, stretches in enumerate(stages):
-        beats, once, fixed, flying, workspace = np.zeros_like(slowest), 0.0, 0, 0, 0
+        beats, once, fixed, flying, workspace = np.zeros_like(filling), 0.0, 0, 0, 0
         for first, end in stretches:
             for layer in range(first, end):
                 choices = problem.table.choices[problem.sequence[layer]]
@@ -97,17 +101,17 @@ def price(problem: Pipeline, stages, rows) -> float:
                 workspace = max(workspace, int(choices.workspace_bytes[row]))
                 if layer == first and layer > 0:
                     message = choices.entry_s[row, problem.tiers[stage]]
-                    beats = beats + (2 * message if len(beats) == 1 else message)
+                    beats = beats + message * np.array(problem.table.message_beats)
                     fixed += int(choices.entry_bytes[row])
                 elif layer > first:
                     before = problem.table.choices[problem.sequence[layer - 1]].layout[rows[layer - 1]]
                     beats = beats + problem.table.transition_s[before, choices.layout[row]]
         if fixed + problem.flights[stage] * flying + workspace > problem.limit_bytes:
             return float("inf")
-        slowest = np.maximum(slowest, beats)
-        total += float(beats.sum())
+        slowest = np.maximum(slowest, peaks @ beats)
+        total += float(filling @ beats)
         longest = max(longest, once)
-    return problem.steady * float(slowest.sum()) + total / problem.virtual + longest
+    return float(slowest.sum()) + total + longest
 
 
 def brute_force(problem: Pipeline) -> float:

@@ -6,6 +6,7 @@ from number_instances import brute_force, pipelines, price
 from planner.search.bounds import Bounds, least_slowest
 from planner.search.pareto import undominated
 from planner.search.partition import solve_pipeline
+from planner.spec.plan import ScheduleKind
 
 
 def nothing(work: int) -> None:
@@ -36,14 +37,20 @@ def test_one_f_one_b_pipelines_are_as_fast_as_brute_force_finds(problem):
 
 
 @settings(max_examples=100, deadline=None)
-@given(pipelines(interleaved=True))
+@given(pipelines(ScheduleKind.INTERLEAVED))
 def test_interleaved_pipelines_are_as_fast_as_brute_force_finds(problem):
     check_against_brute_force(problem)
 
 
 @settings(max_examples=100, deadline=None)
-@given(pipelines(rhythms=2))
+@given(pipelines(ScheduleKind.GPIPE))
 def test_gpipe_pipelines_with_two_beats_are_as_fast_as_brute_force_finds(problem):
+    check_against_brute_force(problem)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pipelines(ScheduleKind.ZERO_BUBBLE))
+def test_zero_bubble_pipelines_are_as_fast_as_brute_force_finds(problem):
     check_against_brute_force(problem)
 
 

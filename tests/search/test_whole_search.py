@@ -62,13 +62,14 @@ def fastest(model, cluster, training, options) -> float | None:
     bandwidth=st.sampled_from([1e9, 1e10, 1e11]),
     experts=st.sampled_from([0, 4]),
     tied=st.booleans(),
+    schedule=st.sampled_from(["1f1b", "gpipe", "zero_bubble"]),
 )
 def test_no_plan_of_the_space_is_faster_than_the_found_one_when_estimate_prices_them_all(
-    memory, bandwidth, experts, tied
+    memory, bandwidth, experts, tied, schedule
 ):
     model, training = a_model(blocks=1, experts=experts, tied=tied), a_training(4)
     cluster = a_cluster(2, memory * MIB, bandwidth)
-    options = FEW.model_copy(update={"max_micro_batch_size": 2, "schedules": ("1f1b",)})
+    options = FEW.model_copy(update={"max_micro_batch_size": 2, "schedules": (schedule,)})
     expected = fastest(model, cluster, training, options)
     if expected is None:
         with pytest.raises(NoPlanFitsError):
@@ -187,6 +188,16 @@ def test_gpipe_is_searched_where_it_is_the_only_schedule():
     found = search(a_model(blocks=4), a_cluster(4, 30 * MIB), a_training(8), options)
     kinds = {entry.plan.schedule.kind.value for entry in found.plans if len(entry.plan.stages) > 1}
     assert kinds <= {"gpipe"}
+
+
+def test_zero_bubble_is_searched_where_it_may_be_used():
+    options = FEW.model_copy(update={"schedules": ("1f1b", "zero_bubble"), "axes": ("dp", "pp")})
+    question = (a_model(blocks=4), a_cluster(4, 30 * MIB, 1e9), a_training(8))
+    plain, split = (search(*question, each) for each in (options.model_copy(update={"schedules": ("1f1b",)}), options))
+    assert split.plans[0].plan.schedule.kind.value == "zero_bubble"
+    assert split.plans[0].plan.summary.startswith(f"pp{len(split.plans[0].plan.stages)} zb")
+    assert split.plans[0].estimate.step_time_s < plain.plans[0].estimate.step_time_s
+    assert split.certificate.status is CertificateStatus.OPTIMAL
 
 
 def test_mixtral_on_64_h100_has_an_optimal_plan_with_expert_parallelism():

@@ -90,7 +90,7 @@ def plans(draw):
     """Plans of up to 4 stages of equal size, interleaved or not, with one or two strategies in each piece."""
     num_stages, per_stage = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 4, 8]))
     pieces = draw(st.integers(1, 3)) if num_stages > 1 else 1
-    plain = draw(st.sampled_from([ScheduleKind.ONE_F_ONE_B, ScheduleKind.GPIPE]))
+    plain = draw(st.sampled_from([ScheduleKind.ONE_F_ONE_B, ScheduleKind.GPIPE, ScheduleKind.ZERO_BUBBLE]))
     runs = [[] for _ in range(num_stages)]
     layer = 0
     for _ in range(pieces):
@@ -100,7 +100,9 @@ def plans(draw):
                 stage.append(StageRun(first_layer=layer, num_layers=num_layers, strategy=strategy))
                 layer += num_layers
     first = runs[0][0].strategy.data_parallel_size
-    micro_batch_size, num_micro_batches = 8 * draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    # Interleaving goes in rounds of stages.
+    round_size = num_stages if pieces > 1 else 1
+    micro_batch_size, num_micro_batches = 8 * draw(st.integers(1, 3)), round_size * draw(st.integers(1, 5))
     return Plan(
         global_batch_size=micro_batch_size * first * num_micro_batches,
         sequence_length=draw(st.integers(1, 10**6)),

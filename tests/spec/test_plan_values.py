@@ -76,6 +76,12 @@ def test_one_stage_cannot_be_interleaved():
     assert "interleaving needs at least 2 stages" in problem(data).message
 
 
+def test_interleaving_goes_in_rounds_of_stages():
+    """Megatron's order of passes would wait forever with some remainders, and take far longer with others."""
+    data = TWO_STAGES | {"num_micro_batches": 3, "schedule": {"kind": "interleaved", "virtual_stages": 2}}
+    assert "rounds of 2 stages" in problem(data).message
+
+
 def test_runs_that_could_be_one_are_refused():
     data = changed(("stages", 0, "runs", 1, "strategy"), TWO_STAGES["stages"][0]["runs"][0]["strategy"])
     assert "goes on with the strategy of the run before" in problem(data).message
@@ -114,6 +120,7 @@ def test_the_id_does_not_depend_on_the_order_of_keys_nor_on_written_defaults():
     [
         (("sequence_length",), 256),
         (("schedule",), {"kind": "gpipe"}),
+        (("schedule",), {"kind": "zero_bubble"}),
         ((*STRATEGY, "axes"), [["tp", 2], ["dp", 2]]),
         ((*STRATEGY, "recompute"), "selective"),
         (("stages", 0, "runs", 1, "strategy", "experts"), {"expert_parallel_size": 4}),
