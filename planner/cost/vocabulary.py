@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.cost.collectives import all_reduce_s
-from planner.cost.dense import linear_s, tensor_parallel_s
+from planner.cost.dense import linear_s, norm_extra_bytes, tensor_parallel_s
 from planner.cost.kernels import elementwise_s, unquantised
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.model import Embedding, Head
@@ -32,8 +32,9 @@ def embedding(conditions: Conditions, layer: Embedding, strategy: Strategy, part
 def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share) -> Part:
     """Norm, projection to this rank's part of the vocabulary, cross-entropy over all ranks.
 
-    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place.
-    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.3.
+    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place. A loss of
+    operations of its own holds three copies in fp32: log-probabilities, their gradient, that of the logits.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.3; tests/oracle for the copies.
     """
     rate, hidden = conditions.rate, conditions.hidden_size
     logits = part_of.tokens * layer.vocab_size / strategy.tp
@@ -48,6 +49,6 @@ def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share
         backward_s=backward + elementwise_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
         tensor_forward_s=loss + (traffic / 2 if strategy.sequence_parallel else 0.0),
         tensor_backward_s=traffic / 2 if strategy.sequence_parallel else traffic,
-        stored_bytes=2.0 * norm,
-        logits_bytes=logits * (rate.element_bytes + 4.0),
+        stored_bytes=2.0 * norm + norm_extra_bytes(conditions) * part_of.edge_tokens * hidden,
+        logits_bytes=logits * (12.0 if conditions.stack.eager_loss else rate.element_bytes + 4.0),
     )
