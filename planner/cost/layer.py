@@ -225,7 +225,9 @@ def _kept(conditions: Conditions, whole: Part, recompute: Recompute, edge_tokens
 
 
 def _workspace(whole: Part, held: State, kept: Numbers) -> Numbers:
-    """Activations made again, gradients of activations, gathered weights (this layer's and the next one's)."""
-    return (
-        whole.stored_bytes - kept + whole.transient_bytes + 2.0 * held.whole_weights_bytes + held.whole_gradients_bytes
-    )
+    """Activations made again, gradients of activations, gathered weights (this layer's and the next one's).
+
+    Whole gradients are scattered while the next layer is computed; what this layer kept is free by then.
+    """
+    gathered = 2.0 * held.whole_weights_bytes + np.maximum(0.0, held.whole_gradients_bytes - kept)
+    return whole.stored_bytes - kept + whole.transient_bytes + gathered

@@ -43,7 +43,7 @@ def gpt_block(sizes: Sizes) -> Block:
 
 def strategy(recompute: Recompute, shards: int = 1, moe: bool = False) -> Strategy:
     """One device, or `shards` that split weights, gradients and optimizer state."""
-    axes = (Axis(AxisKind.SDP, shards),) if shards > 1 else ()
+    axes = (Axis(AxisKind.DP, shards),) if shards > 1 else ()
     sharding = Sharding.FULL if shards > 1 else Sharding.NONE
     experts = ALONE.model_copy(update={"expert_data_parallel_size": shards}) if moe else None
     return Strategy(axes=axes, sharding=sharding, recompute=recompute, experts=experts)

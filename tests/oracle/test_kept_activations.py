@@ -11,7 +11,7 @@ import pytest
 from block_prices import EAGER, FUSED, gpt_block, llama_block, price, strategy, training
 from torch import nn
 from torch_blocks import Again, Block, GptBlock, LatentBlock, LatentSizes, ProductsKept, Sizes
-from torch_bytes import kept_bytes
+from torch_bytes import kept_bytes, live_bytes
 
 from planner.spec.model import Block as PlannedBlock
 from planner.spec.model import DenseFeedForward, LatentAttention
@@ -41,6 +41,16 @@ def test_a_block_keeps_what_torch_keeps(name, samples, tokens, recompute, stack)
     spread = strategy(recompute, moe=sizes.experts > 0)
     predicted = price(sizes.hidden, llama_block(sizes), spread, training(tokens), samples, stack).activation_bytes
     assert predicted == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+@pytest.mark.parametrize("recompute", list(Recompute))
+def test_the_memory_tracker_sees_as_much_alive_after_the_forward_pass(name, recompute):
+    sizes = SIZES[name]
+    live = live_bytes(lambda: block(sizes, recompute), 2, 2048, sizes.hidden)
+    spread = strategy(recompute, moe=sizes.experts > 0)
+    predicted = price(sizes.hidden, llama_block(sizes), spread, training(2048), 2).activation_bytes
+    assert predicted == pytest.approx(live, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen-moe"])
@@ -88,7 +98,7 @@ def test_a_block_with_latent_attention_keeps_what_torch_keeps(recompute):
 @pytest.mark.parametrize("name", ["llama", "llama-grouped"])
 def test_keeping_every_second_product_is_within_a_tenth_of_torch(name):
     sizes = SIZES[name]
-    counted = kept_bytes(lambda: ProductsKept(Block(sizes)), 2, 2048, sizes.hidden)
+    counted = live_bytes(lambda: ProductsKept(Block(sizes)), 2, 2048, sizes.hidden)
     stack = Stack(selective_products=True)
     spread = strategy(Recompute.SELECTIVE)
     predicted = price(sizes.hidden, llama_block(sizes), spread, training(2048), 2, stack).activation_bytes

@@ -44,15 +44,54 @@ def kept_bytes(build: Callable[[], nn.Module], samples: int, tokens: int, hidden
         return sum(storage.nbytes() for number, storage in kept.items() if number not in constants)
 
 
-def tracked_bytes(
-    module: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[], Tensor]
-) -> dict[str, int]:
-    """What MemTracker counts after forward, backward and update, by its own names of kinds. Under FakeTensorMode."""
-    tracker = MemTracker()
-    tracker.track_external(module, optimizer)
-    with tracker:
-        step().backward()
-        optimizer.step()
-        snapshot = tracker.get_tracker_snapshot("current")
-    (found,) = snapshot.values()
-    return {str(name): size for name, size in found.items()}
+def live_bytes(build: Callable[[], nn.Module], samples: int, tokens: int, hidden: int) -> int:
+    """What MemTracker sees alive after a forward pass: input and activations, without parameters and the output."""
+    with FakeTensorMode(), default_dtype(torch.bfloat16):
+        module = build()
+        x = torch.empty(samples, tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
+        tracker = MemTracker()
+        tracker.track_external(module, x)
+        with tracker:
+            out = module(x)
+            found = _only(tracker.get_tracker_snapshot("current"))
+        return found["Total"] - found["Parameter"] - out.untyped_storage().nbytes()
+
+
+def peak_bytes(build: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]]) -> int:
+    """MemTracker's peak of a forward and backward pass that ends in one number, without parameters and gradients."""
+    with FakeTensorMode(), default_dtype(torch.bfloat16):
+        module, arguments = build(), inputs()
+        tracker = MemTracker()
+        tracker.track_external(module, *arguments)
+        with tracker:
+            module(*arguments).backward()
+        found = _only(tracker.get_tracker_snapshot("peak"))
+        return found["Total"] - found["Parameter"] - found["Gradient"]
+
+
+def state_bytes(
+    build: Callable[[], nn.Module],
+    update: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+    x: Callable[[], Tensor],
+) -> tuple[int, int, int]:
+    """MemTracker's (parameters, gradients, optimizer state) after one step; the optimizer's counters left out."""
+    with FakeTensorMode():
+        module, given = build(), x()
+        optimizer = update(module.parameters())
+        tracker = MemTracker()
+        tracker.track_external(module, optimizer, given)
+        with tracker:
+            module(given).sum().backward()
+            optimizer.step()
+            found = _only(tracker.get_tracker_snapshot("current"))
+        return found["Parameter"], found["Gradient"], found["Optstate"] - counter_bytes(optimizer)
+
+
+def counter_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Of Adam's state, the number of steps, which it keeps for each tensor."""
+    return sum(state["step"].nbytes for state in optimizer.state.values() if "step" in state)
+
+
+def _only(snapshots: dict[torch.device, dict[str, int]]) -> dict[str, int]:
+    (found,) = snapshots.values()
+    return {getattr(name, "value", str(name)): size for name, size in found.items()}
