@@ -18,7 +18,7 @@ from planner.spec.strategy import AxisKind, ExpertStrategy, Recompute, Sharding,
 from planner.spec.training import Training
 from profiles.runs.record import RunRecord
 from profiles.runs.skipped import Skipped
-from profiles.runs.stack import ALPA, MEGATRON_CORE, PYTORCH_FSDP
+from profiles.runs.stack import ALPA, MEGATRON_CORE, PYTORCH_FSDP, TORCHTITAN
 
 _LEVELS = tuple(Sharding)
 _OTHER_SCHEDULES = re.compile(r"\b(zero[- ]bubble|zb-?(?:v|h1|h2)|v-half|v-min|dualpipe|1f1b-overlap)\b")
@@ -94,7 +94,7 @@ def sharding_of(record: RunRecord, stack: str) -> Sharding:
         return Sharding.GRADIENTS
     if stack == ALPA and "data_parallel" not in record.notes:
         return Sharding.GRADIENTS
-    if stack == PYTORCH_FSDP or given.fsdp not in (None, 0):
+    if stack in (PYTORCH_FSDP, TORCHTITAN) or given.fsdp not in (None, 0):
         return Sharding.FULL
     return Sharding.OPTIMIZER if stack in MEGATRON_CORE else Sharding.NONE
 
