@@ -78,6 +78,17 @@ def _latent_matrices(kind: LatentAttention, heads: _Heads, hidden: int) -> list[
     return [*matrices, (kind.q_lora_rank, hidden), (heads.query_width, kind.q_lora_rank)]
 
 
+def kept_products_bytes(
+    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
+) -> float:
+    """Of attention, what selective recomputation keeps that spares every second product: those, and the core's output."""
+    heads = _local_heads(kind, strategy.tp)
+    columns = heads.query_width + heads.key_width + heads.value_width
+    if isinstance(kind, LatentAttention):
+        columns = sum(width for width, _ in _latent_matrices(kind, heads, conditions.hidden_size))
+    return part_of.tokens * (conditions.rate.element_bytes * (columns / 2 + heads.output_width) + 4.0 * heads.heads)
+
+
 def _core(
     conditions: Conditions,
     kind: GroupedQueryAttention | LatentAttention,
@@ -101,6 +112,7 @@ def _flash_core(
 
     Source: FlashAttention-2 (arXiv 2307.08691), sections 3.1 and 4.1. Context parallelism passes keys and values
     around a ring under the compute (Ring Attention, arXiv 2310.01889), with load balanced under a causal mask.
+    Recomputed or not, the output is kept: the projection after it reads it. Only the numbers of each row are saved.
     """
     rate = conditions.rate
     full = part_of.sequence * strategy.cp
@@ -117,7 +129,7 @@ def _flash_core(
         context_forward_s=overlapped_s(rate, forward, ring_s) - forward,
         context_backward_s=overlapped_s(rate, backward, ring_back_s) - backward,
         stored_bytes=kept,
-        core_bytes=kept,
+        core_bytes=4.0 * heads.heads * part_of.tokens,
     )
 
 

@@ -41,9 +41,11 @@ def feed_forward(
 def feed_forward_bytes(conditions: Conditions, width: float, gated: bool, rows: float) -> float:
     """Activations that a network of local `width` keeps: inner values, and the input of its second matrix.
 
-    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 16 of the 24 sbh.
+    Gated and fused: gate, other half and product; as operations of their own also the activated gate.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 16 of the 24 sbh; tests/oracle for gated ones.
     """
-    return conditions.rate.element_bytes * rows * width * (3 if gated else 2)
+    values = (4 if conditions.stack.eager_blocks else 3) if gated else 2
+    return conditions.rate.element_bytes * rows * width * values
 
 
 def dense_feed_forward(conditions: Conditions, width: int, gated: bool, strategy: Strategy, part_of: Share) -> Part:
@@ -83,10 +85,16 @@ def whole_tokens(collective: Collective, conditions: Conditions, strategy: Strat
     return Message(collective, tensor_group(strategy), moved_bytes)
 
 
+def norm_extra_bytes(conditions: Conditions) -> float:
+    """For each value that enters a norm, what it keeps beyond its input."""
+    return 4.0 if conditions.stack.eager_blocks else 0.0
+
+
 def residual_stream(conditions: Conditions, part_of: Share) -> Part:
     """Norms, residual additions and dropout of one block, and the inputs that they keep.
 
-    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte.
+    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte. A norm of
+    operations of its own keeps its input in fp32 and the normalised values instead of its input.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the 10 sbh that tensor parallelism leaves whole.
     """
     dropout = conditions.training.dropout
@@ -96,5 +104,5 @@ def residual_stream(conditions: Conditions, part_of: Share) -> Part:
     undo_dropout = 2.0 * elements * (2 * element + 1) if dropout else 0.0
     forward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_FORWARD + masks, 4)
     backward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_BACKWARD + undo_dropout, 4)
-    stored = 4.0 * elements * element + masks
+    stored = elements * (4.0 * element + 2.0 * norm_extra_bytes(conditions)) + masks
     return Part(forward_s=forward, backward_s=backward, host_s=conditions.stack.block_host_s, stored_bytes=stored)

@@ -180,7 +180,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
             "logits": logits,
             "workspace": max(cost.workspace_bytes for cost, _ in costs),
             "buffers": sum(buffer for _, buffer in entries),
-            "reserve": case.cluster.device.reserve_bytes,
+            "reserve": case.cluster.reserve_bytes,
         },
     )
 

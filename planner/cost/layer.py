@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost.attention import attention
+from planner.cost.attention import attention, kept_products_bytes
 from planner.cost.dense import dense_feed_forward, residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.kernels import Numbers, Rates, exposed_s, overlapped_s
@@ -119,7 +119,26 @@ def part_without_experts(
     if isinstance(layer.feed_forward, DenseFeedForward):
         width, gated = layer.feed_forward.width, layer.feed_forward.gated
         parts.append(dense_feed_forward(conditions, width, gated, strategy, part_of))
-    return add(parts)
+    whole = add(parts)
+    return _keeping_products(conditions, layer, whole, strategy, part_of) if conditions.stack.selective_products else whole
+
+
+def _keeping_products(conditions: Conditions, layer: Block, whole: Part, strategy: Strategy, part_of: Share) -> Part:
+    """A block under the other kind of selective recomputation, which keeps every second matrix product.
+
+    Kept: the input, the attention core's output, and half of what the matrices of attention and of a dense network put
+    out; all else is computed again. Experts keep all.
+    Source: torchtitan, torchtitan/distributed/activation_checkpoint.py ("op" mode).
+    """
+    network = layer.feed_forward if isinstance(layer.feed_forward, DenseFeedForward) else None
+    inner = network.width / strategy.tp * (2 if network.gated else 1) if network else 0.0
+    # Input; half of the attention's last product; half of the network's.
+    edges = conditions.hidden_size * (2.0 if network else 1.5)
+    kept = conditions.rate.element_bytes * (part_of.tokens * inner / 2 + part_of.edge_tokens * edges)
+    kept += kept_products_bytes(conditions, layer.attention, strategy, part_of)
+    return whole._replace(
+        core_bytes=max(0.0, whole.stored_bytes - kept), core_forward_s=(whole.forward_s - whole.core_forward_s) / 2
+    )
 
 
 def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, whole: Part, held: State) -> LayerCost:
@@ -145,6 +164,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
     once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
     kept = _kept(conditions, whole, recompute, edge_tokens)
+    allocated = 1.0 + stack.fragmentation_ratio
     forward = (
         whole.forward_s,
         0.0,
@@ -173,9 +193,9 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         weights_bytes=np.ceil(held.weights_bytes),
         gradients_bytes=np.ceil(held.gradients_bytes),
         optimizer_bytes=np.ceil(held.optimizer_bytes),
-        activation_bytes=np.ceil(kept),
-        logits_bytes=np.ceil(whole.logits_bytes),
-        workspace_bytes=np.ceil(_workspace(whole, held, kept)),
+        activation_bytes=np.ceil(kept * allocated),
+        logits_bytes=np.ceil(whole.logits_bytes * allocated),
+        workspace_bytes=np.ceil(_workspace(whole, held, kept) * allocated),
         weight_gradient_s=_weight_gradient_s(whole, recompute, sum(forward), sum(backward)),
     )
 
@@ -228,7 +248,9 @@ def _kept(conditions: Conditions, whole: Part, recompute: Recompute, edge_tokens
 
 
 def _workspace(whole: Part, held: State, kept: Numbers) -> Numbers:
-    """Activations made again, gradients of activations, gathered weights (this layer's and the next one's)."""
-    return (
-        whole.stored_bytes - kept + whole.transient_bytes + 2.0 * held.whole_weights_bytes + held.whole_gradients_bytes
-    )
+    """Activations made again, gradients of activations, gathered weights (this layer's and the next one's).
+
+    Whole gradients are scattered while the next layer is computed; what this layer kept is free by then.
+    """
+    gathered = 2.0 * held.whole_weights_bytes + np.maximum(0.0, held.whole_gradients_bytes - kept)
+    return whole.stored_bytes - kept + whole.transient_bytes + gathered

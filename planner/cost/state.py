@@ -176,13 +176,14 @@ def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
     weight, gradient, moments = weight_bytes(training), gradient_bytes(training), optimizer_bytes(training)
     split_gradients = sharding in (Sharding.GRADIENTS, Sharding.FULL)
     split_weights = sharding is Sharding.FULL
+    kept_weight, kept_gradient, kept_moments = _kept_by_stack(conditions, split_weights)
     # The update reads gradient and state, and writes state and weight.
     touched = gradient + 2 * moments + weight * (2 if training.precision is Precision.FP32 else 1)
     messages = _messages(conditions, sharding, held)
     return State(
-        weights_bytes=count * weight / (parts if split_weights else 1),
-        gradients_bytes=count * gradient / (parts if split_gradients else 1),
-        optimizer_bytes=count * moments / parts,
+        weights_bytes=count * kept_weight / (parts if split_weights else 1),
+        gradients_bytes=count * kept_gradient / (parts if split_gradients else 1),
+        optimizer_bytes=count * kept_moments / parts,
         whole_weights_bytes=count * weight if split_weights and parts > 1 else 0.0,
         whole_gradients_bytes=count * gradient if split_gradients and parts > 1 else 0.0,
         micro_forward_s=messages_s(conditions.levels, messages.micro_forward),
@@ -191,6 +192,19 @@ def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
         once_backward_s=messages_s(conditions.levels, messages.once_backward),
         optimizer_s=count / parts * touched / conditions.rate.optimizer_bytes_per_s,
     )
+
+
+def _kept_by_stack(conditions: Conditions, split_weights: bool) -> tuple[float, float, float]:
+    """Bytes of weight, gradient and optimizer state that a parameter takes between passes, copies included."""
+    training, stack = conditions.training, conditions.stack
+    weight, gradient, moments = weight_bytes(training), gradient_bytes(training), optimizer_bytes(training)
+    if training.precision is Precision.FP32:
+        return weight, gradient, moments
+    if stack.casts_shards and split_weights:
+        weight, moments = 4, moments - 4
+    if gradient == 4:
+        return weight, gradient + stack.computed_gradient_bytes, moments
+    return weight, gradient, moments + stack.update_gradient_bytes
 
 
 def _messages(conditions: Conditions, sharding: Sharding, held: _Held) -> StateMessages:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.cost.dense import linear_s, whole_tokens
+from planner.cost.dense import linear_s, norm_extra_bytes, whole_tokens
 from planner.cost.kernels import elementwise_s, unquantised
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
@@ -43,8 +43,9 @@ def embedding_messages(conditions: Conditions, strategy: Strategy, part_of: Shar
 def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share) -> Part:
     """Norm, projection to this rank's part of the vocabulary, cross-entropy over all ranks.
 
-    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place.
-    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.3.
+    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place. A loss of
+    operations of its own holds three copies in fp32: log-probabilities, their gradient, that of the logits.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.3; tests/oracle for the copies.
     """
     rate, hidden = conditions.rate, conditions.hidden_size
     logits = part_of.tokens * layer.vocab_size / strategy.tp
@@ -57,8 +58,8 @@ def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share
         backward_s=backward + elementwise_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
         tensor_forward_s=messages_s(conditions.levels, sent_forward),
         tensor_backward_s=messages_s(conditions.levels, sent_backward),
-        stored_bytes=2.0 * norm,
-        logits_bytes=logits * (rate.element_bytes + 4.0),
+        stored_bytes=2.0 * norm + norm_extra_bytes(conditions) * part_of.edge_tokens * hidden,
+        logits_bytes=logits * (12.0 if conditions.stack.eager_loss else rate.element_bytes + 4.0),
     )
 
 

@@ -146,7 +146,7 @@ class Instances:
                 in_flight(family.schedule, stages, family.num_micro_batches, stage) for stage in range(stages)
             ),
             tiers=tuple(self._tier(stage, stages) for stage in range(stages)),
-            limit_bytes=cluster.usable_bytes - cluster.device.reserve_bytes,
+            limit_bytes=cluster.usable_bytes - cluster.reserve_bytes,
             rhythm=rhythm(family.schedule, stages, family.num_micro_batches),
         )
 

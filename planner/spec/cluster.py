@@ -161,3 +161,8 @@ class Cluster(Value):
     def usable_bytes(self) -> int:
         """What a plan may use of one device, reserve included."""
         return self.memory_limit_bytes or self.device.memory_bytes
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Of each device, what no plan may use: the device's own reserve, and what the stack's libraries take."""
+        return self.device.reserve_bytes + self.stack.library_bytes

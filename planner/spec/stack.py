@@ -48,3 +48,19 @@ class Stack(Value):
     """Of the traffic between stages, what hides."""
     data_overlap_ratio: Share = 1.0
     """Of the data-parallel traffic, what may hide behind passes."""
+    eager_blocks: bool = False
+    """Norms and gated activations are operations of their own that keep results in between, not one kernel each."""
+    eager_loss: bool = False
+    """Cross-entropy is operations of its own: scores, their gradients and those of the loss stand side by side in fp32."""
+    selective_products: bool = False
+    """Selective recomputation keeps the attention core and every second matrix product, not all but the core."""
+    casts_shards: bool = False
+    """Fully sharded weights are held in fp32 alone, and cast to fewer bits as they are gathered."""
+    computed_gradient_bytes: NonNegative = 0.0
+    """For each parameter: gradients in 16 bits as the backward pass leaves them, beside their sums in fp32."""
+    update_gradient_bytes: NonNegative = 0.0
+    """For each parameter that is updated: its gradient in fp32, where gradients are summed in 16 bits."""
+    fragmentation_ratio: NonNegative = 0.0
+    """What the allocator holds beyond activations and workspace, over them."""
+    library_bytes: Annotated[int, Field(ge=0, strict=True)] = 0
+    """What buckets and communicators take beyond the reserve of the device."""

@@ -18,7 +18,7 @@ from planner.spec.strategy import AxisKind, ExpertStrategy, Recompute, Sharding,
 from planner.spec.training import Training
 from profiles.runs.record import RunRecord
 from profiles.runs.skipped import Skipped
-from profiles.runs.stack import MEGATRON_CORE, PYTORCH_FSDP
+from profiles.runs.stack import ALPA, MEGATRON_CORE, PYTORCH_FSDP, TORCHTITAN
 
 _LEVELS = tuple(Sharding)
 _OTHER_SCHEDULES = re.compile(r"\b(zero[- ]bubble|zb-?(?:v|h1|h2)|v-half|v-min|dualpipe|1f1b-overlap)\b")
@@ -83,13 +83,18 @@ def recompute_of(text: str | None) -> Recompute | None:
 
 
 def sharding_of(record: RunRecord, stack: str) -> Sharding:
-    """ZeRO's level; where it is not said, what FSDP's mode or the stack's default is."""
+    """ZeRO's level; where it is not said, what FSDP's mode or the stack's default is.
+
+    Alpa spreads the update of replicated weights over their replicas by itself (arXiv 2201.12023, section 4.2).
+    """
     given = record.parallel
     if given.zero is not None:
         return _LEVELS[given.zero]
     if isinstance(given.fsdp, str) and "GRAD_OP" in given.fsdp:
         return Sharding.GRADIENTS
-    if stack == PYTORCH_FSDP or given.fsdp not in (None, 0):
+    if stack == ALPA and "data_parallel" not in record.notes:
+        return Sharding.GRADIENTS
+    if stack in (PYTORCH_FSDP, TORCHTITAN) or given.fsdp not in (None, 0):
         return Sharding.FULL
     return Sharding.OPTIMIZER if stack in MEGATRON_CORE else Sharding.NONE
 

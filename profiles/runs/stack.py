@@ -22,6 +22,7 @@ MEGATRON_DEEPSPEED = "megatron-deepspeed"
 ONEFLOW = "oneflow"
 ALPA = "alpa"
 PYTORCH_FSDP = "pytorch-fsdp"
+TORCHTITAN = "torchtitan"
 
 MEGATRON_CORE = frozenset({MEGATRON_CORE_2024, MEGATRON_CORE_2025, MEGATRON_CORE_2026})
 WITHOUT_FLASH = frozenset({MEGATRON_2021, MEGATRON_DEEPSPEED, ONEFLOW, ALPA})
@@ -33,7 +34,7 @@ _FIRST_OF_2025, _FIRST_OF_2026 = (25, 5), (26, 5)
 _RELEASE = re.compile(r"(?:container |\(|\bv|arxiv:? ?)(?P<year>2[3-9])\.?(?P<month>0[1-9]|1[0-2])(?!\d)")
 
 _WORDS = (
-    ("torchtitan", PYTORCH_FSDP),
+    ("torchtitan", TORCHTITAN),
     ("llm-foundry", PYTORCH_FSDP),
     ("mosaicml", PYTORCH_FSDP),
     ("megatron-deepspeed", MEGATRON_DEEPSPEED),
