@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from planner.spec.cluster import Cluster, Device, Level, Link
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest
 from planner.spec.stack import Stack
-from profiles.devices import HardwarePreset, device_preset
+from profiles.devices import HardwarePreset, device_preset, device_profile_from_file
 from profiles.files import looks_like_file, read_json_file
 from profiles.stacks import USUAL_STACK, stack_preset
 
@@ -29,14 +30,17 @@ def resolve_cluster(request: ClusterRequest) -> Cluster:
         "devices_per_node": request.devices_per_node,
         "device": device,
         "levels": request.levels or _levels(request, preset),
-        "stack": request.stack if isinstance(request.stack, Stack) else _stack(request.stack or USUAL_STACK),
+        "stack": _stack(request, preset),
         "memory_limit_bytes": request.memory_limit_bytes,
     }
     return parse(Cluster, content)
 
 
 def cluster_from_shorthand(text: str) -> ClusterRequest:
-    """Read `nodes x devices per node : device`, such as `8x8:h100-sxm-80g`; raises InputError at `cluster`."""
+    """Read `nodes x devices per node : device`, as `8x8:h100-sxm-80g`, or with a measured profile `1x4:mine.json`.
+
+    Raises InputError under `cluster`.
+    """
     match = _SHORTHAND.fullmatch(text.strip())
     if match is None:
         raise InputError.at("cluster", f"must look like 8x8:h100-sxm-80g (nodes x devices: device), got {text!r}")
@@ -45,14 +49,45 @@ def cluster_from_shorthand(text: str) -> ClusterRequest:
         "devices_per_node": int(match["devices_per_node"]),
         "device": match["device"],
     }
-    return parse(ClusterRequest, content, "cluster")
+    return _request(content, Path())
 
 
 def cluster_request_from_file(path: str) -> ClusterRequest:
-    """A cluster from a JSON file, or from shorthand where no such file is; raises InputError under `cluster`."""
-    if not looks_like_file(path):
+    """A cluster from a JSON file, or from shorthand where no such file is; raises InputError under `cluster`.
+
+    The `device` of the file may be the path of a measured profile, seen from the folder of the file.
+    """
+    is_shorthand = _SHORTHAND.fullmatch(path.strip()) and not Path(path).exists()
+    if is_shorthand or not looks_like_file(path):
         return cluster_from_shorthand(path)
-    return parse(ClusterRequest, read_json_file(Path(path), "cluster"), "cluster")
+    return _request(read_json_file(Path(path), "cluster"), Path(path).parent)
+
+
+def _request(content: dict[str, Any], folder: Path) -> ClusterRequest:
+    device = content.get("device")
+    if not isinstance(device, str) or not device.endswith(".json"):
+        return parse(ClusterRequest, content, "cluster")
+    profile = device_profile_from_file(folder / device, "cluster.device")
+    request = parse(ClusterRequest, {**content, "device": profile.device}, "cluster")
+    if request.levels is not None:
+        return request.model_copy(update={"stack": request.stack or profile.stack})
+    return request.model_copy(
+        update={
+            "intra_node": _intra_node_of_profile(request, profile),
+            "inter_node": request.inter_node or profile.inter_node,
+            "stack": request.stack or profile.stack,
+        }
+    )
+
+
+def _intra_node_of_profile(request: ClusterRequest, profile: HardwarePreset) -> Link | None:
+    """The measured link; a device that is alone reaches itself through its memory."""
+    if request.intra_node is None and request.nodes * request.devices_per_node == 1:
+        return Link(bandwidth_bytes_per_s=profile.device.memory_bandwidth_bytes_per_s, latency_s=0.0)
+    try:
+        return _intra_node(request, profile)
+    except InputError as error:
+        raise error.under("cluster") from None
 
 
 def _preset(name: str) -> HardwarePreset:
@@ -62,9 +97,14 @@ def _preset(name: str) -> HardwarePreset:
         raise InputError.at("device", str(error)) from None
 
 
-def _stack(name: str) -> Stack:
+def _stack(request: ClusterRequest, preset: HardwarePreset | None) -> Stack:
+    """The stack that is asked for, or that the device was measured with, or the usual one."""
+    if isinstance(request.stack, Stack):
+        return request.stack
+    if request.stack is None and preset is not None and preset.stack is not None:
+        return preset.stack
     try:
-        return stack_preset(name).stack
+        return stack_preset(request.stack or USUAL_STACK).stack
     except NotFoundError as error:
         raise InputError.at("stack", str(error)) from None
 
@@ -101,6 +141,8 @@ def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
             f"a node of {preset.name} usually has {preset.devices_per_node} devices; for a node of "
             f"{request.devices_per_node} give its links as intra_node or levels",
         )
+    if preset.intra_node is None:
+        raise InputError.at("intra_node", f"is required: {preset.name} was measured with one device, or give levels")
     return preset.intra_node
 
 
@@ -109,4 +151,6 @@ def _inter_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
         return request.inter_node
     if preset is None:
         raise InputError.at("inter_node", "is required for a device that is given inline, or give levels")
+    if preset.inter_node is None:
+        raise InputError.at("inter_node", f"is required: {preset.name} was measured on one node, or give levels")
     return preset.inter_node

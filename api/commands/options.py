@@ -24,7 +24,10 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A config.json of Hugging Face, a model file, or a preset's name")
 ]
 ClusterArgument = Annotated[
-    str, typer.Argument(metavar="CLUSTER", help="Nodes x devices : device, as 8x8:h100-sxm-80g, or a JSON file")
+    str,
+    typer.Argument(
+        metavar="CLUSTER", help="Nodes x devices : device, as 8x8:h100-sxm-80g or 1x4:my-profile.json, or a JSON file"
+    ),
 ]
 PlanArgument = Annotated[
     str, typer.Argument(metavar="PLAN", help="A plan's or shortlist's JSON file, or short: tp2-pp4-dp8-ep8-mbs1-zero1")
