@@ -1,4 +1,4 @@
-"""From a machine's samples to the constants of its device and links. Pure: same samples, same constants.
+"""From a machine's samples to the constants of its device, links and stack. Pure: same samples, same constants.
 
 The constants are those under which the formulas of `planner.cost` come closest to what was measured, in the mean square
 of the logarithm of predicted over measured: twice as long is as wrong as half as long, and each sample counts alike.
@@ -6,13 +6,23 @@ of the logarithm of predicted over measured: twice as long is as wrong as half a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import log
 from typing import NamedTuple, TypeVar
 
-from planner.cost.kernels import Rates, rates
-from planner.spec.cluster import Device, KernelEfficiency, Level, Link, PeakFlops, Precision, Provenance
+from planner.spec.cluster import (
+    Cluster,
+    Device,
+    KernelEfficiency,
+    Level,
+    Link,
+    PeakFlops,
+    Precision,
+    Provenance,
+)
 from planner.spec.errors import InputError
+from planner.spec.stack import Stack
 from profiles.measurement import (
     AttentionSample,
     CollectiveSample,
@@ -30,157 +40,191 @@ from profiles.prediction import pairs
 
 TILES = {
     "cpu": ((1, 1), (8, 16), (16, 32), (16, 64), (32, 64)),
-    "cuda": ((64, 64), (64, 128), (128, 128), (128, 256), (256, 128)),
+    "cuda": ((64, 64), (64, 128), (128, 128), (128, 256)),
 }
-"""Tiles that are tried: register blocks of vector units; thread blocks of cuBLAS."""
+"""Largest tiles that are tried: register blocks of vector units; thread blocks of cuBLAS."""
 _START_LINK = Link(bandwidth_bytes_per_s=1e10, latency_s=1e-5)
+_MEMORY_BOUND = (ElementwiseWork.RESIDUAL, ElementwiseWork.ACTIVATION, ElementwiseWork.LOSS)
+_LEAST = {"elementwise_ratio": 1.0, "optimizer_ratio": 1.0, "overlap_slowdown_ratio": 1.0}
+_MOST = dict.fromkeys(
+    (
+        "matmul_ratio",
+        "half_tile_ratio",
+        "misaligned_ratio",
+        "grouped_matmul_ratio",
+        "attention_forward_ratio",
+        "attention_backward_ratio",
+        "memory_ratio",
+    ),
+    1.0,
+)
 _Kind = TypeVar("_Kind")
 
 
 class Fit(NamedTuple):
-    """A machine in the terms of `planner.spec.cluster`."""
+    """A machine in the terms of `planner.spec`."""
 
     device: Device
     intra_node: Link | None
     inter_node: Link | None
+    stack: Stack
     errors: tuple[FitError, ...]
 
 
 def fit(name: str, machine: Machine, samples: Sequence[Sample], sources: tuple[str, ...] = ()) -> Fit:
-    """Device and links of a machine, and how far the formulas stay from the samples.
+    """Device, links and stack of a machine, and how far the formulas stay from the samples.
 
     Raises InputError at `samples` if a kind of work was not measured, for which no constant can be given then.
     """
-    rate = _fit_memory(_first_rates(machine, samples), samples)
-    rate = _fit_matmul(rate, samples, machine)
-    rate = _fit_attention(rate, samples, machine.precision)
-    rate = _fit_overlap(rate, samples)
-    intra_node = _fit_link(rate, machine, samples, None)
-    inter_node = _fit_link(rate, machine, samples, intra_node or _START_LINK)
-    device = _device(name, machine, samples, rate, sources)
-    levels = _levels(machine, intra_node or _START_LINK, inter_node)
-    return Fit(device, intra_node, inter_node, _errors(samples, device, levels))
+    cluster = _first_guess(name, machine, samples, sources)
+    usual = machine.precision
+    cluster = _fit_memory_bound(cluster, samples, usual)
+    cluster = _fit_products(cluster, samples, machine)
+    cluster = _fit_attention(cluster, samples, usual)
+    cluster = _fit_overlap(cluster, samples, usual)
+    inside, between = _crossing(samples, machine, False), _crossing(samples, machine, True)
+    cluster = _fit_link(cluster, inside, 0, usual)
+    cluster = _fit_link(cluster, between, -1, usual)
+    return Fit(
+        device=cluster.device,
+        intra_node=cluster.levels[0].link if inside else None,
+        inter_node=cluster.levels[-1].link if between else None,
+        stack=cluster.stack,
+        errors=_errors(samples, cluster, usual),
+    )
 
 
-def _first_rates(machine: Machine, samples: Sequence[Sample]) -> Rates:
-    """The best of what was measured, as the point from which the fit starts."""
-    best = _best_flops_per_s(samples, machine.precision)
-    launch = _one_kind(samples, LaunchSample)
-    copies = [s for s in _one_kind(samples, ElementwiseSample) if s.work is ElementwiseWork.COPY]
+def _first_guess(name: str, machine: Machine, samples: Sequence[Sample], sources: tuple[str, ...]) -> Cluster:
+    """What the samples say directly: the best rates are the peaks; all else is where the fit starts."""
+    peaks = {precision: _best_flops_per_s(samples, precision) for precision in _precisions(samples)}
+    peaks.setdefault(Precision.FP32, peaks[machine.precision])
     device = Device(
-        name="first guess",
+        name=name,
         memory_bytes=machine.memory_bytes,
-        memory_bandwidth_bytes_per_s=max(_copied_bytes_per_s(copy) for copy in copies),
+        memory_bandwidth_bytes_per_s=_rounded(max(map(_copied_bytes_per_s, _works(samples, ElementwiseWork.COPY)))),
         compute_units=machine.compute_units,
-        peak_flops_per_s=PeakFlops(**{"fp32": best, machine.precision.value: best}),
+        peak_flops_per_s=PeakFlops(**{precision.value: _rounded(peak) for precision, peak in peaks.items()}),
         efficiency=KernelEfficiency(
-            matmul_ratio=1.0,
+            matmul_ratio=0.8,
+            matmul_half_depth=16.0,
             attention_forward_ratio=0.5,
             attention_backward_ratio=0.5,
             memory_ratio=1.0,
-            kernel_launch_s=min(s.time_s for s in launch),
-        ),
-        reserve_bytes=0,
-        provenance=Provenance.MEASURED,
-    )
-    return rates(device, machine.precision)
-
-
-def _fit_memory(rate: Rates, samples: Sequence[Sample]) -> Rates:
-    launch_s = min(s.time_s for s in _one_kind(samples, LaunchSample))
-    chosen = [s for s in _one_kind(samples, ElementwiseSample) if s.work is not ElementwiseWork.COPY]
-    found = _least(rate._replace(launch_s=launch_s), chosen, ("bytes_per_s",))
-    return found
-
-
-def _fit_matmul(rate: Rates, samples: Sequence[Sample], machine: Machine) -> Rates:
-    """Rate and half depth for each tile; of equally good tiles the first."""
-    chosen = [s for s in _one_kind(samples, MatmulSample) if s.precision is machine.precision]
-    candidates = []
-    for tile_rows, tile_columns in TILES[machine.backend]:
-        start = rate._replace(tile_rows=tile_rows, tile_columns=tile_columns, matmul_half_depth=16.0)
-        candidates.append(_least(start, chosen, ("matmul_flops_per_s", "matmul_half_depth")))
-    return min(candidates, key=lambda found: _loss(found, chosen))
-
-
-def _fit_attention(rate: Rates, samples: Sequence[Sample], precision: Precision) -> Rates:
-    chosen = [s for s in _one_kind(samples, AttentionSample) if s.precision is precision]
-    return _least(rate, chosen, ("attention_forward_flops_per_s", "attention_backward_flops_per_s"))
-
-
-def _fit_overlap(rate: Rates, samples: Sequence[Sample]) -> Rates:
-    """The slowdown; without a second device nothing overlaps, and 1 is right."""
-    chosen = [s for s in samples if isinstance(s, OverlapSample)]
-    if not chosen:
-        return rate._replace(overlap_slowdown_ratio=1.0)
-    # Fitted is what the slowdown is above 1, which has no lower end but 0.
-    found = fitted({"excess": 0.5}, lambda c: _loss(rate._replace(overlap_slowdown_ratio=1.0 + c["excess"]), chosen))
-    return rate._replace(overlap_slowdown_ratio=1.0 + found["excess"])
-
-
-def _fit_link(rate: Rates, machine: Machine, samples: Sequence[Sample], inside: Link | None) -> Link | None:
-    """The link inside a node (`inside` None), or between nodes on top of it; None where nothing crossed it."""
-    local = machine.devices_per_node
-    crossing = [s for s in samples if isinstance(s, CollectiveSample) and (s.degree * s.stride > local) == bool(inside)]
-    if not crossing:
-        return None
-
-    def link(constants: Constants) -> Link:
-        return Link(bandwidth_bytes_per_s=_rounded(constants["bandwidth"]), latency_s=_rounded(constants["latency"]))
-
-    def levels(constants: Constants) -> tuple[Level, ...]:
-        found = link(constants)
-        return _levels(machine, inside or found, found if inside else None)
-
-    start = {"bandwidth": _START_LINK.bandwidth_bytes_per_s, "latency": _START_LINK.latency_s}
-    return link(fitted(start, lambda constants: _loss(rate, crossing, levels(constants))))
-
-
-def _levels(machine: Machine, intra_node: Link, inter_node: Link | None) -> tuple[Level, ...]:
-    """The tiers of the machine that was measured."""
-    node = Level(name="node", num_devices=machine.devices_per_node, link=intra_node)
-    if machine.num_devices == machine.devices_per_node:
-        return (node,)
-    return (node, Level(name="cluster", num_devices=machine.num_devices, link=inter_node or intra_node))
-
-
-def _device(name: str, machine: Machine, samples: Sequence[Sample], rate: Rates, sources: tuple[str, ...]) -> Device:
-    """The fitted rates as shares of the best that was measured."""
-    best = {p: _best_flops_per_s(samples, p) for p in _precisions(samples)}
-    peak = max(best[machine.precision], rate.matmul_flops_per_s)
-    peaks = {p.value: _rounded(peak * flops / best[machine.precision]) for p, flops in best.items()}
-    copies = [s for s in _one_kind(samples, ElementwiseSample) if s.work is ElementwiseWork.COPY]
-    bandwidth = max(rate.bytes_per_s, *(_copied_bytes_per_s(copy) for copy in copies))
-    return Device(
-        name=name,
-        memory_bytes=machine.memory_bytes,
-        memory_bandwidth_bytes_per_s=_rounded(bandwidth),
-        compute_units=machine.compute_units,
-        peak_flops_per_s=PeakFlops(**({"fp32": peaks[machine.precision.value]} | peaks)),
-        efficiency=KernelEfficiency(
-            matmul_ratio=_share(rate.matmul_flops_per_s, peak),
-            matmul_tile=(rate.tile_rows, rate.tile_columns),
-            matmul_half_depth=_rounded(rate.matmul_half_depth),
-            attention_forward_ratio=_share(rate.attention_forward_flops_per_s, peak),
-            attention_backward_ratio=_share(rate.attention_backward_flops_per_s, peak),
-            memory_ratio=_share(rate.bytes_per_s, bandwidth),
-            kernel_launch_s=_rounded(rate.launch_s),
-            overlap_slowdown_ratio=_rounded(rate.overlap_slowdown_ratio),
+            kernel_launch_s=_rounded(min(sample.time_s for sample in _one_kind(samples, LaunchSample))),
         ),
         reserve_bytes=machine.reserve_bytes,
         provenance=Provenance.MEASURED,
         sources=sources,
     )
+    levels = [Level(name="node", num_devices=machine.devices_per_node, link=_START_LINK)]
+    if machine.num_devices > machine.devices_per_node:
+        levels.append(Level(name="cluster", num_devices=machine.num_devices, link=_START_LINK))
+    return Cluster(
+        nodes=machine.num_devices // machine.devices_per_node,
+        devices_per_node=machine.devices_per_node,
+        device=device,
+        levels=tuple(levels),
+        stack=Stack(name="measured"),
+    )
 
 
-def _errors(samples: Sequence[Sample], device: Device, levels: tuple[Level, ...]) -> tuple[FitError, ...]:
-    """By kind of work, in the order of measuring; products in other formats than the fitted one have no say."""
+def _fit_memory_bound(cluster: Cluster, samples: Sequence[Sample], usual: Precision) -> Cluster:
+    """The memory by copies, the stack's element-wise kernels and its update by theirs."""
+    cluster = _least(cluster, _works(samples, ElementwiseWork.COPY), usual, _with_efficiency, {"memory_ratio": 0.9})
+    cluster = _least(cluster, _works(samples, *_MEMORY_BOUND), usual, _with_stack, {"elementwise_ratio": 1.5})
+    return _least(cluster, _works(samples, ElementwiseWork.UPDATE), usual, _with_stack, {"optimizer_ratio": 1.5})
+
+
+def _fit_products(cluster: Cluster, samples: Sequence[Sample], machine: Machine) -> Cluster:
+    """Rate and half depth for each tile, of equally good tiles the first; then what odd and grouped shapes lose."""
+    usual = machine.precision
+    chosen = [sample for sample in _one_kind(samples, MatmulSample) if sample.precision is usual]
+    single = [sample for sample in chosen if sample.groups == 1]
+    aligned = [sample for sample in single if _is_aligned(sample)]
+    start = {"matmul_ratio": 0.8, "matmul_half_depth": 16.0}
+    if machine.compute_units > 1:
+        start["half_tile_ratio"] = 0.9
+    candidates = [
+        _least(_with_tile(cluster, tile), aligned, usual, _with_efficiency, start) for tile in TILES[machine.backend]
+    ]
+    best = min(candidates, key=lambda candidate: _loss(candidate, aligned, usual))
+    odd = [sample for sample in single if not _is_aligned(sample)]
+    best = _least(best, odd, usual, _with_efficiency, {"misaligned_ratio": 0.9})
+    return _least(best, [s for s in chosen if s.groups > 1], usual, _with_stack, {"grouped_matmul_ratio": 0.9})
+
+
+def _fit_attention(cluster: Cluster, samples: Sequence[Sample], usual: Precision) -> Cluster:
+    start = {"attention_forward_ratio": 0.5, "attention_backward_ratio": 0.5}
+    return _least(cluster, _one_kind(samples, AttentionSample), usual, _with_efficiency, start)
+
+
+def _fit_overlap(cluster: Cluster, samples: Sequence[Sample], usual: Precision) -> Cluster:
+    """The slowdown; without a second device nothing overlaps, and it stays at 1."""
+    chosen = [sample for sample in samples if isinstance(sample, OverlapSample)]
+    return _least(cluster, chosen, usual, _with_efficiency, {"overlap_slowdown_ratio": 1.2})
+
+
+def _fit_link(cluster: Cluster, crossing: Sequence[Sample], level: int, usual: Precision) -> Cluster:
+    start = {
+        "bandwidth_bytes_per_s": _START_LINK.bandwidth_bytes_per_s,
+        "latency_s": _START_LINK.latency_s,
+    }
+    return _least(cluster, crossing, usual, partial(_with_link, level=level), start)
+
+
+def _crossing(samples: Sequence[Sample], machine: Machine, between_nodes: bool) -> list[CollectiveSample]:
+    """Collectives inside nodes, or those between them."""
+    chosen = [sample for sample in samples if isinstance(sample, CollectiveSample)]
+    return [s for s in chosen if (s.degree * s.stride > machine.devices_per_node) is between_nodes]
+
+
+def _with_efficiency(cluster: Cluster, constants: Constants) -> Cluster:
+    efficiency = cluster.device.efficiency.model_copy(update=constants)
+    return cluster.model_copy(update={"device": cluster.device.model_copy(update={"efficiency": efficiency})})
+
+
+def _with_stack(cluster: Cluster, constants: Constants) -> Cluster:
+    return cluster.model_copy(update={"stack": cluster.stack.model_copy(update=constants)})
+
+
+def _with_tile(cluster: Cluster, tile: tuple[int, int]) -> Cluster:
+    efficiency = cluster.device.efficiency.model_copy(update={"matmul_tile": tile})
+    return cluster.model_copy(update={"device": cluster.device.model_copy(update={"efficiency": efficiency})})
+
+
+def _with_link(cluster: Cluster, constants: Constants, level: int) -> Cluster:
+    levels = list(cluster.levels)
+    levels[level] = levels[level].model_copy(update={"link": levels[level].link.model_copy(update=constants)})
+    return cluster.model_copy(update={"levels": tuple(levels)})
+
+
+def _least(
+    cluster: Cluster,
+    samples: Sequence[Sample],
+    usual: Precision,
+    put: Callable[[Cluster, Constants], Cluster],
+    start: Constants,
+) -> Cluster:
+    """The cluster with these constants fitted to these samples; as it was where there are none."""
+    if not samples:
+        return cluster
+    found = fitted(start, lambda constants: _loss(put(cluster, constants), samples, usual), _MOST, _LEAST)
+    return put(cluster, {name: _rounded(value) for name, value in found.items()})
+
+
+def _loss(cluster: Cluster, samples: Iterable[Sample], usual: Precision) -> float:
+    found = [log(predicted / s) ** 2 for sample in samples for predicted, s in pairs(sample, cluster, usual)]
+    return sum(found) / len(found)
+
+
+def _errors(samples: Sequence[Sample], cluster: Cluster, usual: Precision) -> tuple[FitError, ...]:
+    """By kind of work, in the order of measuring; products in other formats than the usual had no say in the fit."""
     found: dict[str, list[float]] = {}
     for sample in samples:
-        precision = getattr(sample, "precision", None)
-        rate = rates(device, precision or _precisions(samples)[0])
-        kind = f"{sample.kind} {precision}" if precision else sample.kind
-        found.setdefault(kind, []).extend(abs(predicted / s - 1) for predicted, s in pairs(sample, rate, levels))
+        kind = " ".join(
+            str(part) for part in (getattr(sample, "work", sample.kind), getattr(sample, "precision", "")) if part
+        )
+        found.setdefault(kind, []).extend(abs(predicted / s - 1) for predicted, s in pairs(sample, cluster, usual))
     return tuple(
         FitError(
             kind=kind,
@@ -192,28 +236,24 @@ def _errors(samples: Sequence[Sample], device: Device, levels: tuple[Level, ...]
     )
 
 
-def _least(start: Rates, samples: Iterable[Sample], names: tuple[str, ...]) -> Rates:
-    """The rates with these fields fitted."""
-    chosen = tuple(samples)
-    found = fitted({name: getattr(start, name) for name in names}, lambda c: _loss(_with(start, c), chosen))
-    return _with(start, found)
-
-
-def _with(rate: Rates, constants: Constants) -> Rates:
-    return rate._replace(**constants)  # type: ignore[arg-type]
-
-
-def _loss(rate: Rates, samples: Iterable[Sample], levels: tuple[Level, ...] = ()) -> float:
-    found = [log(predicted / s) ** 2 for sample in samples for predicted, s in pairs(sample, rate, levels)]
-    return sum(found) / len(found)
-
-
 def _one_kind(samples: Iterable[Sample], kind: type[_Kind]) -> list[_Kind]:
     """The samples of a kind; raises InputError if there are none."""
     chosen: list[_Kind] = [sample for sample in samples if isinstance(sample, kind)]
     if not chosen:
         raise InputError.at("samples", f"there is no {kind.__name__}: give more time or more memory")
     return chosen
+
+
+def _works(samples: Iterable[Sample], *works: ElementwiseWork) -> list[ElementwiseSample]:
+    """The samples of these works; raises InputError if there are none."""
+    chosen = [sample for sample in _one_kind(samples, ElementwiseSample) if sample.work in works]
+    if not chosen:
+        raise InputError.at("samples", f"there is no {' or '.join(works)}: give more time or more memory")
+    return chosen
+
+
+def _is_aligned(sample: MatmulSample) -> bool:
+    return sample.depth % 16 == 0 and sample.columns % 16 == 0
 
 
 def _precisions(samples: Sequence[Sample]) -> list[Precision]:
@@ -223,7 +263,7 @@ def _precisions(samples: Sequence[Sample]) -> list[Precision]:
 
 def _best_flops_per_s(samples: Sequence[Sample], precision: Precision) -> float:
     products = [s for s in _one_kind(samples, MatmulSample) if s.precision is precision]
-    return max(2.0 * s.rows * s.columns * s.depth / s.time_s for s in products)
+    return max(2.0 * s.groups * s.rows * s.columns * s.depth / s.time_s for s in products)
 
 
 def _copied_bytes_per_s(copy: ElementwiseSample) -> float:
@@ -234,7 +274,3 @@ def _copied_bytes_per_s(copy: ElementwiseSample) -> float:
 def _rounded(value: float, digits: int = 4) -> float:
     """What a measurement is good for."""
     return float(f"{value:.{digits}g}")
-
-
-def _share(part: float, whole: float) -> float:
-    return min(1.0, _rounded(part / whole))

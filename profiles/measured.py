@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 
-from planner.spec.stack import Stack
 from profiles.devices import HardwarePreset
 from profiles.fitting import fit
 from profiles.measurement import Machine, Measurement, Sample
@@ -31,7 +30,7 @@ def measured_profile(
         devices_per_node=machine.devices_per_node,
         intra_node=found.intra_node,
         inter_node=found.inter_node,
-        stack=Stack(name="measured"),
+        stack=found.stack,
         measurement=Measurement(
             date=date,
             machine=machine,
@@ -62,8 +61,8 @@ def _sources(machine: Machine, date: str) -> tuple[str, ...]:
         f"{machine.torch_version}, {machine.backend}, mostly {machine.precision}; rows and errors under measurement",
         "peaks and memory bandwidth: the best product and the copy that were measured, no datasheet; matmul_ratio, "
         "attention ratios and memory_ratio are shares of them",
-        "memory-bound work, attention and update are those of torch without compilation; hence a stack of its own, "
-        "which adds nothing",
+        "memory-bound work, grouped products and update are those of torch without compilation: that is in the stack; "
+        "what the host takes to submit work is not",
         "overlap_slowdown_ratio: an all-reduce beside products; 1 where there was one device",
         _memory_source(machine),
     )

@@ -16,13 +16,14 @@ MAX_SAMPLES = 2000
 
 
 class MatmulSample(Value):
-    """One product [rows, depth] x [depth, columns]."""
+    """`groups` products [rows, depth] x [depth, columns], one after the other."""
 
     kind: Literal["matmul"] = "matmul"
     precision: Precision
     rows: Count
     columns: Count
     depth: Count
+    groups: Count = 1
     operands: Literal["forward", "input_gradient", "weight_gradient"]
     """Which operands are transposed, as a linear layer has them."""
     time_s: Positive

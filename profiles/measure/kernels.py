@@ -6,6 +6,8 @@ Results are fresh tensors, as in training: on a processor the allocation of memo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -73,33 +75,54 @@ class Bench(NamedTuple):
         return torch.randn(shape, device=self.device, dtype=DTYPES[self.precision])
 
 
-def matmul_shapes(largest: int) -> list[tuple[int, int, int]]:
-    """(rows, columns, depth) of linear layers: few and many tokens, wide and narrow, from small to large."""
+Shape = tuple[int, int, int, int]
+"""(rows, columns, depth, groups) of products."""
+
+
+def matmul_shapes(largest: int) -> list[Shape]:
+    """Linear layers: few and many tokens, wide and narrow; two with odd sides, three of many experts; small to large."""
     sides = [largest >> shift for shift in (4, 3, 2, 1, 0)]
     shapes = [(rows, columns, depth) for rows in sides[:4] for columns in sides[:4] for depth in sides[:4]]
     # Of the 64 every third, which still has every side with every other; and large ones.
     thinned = [shape for number, shape in enumerate(shapes) if number % 3 == 0]
-    return sorted([*thinned, (sides[4], sides[3], sides[3])], key=lambda shape: shape[0] * shape[1] * shape[2])
+    odd = [(sides[1], sides[2] + 1, sides[1] + 1), (sides[2], sides[1] + 1, sides[2] + 1)]
+    single = [(*shape, 1) for shape in (*thinned, *odd, (sides[4], sides[3], sides[3]))]
+    grouped = [(sides[0], sides[1], sides[1], 8), (sides[1], sides[2], sides[1], 8), (sides[0], sides[1], sides[2], 8)]
+    return sorted([*single, *grouped], key=prod)
 
 
-def matmuls(bench: Bench, shapes: list[tuple[int, int, int]]) -> Iterator[Sample | None]:
-    """The three products of linear layers, in turn over the shapes."""
+def matmuls(bench: Bench, shapes: list[Shape]) -> Iterator[Sample | None]:
+    """The three products of linear layers, in turn over the shapes; groups one after the other, as torch's experts."""
     kinds: tuple[Literal["forward", "input_gradient", "weight_gradient"], ...]
     kinds = ("forward", "input_gradient", "weight_gradient")
-    for number, (rows, columns, depth) in enumerate(shapes):
+    for number, (rows, columns, depth, groups) in enumerate(shapes):
         operands = kinds[number % 3]
         seconds = None
-        if bench.fits(2 * (rows * depth + depth * columns + rows * columns)):
-            a = bench.tensor(depth, rows).t() if operands == "weight_gradient" else bench.tensor(rows, depth)
-            b = bench.tensor(columns, depth).t() if operands == "forward" else bench.tensor(depth, columns)
-            seconds = bench.watch.seconds(lambda a=a, b=b: a @ b, bench.allowance_s)  # type: ignore[misc]
+        if bench.fits(2 * groups * (rows * depth + depth * columns + rows * columns)):
+            left = [_matrix(bench, rows, depth, operands == "weight_gradient") for _ in range(groups)]
+            right = [_matrix(bench, depth, columns, operands == "forward") for _ in range(groups)]
+            seconds = bench.watch.seconds(partial(_products, left, right), bench.allowance_s)
         yield (
             None
             if seconds is None
             else MatmulSample(
-                precision=bench.precision, rows=rows, columns=columns, depth=depth, operands=operands, time_s=seconds
+                precision=bench.precision,
+                rows=rows,
+                columns=columns,
+                depth=depth,
+                groups=groups,
+                operands=operands,
+                time_s=seconds,
             )
         )
+
+
+def _matrix(bench: Bench, rows: int, columns: int, transposed: bool) -> Tensor:
+    return bench.tensor(columns, rows).t() if transposed else bench.tensor(rows, columns)
+
+
+def _products(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    return [a @ b for a, b in zip(left, right, strict=True)]
 
 
 def attention_shapes(backend: Backend) -> list[tuple[int, int, int]]:
@@ -140,7 +163,15 @@ def elementwise_shapes(largest: int) -> list[tuple[ElementwiseWork, int, int]]:
     """(work, rows, columns) from small to large; of the copy, which is to show the bandwidth of the memory, one."""
     works = [work for work in ElementwiseWork if work is not ElementwiseWork.COPY]
     sizes = [(largest // 4, largest // 8), (largest // 2, largest // 4), (largest // 2, largest // 2)]
-    return [(ElementwiseWork.COPY, 4 * largest, largest), *((work, *size) for size in sizes for work in works)]
+    many = 8  # Weights are many times more than the activations of a block.
+    return [
+        (ElementwiseWork.COPY, 4 * largest, largest),
+        *(
+            (work, rows * (many if work is ElementwiseWork.UPDATE else 1), columns)
+            for rows, columns in sizes
+            for work in works
+        ),
+    ]
 
 
 def elementwise(bench: Bench, shapes: list[tuple[ElementwiseWork, int, int]]) -> Iterator[Sample | None]:

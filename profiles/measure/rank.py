@@ -149,7 +149,7 @@ def _peaks(
 ) -> Iterator[Sample | None]:
     """One large product."""
     side = largest // 2
-    return matmuls(Bench(watch, precision, wish.memory_limit_bytes, allowance_s), [(side, side, side)])
+    return matmuls(Bench(watch, precision, wish.memory_limit_bytes, allowance_s), [(side, side, side, 1)])
 
 
 def _within(team: Team, phase: _Phase, budget_s: float) -> Iterator[Sample]:
