@@ -11,7 +11,7 @@ from planner.spec.errors import InputError, NotFoundError
 from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest
 from planner.spec.stack import Stack
-from profiles.devices import HardwarePreset, device_preset, device_profile_from_file
+from profiles.devices import HardwarePreset, MeasuredProfile, device_preset, profile_from_file
 from profiles.files import looks_like_file, read_json_file
 from profiles.stacks import USUAL_STACK, stack_preset
 
@@ -64,30 +64,39 @@ def cluster_request_from_file(path: str) -> ClusterRequest:
 
 
 def _request(content: dict[str, Any], folder: Path) -> ClusterRequest:
+    """The request, with what a measured profile knows where its device is the path of one."""
     device = content.get("device")
     if not isinstance(device, str) or not device.endswith(".json"):
         return parse(ClusterRequest, content, "cluster")
-    profile = device_profile_from_file(folder / device, "cluster.device")
+    profile = profile_from_file(folder / device, "cluster.device")
     request = parse(ClusterRequest, {**content, "device": profile.device}, "cluster")
-    if request.levels is not None:
-        return request.model_copy(update={"stack": request.stack or profile.stack})
-    return request.model_copy(
-        update={
-            "intra_node": _intra_node_of_profile(request, profile),
-            "inter_node": request.inter_node or profile.inter_node,
-            "stack": request.stack or profile.stack,
-        }
-    )
+    filled: dict[str, Any] = {"stack": request.stack or profile.stack}
+    if request.levels is None:
+        filled["intra_node"] = request.intra_node or _measured_inside(request, profile)
+        filled["inter_node"] = request.inter_node or _measured_between(request, profile)
+    return request.model_copy(update=filled)
 
 
-def _intra_node_of_profile(request: ClusterRequest, profile: HardwarePreset) -> Link | None:
+def _measured_inside(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
     """The measured link; a device that is alone reaches itself through its memory."""
-    if request.intra_node is None and request.nodes * request.devices_per_node == 1:
-        return Link(bandwidth_bytes_per_s=profile.device.memory_bandwidth_bytes_per_s, latency_s=0.0)
-    try:
-        return _intra_node(request, profile)
-    except InputError as error:
-        raise error.under("cluster") from None
+    if request.devices_per_node == 1:
+        alone = Link(bandwidth_bytes_per_s=profile.device.memory_bandwidth_bytes_per_s, latency_s=0.0)
+        return profile.intra_node or alone
+    if profile.intra_node is None or request.devices_per_node > profile.devices_per_node:
+        raise InputError.at(
+            "cluster.devices_per_node",
+            f"{profile.name} was measured with {profile.devices_per_node} in a node; for {request.devices_per_node} "
+            "give intra_node or levels in a cluster file",
+        )
+    return profile.intra_node
+
+
+def _measured_between(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
+    if request.nodes > 1 and profile.inter_node is None:
+        raise InputError.at(
+            "cluster.nodes", f"{profile.name} was measured on one node; for more give inter_node in a cluster file"
+        )
+    return profile.inter_node
 
 
 def _preset(name: str) -> HardwarePreset:
@@ -141,8 +150,6 @@ def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
             f"a node of {preset.name} usually has {preset.devices_per_node} devices; for a node of "
             f"{request.devices_per_node} give its links as intra_node or levels",
         )
-    if preset.intra_node is None:
-        raise InputError.at("intra_node", f"is required: {preset.name} was measured with one device, or give levels")
     return preset.intra_node
 
 
@@ -151,6 +158,4 @@ def _inter_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
         return request.inter_node
     if preset is None:
         raise InputError.at("inter_node", "is required for a device that is given inline, or give levels")
-    if preset.inter_node is None:
-        raise InputError.at("inter_node", f"is required: {preset.name} was measured on one node, or give levels")
     return preset.inter_node

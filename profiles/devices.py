@@ -29,16 +29,28 @@ class HardwarePreset(Value):
     device: Device
     devices_per_node: Count
     """Devices of the usual node: `intra_node` is known for as many, not for more."""
-    intra_node: Link | None = None
-    """None: not measured, there was one device."""
+    intra_node: Link
     rack: Rack | None = None
     """Between nodes of one rack; None: as between any nodes."""
-    inter_node: Link | None = None
-    """None: not measured, there was one node."""
+    inter_node: Link
     stack: Stack | None = None
     """The software with which the device was measured; None: the numbers are of the hardware alone."""
     measurement: Measurement | None = None
     """Where the numbers come from, if they were measured by `trimtab profile`."""
+
+
+class MeasuredProfile(Value):
+    """What `trimtab profile` found on a machine; a file, not a preset."""
+
+    name: Name
+    device: Device
+    devices_per_node: Count
+    intra_node: Link | None = None
+    """None: not measured, there was one device."""
+    inter_node: Link | None = None
+    """None: not measured, there was one node."""
+    stack: Stack
+    measurement: Measurement
 
 
 def device_names() -> list[str]:
@@ -53,6 +65,6 @@ def device_preset(name: str) -> HardwarePreset:
     return parse(HardwarePreset, {"name": found, **catalogue.content("hardware", found)}, found)
 
 
-def device_profile_from_file(path: Path, field: str) -> HardwarePreset:
+def profile_from_file(path: Path, field: str) -> MeasuredProfile:
     """What `trimtab profile` wrote; raises InputError under `field`."""
-    return parse(HardwarePreset, {"name": path.stem, **read_json_file(path, field)}, field)
+    return parse(MeasuredProfile, read_json_file(path, field), field)

@@ -45,7 +45,7 @@ TILES = {
 """Largest tiles that are tried: register blocks of vector units; thread blocks of cuBLAS."""
 _START_LINK = Link(bandwidth_bytes_per_s=1e10, latency_s=1e-5)
 _MEMORY_BOUND = (ElementwiseWork.RESIDUAL, ElementwiseWork.ACTIVATION, ElementwiseWork.LOSS)
-_LEAST = {"elementwise_ratio": 1.0, "optimizer_ratio": 1.0, "overlap_slowdown_ratio": 1.0}
+_LEAST = {"elementwise_ratio": 1.0, "optimizer_ratio": 1.0, "overlap_slowdown_ratio": 1.0, "matmul_half_depth": 0.5}
 _MOST = dict.fromkeys(
     (
         "matmul_ratio",
@@ -101,7 +101,7 @@ def _first_guess(name: str, machine: Machine, samples: Sequence[Sample], sources
     device = Device(
         name=name,
         memory_bytes=machine.memory_bytes,
-        memory_bandwidth_bytes_per_s=_rounded(max(map(_copied_bytes_per_s, _works(samples, ElementwiseWork.COPY)))),
+        memory_bandwidth_bytes_per_s=_rounded(max(map(_streamed_bytes_per_s, _works(samples, ElementwiseWork.STREAM)))),
         compute_units=machine.compute_units,
         peak_flops_per_s=PeakFlops(**{precision.value: _rounded(peak) for precision, peak in peaks.items()}),
         efficiency=KernelEfficiency(
@@ -129,8 +129,8 @@ def _first_guess(name: str, machine: Machine, samples: Sequence[Sample], sources
 
 
 def _fit_memory_bound(cluster: Cluster, samples: Sequence[Sample], usual: Precision) -> Cluster:
-    """The memory by copies, the stack's element-wise kernels and its update by theirs."""
-    cluster = _least(cluster, _works(samples, ElementwiseWork.COPY), usual, _with_efficiency, {"memory_ratio": 0.9})
+    """The memory by streams, the stack's element-wise kernels and its update by theirs."""
+    cluster = _least(cluster, _works(samples, ElementwiseWork.STREAM), usual, _with_efficiency, {"memory_ratio": 0.9})
     cluster = _least(cluster, _works(samples, *_MEMORY_BOUND), usual, _with_stack, {"elementwise_ratio": 1.5})
     return _least(cluster, _works(samples, ElementwiseWork.UPDATE), usual, _with_stack, {"optimizer_ratio": 1.5})
 
@@ -164,9 +164,11 @@ def _fit_overlap(cluster: Cluster, samples: Sequence[Sample], usual: Precision) 
     return _least(cluster, chosen, usual, _with_efficiency, {"overlap_slowdown_ratio": 1.2})
 
 
-def _fit_link(cluster: Cluster, crossing: Sequence[Sample], level: int, usual: Precision) -> Cluster:
+def _fit_link(cluster: Cluster, crossing: Sequence[CollectiveSample], level: int, usual: Precision) -> Cluster:
+    """Bandwidth and latency of all devices together, and what a pair alone reaches."""
     start = {
         "bandwidth_bytes_per_s": _START_LINK.bandwidth_bytes_per_s,
+        "pair_bandwidth_bytes_per_s": _START_LINK.bandwidth_bytes_per_s,
         "latency_s": _START_LINK.latency_s,
     }
     return _least(cluster, crossing, usual, partial(_with_link, level=level), start)
@@ -222,7 +224,12 @@ def _errors(samples: Sequence[Sample], cluster: Cluster, usual: Precision) -> tu
     found: dict[str, list[float]] = {}
     for sample in samples:
         kind = " ".join(
-            str(part) for part in (getattr(sample, "work", sample.kind), getattr(sample, "precision", "")) if part
+            str(part)
+            for part in (
+                getattr(sample, "work", None) or getattr(sample, "operation", sample.kind),
+                getattr(sample, "precision", ""),
+            )
+            if part
         )
         found.setdefault(kind, []).extend(abs(predicted / s - 1) for predicted, s in pairs(sample, cluster, usual))
     return tuple(
@@ -266,9 +273,9 @@ def _best_flops_per_s(samples: Sequence[Sample], precision: Precision) -> float:
     return max(2.0 * s.groups * s.rows * s.columns * s.depth / s.time_s for s in products)
 
 
-def _copied_bytes_per_s(copy: ElementwiseSample) -> float:
-    element_bytes = 4 if copy.precision is Precision.FP32 else 2
-    return 2.0 * element_bytes * copy.rows * copy.columns / copy.forward_s
+def _streamed_bytes_per_s(stream: ElementwiseSample) -> float:
+    element_bytes = 4 if stream.precision is Precision.FP32 else 2
+    return 3.0 * element_bytes * stream.rows * stream.columns / stream.forward_s
 
 
 def _rounded(value: float, digits: int = 4) -> float:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from profiles.devices import HardwarePreset
+from profiles.devices import MeasuredProfile
 from profiles.fitting import fit
 from profiles.measurement import Machine, Measurement, Sample
 
@@ -20,11 +20,11 @@ METHOD = (
 
 def measured_profile(
     name: str | None, machine: Machine, samples: Sequence[Sample], date: str, took_s: float
-) -> HardwarePreset:
+) -> MeasuredProfile:
     """The profile of a machine; without a name it is called by its device. Raises InputError at `samples`."""
     name = name or re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
     found = fit(name, machine, samples, _sources(machine, date))
-    return HardwarePreset(
+    return MeasuredProfile(
         name=name,
         device=found.device,
         devices_per_node=machine.devices_per_node,
@@ -42,16 +42,13 @@ def measured_profile(
     )
 
 
-def profile_text(profile: HardwarePreset) -> str:
+def profile_text(profile: MeasuredProfile) -> str:
     """The content of its file; one line for each sample."""
-    content = profile.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-    samples = [json.dumps(sample) for sample in content.get("measurement", {}).pop("samples", [])]
+    content = profile.model_dump(mode="json", exclude_none=True)
+    samples = [json.dumps(sample) for sample in content["measurement"].pop("samples")]
     text = json.dumps(content, indent=2)
-    if samples:
-        end = "\n  }\n}"
-        lines = ",\n      ".join(samples)
-        text = text.removesuffix(end) + f',\n    "samples": [\n      {lines}\n    ]' + end
-    return text + "\n"
+    end, lines = "\n  }\n}", ",\n      ".join(samples)
+    return text.removesuffix(end) + f',\n    "samples": [\n      {lines}\n    ]{end}\n'
 
 
 def _sources(machine: Machine, date: str) -> tuple[str, ...]:
@@ -59,7 +56,7 @@ def _sources(machine: Machine, date: str) -> tuple[str, ...]:
     return (
         f"measured {date} by `trimtab profile`: {machine.device}, {nodes} x {machine.devices_per_node} devices, torch "
         f"{machine.torch_version}, {machine.backend}, mostly {machine.precision}; rows and errors under measurement",
-        "peaks and memory bandwidth: the best product and the copy that were measured, no datasheet; matmul_ratio, "
+        "peaks and memory bandwidth: the best product and stream that were measured, no datasheet; matmul_ratio, "
         "attention ratios and memory_ratio are shares of them",
         "memory-bound work, grouped products and update are those of torch without compilation: that is in the stack; "
         "what the host takes to submit work is not",

@@ -45,12 +45,12 @@ class AttentionSample(Value):
 class ElementwiseWork(StrEnum):
     """Memory-bound work on [rows, columns].
 
-    `copy`: one tensor to another. `residual`: both norms and both additions of a block. `activation`: the gated
-    activation function of a feed-forward network. `loss`: cross-entropy over `columns` classes. `update`: AdamW on
-    rows x columns parameters.
+    `stream`: adds one tensor to another in place. `residual`: both norms and both additions of a block.
+    `activation`: the gated activation function of a feed-forward network. `loss`: cross-entropy over `columns`
+    classes. `update`: AdamW on rows x columns parameters.
     """
 
-    COPY = "copy"
+    STREAM = "stream"
     RESIDUAL = "residual"
     ACTIVATION = "activation"
     LOSS = "loss"

@@ -7,7 +7,7 @@ from math import inf
 
 Constants = Mapping[str, float]
 _FIRST_STEP = 2.0
-_LAST_STEP = 1.0005
+_LAST_STEP = 1.001
 
 
 def fitted(

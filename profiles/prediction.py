@@ -6,6 +6,7 @@ The only place that knows which formula prices which sample; it holds no formula
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TypeAlias
 
 from planner.cost.attention import attention
@@ -60,8 +61,13 @@ def pairs(sample: Sample, cluster: Cluster, usual: Precision) -> Iterator[Pair]:
 
 
 def _conditions(cluster: Cluster, precision: Precision, hidden_size: int) -> Conditions:
-    # Batch and sequence length of the recipe enter no price of a single layer; a Share brings the shape.
-    return conditions(hidden_size, cluster, Training(global_batch_size=1, sequence_length=1, precision=precision))
+    return conditions(hidden_size, cluster, _training(precision))
+
+
+@cache
+def _training(precision: Precision) -> Training:
+    """Batch and sequence length of the recipe enter no price of a single layer; a Share brings the shape."""
+    return Training(global_batch_size=1, sequence_length=1, precision=precision)
 
 
 def _matmul_s(sample: MatmulSample, given: Conditions) -> float:
@@ -84,7 +90,7 @@ def _attention_s(sample: AttentionSample, cluster: Cluster) -> Pair:
 
 
 def _elementwise_s(sample: ElementwiseSample, cluster: Cluster) -> Pair:
-    """(forward, backward); a copy is the memory's, whatever the stack."""
+    """(forward, backward); a stream is the memory's, whatever the stack."""
     rows, columns = sample.rows, sample.columns
     given = _conditions(cluster, sample.precision, columns)
     share = Share(1.0, rows, rows, rows)
@@ -101,7 +107,7 @@ def _elementwise_s(sample: ElementwiseSample, cluster: Cluster) -> Pair:
     if sample.work is ElementwiseWork.UPDATE:
         return state_without_experts(given, Embedding(vocab_size=rows), _ALONE, own_copy=True).optimizer_s, 0.0
     ideal = _conditions(cluster.model_copy(update={"stack": Stack()}), sample.precision, columns).rate
-    return elementwise_s(ideal, 2.0 * ideal.element_bytes * rows * columns), 0.0
+    return elementwise_s(ideal, 3.0 * ideal.element_bytes * rows * columns), 0.0
 
 
 def _less(whole: Pair, *parts: Pair) -> Pair:

@@ -17,7 +17,7 @@ from planner.spec.errors import InputError
 from planner.view import Column, Table
 from planner.view.quantities import percent, seconds
 from profiles import parse_bytes
-from profiles.devices import HardwarePreset
+from profiles.devices import MeasuredProfile
 from profiles.measured import measured_profile, profile_text
 from profiles.measurement import Machine, Sample
 
@@ -114,7 +114,7 @@ def _measured(device: str, devices: int | None, time_budget: float, limit: int) 
         return machine, samples
 
 
-def _constants(found: HardwarePreset) -> Table:
+def _constants(found: MeasuredProfile) -> Table:
     device = found.device
     efficiency, peaks = device.efficiency, device.peak_flops_per_s.model_dump(exclude_none=True)
     rows = [
@@ -141,7 +141,7 @@ def _constants(found: HardwarePreset) -> Table:
     return Table("Measured", (Column("constant"), Column("value")), tuple(rows))
 
 
-def _errors(found: HardwarePreset) -> Table:
+def _errors(found: MeasuredProfile) -> Table:
     """How well the formulas with these constants give back what was measured."""
     assert found.measurement is not None
     columns = (Column("work"), Column("samples", True), Column("mean error", True), Column("worst", True))

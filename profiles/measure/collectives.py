@@ -40,7 +40,7 @@ def seats(team: Team) -> list[Seat]:
     """This rank's groups. All ranks must call this together."""
     found = []
     for degree, stride in group_shapes(team):
-        for ranks in _groups(team.num_ranks, degree, stride):
+        for ranks in groups_of(team.num_ranks, degree, stride):
             group = dist.new_group(list(ranks))
             if team.rank in ranks:
                 found.append(Seat(degree, stride, group, ranks))
@@ -100,7 +100,7 @@ def overlap(watch: Stopwatch, size: int, allowance_s: float) -> Sample | None:
     return OverlapSample(compute_s=compute_s, communication_s=communication_s, both_s=both_s)
 
 
-def _groups(total: int, degree: int, stride: int) -> list[tuple[int, ...]]:
+def groups_of(total: int, degree: int, stride: int) -> list[tuple[int, ...]]:
     """All groups of a shape: blocks of degree x stride devices, in each the groups that are shifted by one."""
     block = degree * stride
     return [

@@ -31,7 +31,7 @@ LAUNCHES = 100
 CHAIN = 4
 """Blocks in a row: the backward pass finds what the forward pass kept as a training step does, long out of caches."""
 HELD = {
-    ElementwiseWork.COPY: 2,
+    ElementwiseWork.STREAM: 2,
     ElementwiseWork.RESIDUAL: 16 * CHAIN,
     ElementwiseWork.ACTIVATION: 8 * CHAIN,
     ElementwiseWork.LOSS: 8,
@@ -80,7 +80,7 @@ Shape = tuple[int, int, int, int]
 
 
 def matmul_shapes(largest: int) -> list[Shape]:
-    """Linear layers: few and many tokens, wide and narrow; two with odd sides, three of many experts; small to large."""
+    """Linear layers: few and many tokens, wide and narrow, two with odd sides, three of experts; small to large."""
     sides = [largest >> shift for shift in (4, 3, 2, 1, 0)]
     shapes = [(rows, columns, depth) for rows in sides[:4] for columns in sides[:4] for depth in sides[:4]]
     # Of the 64 every third, which still has every side with every other; and large ones.
@@ -160,12 +160,12 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
 
 
 def elementwise_shapes(largest: int) -> list[tuple[ElementwiseWork, int, int]]:
-    """(work, rows, columns) from small to large; of the copy, which is to show the bandwidth of the memory, one."""
-    works = [work for work in ElementwiseWork if work is not ElementwiseWork.COPY]
+    """(work, rows, columns) from small to large; of the stream, which shows the bandwidth of the memory, one."""
+    works = [work for work in ElementwiseWork if work is not ElementwiseWork.STREAM]
     sizes = [(largest // 4, largest // 8), (largest // 2, largest // 4), (largest // 2, largest // 2)]
     many = 8  # Weights are many times more than the activations of a block.
     return [
-        (ElementwiseWork.COPY, 4 * largest, largest),
+        (ElementwiseWork.STREAM, 4 * largest, largest),
         *(
             (work, rows * (many if work is ElementwiseWork.UPDATE else 1), columns)
             for rows, columns in sizes
@@ -177,7 +177,7 @@ def elementwise_shapes(largest: int) -> list[tuple[ElementwiseWork, int, int]]:
 def elementwise(bench: Bench, shapes: list[tuple[ElementwiseWork, int, int]]) -> Iterator[Sample | None]:
     """Memory-bound work as training does it."""
     measure = {
-        ElementwiseWork.COPY: _copy_s,
+        ElementwiseWork.STREAM: _stream_s,
         ElementwiseWork.RESIDUAL: _residual_s,
         ElementwiseWork.ACTIVATION: _activation_s,
         ElementwiseWork.LOSS: _loss_s,
@@ -217,10 +217,9 @@ _Both = tuple[float, float]
 _Found = tuple[float, float | None] | None
 
 
-def _copy_s(bench: Bench, rows: int, columns: int) -> _Found:
-    source = bench.tensor(rows, columns)
-    target = torch.empty_like(source)
-    seconds = bench.watch.seconds(lambda: target.copy_(source), bench.allowance_s)
+def _stream_s(bench: Bench, rows: int, columns: int) -> _Found:
+    target, added = bench.tensor(rows, columns), bench.tensor(rows, columns)
+    seconds = bench.watch.seconds(lambda: target.add_(added), bench.allowance_s)
     return None if seconds is None else (seconds, None)
 
 

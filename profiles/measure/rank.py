@@ -28,6 +28,8 @@ from profiles.measure.kernels import (
 from profiles.measure.stopwatch import Backend, HostTimer, Stopwatch, StreamTimer, Team
 from profiles.measurement import Machine, Sample
 
+LEAST_SAMPLES = 5
+"""Of each kind of work: with fewer, of the smallest shapes, there is nothing to fit."""
 Report = Callable[[tuple[float, str]], None]
 """Is told the share that is done, and what comes next."""
 
@@ -153,13 +155,15 @@ def _peaks(
 
 
 def _within(team: Team, phase: _Phase, budget_s: float) -> Iterator[Sample]:
-    """Samples until the budget of the phase is used up, as the slowest rank sees it."""
+    """Samples until the budget of the phase is used up, as the slowest rank sees it; a few in any case."""
     begun = time.perf_counter()
+    number = 0
     # A part is for what is not timed: making operands, graphs, first calls.
     for sample in phase.measured(0.7 * budget_s / phase.num_samples):
+        number += sample is not None
         if sample is not None:
             yield sample
-        if team.longest(time.perf_counter() - begun) > budget_s:
+        if team.longest(time.perf_counter() - begun) > budget_s and number >= LEAST_SAMPLES:
             return
 
 

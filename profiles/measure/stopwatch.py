@@ -19,6 +19,8 @@ from planner.spec.value import StrEnum
 
 LEAST_REPETITIONS = 5
 MOST_REPETITIONS = 200
+ALWAYS_S = 0.05
+"""Work this short is measured whatever the allowance."""
 _FLUSHED_BYTES = 512 * 2**20
 
 Work = Callable[[], object]
@@ -113,12 +115,13 @@ class Stopwatch:
         self._timer = timer
 
     def seconds(self, work: Work, allowance_s: float, prepare: Work | None = None) -> float | None:
-        """Seconds of one call; None if too few repetitions fit into the allowance."""
-        first = self.team.longest(self._wall_s(work, prepare))
-        if first * LEAST_REPETITIONS > allowance_s * 4:
+        """Seconds of one call; None if too few repetitions fit into the allowance, unless they are short anyway."""
+        allowed_s = max(ALWAYS_S, allowance_s / LEAST_REPETITIONS)
+        # The first call also loads and warms up: it may take longer.
+        if self.team.longest(self._wall_s(work, prepare)) > 4 * allowed_s:
             return None
         again = self.team.longest(self._wall_s(work, prepare))
-        if again * LEAST_REPETITIONS > allowance_s:
+        if again > allowed_s:
             return None
         repetitions = max(LEAST_REPETITIONS, min(MOST_REPETITIONS, int(allowance_s / again)))
         found = sorted(self._timer(work, repetitions, prepare))
