@@ -81,10 +81,10 @@ def training_of(plan: Plan, precision: str) -> Training:
     return training_from(str(plan.global_batch_size), plan.sequence_length, precision=precision)
 
 
-def check_writable(path: Path | None) -> None:
-    """Find out before long work whether its result can be written; raises InputError at `--output`."""
+def check_writable(path: Path | None, field: str = "--output") -> None:
+    """Find out before long work whether its result can be written; raises InputError at `field`."""
     if path is not None and not os.access(path.parent, os.W_OK):
-        raise InputError.at("--output", f"cannot write {path}: there is no folder {path.parent} to write to")
+        raise InputError.at(field, f"cannot write {path}: there is no folder {path.parent} to write to")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -46,9 +46,9 @@ def profile(
     Measured are matrix products, attention, memory-bound work, kernel launches, collectives by size and group, and how
     much compute and communication slow each other down. Under torchrun (a process for each GPU) it measures all nodes.
     """
-    check_writable(output)
-    if output.is_dir():
-        raise InputError.at("--output", f"must be a file, {output} is a folder")
+    if output.suffix != ".json" or output.is_dir():
+        raise InputError.at("OUTPUT", f"must be a file whose name ends in .json, got {output}")
+    check_writable(output, "OUTPUT")
     _check_bounds(time_budget, limit := parse_bytes(memory_limit, "--memory-limit"))
     if find_spec("torch") is None:
         raise InputError.at("profile", "measuring needs torch, which is not installed: pip install 'trimtab[runtime]'")
