@@ -16,6 +16,7 @@ import typer
 from api.commands.options import shown
 from api.commands.plan import plan
 from api.commands.price import estimate, picture
+from api.commands.profile import profile
 from api.commands.replay import replay
 from api.commands.serve import serve
 from api.commands.validate import validate
@@ -35,7 +36,7 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (plan, estimate, picture, replay, serve, validate):
+    for command in (plan, estimate, picture, profile, replay, serve, validate):
         app.command()(command)
     return app
 

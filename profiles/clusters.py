@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from planner.spec.cluster import Cluster, Device, Level, Link
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest
 from planner.spec.stack import Stack
-from profiles.devices import HardwarePreset, device_preset
+from profiles.devices import HardwarePreset, MeasuredProfile, device_preset, profile_from_file
 from profiles.files import looks_like_file, read_json_file
 from profiles.stacks import USUAL_STACK, stack_preset
 
@@ -29,14 +30,17 @@ def resolve_cluster(request: ClusterRequest) -> Cluster:
         "devices_per_node": request.devices_per_node,
         "device": device,
         "levels": request.levels or _levels(request, preset),
-        "stack": request.stack if isinstance(request.stack, Stack) else _stack(request.stack or USUAL_STACK),
+        "stack": _stack(request, preset),
         "memory_limit_bytes": request.memory_limit_bytes,
     }
     return parse(Cluster, content)
 
 
 def cluster_from_shorthand(text: str) -> ClusterRequest:
-    """Read `nodes x devices per node : device`, such as `8x8:h100-sxm-80g`; raises InputError at `cluster`."""
+    """Read `nodes x devices per node : device`, as `8x8:h100-sxm-80g`, or with a measured profile `1x4:mine.json`.
+
+    Raises InputError under `cluster`.
+    """
     match = _SHORTHAND.fullmatch(text.strip())
     if match is None:
         raise InputError.at("cluster", f"must look like 8x8:h100-sxm-80g (nodes x devices: device), got {text!r}")
@@ -45,14 +49,54 @@ def cluster_from_shorthand(text: str) -> ClusterRequest:
         "devices_per_node": int(match["devices_per_node"]),
         "device": match["device"],
     }
-    return parse(ClusterRequest, content, "cluster")
+    return _request(content, Path())
 
 
 def cluster_request_from_file(path: str) -> ClusterRequest:
-    """A cluster from a JSON file, or from shorthand where no such file is; raises InputError under `cluster`."""
-    if not looks_like_file(path):
+    """A cluster from a JSON file, or from shorthand where no such file is; raises InputError under `cluster`.
+
+    The `device` of the file may be the path of a measured profile, seen from the folder of the file.
+    """
+    is_shorthand = _SHORTHAND.fullmatch(path.strip()) and not Path(path).exists()
+    if is_shorthand or not looks_like_file(path):
         return cluster_from_shorthand(path)
-    return parse(ClusterRequest, read_json_file(Path(path), "cluster"), "cluster")
+    return _request(read_json_file(Path(path), "cluster"), Path(path).parent)
+
+
+def _request(content: dict[str, Any], folder: Path) -> ClusterRequest:
+    """The request, with what a measured profile knows where its device is the path of one."""
+    device = content.get("device")
+    if not isinstance(device, str) or not device.endswith(".json"):
+        return parse(ClusterRequest, content, "cluster")
+    profile = profile_from_file(folder / device, "cluster.device")
+    request = parse(ClusterRequest, {**content, "device": profile.device}, "cluster")
+    filled: dict[str, Any] = {"stack": request.stack or profile.stack}
+    if request.levels is None:
+        filled["intra_node"] = request.intra_node or _measured_inside(request, profile)
+        filled["inter_node"] = request.inter_node or _measured_between(request, profile)
+    return request.model_copy(update=filled)
+
+
+def _measured_inside(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
+    """The measured link; a device that is alone reaches itself through its memory."""
+    if request.devices_per_node == 1:
+        alone = Link(bandwidth_bytes_per_s=profile.device.memory_bandwidth_bytes_per_s, latency_s=0.0)
+        return profile.intra_node or alone
+    if profile.intra_node is None or request.devices_per_node > profile.devices_per_node:
+        raise InputError.at(
+            "cluster.devices_per_node",
+            f"{profile.name} was measured with {profile.devices_per_node} in a node; for {request.devices_per_node} "
+            "give intra_node or levels in a cluster file",
+        )
+    return profile.intra_node
+
+
+def _measured_between(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
+    if request.nodes > 1 and profile.inter_node is None:
+        raise InputError.at(
+            "cluster.nodes", f"{profile.name} was measured on one node; for more give inter_node in a cluster file"
+        )
+    return profile.inter_node
 
 
 def _preset(name: str) -> HardwarePreset:
@@ -62,9 +106,14 @@ def _preset(name: str) -> HardwarePreset:
         raise InputError.at("device", str(error)) from None
 
 
-def _stack(name: str) -> Stack:
+def _stack(request: ClusterRequest, preset: HardwarePreset | None) -> Stack:
+    """The stack that is asked for, or that the device was measured with, or the usual one."""
+    if isinstance(request.stack, Stack):
+        return request.stack
+    if request.stack is None and preset is not None and preset.stack is not None:
+        return preset.stack
     try:
-        return stack_preset(name).stack
+        return stack_preset(request.stack or USUAL_STACK).stack
     except NotFoundError as error:
         raise InputError.at("stack", str(error)) from None
 

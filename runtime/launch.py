@@ -1,4 +1,4 @@
-"""Ranks of a training job as processes of this machine (gloo, CPU): for the demo, tests and first experiments.
+"""Ranks of a training job as processes of this machine (gloo, CPU): for the demo, tests, measuring, first experiments.
 
 Larger jobs are started by torchrun, Slurm and the like; nothing else in `runtime` needs this module.
 """
@@ -35,10 +35,12 @@ def launch(
     *,
     on_report: Callable[[int, Any], None] | None = None,
     timeout_s: float = 300.0,
+    backend: str = "gloo",
 ) -> list[Any]:
     """Run `function(report, *arguments)` in `num_ranks` processes that form one process group; results by rank.
 
-    `function` must be importable by name. `on_report(rank, message)` is called here for every `report(message)` there.
+    `function` must be importable by name; with another `backend` than gloo it must choose its device before all else.
+    `on_report(rank, message)` is called here for every `report(message)` there.
     Raises RankFailedError if one raises or dies, UnavailableError after `timeout_s`. No process is left behind.
     """
     context = multiprocessing.get_context("forkserver")
@@ -51,7 +53,7 @@ def launch(
         try:
             for number in range(num_ranks):
                 here, there = context.Pipe(duplex=False)
-                seat = _Seat(number, num_ranks, str(Path(folder) / "rendezvous"), timeout_s)
+                seat = _Seat(number, num_ranks, str(Path(folder) / "rendezvous"), timeout_s, backend)
                 process = context.Process(target=_rank_main, args=(function, seat, there, arguments), daemon=True)
                 process.start()
                 there.close()
@@ -108,6 +110,7 @@ class _Seat(NamedTuple):
     num_ranks: int
     rendezvous: str
     timeout_s: float
+    backend: str
 
 
 def _rank_main(function: Callable[..., Any], seat: _Seat, parent: Connection, arguments: Sequence[Any]) -> None:
@@ -120,7 +123,7 @@ def _rank_main(function: Callable[..., Any], seat: _Seat, parent: Connection, ar
 
     try:
         dist.init_process_group(
-            "gloo",
+            seat.backend,
             init_method=f"file://{seat.rendezvous}",
             rank=seat.rank,
             world_size=seat.num_ranks,

@@ -24,7 +24,10 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A config.json of Hugging Face, a model file, or a preset's name")
 ]
 ClusterArgument = Annotated[
-    str, typer.Argument(metavar="CLUSTER", help="Nodes x devices : device, as 8x8:h100-sxm-80g, or a JSON file")
+    str,
+    typer.Argument(
+        metavar="CLUSTER", help="Nodes x devices : device, as 8x8:h100-sxm-80g or 1x4:my-profile.json, or a JSON file"
+    ),
 ]
 PlanArgument = Annotated[
     str, typer.Argument(metavar="PLAN", help="A plan's or shortlist's JSON file, or short: tp2-pp4-dp8-ep8-mbs1-zero1")
@@ -78,10 +81,10 @@ def training_of(plan: Plan, precision: str) -> Training:
     return training_from(str(plan.global_batch_size), plan.sequence_length, precision=precision)
 
 
-def check_writable(path: Path | None) -> None:
-    """Find out before long work whether its result can be written; raises InputError at `--output`."""
+def check_writable(path: Path | None, field: str = "--output") -> None:
+    """Find out before long work whether its result can be written; raises InputError at `field`."""
     if path is not None and not os.access(path.parent, os.W_OK):
-        raise InputError.at("--output", f"cannot write {path}: there is no folder {path.parent} to write to")
+        raise InputError.at(field, f"cannot write {path}: there is no folder {path.parent} to write to")
 
 
 def write_text(path: Path, text: str) -> None:
