@@ -12,6 +12,12 @@ from planner.spec.model import GroupedQueryAttention, LatentAttention
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel
 
+_FUSED_SOFTMAX_BATCH = 4
+"""Samples x heads of a rank must be a multiple of it for scale, mask and softmax to be one kernel, not four.
+Source: NVIDIA/Megatron-LM megatron/model/fused_softmax.py and its kernels, 2021: get_batch_per_block."""
+_UNFUSED_SOFTMAX_HOST = 0.4
+"""Kernels of their own that this adds to a block's some 25, each way with casts and copies."""
+
 
 class _Heads(NamedTuple):
     """Heads of one tensor-parallel rank."""
@@ -81,7 +87,7 @@ def _latent_matrices(kind: LatentAttention, heads: _Heads, hidden: int) -> list[
 def kept_products_bytes(
     conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
 ) -> float:
-    """Of attention, what selective recomputation keeps that spares every second product: those, and the core's output."""
+    """Of attention, what selective recomputation keeps to spare every second product: those, and the core's output."""
     heads = _local_heads(kind, strategy.tp)
     columns = heads.query_width + heads.key_width + heads.value_width
     if isinstance(kind, LatentAttention):
@@ -151,7 +157,8 @@ def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part
     """Scores are written to memory, masked or not: two batched products, softmax, dropout.
 
     Bytes kept per score: softmax output, and with dropout its mask (1 byte) and output.
-    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 5 a s^2 b with 2-byte elements.
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 5 a s^2 b with 2-byte elements. A number of scores
+    that the fused softmax does not take costs three more kernels each way.
     """
     rate, sequence = unquantised(conditions.rate), part_of.sequence
     groups = part_of.samples * heads.heads
@@ -168,6 +175,9 @@ def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part
         + matmul_s(rate, sequence, value, sequence, groups)
     )
     forward = products + softmax + drop
+    if groups % _FUSED_SOFTMAX_BATCH:
+        forward += elementwise_s(rate, scores * 6 * element, 3)
+        undo_softmax += elementwise_s(rate, scores * 6 * element, 3)
     dropped = scores * (2 * element + 1 if dropout else element)
     return Part(
         forward_s=forward,
@@ -176,6 +186,7 @@ def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part
         stored_bytes=dropped + element * part_of.tokens * heads.output_width,
         core_bytes=dropped,
         transient_bytes=element * scores,
+        host_s=_UNFUSED_SOFTMAX_HOST * conditions.stack.block_host_s if groups % _FUSED_SOFTMAX_BATCH else 0.0,
     )
 
 

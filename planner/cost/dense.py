@@ -44,8 +44,9 @@ def feed_forward_bytes(conditions: Conditions, width: float, gated: bool, rows: 
     Gated and fused: gate, other half and product; as operations of their own also the activated gate.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 16 of the 24 sbh; tests/oracle for gated ones.
     """
-    values = (4 if conditions.stack.eager_blocks else 3) if gated else 2
-    return conditions.rate.element_bytes * rows * width * values
+    rate = conditions.rate
+    inner = (3 if conditions.stack.eager_blocks else 2) if gated else 1
+    return rows * width * (rate.element_bytes * inner + rate.operand_bytes)
 
 
 def dense_feed_forward(conditions: Conditions, width: int, gated: bool, strategy: Strategy, part_of: Share) -> Part:
@@ -93,8 +94,8 @@ def norm_extra_bytes(conditions: Conditions) -> float:
 def residual_stream(conditions: Conditions, part_of: Share) -> Part:
     """Norms, residual additions and dropout of one block, and the inputs that they keep.
 
-    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte. A norm of
-    operations of its own keeps its input in fp32 and the normalised values instead of its input.
+    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte. A norm
+    of operations of its own keeps its input in fp32 and the normalised values instead of its input.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the 10 sbh that tensor parallelism leaves whole.
     """
     dropout = conditions.training.dropout
@@ -104,5 +105,6 @@ def residual_stream(conditions: Conditions, part_of: Share) -> Part:
     undo_dropout = 2.0 * elements * (2 * element + 1) if dropout else 0.0
     forward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_FORWARD + masks, 4)
     backward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_BACKWARD + undo_dropout, 4)
-    stored = elements * (4.0 * element + 2.0 * norm_extra_bytes(conditions)) + masks
+    kept = 2.0 * (element + conditions.rate.operand_bytes + norm_extra_bytes(conditions))
+    stored = elements * kept + masks
     return Part(forward_s=forward, backward_s=backward, host_s=conditions.stack.block_host_s, stored_bytes=stored)

@@ -70,7 +70,7 @@ def _routed(
     # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
     sorting = elementwise_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
     exchange = messages_s(conditions.levels, token_exchange(conditions, moe, experts, part_of, load_ratio))
-    stored = feed_forward_bytes(conditions, width, moe.gated, rows) + 2.0 * element * hidden * rows
+    stored = feed_forward_bytes(conditions, width, moe.gated, rows) + (element + rate.operand_bytes) * hidden * rows
     inner = element * rows * (width * (2 if moe.gated else 1) + hidden)
     return forward + sorting, backward + sorting, exchange, stored, inner
 

@@ -46,6 +46,8 @@ class Rates(NamedTuple):
     overlap_slowdown_ratio: float
     element_bytes: int
     """Of an activation or weight as stored."""
+    operand_bytes: int
+    """Of an operand of a product with weights, as kept for the backward pass."""
 
 
 def rates(device: Device, stack: Stack, precision: Precision) -> Rates:
@@ -84,6 +86,7 @@ def rates(device: Device, stack: Stack, precision: Precision) -> Rates:
         launch_s=efficiency.kernel_launch_s,
         overlap_slowdown_ratio=efficiency.overlap_slowdown_ratio,
         element_bytes=4 if precision is Precision.FP32 else 2,
+        operand_bytes=4 if precision is Precision.FP32 else 1 if precision.is_quantised else 2,
     )
 
 

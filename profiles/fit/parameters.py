@@ -25,9 +25,11 @@ class Target(Value):
 
 
 class Parameter(Value):
-    """One constant, with the range that it may take."""
+    """One constant, with the range that it may take. What the presets hold today plays no part in a fit."""
 
     name: Name
+    start: float
+    """From which every fit sets out: a usual value, not fitted."""
     low: float
     high: float
     targets: tuple[Target, ...]

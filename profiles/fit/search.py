@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,9 +34,7 @@ class Row(NamedTuple):
 
 def weigh(rows: Sequence[Row]) -> list[Row]:
     """Rows such that a source counts as the square root of its number of rows: no source drowns the others."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + 1
+    counts = Counter(row.source for row in rows)
     return [row._replace(weight=counts[row.source] ** -0.5) for row in rows]
 
 
@@ -88,7 +87,7 @@ class _Problem:
     def scaled(self, values: Mapping[str, float]) -> Floats:
         """Values as parts of their range, off its ends."""
         parts = [(values[p.name] - p.low) / (p.high - p.low) for p in self._parameters]
-        return np.clip(np.array(parts), 1e-3, 1 - 1e-3)
+        return np.asarray(np.clip(parts, 1e-3, 1 - 1e-3), dtype=np.float64)
 
     def values(self, x: Floats) -> dict[str, float]:
         """Constants from parts of their range; those that no row depends on as they were."""

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 from block_prices import EAGER, FUSED, gpt_block, llama_block, price, strategy, training
+from kept_blocks import Again, Block, GptBlock, LatentBlock, LatentSizes, ProductsKept, Sizes
 from torch import nn
-from torch_blocks import Again, Block, GptBlock, LatentBlock, LatentSizes, ProductsKept, Sizes
 from torch_bytes import kept_bytes, live_bytes
 
 from planner.spec.model import Block as PlannedBlock

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
-from block_prices import EAGER, FUSED, gpt_block, llama_block, price, strategy, training
+from block_prices import gpt_block, llama_block, price, strategy, training
+from kept_blocks import Again, Block, GptBlock, Head, Sizes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch_blocks import Again, Block, GptBlock, Head, Sizes
 from torch_bytes import counter_bytes, peak_bytes, state_bytes
 
 from planner.spec.cluster import Precision

@@ -93,7 +93,9 @@ class SwiGlu(nn.Module):
 
 def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Fused attention; fewer key heads than query heads are not copied, as in the kernels of flash-attn."""
-    return _Flash.apply(q, k, v) if k.shape[1] != q.shape[1] else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return (
+        _Flash.apply(q, k, v) if k.shape[1] != q.shape[1] else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    )
 
 
 class _Flash(torch.autograd.Function):
@@ -131,7 +133,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, hidden = x.shape
         q, k, v = (
-            part(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2) for part in (self.query, self.key, self.value)
+            part(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
         )
         angles = x.new_ones(tokens, self.head_dim)
         q, k = rotate(q, angles, angles), rotate(k, angles, angles)
