@@ -7,7 +7,7 @@ token prediction counts as so many blocks more at the end (their second head is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -25,82 +25,12 @@ from planner.spec.model import (
     LayerRun,
     Model,
     MoeFeedForward,
-    Norm,
 )
 from profiles.architectures import model_preset
 from profiles.runs.record import ModelFacts
 from profiles.runs.skipped import Skipped
+from profiles.runs.traits import FAMILIES, NOT_MODELLED, Traits
 
-
-@dataclass(frozen=True)
-class Traits:
-    """What all models of a family share."""
-
-    norm: Norm = Norm.RMS
-    gated: bool = True
-    causal: bool = True
-    positions: bool = False
-    """Learned positions in the embedding."""
-    tied: bool = False
-    biases: bool = False
-    """In attention, feed-forward networks and experts."""
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    window: int | None = None
-    """In every other block."""
-    sinks: bool = False
-
-
-_GPT = Traits(norm=Norm.LAYER, gated=False, positions=True, tied=True, biases=True)
-_PLAIN = Traits()
-FAMILIES = {
-    "baichuan": _PLAIN,
-    "bert": replace(_GPT, causal=False),
-    "bloom": replace(_GPT, positions=False),
-    "dbrx": replace(_PLAIN, norm=Norm.LAYER),
-    "deepseek": _PLAIN,
-    "ernie": _PLAIN,
-    "falcon": Traits(norm=Norm.LAYER, gated=False, tied=True),
-    "gemma": replace(_PLAIN, tied=True),
-    "glm": replace(_PLAIN, qkv_bias=True),
-    "gpt": _GPT,
-    "gpt-neox": replace(_GPT, positions=False, tied=False),
-    "gpt-oss": replace(_PLAIN, biases=True, window=128, sinks=True),
-    "grok": _PLAIN,
-    "gshard": replace(_GPT, biases=False),
-    "internlm": _PLAIN,
-    "kimi": _PLAIN,
-    "llama": _PLAIN,
-    "mistral": _PLAIN,
-    "mixtral": _PLAIN,
-    "mpt": Traits(norm=Norm.LAYER, gated=False, tied=True),
-    "nemotron": Traits(norm=Norm.LAYER, gated=False),
-    "olmo": _PLAIN,
-    "opt": _GPT,
-    "phi": _PLAIN,
-    "pythia": replace(_GPT, positions=False, tied=False),
-    "qwen": replace(_PLAIN, qkv_bias=True),
-    "qwen3": replace(_PLAIN, qk_norm=True),
-    "starcoder": _GPT,
-    "yi": _PLAIN,
-}
-"""By the first word of `model.family`; of several that begin it the longest holds."""
-_NOT_MODELLED = {
-    "next": "linear attention (Qwen3-Next)",
-    "mamba": "state-space layers (mamba)",
-    "hybrid": "hybrid blocks (mamba or linear attention)",
-    "jamba": "state-space layers (jamba)",
-    "rwkv": "recurrent layers (rwkv)",
-    "t5": "an encoder with a decoder (t5)",
-    "ul2": "an encoder with a decoder (ul2)",
-    "bart": "an encoder with a decoder (bart)",
-    "vit": "image towers (vit)",
-    "vlm": "image towers (vlm)",
-    "clip": "image towers (clip)",
-    "diffusion": "diffusion models",
-    "dit": "diffusion models",
-    "resnet": "convolutions",
-}
 _MOE_PERIOD = re.compile(r"every (?P<step>\d+|other|second|third|fourth)(?:st|nd|rd|th)?\b|1 (?:in|of) (?P<of>\d+)")
 _MOE_AFTER = re.compile(r"(?P<dense>\d+) dense")
 _WINDOW = re.compile(r"sliding[- ]window\s*\(?(?P<window>\d+)")
@@ -110,7 +40,7 @@ _NUMBERS = {"other": 2, "second": 2, "third": 3, "fourth": 4}
 def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
     """The model that a row describes."""
     words = set(re.split(r"[^a-z0-9]+", f"{facts.family} {facts.name}".lower()))
-    for word, feature in _NOT_MODELLED.items():
+    for word, feature in NOT_MODELLED.items():
         if word in words:
             return Skipped(f"model.family: {feature} are not modelled")
     lacking = _lacking(facts)
@@ -157,7 +87,7 @@ def _traits(facts: ModelFacts) -> Traits | None:
     size = facts.params_b
     if size is None:
         return None
-    tries = [replace(_PLAIN, gated=gated, tied=tied) for gated in (True, False) for tied in (False, True)]
+    tries = [replace(Traits(), gated=gated, tied=tied) for gated in (True, False) for tied in (False, True)]
     sizes = {traits: total_parameters(_build(facts, traits, 1)) for traits in tries}
     return min(tries, key=lambda traits: abs(sizes[traits] - size * 1e9))
 
