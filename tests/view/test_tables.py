@@ -9,9 +9,11 @@ from planner.spec.cluster import Provenance
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError
 from planner.spec.placement import Move, Placement
+from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.view import (
     Table,
+    captions,
     decision_table,
     headline_table,
     memory_table,
@@ -200,3 +202,16 @@ def test_rounding_never_adds_a_digit(value, text):
 )
 def test_named_parts_read_as_prose(key, name):
     assert part_name(key) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("1f1b", "1F1B"), ("gpipe", "GPipe"), ("zero_bubble", "zero-bubble"), ("interleaved", "interleaved")]
+)
+def test_every_schedule_has_a_name(kind, name):
+    schedule = Schedule(kind=ScheduleKind(kind), virtual_stages=2 if kind == "interleaved" else 1)
+    assert captions.schedule(schedule).startswith(name)
+
+
+def test_no_schedule_is_without_a_name():
+    plain = [kind for kind in ScheduleKind if kind is not ScheduleKind.INTERLEAVED]
+    assert all(captions.schedule(Schedule(kind=kind)) for kind in plain)
