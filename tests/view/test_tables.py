@@ -204,14 +204,9 @@ def test_named_parts_read_as_prose(key, name):
     assert part_name(key) == name
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("1f1b", "1F1B"), ("gpipe", "GPipe"), ("zero_bubble", "zero-bubble"), ("interleaved", "interleaved")]
-)
-def test_every_schedule_has_a_name(kind, name):
-    schedule = Schedule(kind=ScheduleKind(kind), virtual_stages=2 if kind == "interleaved" else 1)
-    assert captions.schedule(schedule).startswith(name)
-
-
-def test_no_schedule_is_without_a_name():
-    plain = [kind for kind in ScheduleKind if kind is not ScheduleKind.INTERLEAVED]
-    assert all(captions.schedule(Schedule(kind=kind)) for kind in plain)
+def test_every_schedule_has_a_name():
+    names = {
+        captions.schedule(Schedule(kind=kind, virtual_stages=2 if kind is ScheduleKind.INTERLEAVED else 1))
+        for kind in ScheduleKind
+    }
+    assert names == {"1F1B", "GPipe", "zero-bubble", "interleaved 1F1B, 2 virtual stages per device"}
