@@ -137,7 +137,7 @@ def _stages(model: Model, family: Family) -> tuple[Stretches, ...]:
     if virtual > 1 and family.num_stages == 1:
         raise InputError.at("plan", "vpp needs pp of at least 2")
     if virtual > 1 and family.num_micro_batches % family.num_stages:
-        raise InputError.at("plan", f"vpp needs micro-batches in rounds of pp, not {family.num_micro_batches}")
+        raise InputError.at("plan", f"vpp needs micro-batches in a multiple of pp, not {family.num_micro_batches}")
     pieces = (
         equal_pieces(model, family.num_stages, virtual) if virtual > 1 else even_stretches(model, family.num_stages)
     )

@@ -91,7 +91,7 @@ def test_a_batch_beyond_all_sense_is_refused():
         ("gpipe-pp2-vpp2", "gpipe has no virtual stages"),
         ("zb-pp2-vpp2", "zb has no virtual stages"),
         ("gpipe-zb-pp2", "gpipe and zb are two schedules"),
-        ("pp4-vpp2-mbs8", "vpp needs micro-batches in rounds of pp, not 1"),
+        ("pp4-vpp2-mbs8", "vpp needs micro-batches in a multiple of pp, not 1"),
         ("zero9", "'zero9' is unknown"),
         ("", "'' is unknown"),
     ],

@@ -9,9 +9,11 @@ from planner.spec.cluster import Provenance
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError
 from planner.spec.placement import Move, Placement
+from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.view import (
     Table,
+    captions,
     decision_table,
     headline_table,
     memory_table,
@@ -200,3 +202,11 @@ def test_rounding_never_adds_a_digit(value, text):
 )
 def test_named_parts_read_as_prose(key, name):
     assert part_name(key) == name
+
+
+def test_every_schedule_has_a_name():
+    names = {
+        captions.schedule(Schedule(kind=kind, virtual_stages=2 if kind is ScheduleKind.INTERLEAVED else 1))
+        for kind in ScheduleKind
+    }
+    assert names == {"1F1B", "GPipe", "zero-bubble", "interleaved 1F1B, 2 virtual stages per device"}
