@@ -6,6 +6,7 @@ flash attention that takes grouped keys as they are, and a combine that keeps th
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from block_prices import EAGER, FUSED, gpt_block, llama_block, price, strategy, training
@@ -57,7 +58,7 @@ def test_the_memory_tracker_sees_as_much_alive_after_the_forward_pass(name, reco
 def test_a_combine_by_index_add_keeps_the_scaled_outputs_too(name):
     sizes = SIZES[name]
     scatter, index = (
-        kept_bytes(lambda: Block(replace(sizes, index_add=way)), 2, 1024, sizes.hidden) for way in (False, True)
+        kept_bytes(partial(Block, replace(sizes, index_add=way)), 2, 1024, sizes.hidden) for way in (False, True)
     )
     assert index - scatter == pytest.approx(2 * 2 * 1024 * sizes.top_k * sizes.hidden, rel=0.02)
 
