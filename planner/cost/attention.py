@@ -81,7 +81,7 @@ def _latent_matrices(kind: LatentAttention, heads: _Heads, hidden: int) -> list[
 def kept_products_bytes(
     conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
 ) -> float:
-    """Of attention, what selective recomputation keeps that spares every second product: those, and the core's output."""
+    """Of attention, what recomputation keeps that spares every second product: those, and the core's output."""
     heads = _local_heads(kind, strategy.tp)
     columns = heads.query_width + heads.key_width + heads.value_width
     if isinstance(kind, LatentAttention):

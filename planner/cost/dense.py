@@ -93,8 +93,8 @@ def norm_extra_bytes(conditions: Conditions) -> float:
 def residual_stream(conditions: Conditions, part_of: Share) -> Part:
     """Norms, residual additions and dropout of one block, and the inputs that they keep.
 
-    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte. A norm of
-    operations of its own keeps its input in fp32 and the normalised values instead of its input.
+    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte. A norm
+    of operations of its own keeps its input in fp32 and the normalised values instead of its input.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the 10 sbh that tensor parallelism leaves whole.
     """
     dropout = conditions.training.dropout

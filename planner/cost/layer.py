@@ -120,7 +120,9 @@ def part_without_experts(
         width, gated = layer.feed_forward.width, layer.feed_forward.gated
         parts.append(dense_feed_forward(conditions, width, gated, strategy, part_of))
     whole = add(parts)
-    return _keeping_products(conditions, layer, whole, strategy, part_of) if conditions.stack.selective_products else whole
+    return (
+        _keeping_products(conditions, layer, whole, strategy, part_of) if conditions.stack.selective_products else whole
+    )
 
 
 def _keeping_products(conditions: Conditions, layer: Block, whole: Part, strategy: Strategy, part_of: Share) -> Part:

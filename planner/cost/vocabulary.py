@@ -43,8 +43,8 @@ def embedding_messages(conditions: Conditions, strategy: Strategy, part_of: Shar
 def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share) -> Part:
     """Norm, projection to this rank's part of the vocabulary, cross-entropy over all ranks.
 
-    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place. A loss of
-    operations of its own holds three copies in fp32: log-probabilities, their gradient, that of the logits.
+    Kept: inputs of norm and projection; logits once as computed and once in fp32 with their gradient in place. A loss
+    of operations of its own holds three copies in fp32: log-probabilities, their gradient, that of the logits.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.3; tests/oracle for the copies.
     """
     rate, hidden = conditions.rate, conditions.hidden_size

@@ -92,7 +92,7 @@ def sharding_of(record: RunRecord, stack: str) -> Sharding:
         return _LEVELS[given.zero]
     if isinstance(given.fsdp, str) and "GRAD_OP" in given.fsdp:
         return Sharding.GRADIENTS
-    if stack == ALPA and "data_parallel" not in record.notes:
+    if stack == ALPA and "data_parallel" not in record.words:
         return Sharding.GRADIENTS
     if stack in (PYTORCH_FSDP, TORCHTITAN) or given.fsdp not in (None, 0):
         return Sharding.FULL

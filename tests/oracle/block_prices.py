@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch_blocks import Sizes
+
 from planner.cost.layer import LayerCost, layer_cost
 from planner.cost.part import conditions
 from planner.spec.cluster import Precision
@@ -10,7 +12,6 @@ from planner.spec.stack import Stack
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
 from planner.spec.training import AttentionKernel, Training
 from profiles import cluster_from_shorthand, resolve_cluster
-from torch_blocks import Sizes
 
 CLUSTER = resolve_cluster(cluster_from_shorthand("1x8:a100-80g"))
 FUSED, EAGER = Stack(), Stack(eager_blocks=True, eager_loss=True)
