@@ -51,7 +51,7 @@ class Stack(Value):
     eager_blocks: bool = False
     """Norms and gated activations are operations of their own that keep results in between, not one kernel each."""
     eager_loss: bool = False
-    """Cross-entropy is operations of its own: scores, their gradients and the loss's stand side by side in fp32."""
+    """Cross-entropy is operations of its own: log-probabilities and two gradients stand side by side in fp32."""
     selective_products: bool = False
     """Selective recomputation keeps the attention core and every second matrix product, not all but the core."""
     casts_shards: bool = False

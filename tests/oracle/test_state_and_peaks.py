@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from block_prices import gpt_block, llama_block, price, strategy, training
-from kept_blocks import Again, Block, GptBlock, Head, Sizes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
@@ -119,7 +118,6 @@ def test_fsdp_holds_shards_exactly_and_peaks_within_a_tenth(name, recompute, sam
     found, peak = tracked_by_fsdp(sizes, recompute, samples, tokens)
     spread = strategy(recompute, DEVICES, moe=sizes.experts > 0)
     cost = price(sizes.hidden, llama_block(sizes), spread, training(tokens), samples, Stack(casts_shards=True))
-    print(found, peak, cost)
     assert BLOCKS * cost.weights_bytes == found["Sharded Param"]
     assert BLOCKS * cost.gradients_bytes == found["Sharded Grad"]
     assert BLOCKS * cost.optimizer_bytes == found["OptState"]
