@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from block_prices import gpt_block, llama_block, price, strategy, training
+from kept_blocks import Again, Block, GptBlock, Head, Sizes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
