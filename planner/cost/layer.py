@@ -156,7 +156,8 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     seen = whole._replace(tensor_forward_s=tensor_forward_s, all_to_all_s=exchange_forward_s)
     again = _recomputed(seen, recompute)
     forward_compute_s = whole.forward_s + whole.imbalance_forward_s
-    backward_compute_s = whole.backward_s + whole.imbalance_backward_s + again[0]
+    backward_s = whole.backward_s + held.accumulate_s
+    backward_compute_s = backward_s + whole.imbalance_backward_s + again[0]
     beside_forward = _beside(rate, stack.data_overlap_ratio, forward_compute_s, held.micro_forward_s)
     beside_backward = _beside(rate, stack.data_overlap_ratio, backward_compute_s, held.micro_backward_s)
     # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
@@ -177,7 +178,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         beside_forward,
     )
     backward = (
-        whole.backward_s,
+        backward_s,
         again[0],
         tensor_backward_s + again[1],
         whole.context_backward_s + again[2],

@@ -35,6 +35,8 @@ class State(NamedTuple):
     """Traffic beside the first forward pass of a step."""
     once_backward_s: float
     """Traffic beside the last backward pass of a step."""
+    accumulate_s: float
+    """In every backward pass: gradients of this micro-batch are added to those of the ones before."""
     optimizer_s: float
 
 
@@ -190,6 +192,7 @@ def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
         micro_backward_s=messages_s(conditions.levels, messages.micro_backward),
         once_forward_s=messages_s(conditions.levels, messages.once_forward),
         once_backward_s=messages_s(conditions.levels, messages.once_backward),
+        accumulate_s=count * conditions.stack.accumulate_bytes / conditions.rate.bytes_per_s,
         optimizer_s=count / parts * touched / conditions.rate.optimizer_bytes_per_s,
     )
 

@@ -34,6 +34,8 @@ class Stack(Value):
     """Bytes that element-wise kernels move, over what fused ones would."""
     quantise_ratio: AtLeastOne = 1.0
     """Bytes that casts to 8 or 4 bits move, over what one fused kernel for each operand would."""
+    accumulate_bytes: NonNegative = 0.0
+    """For each parameter and micro-batch: what adding up gradients moves beyond the product that makes them."""
     optimizer_ratio: AtLeastOne = 1.0
     """Bytes that the update of the weights moves, over what one fused kernel would."""
     attention_ratio: Ratio = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ _TUNING = {
     "peft": "parameter-efficient fine-tuning",
     "dpo": "fine-tuning with two models (DPO)",
 }
+_LOADS = (
+    (re.compile(r"gate naive|naive gate"), "the load of experts under a gate that does not balance is not known"),
+    (re.compile(r"shadow on|dynamic placement on"), "experts that move or are copied during the run are not modelled"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,9 @@ def cases_of(records: Iterable[RunRecord]) -> tuple[Case | Skipped, ...]:
 
 def case_of(record: RunRecord) -> Case | Skipped:
     """The case of a row, or why there is none."""
-    kind = (record.kind or "").lower()
-    for word, feature in _TUNING.items():
-        if word in kind:
-            return Skipped(f"kind: {feature} is not modelled")
+    reason = _unmodelled(record)
+    if reason is not None:
+        return Skipped(reason)
     stack = stack_of(record)
     training = training_of(record, stack)
     if isinstance(training, Skipped):
@@ -67,6 +71,17 @@ def case_of(record: RunRecord) -> Case | Skipped:
     if isinstance(cluster, Skipped):
         return cluster
     return _fitting(record, model, cluster, training, stack)
+
+
+def _unmodelled(record: RunRecord) -> str | None:
+    kind = (record.kind or "").lower()
+    for word, feature in _TUNING.items():
+        if word in kind:
+            return f"kind: {feature} is not modelled"
+    for words, reason in _LOADS:
+        if record.model.experts and words.search(record.words):
+            return f"notes: {reason}"
+    return None
 
 
 def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Training, stack: str) -> Case | Skipped:

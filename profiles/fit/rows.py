@@ -1,0 +1,44 @@
+"""Measured runs as rows of a fit: those that are usable for accuracy, with the family of their source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from profiles.fit.search import Row
+from profiles.runs import RunRecord, Skipped, case_of, step_time_s
+
+THINNED = 100
+"""A source with many more rows than this gives every n-th, such that about so many remain."""
+
+
+def rows_of(records: Iterable[RunRecord]) -> list[Row]:
+    """All rows that can be fitted to, in order."""
+    rows = []
+    for record in records:
+        case = case_of(record) if record.usable_for_accuracy else None
+        if case is None or isinstance(case, Skipped):
+            continue
+        measured = step_time_s(record, case.model)
+        if measured is not None:
+            rows.append(Row(family(record.source), case, measured, 1.0))
+    return rows
+
+
+def family(source: str) -> str:
+    """What the sections of one publication have in common: the text before a dash with spaces around it."""
+    return source.split(" - ", maxsplit=1)[0]
+
+
+def thinned(rows: list[Row]) -> list[Row]:
+    """Every n-th row of sources that have very many; the rest of them is a check."""
+    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.source] = counts.get(row.source, 0) + 1
+    kept = []
+    for row in rows:
+        number = seen.get(row.source, 0)
+        seen[row.source] = number + 1
+        if number % max(1, round(counts[row.source] / THINNED)) == 0:
+            kept.append(row)
+    return kept
