@@ -151,6 +151,9 @@ def _dense(facts: ModelFacts, traits: Traits) -> FeedForward:
 def _experts(facts: ModelFacts, traits: Traits) -> FeedForward:
     width = facts.moe_ffn_hidden or facts.ffn_hidden
     assert width and facts.experts and facts.top_k
+    if facts.moe_ffn_hidden is None and "fastmoe" in facts.family.lower():
+        # Each expert gets a share of the dense width (fastmoe, fmoe/megatron/patch.py: hidden_size * 4 // top_k).
+        width //= facts.top_k
     shared = facts.shared_expert_hidden
     return MoeFeedForward(
         num_experts=facts.experts,

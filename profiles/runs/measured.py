@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from planner.cost.flops import model_flops_per_token
 from planner.spec.model import Head, Model
 from profiles.runs.record import RunRecord
+from profiles.runs.stack import ALPA
 
 _GB, _GIB = 10**9, 2**30
 
@@ -47,6 +50,16 @@ def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float
     if "mfu" in convention or "model flops" in convention or (not convention and record.measured.mfu is not None):
         return tokens * model_flops_per_token(model, sequence_length)
     return None
+
+
+def counted_bytes(record: RunRecord, stack: str, memory: Mapping[str, int]) -> int:
+    """Of the predicted parts of a device's memory, the sum of those that the row's measure counts.
+
+    Allocated tensors (XLA's buffers, which Alpa prints; "allocated" in the notes) are without the reserve; what the
+    allocator holds and what the device's driver reports are taken for the same.
+    """
+    allocated = stack == ALPA or "allocated" in record.notes.lower()
+    return sum(memory.values()) - (memory["reserve"] if allocated else 0)
 
 
 def peak_memory_bytes(record: RunRecord) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planner.cost.estimate import estimate
 from profiles.runs.case import Case, case_of, fits
-from profiles.runs.measured import peak_memory_bytes, step_time_s
+from profiles.runs.measured import counted_bytes, peak_memory_bytes, step_time_s
 from profiles.runs.record import RunRecord
 from profiles.runs.skipped import Skipped
 
@@ -63,7 +63,7 @@ def outcome_of(record: RunRecord, case: Case | Skipped) -> Outcome:
         skipped=None,
         predicted_step_time_s=price.step_time_s,
         measured_step_time_s=step_time_s(record, case.model),
-        predicted_peak_memory_bytes=max(stage.peak_memory_bytes for stage in price.stages),
+        predicted_peak_memory_bytes=max(counted_bytes(record, case.stack, stage.memory) for stage in price.stages),
         measured_peak_memory_bytes=memory,
         fits=fits(price, case),
     )
