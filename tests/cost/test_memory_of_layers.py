@@ -151,15 +151,19 @@ def test_hybrid_sharding_divides_by_the_inner_axis_only():
     assert cost.fixed_bytes == 18 * parameters // 4
 
 
-def test_zero_3_holds_the_weights_of_this_layer_and_the_next_while_they_are_computed():
+@pytest.mark.parametrize("recompute", list(Recompute))
+def test_zero_3_holds_whole_weights_of_two_layers_and_whole_gradients_in_the_place_of_activations(recompute):
     axes = (Axis(AxisKind.DP, 8),)
     price = conditions(HIDDEN, cluster(), KORTHIKANTI)
     parameters = layer_parameters(MODEL.layers[1], HIDDEN).total
     split, whole = (
-        layer_cost(price, MODEL.layers[1], Strategy(axes=axes, sharding=sharding), 8, SEQUENCE).workspace_bytes
+        layer_cost(
+            price, MODEL.layers[1], Strategy(axes=axes, sharding=sharding, recompute=recompute), 8, SEQUENCE
+        )
         for sharding in (Sharding.FULL, Sharding.OPTIMIZER)
     )
-    assert split - whole == 2 * 2 * parameters + 4 * parameters
+    gradients = max(0, 4 * parameters - whole.activation_bytes)
+    assert split.workspace_bytes - whole.workspace_bytes == 2 * 2 * parameters + gradients
 
 
 def test_tensor_parallelism_divides_matrices_and_leaves_norms_and_positions_whole():
