@@ -58,7 +58,7 @@ def counted_bytes(record: RunRecord, stack: str, memory: Mapping[str, int]) -> i
     Allocated tensors (XLA's buffers, which Alpa prints; "allocated" in the notes) are without the reserve; what the
     allocator holds and what the device's driver reports are taken for the same.
     """
-    allocated = stack == ALPA or "allocated" in record.notes.lower()
+    allocated = stack == ALPA or "allocated" in record.words
     return sum(memory.values()) - (memory["reserve"] if allocated else 0)
 
 

@@ -157,9 +157,7 @@ def test_zero_3_holds_whole_weights_of_two_layers_and_whole_gradients_in_the_pla
     price = conditions(HIDDEN, cluster(), KORTHIKANTI)
     parameters = layer_parameters(MODEL.layers[1], HIDDEN).total
     split, whole = (
-        layer_cost(
-            price, MODEL.layers[1], Strategy(axes=axes, sharding=sharding, recompute=recompute), 8, SEQUENCE
-        )
+        layer_cost(price, MODEL.layers[1], Strategy(axes=axes, sharding=sharding, recompute=recompute), 8, SEQUENCE)
         for sharding in (Sharding.FULL, Sharding.OPTIMIZER)
     )
     gradients = max(0, 4 * parameters - whole.activation_bytes)

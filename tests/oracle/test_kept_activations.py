@@ -10,9 +10,10 @@ from functools import partial
 
 import pytest
 from block_prices import EAGER, FUSED, gpt_block, llama_block, price, strategy, training
-from kept_blocks import Again, Block, GptBlock, LatentBlock, LatentSizes, ProductsKept, Sizes
+from kept_blocks import Again, Block, GptBlock, ProductsKept, Sizes
 from torch import nn
 from torch_bytes import kept_bytes, live_bytes
+from torch_latent import LatentBlock, LatentSizes
 
 from planner.spec.model import Block as PlannedBlock
 from planner.spec.model import DenseFeedForward, LatentAttention

@@ -119,7 +119,6 @@ def test_fsdp_holds_shards_exactly_and_peaks_within_a_tenth(name, recompute, sam
     found, peak = tracked_by_fsdp(sizes, recompute, samples, tokens)
     spread = strategy(recompute, DEVICES, moe=sizes.experts > 0)
     cost = price(sizes.hidden, llama_block(sizes), spread, training(tokens), samples, Stack(casts_shards=True))
-    print(found, peak, cost)
     assert BLOCKS * cost.weights_bytes == found["Sharded Param"]
     assert BLOCKS * cost.gradients_bytes == found["Sharded Grad"]
     assert BLOCKS * cost.optimizer_bytes == found["OptState"]

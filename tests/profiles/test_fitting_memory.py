@@ -6,7 +6,8 @@ from planner.cost.estimate import estimate
 from planner.spec.errors import InputError
 from profiles.fit.memory import fit_memory
 from profiles.runs import Case, case_of
-from profiles.runs.record import RunRecord, records
+from profiles.runs.reading import records
+from profiles.runs.record import RunRecord
 
 RATIO, TAKEN = 0.35, 2_400_000_000
 
