@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from kept_blocks import FlashAttention, RmsNorm, SwiGlu, rotate
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from kept_blocks import FlashAttention, RmsNorm, SwiGlu, rotate
 
 
 @dataclass(frozen=True)
