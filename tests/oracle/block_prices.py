@@ -1,4 +1,4 @@
-"""The planner's price of the blocks in torch_blocks."""
+"""The planner's price of the blocks in kept_blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALONE = ExpertStrategy(expert_parallel_size=1, expert_tensor_parallel_size=1, ex
 
 
 def llama_block(sizes: Sizes) -> Block:
-    """The block of torch_blocks.Block."""
+    """The block of kept_blocks.Block."""
     attention = GroupedQueryAttention(num_heads=sizes.heads, num_kv_heads=sizes.kv_heads, head_dim=sizes.head_dim)
     if not sizes.experts:
         return Block(attention=attention, feed_forward=DenseFeedForward(width=sizes.width))
@@ -30,7 +30,7 @@ def llama_block(sizes: Sizes) -> Block:
 
 
 def gpt_block(sizes: Sizes) -> Block:
-    """The block of torch_blocks.GptBlock."""
+    """The block of kept_blocks.GptBlock."""
     attention = GroupedQueryAttention(
         num_heads=sizes.heads,
         num_kv_heads=sizes.heads,
