@@ -44,7 +44,7 @@ TILES = {
 }
 """Largest tiles that are tried: register blocks of vector units; thread blocks of cuBLAS."""
 _START_LINK = Link(bandwidth_bytes_per_s=1e10, latency_s=1e-5)
-_MEMORY_BOUND = (ElementwiseWork.RESIDUAL, ElementwiseWork.ACTIVATION, ElementwiseWork.LOSS)
+_MEMORY_BOUND = (ElementwiseWork.RESIDUAL, ElementwiseWork.ACTIVATION, ElementwiseWork.LOSS, ElementwiseWork.ROUTING)
 _LEAST = {"elementwise_ratio": 1.0, "optimizer_ratio": 1.0, "overlap_slowdown_ratio": 1.0, "matmul_half_depth": 0.5}
 _MOST = dict.fromkeys(
     (

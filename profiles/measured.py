@@ -12,8 +12,8 @@ from profiles.measurement import Machine, Measurement, Sample
 
 METHOD = (
     "all devices worked at the same time; seconds are the lower quartile of repetitions, of the slowest device",
-    "cpu: kernels by the processor time of one thread, collectives by the clock on the wall; cuda: by events, with "
-    "caches flushed before each repetition",
+    "cpu: kernels by the processor time of one thread, collectives by the clock on the wall (the lowest twentieth); "
+    "cuda: by events, with caches flushed before each repetition",
     "constants: least mean square of log(predicted / measured) under the formulas of planner.cost",
 )
 

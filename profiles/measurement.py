@@ -42,18 +42,24 @@ class AttentionSample(Value):
     backward_s: Positive
 
 
+ROUTED_EXPERTS, ROUTED_TOP_K = 8, 2
+"""Experts, and how many of them each token passes, where routing is measured."""
+
+
 class ElementwiseWork(StrEnum):
     """Memory-bound work on [rows, columns].
 
     `stream`: adds one tensor to another in place. `residual`: both norms and both additions of a block.
     `activation`: the gated activation function of a feed-forward network. `loss`: cross-entropy over `columns`
-    classes. `update`: AdamW on rows x columns parameters.
+    classes. `routing`: copies of tokens to the experts of a layer and back. `update`: AdamW on rows x columns
+    parameters.
     """
 
     STREAM = "stream"
     RESIDUAL = "residual"
     ACTIVATION = "activation"
     LOSS = "loss"
+    ROUTING = "routing"
     UPDATE = "update"
 
 

@@ -12,16 +12,19 @@ from typing import TypeAlias
 from planner.cost.attention import attention
 from planner.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, point_to_point_s, reduce_scatter_s
 from planner.cost.dense import feed_forward, linear_s, residual_stream
+from planner.cost.experts import moe_feed_forward
 from planner.cost.kernels import elementwise_s, matmul_s, overlapped_s
 from planner.cost.part import Conditions, Share, conditions
 from planner.cost.state import state_without_experts
 from planner.cost.vocabulary import head
 from planner.spec.cluster import Cluster, Level, Precision
-from planner.spec.model import Embedding, GroupedQueryAttention, Head
+from planner.spec.model import Embedding, GroupedQueryAttention, Head, MoeFeedForward
 from planner.spec.stack import Stack
-from planner.spec.strategy import Strategy
+from planner.spec.strategy import ExpertStrategy, Strategy
 from planner.spec.training import Training
 from profiles.measurement import (
+    ROUTED_EXPERTS,
+    ROUTED_TOP_K,
     AttentionSample,
     CollectiveSample,
     ElementwiseSample,
@@ -36,6 +39,7 @@ Pair: TypeAlias = tuple[float, float]
 """(predicted, measured) seconds."""
 
 _ALONE = Strategy()
+_ROUTED = Strategy(experts=ExpertStrategy())
 
 
 def pairs(sample: Sample, cluster: Cluster, usual: Precision) -> Iterator[Pair]:
@@ -104,10 +108,20 @@ def _elementwise_s(sample: ElementwiseSample, cluster: Cluster) -> Pair:
         narrow = given._replace(hidden_size=1)
         part = head(narrow, Head(vocab_size=columns), _ALONE, share)
         return _less((part.forward_s, part.backward_s), linear_s(narrow, rows, columns, 1))
+    if sample.work is ElementwiseWork.ROUTING:
+        return _routing_s(rows, columns, given)
     if sample.work is ElementwiseWork.UPDATE:
         return state_without_experts(given, Embedding(vocab_size=rows), _ALONE, own_copy=True).optimizer_s, 0.0
     ideal = _conditions(cluster.model_copy(update={"stack": Stack()}), sample.precision, columns).rate
     return elementwise_s(ideal, 3.0 * ideal.element_bytes * rows * columns), 0.0
+
+
+def _routing_s(rows: int, columns: int, given: Conditions) -> Pair:
+    """(forward, backward) of an MoE layer without its products and what stands between them."""
+    moe = MoeFeedForward(num_experts=ROUTED_EXPERTS, top_k=ROUTED_TOP_K, expert_width=columns)
+    part = moe_feed_forward(given, moe, _ROUTED, Share(1.0, rows, rows, rows), 1.0)
+    experts = feed_forward(given, columns, True, rows * ROUTED_TOP_K / ROUTED_EXPERTS, ROUTED_EXPERTS)
+    return _less((part.forward_s, part.backward_s), experts, linear_s(given, rows, ROUTED_EXPERTS, columns))
 
 
 def _less(whole: Pair, *parts: Pair) -> Pair:

@@ -17,6 +17,8 @@ from torch import Tensor
 from planner.spec.cluster import Precision
 from profiles.measure.stopwatch import Backend, Stopwatch
 from profiles.measurement import (
+    ROUTED_EXPERTS,
+    ROUTED_TOP_K,
     AttentionSample,
     ElementwiseSample,
     ElementwiseWork,
@@ -35,6 +37,7 @@ HELD = {
     ElementwiseWork.RESIDUAL: 16 * CHAIN,
     ElementwiseWork.ACTIVATION: 8 * CHAIN,
     ElementwiseWork.LOSS: 8,
+    ElementwiseWork.ROUTING: 8 * ROUTED_TOP_K * CHAIN,
     ElementwiseWork.UPDATE: 8,
 }
 """Tensors of [rows, columns] that the work holds at most at a time."""
@@ -181,6 +184,7 @@ def elementwise(bench: Bench, shapes: list[tuple[ElementwiseWork, int, int]]) ->
         ElementwiseWork.RESIDUAL: _residual_s,
         ElementwiseWork.ACTIVATION: _activation_s,
         ElementwiseWork.LOSS: _loss_s,
+        ElementwiseWork.ROUTING: _routing_s,
         ElementwiseWork.UPDATE: _update_s,
     }
     for work, rows, columns in shapes:
@@ -242,6 +246,23 @@ def _activation_s(bench: Bench, rows: int, columns: int) -> _Found:
         return tuple(F.silu(gate) * value for _ in range(CHAIN))
 
     return _of_one(_both_ways(bench, forward, [inner]))
+
+
+def _routing_s(bench: Bench, rows: int, columns: int) -> _Found:
+    """Each token to its experts in order of the experts, through them one after the other, and back."""
+    copies = rows * ROUTED_TOP_K
+    order = torch.randperm(copies, device=bench.device)
+    weights = bench.tensor(rows, ROUTED_TOP_K)
+
+    def forward(hidden: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        for _ in range(CHAIN):
+            sent = hidden[order // ROUTED_TOP_K]
+            computed = torch.cat(sent.tensor_split(ROUTED_EXPERTS))
+            back = computed.new_zeros((copies, columns)).index_copy(0, order, computed)
+            hidden = torch.einsum("tk,tkh->th", weights, back.view(rows, ROUTED_TOP_K, columns))
+        return (hidden,)
+
+    return _of_one(_both_ways(bench, forward, [bench.tensor(rows, columns), weights]))
 
 
 def _loss_s(bench: Bench, rows: int, columns: int) -> _Found:

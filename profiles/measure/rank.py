@@ -136,7 +136,7 @@ def _phases(team: Team, wish: Wish) -> list[_Phase]:
 def _watches(team: Team, wish: Wish) -> tuple[Stopwatch, Stopwatch]:
     """For kernels, and for collectives."""
     if team.backend is Backend.CPU:
-        return Stopwatch(team, HostTimer(time.thread_time)), Stopwatch(team, HostTimer(time.perf_counter))
+        return Stopwatch(team, HostTimer(time.thread_time)), Stopwatch(team, HostTimer(time.perf_counter), 0.05)
     watch = Stopwatch(team, StreamTimer(wish.memory_limit_bytes))
     return watch, watch
 

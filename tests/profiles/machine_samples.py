@@ -76,7 +76,7 @@ def _shapes(machine: Machine) -> list[Sample]:
     # The last is so large that nothing but the rate counts: its rate is the peak.
     products += [(4096, 1025, 4097, 1), (4096, 4096, 4096, 8), (32768, 25600, 2**20, 1)]
     works = [(work, size) for work in ElementwiseWork for size in (2048, 8192)]
-    both_ways = {ElementwiseWork.RESIDUAL: 1.0, ElementwiseWork.ACTIVATION: 1.0, ElementwiseWork.LOSS: 1.0}
+    one_way = (ElementwiseWork.STREAM, ElementwiseWork.UPDATE)
     groups = [(2, 1), (8, 1)] + ([(2, 8)] if machine.num_devices > machine.devices_per_node else [])
     sizes = (2**12, 2**20, 2**28)
     return [
@@ -102,7 +102,7 @@ def _shapes(machine: Machine) -> list[Sample]:
                 rows=size,
                 columns=size,
                 forward_s=1.0,
-                backward_s=both_ways.get(work),
+                backward_s=None if work in one_way else 1.0,
             )
             for work, size in [*works, (ElementwiseWork.STREAM, 2**17)]
         ),
