@@ -31,7 +31,7 @@ def main() -> None:
     rows = rows_of(read_runs(arguments.runs))
     start = {parameter.name: parameter.start for parameter in parameters}
     print(f"{len(rows)} rows, {len(parameters)} constants", flush=True)
-    values = fit(weigh(thinned(rows)), parameters, start, ROUNDS)
+    values = fit(weigh(thinned(rows), rows), parameters, start, ROUNDS)
     predicted = predicted_s(rows, Presets(parameters, values))
     left_out = _left_out(rows, parameters, values, arguments.processes)
     by_source = errors_by_source(rows, predicted, left_out)
@@ -75,7 +75,7 @@ def _without(rows: list[Row], parameters: tuple[Parameter, ...], values: dict[st
         p.name: values[p.name] if p.presets("hardware") & devices or p.presets("software") & stacks else p.start
         for p in parameters
     }
-    refitted = fit(weigh(thinned(others)), parameters, start, ROUNDS_LEFT_OUT)
+    refitted = fit(weigh(thinned(others), others), parameters, start, ROUNDS_LEFT_OUT)
     return predicted_s([row for row in rows if row.source == source], Presets(parameters, refitted))
 
 

@@ -32,10 +32,10 @@ class Row(NamedTuple):
     weight: float
 
 
-def weigh(rows: Sequence[Row]) -> list[Row]:
-    """Rows such that a source counts as the square root of its number of rows: no source drowns the others."""
-    counts = Counter(row.source for row in rows)
-    return [row._replace(weight=counts[row.source] ** -0.5) for row in rows]
+def weigh(rows: Sequence[Row], of: Sequence[Row]) -> list[Row]:
+    """Rows such that a source counts as the square root of its rows in `of`: no source drowns the others."""
+    rows_of, kept = Counter(row.source for row in of), Counter(row.source for row in rows)
+    return [row._replace(weight=rows_of[row.source] ** 0.5 / kept[row.source]) for row in rows]
 
 
 def predicted_s(rows: Sequence[Row], presets: Presets) -> Floats:
