@@ -26,9 +26,9 @@ from profiles.measure.kernels import (
     matmuls,
 )
 from profiles.measure.stopwatch import Backend, HostTimer, Stopwatch, StreamTimer, Team
-from profiles.measurement import Machine, Sample
+from profiles.measurement import ElementwiseWork, Machine, Sample
 
-LEAST_SAMPLES = 5
+LEAST_SAMPLES = len(ElementwiseWork)
 """Of each kind of work: with fewer, of the smallest shapes, there is nothing to fit."""
 Report = Callable[[tuple[float, str]], None]
 """Is told the share that is done, and what comes next."""
