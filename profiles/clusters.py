@@ -12,6 +12,7 @@ from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest
 from planner.spec.stack import Stack
 from profiles.devices import HardwarePreset, MeasuredProfile, device_preset, profile_from_file
+from profiles.error_bands import error_bands
 from profiles.files import looks_like_file, read_json_file
 from profiles.stacks import USUAL_STACK, stack_preset
 
@@ -33,7 +34,8 @@ def resolve_cluster(request: ClusterRequest) -> Cluster:
         "stack": _stack(request, preset),
         "memory_limit_bytes": request.memory_limit_bytes,
     }
-    return parse(Cluster, content)
+    cluster = parse(Cluster, content)
+    return cluster.model_copy(update={"error_bands": error_bands(cluster.device, cluster.stack)})
 
 
 def cluster_from_shorthand(text: str) -> ClusterRequest:

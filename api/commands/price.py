@@ -27,7 +27,7 @@ from planner.cost import estimate as price
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.view import headline_table, memory_table, plan_picture, stage_table, time_table
+from planner.view import assumption_table, headline_table, memory_table, plan_picture, stage_table, time_table
 
 
 def estimate(
@@ -52,6 +52,7 @@ def estimate(
             stage_table(resolved, chosen),
             time_table(priced),
             memory_table(chosen, priced),
+            assumption_table(priced),
         )
 
 

@@ -12,6 +12,7 @@ pipeline      from stages to the step
 timeline      the same run event by event: the oracle of pipeline
 load, balance how expert load spreads over ranks
 migration     moving experts, switching plans
+assumptions   what a price takes for granted
 rules, check  what cannot be computed at all
 """
 

@@ -91,7 +91,7 @@ def search(
         plans=entries,
         certificate=_certificate(explored, space, len(found)),
         scenarios=kept,
-        provenance=cluster.device.provenance,
+        provenance=cluster.provenance,
         search_time_s=clock() - began,
     )
 

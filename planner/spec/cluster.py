@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from planner.spec.error_band import ErrorBands
 from planner.spec.stack import Stack
 from planner.spec.value import Count, Name, NonNegative, Positive, Ratio, StrEnum, Value
 
@@ -138,6 +139,8 @@ class Cluster(Value):
     """The software that drives the devices."""
     memory_limit_bytes: Count | None = None
     """What a plan may use of one device; None: all that the device has."""
+    error_bands: ErrorBands | None = None
+    """How far prices were from measured runs on the nearest devices and stacks; None: not looked up."""
 
     @model_validator(mode="after")
     def _levels_nest(self) -> Cluster:
@@ -161,6 +164,11 @@ class Cluster(Value):
     def usable_bytes(self) -> int:
         """What a plan may use of one device, reserve included."""
         return self.memory_limit_bytes or self.device.memory_bytes
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of the numbers that prices are made of: `fitted` if any of them are."""
+        return Provenance.FITTED if self.stack.fitted else self.device.provenance
 
     @property
     def reserve_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.spec.cluster import Provenance
+from planner.spec.error_band import StepTimeBand
 from planner.spec.value import NonNegative, Positive, Value
 
 
@@ -44,5 +45,7 @@ class Estimate(Value):
     stages: tuple[StageEstimate, ...]
     fits: bool
     provenance: Provenance
+    error_band: StepTimeBand | None = None
+    """What comparable runs make of the predicted step time; None: none were looked up for this cluster."""
     assumptions: tuple[str, ...] = ()
     """What the price takes for granted and what it does not model."""

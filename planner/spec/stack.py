@@ -21,6 +21,8 @@ class Stack(Value):
     """One framework of one time, with its kernels."""
 
     name: Name = "ideal"
+    fitted: bool = False
+    """Whether any of its numbers was chosen so that prices come close to published runs."""
     block_host_s: NonNegative = 0.0
     """Time in which the host submits one pass of a dense block; a device that is quicker waits for it."""
     dropless_host_s: NonNegative = 0.0

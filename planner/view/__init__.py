@@ -4,6 +4,7 @@ from planner.view.picture import plan_picture
 from planner.view.tables import (
     Column,
     Table,
+    assumption_table,
     decision_table,
     headline_table,
     memory_table,
@@ -15,6 +16,7 @@ from planner.view.tables import (
 __all__ = [
     "Column",
     "Table",
+    "assumption_table",
     "decision_table",
     "headline_table",
     "memory_table",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.view.captions import batch, schedule
+from planner.view.captions import batch, error_band, schedule
 from planner.view.folds import fold_stages
 from planner.view.match import check_estimate, check_model
 from planner.view.quantities import memory, percent, seconds, significant
@@ -83,8 +83,12 @@ def _footer_panel(plan: Plan, estimate: Estimate) -> Panel:
     panel = group()
     assumptions = f"; {len(estimate.assumptions)} assumptions, listed in the estimate" if estimate.assumptions else ""
     text = f"plan {plan.id} · workload: {estimate.workload} · prices: {estimate.provenance.value}{assumptions}"
-    label(panel, 0, 11, fitted(text, WIDTH - 2 * MARGIN, 11.5), "small muted")
-    return Panel(panel, 12)
+    lines = [text]
+    if estimate.error_band is not None:
+        lines.insert(0, f"step time with its error band: {error_band(estimate.error_band)}")
+    for number, line in enumerate(lines):
+        label(panel, 0, 11 + 18 * number, fitted(line, WIDTH - 2 * MARGIN, 11.5), "small muted")
+    return Panel(panel, 18 * len(lines) - 6)
 
 
 def _description(model: Model, plan: Plan, estimate: Estimate) -> str:
@@ -99,6 +103,7 @@ def _description(model: Model, plan: Plan, estimate: Estimate) -> str:
         f"{len(model.layers)} layers in {len(plan.stages)} stage{_s(len(plan.stages))} on {plan.num_devices} "
         f"device{_s(plan.num_devices)}. A step takes {seconds(estimate.step_time_s)}: "
         f"{significant(estimate.tokens_per_s_per_device)} tokens per second and device, MFU {percent(estimate.mfu)}. "
+        f"{f'Error band: {error_band(estimate.error_band)}. ' if estimate.error_band else ''}"
         f"The fullest stage takes {memory(fullest.peak_memory_bytes)} of {memory(fullest.limit_bytes)} per device. "
         f"{'' if estimate.fits else _misfit(estimate) + ' '}{stages}."
     )

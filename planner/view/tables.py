@@ -8,6 +8,7 @@ headline_table(plan, estimate)  what the plan is and what it reaches
 stage_table(model, plan)        one row per stage and strategy: devices, layers, strategy; equal stages once
 time_table(estimate)            named parts of the step, their share
 memory_table(plan, estimate)    one row per stage (equal neighbours once), one column per named part, in GiB
+assumption_table(estimate)      what the price takes for granted and does not model
 decision_table(decisions)       the online stage's history, one row per window
 """
 
@@ -93,6 +94,7 @@ def headline_table(plan: Plan, estimate: Estimate) -> Table:
         ("batch", captions.batch(plan)),
         ("schedule", captions.schedule(plan.schedule)),
         ("step time", seconds(estimate.step_time_s)),
+        *((("error band", captions.error_band(estimate.error_band)),) if estimate.error_band else ()),
         ("throughput", f"{significant(estimate.tokens_per_s)} tokens/s"),
         ("per device", f"{significant(estimate.tokens_per_s_per_device)} tokens/s"),
         ("model FLOP/s", f"{significant(estimate.tflops_per_device)} TFLOP/s per device, MFU {percent(estimate.mfu)}"),
@@ -167,6 +169,11 @@ def _equal_neighbours(stages: Sequence[StageEstimate]) -> Iterable[tuple[int, in
     for _, group in groupby(enumerate(stages), key=lambda numbered: (numbered[1].memory, numbered[1].limit_bytes)):
         members = tuple(group)
         yield members[0][0], members[-1][0], members[0][1]
+
+
+def assumption_table(estimate: Estimate) -> Table:
+    """One row per sentence, in the order of the estimate."""
+    return Table("Taken for granted", (Column("assumption"),), tuple((text,) for text in estimate.assumptions))
 
 
 def decision_table(decisions: Sequence[Decision]) -> Table:

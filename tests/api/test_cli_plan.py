@@ -95,6 +95,17 @@ def test_estimate_shows_tables(tiny, shortlist_file, capsys):
     assert "Time of a step" in result.out and "Memory per device" in result.out
 
 
+def test_people_and_programs_read_how_sure_a_price_is(tiny, shortlist_file, capsys):
+    priced = Estimate.model_validate_json(trimtab(capsys, "estimate", tiny, CLUSTER, shortlist_file, "--json").out)
+    assert priced.error_band is not None
+    assert 0 < priced.error_band.step_time_low_s < priced.error_band.step_time_high_s
+    assert priced.error_band.basis.startswith(f"{priced.error_band.rows:,} runs of MoE models")
+    shown = trimtab(capsys, "estimate", tiny, CLUSTER, shortlist_file).out
+    assert f"comparable runs: {priced.error_band.basis})" in shown
+    assert "Taken for granted" in shown and "not modelled: data loading" in shown
+    assert "error band" in trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING).out
+
+
 def test_picture_draws_svg(tiny, shortlist_file, tmp_path, capsys):
     result = trimtab(capsys, "picture", tiny, CLUSTER, shortlist_file)
     assert ElementTree.fromstring(result.out).tag.endswith("svg")

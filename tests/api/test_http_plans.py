@@ -37,6 +37,16 @@ def test_the_estimate_of_a_plan_is_the_one_of_its_shortlist(client, search):
     assert estimate == Estimate.model_validate(shortlist["plans"][0]["estimate"])
 
 
+def test_an_estimate_says_how_sure_it_is_for_the_cluster_that_is_asked_about(client, search):
+    path = f"{search['links']['best_plan']}/estimate"
+    slow = TINY_REQUEST["cluster"] | {"stack": "pytorch-fsdp"}
+    for priced in (client.get(path).json(), client.post(path, json={"cluster": slow}).json()):
+        band = priced["error_band"]
+        assert set(band) == {"step_time_low_s", "step_time_high_s", "rows", "basis"}
+        assert band["step_time_low_s"] < band["step_time_high_s"]
+        assert f"{band['rows']:,} runs of" in band["basis"]
+
+
 def test_the_picture_is_an_svg_with_the_plan(client, search):
     answer = client.get(search["links"]["best_plan_picture"])
     assert answer.status_code == 200

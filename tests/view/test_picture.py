@@ -197,3 +197,13 @@ def test_what_does_not_belong_together_is_refused():
         plan_picture(model, plan, estimate.model_copy(update={"stages": estimate.stages[1:]}))
     with pytest.raises(InputError, match=r"estimate\.plan_id: must be that of the plan"):
         plan_picture(model, plan, estimate.model_copy(update={"plan_id": "another"}))
+
+
+def test_the_error_band_stands_under_the_picture_where_there_is_one():
+    model, plan, estimate = samples.mixtral()
+    alone = plan_picture(model, plan, estimate)
+    known = plan_picture(model, plan, estimate.model_copy(update={"error_band": samples.BAND}))
+    assert "error band" not in alone
+    (line,) = [text for text in _texts(ElementTree.fromstring(known)) if "error band" in (text or "")]
+    assert "10.9 s to 13.4 s" in line and samples.BAND.basis in line
+    assert f"Error band: 10.9 s to 13.4 s (10–90 % of comparable runs: {samples.BAND.basis})" in known

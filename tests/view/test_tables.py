@@ -13,6 +13,7 @@ from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.view import (
     Table,
+    assumption_table,
     captions,
     decision_table,
     headline_table,
@@ -44,6 +45,7 @@ def _all_tables():
         yield stage_table(model, plan)
         yield time_table(estimate)
         yield memory_table(plan, estimate)
+        yield assumption_table(estimate)
     yield shortlist_table(_shortlist())
 
 
@@ -100,6 +102,22 @@ def test_memory_that_is_missing_is_negative_free_memory_and_named_in_the_headlin
     _, plan, estimate = samples.two_strategies_per_stage()
     assert _column(memory_table(plan, estimate), "free")[0] == "-21.0"
     assert any("lacks 21.0 GiB" in value for value in _column(headline_table(plan, estimate), "value"))
+
+
+def test_the_error_band_stands_below_the_step_time_with_the_runs_that_it_is_of():
+    _, plan, estimate = samples.mixtral()
+    assert "error band" not in _column(headline_table(plan, estimate), "quantity")
+    table = headline_table(plan, estimate.model_copy(update={"error_band": samples.BAND}))
+    names = _column(table, "quantity")
+    assert names.index("error band") == names.index("step time") + 1
+    assert dict(table.rows)["error band"] == (
+        "10.9 s to 13.4 s (10–90 % of comparable runs: 74 runs of MoE models on h100-sxm-80g with any stack)"
+    )
+
+
+def test_all_that_a_price_takes_for_granted_is_listed():
+    _, _, estimate = samples.mixtral()
+    assert _column(assumption_table(estimate), "assumption") == list(estimate.assumptions)
 
 
 def test_stages_with_equal_memory_stand_once():

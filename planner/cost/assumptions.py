@@ -1,0 +1,84 @@
+"""What a price takes for granted and does not model, as sentences for the plan, recipe and stack in question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from planner.spec.model import Model
+from planner.spec.placement import Placement
+from planner.spec.plan import Plan, ScheduleKind
+from planner.spec.stack import Stack
+from planner.spec.training import Training
+from planner.spec.workload import BALANCED, Workload
+
+NOT_MODELLED = (
+    "not modelled: data loading, evaluation, checkpoints, failures, stragglers, devices that slow down as they warm "
+    "up, other jobs on the network"
+)
+FULL_SEQUENCES = "every sequence is full: no padding, and no packing of shorter ones that attention keeps apart"
+
+
+def assumptions(
+    model: Model, training: Training, stack: Stack, plan: Plan, workload: Workload, placement: Placement | None
+) -> tuple[str, ...]:
+    """Short sentences; only those that can matter to this plan."""
+    found = [*_of_traffic(stack, plan), *_of_host(stack), *_of_products(training), *_of_pipeline(plan)]
+    if model.moe_layers:
+        found += _of_experts(training, workload, placement)
+    return (*found, FULL_SEQUENCES, NOT_MODELLED)
+
+
+def _of_traffic(stack: Stack, plan: Plan) -> Iterator[str]:
+    """How much of each kind of traffic that the plan has may hide."""
+    strategies = {run.strategy for stage in plan.stages for run in stage.runs}
+    experts = [strategy.experts for strategy in strategies if strategy.experts is not None]
+    kinds = (
+        ("tensor-parallel", any(strategy.tp > 1 for strategy in strategies), stack.tensor_overlap_ratio),
+        ("all-to-all", any(each.expert_parallel_size > 1 for each in experts), stack.expert_overlap_ratio),
+        ("between stages", len(plan.stages) > 1, stack.pipeline_overlap_ratio),
+        ("data-parallel", any(strategy.data_parallel_size > 1 for strategy in strategies), stack.data_overlap_ratio),
+        ("ring attention", any(strategy.cp > 1 for strategy in strategies), 1.0),
+    )
+    shares = [f"{name} {100 * ratio:.0f} %" for name, is_sent, ratio in kinds if is_sent]
+    if shares:
+        yield f"of the traffic, what may hide behind compute under stack {stack.name}: {', '.join(shares)}"
+
+
+def _of_host(stack: Stack) -> Iterator[str]:
+    if not (stack.block_host_s or stack.step_host_s or stack.message_host_s):
+        yield f"under stack {stack.name} no device waits for its host"
+
+
+def _of_products(training: Training) -> Iterator[str]:
+    if training.precision.is_quantised:
+        yield f"{training.precision.value} holds for products with weights; attention is computed in bf16"
+
+
+def _of_pipeline(plan: Plan) -> Iterator[str]:
+    kind = plan.schedule.kind
+    if len(plan.stages) == 1:
+        return
+    if kind is ScheduleKind.INTERLEAVED:
+        yield "the pieces of a stage take equally long"
+    elif kind is ScheduleKind.ZERO_BUBBLE:
+        yield (
+            "a weight's gradient takes as long as the forward product, at most half of the backward pass, and can be "
+            "put off whole; the optimizer is not started early"
+        )
+    if kind is not ScheduleKind.GPIPE:
+        yield (
+            "the pipeline is priced by a closed form, meant for stages that take equally long; of others it counts one "
+            "micro-batch each beside those of the slowest"
+        )
+
+
+def _of_experts(training: Training, workload: Workload, placement: Placement | None) -> Iterator[str]:
+    if workload == BALANCED:
+        yield "tokens spread evenly over the experts in every step"
+    else:
+        yield f"every step spreads its tokens as workload {workload.name!r} does"
+        if placement is None:
+            yield "experts stand on their ranks in order, none has replicas"
+    yield "the experts of a rank get equally many tokens each: uneven load inside a rank makes products no slower"
+    if training.capacity_factor is not None:
+        yield "tokens beyond the capacity of an expert take no time, and neither does padding up to it"
