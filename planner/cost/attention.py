@@ -134,6 +134,8 @@ def _flash_core(
         core_forward_s=forward,
         context_forward_s=overlapped_s(rate, forward, ring_s) - forward,
         context_backward_s=overlapped_s(rate, backward, ring_back_s) - backward,
+        ring_forward_s=min(forward, ring_s),
+        ring_backward_s=min(backward, ring_back_s),
         stored_bytes=kept,
         core_bytes=4.0 * heads.heads * part_of.tokens,
     )

@@ -149,15 +149,16 @@ def quantise_s(rate: Rates, elements: float) -> float:
     return 4.0 * elements / rate.quantised_bytes_per_s + rate.launch_s
 
 
-def exposed_s(traffic_s: Numbers, beside_s: Numbers, hidden_ratio: float) -> Numbers:
-    """Traffic of which a part hides behind the work beside it, as far as that work reaches."""
-    return traffic_s - hidden_ratio * np.minimum(traffic_s, beside_s)
+def hidden_s(traffic_s: Numbers, beside_s: Numbers, hidden_ratio: float) -> Numbers:
+    """Of traffic, what hides behind the work beside it: a part, as far as that work reaches."""
+    return hidden_ratio * np.minimum(traffic_s, beside_s)
 
 
 def overlapped_s(rate: Rates, compute_s: Numbers, communication_s: Numbers) -> Numbers:
     """Both at once: the longer of the two, plus what each slows the other down while both are busy.
 
+    At worst it takes as long as one after the other: else hiding less, or a slower link, would help.
     Source: Galvatron (arXiv 2211.13878), section 4.1, with its one measured slowdown coefficient.
     """
     shorter = np.minimum(compute_s, communication_s)
-    return np.maximum(compute_s, communication_s) + (rate.overlap_slowdown_ratio - 1.0) * shorter
+    return np.maximum(compute_s, communication_s) + min(rate.overlap_slowdown_ratio - 1.0, 1.0) * shorter

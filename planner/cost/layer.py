@@ -9,11 +9,12 @@ import numpy as np
 from planner.cost.attention import attention, kept_products_bytes
 from planner.cost.dense import dense_feed_forward, residual_stream
 from planner.cost.experts import moe_feed_forward
-from planner.cost.kernels import Numbers, Rates, exposed_s, overlapped_s
+from planner.cost.kernels import Numbers, Rates, hidden_s, overlapped_s
 from planner.cost.part import Conditions, Part, Share, add, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
 from planner.spec.model import Block, DenseFeedForward, Embedding, Head
+from planner.spec.stack import Stack
 from planner.spec.strategy import Recompute, Strategy
 
 PassTime = tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]
@@ -147,23 +148,25 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     """From what a layer computes and holds to its cost: recomputation, and traffic that compute hides.
 
     `edge_tokens`, `whole` and `held` may hold arrays, for many strategies at once; then so does the cost.
+
+    Work hides traffic once: what hides one kind is not free for the next. So more work never makes a pass shorter: of
+    a second more, less than a second hides what it did not hide before.
     """
     rate, stack = conditions.rate, conditions.stack
-    tensor_forward_s = exposed_s(whole.tensor_forward_s, whole.forward_s, stack.tensor_overlap_ratio)
-    tensor_backward_s = exposed_s(whole.tensor_backward_s, whole.backward_s, stack.tensor_overlap_ratio)
-    exchange_forward_s = exposed_s(whole.all_to_all_s, whole.forward_s, stack.expert_overlap_ratio)
-    exchange_backward_s = exposed_s(whole.all_to_all_s, whole.backward_s, stack.expert_overlap_ratio)
-    seen = whole._replace(tensor_forward_s=tensor_forward_s, all_to_all_s=exchange_forward_s)
+    whole = whole._replace(backward_s=whole.backward_s + held.accumulate_s)
+    forth = _left(stack, whole.forward_s - whole.ring_forward_s, whole.tensor_forward_s, whole.all_to_all_s)
+    back = _left(stack, whole.backward_s - whole.ring_backward_s, whole.tensor_backward_s, whole.all_to_all_s)
+    seen = whole._replace(tensor_forward_s=forth.tensor_s, all_to_all_s=forth.exchange_s)
     again = _recomputed(seen, recompute)
-    forward_compute_s = whole.forward_s + whole.imbalance_forward_s
-    backward_s = whole.backward_s + held.accumulate_s
-    backward_compute_s = backward_s + whole.imbalance_backward_s + again[0]
-    beside_forward = _beside(rate, stack.data_overlap_ratio, forward_compute_s, held.micro_forward_s)
-    beside_backward = _beside(rate, stack.data_overlap_ratio, backward_compute_s, held.micro_backward_s)
+    forward_work_s = forth.work_s + whole.imbalance_forward_s
+    backward_work_s = back.work_s + whole.imbalance_backward_s
+    again_s = _hiding_again(whole, forth, recompute)
+    beside_forward = _beside(rate, stack.data_overlap_ratio, forward_work_s, held.micro_forward_s)
+    beside_backward = _beside(rate, stack.data_overlap_ratio, backward_work_s + again_s, held.micro_backward_s)
     # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
     # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
-    free_forward_s = np.maximum(0.0, forward_compute_s - held.micro_forward_s)
-    free_backward_s = np.maximum(0.0, backward_compute_s - again[0] - held.micro_backward_s)
+    free_forward_s = np.maximum(0.0, forward_work_s - held.micro_forward_s)
+    free_backward_s = np.maximum(0.0, backward_work_s - held.micro_backward_s)
     once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
     once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
     kept = _kept(conditions, whole, recompute, edge_tokens)
@@ -171,18 +174,18 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     forward = (
         whole.forward_s,
         0.0,
-        tensor_forward_s,
+        forth.tensor_s,
         whole.context_forward_s,
-        exchange_forward_s,
+        forth.exchange_s,
         whole.imbalance_forward_s,
         beside_forward,
     )
     backward = (
-        backward_s,
+        whole.backward_s,
         again[0],
-        tensor_backward_s + again[1],
+        back.tensor_s + again[1],
         whole.context_backward_s + again[2],
-        exchange_backward_s + again[3],
+        back.exchange_s + again[3],
         whole.imbalance_backward_s + again[4],
         beside_backward,
     )
@@ -201,6 +204,32 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         workspace_bytes=np.ceil(_workspace(whole, held, kept) * allocated),
         weight_gradient_s=_weight_gradient_s(whole, recompute, sum(forward), sum(backward)),
     )
+
+
+class _Left(NamedTuple):
+    """Of one pass: traffic that no work hides, and work that hides no traffic yet."""
+
+    tensor_s: Numbers
+    exchange_s: Numbers
+    work_s: Numbers
+
+
+def _left(stack: Stack, work_s: Numbers, tensor_s: Numbers, exchange_s: Numbers) -> _Left:
+    """What is left when work has hidden tensor-parallel traffic first, then what is free of it the all-to-all."""
+    tensor_hidden_s = hidden_s(tensor_s, work_s, stack.tensor_overlap_ratio)
+    exchange_hidden_s = hidden_s(exchange_s, work_s - tensor_hidden_s, stack.expert_overlap_ratio)
+    return _Left(
+        tensor_s - tensor_hidden_s, exchange_s - exchange_hidden_s, work_s - tensor_hidden_s - exchange_hidden_s
+    )
+
+
+def _hiding_again(whole: Part, forth: _Left, recompute: Recompute) -> Numbers:
+    """Of what the backward pass computes again, what hides no traffic of its own."""
+    if recompute is Recompute.FULL:
+        return forth.work_s
+    if recompute is Recompute.SELECTIVE:
+        return np.maximum(0.0, whole.core_forward_s - whole.ring_forward_s)
+    return 0.0
 
 
 def _weight_gradient_s(whole: Part, recompute: Recompute, forward_s: Numbers, backward_s: Numbers) -> Numbers:

@@ -64,6 +64,9 @@ class Part(NamedTuple):
     tensor_backward_s: float = 0.0
     context_forward_s: float = 0.0
     context_backward_s: float = 0.0
+    ring_forward_s: float = 0.0
+    """Of `forward_s`, what hides context-parallel traffic, and hides no other."""
+    ring_backward_s: float = 0.0
     all_to_all_s: float = 0.0
     """One direction: forward; backward takes the same."""
     imbalance_forward_s: float = 0.0

@@ -49,13 +49,13 @@ def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share
     """
     rate, hidden = conditions.rate, conditions.hidden_size
     logits = part_of.tokens * layer.vocab_size / strategy.tp
-    stored = conditions._replace(rate=unquantised(rate))
+    stored, loss_ratio = conditions._replace(rate=unquantised(rate)), conditions.stack.loss_ratio
     forward, backward = linear_s(stored, part_of.tokens, layer.vocab_size / strategy.tp, hidden)
     norm = part_of.edge_tokens * hidden * rate.element_bytes
     sent_forward, sent_backward = head_messages(conditions, strategy, part_of)
     return Part(
-        forward_s=forward + elementwise_s(rate, 2 * norm + logits * (rate.element_bytes + 8.0), 3),
-        backward_s=backward + elementwise_s(rate, 3 * norm + logits * (rate.element_bytes + 4.0), 2),
+        forward_s=forward + elementwise_s(rate, 2 * norm + loss_ratio * logits * (rate.element_bytes + 8.0), 3),
+        backward_s=backward + elementwise_s(rate, 3 * norm + loss_ratio * logits * (rate.element_bytes + 4.0), 2),
         tensor_forward_s=messages_s(conditions.levels, sent_forward),
         tensor_backward_s=messages_s(conditions.levels, sent_backward),
         stored_bytes=2.0 * norm + norm_extra_bytes(conditions) * part_of.edge_tokens * hidden,

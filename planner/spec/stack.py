@@ -34,6 +34,8 @@ class Stack(Value):
     """For each message between stages: how long both wait for the host, which waits for the message."""
     elementwise_ratio: AtLeastOne = 1.0
     """Bytes that element-wise kernels move, over what fused ones would."""
+    loss_ratio: AtLeastOne = 1.0
+    """Bytes that the loss moves over the vocabulary, over what two fused kernels would."""
     quantise_ratio: AtLeastOne = 1.0
     """Bytes that casts to 8 or 4 bits move, over what one fused kernel for each operand would."""
     accumulate_bytes: NonNegative = 0.0
