@@ -1,0 +1,55 @@
+"""A fit of all constants, and for each source one without it: the whole of what `make fit` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+
+from profiles.fit.parameters import Parameter, Presets
+from profiles.fit.rows import thinned
+from profiles.fit.search import Floats, Row, fit, predicted_s, weigh
+
+ROUNDS = 16
+"""Of least squares from the start, which is enough for the loss to stand still in its third digit."""
+ROUNDS_LEFT_OUT = 2
+"""From the constants of all rows; those that no other source depends on begin from their start."""
+
+
+def fit_all(rows: list[Row], parameters: tuple[Parameter, ...]) -> dict[str, float]:
+    """Constants from all sources."""
+    start = {parameter.name: parameter.start for parameter in parameters}
+    return fit(weigh(thinned(rows), rows), parameters, start, ROUNDS)
+
+
+def left_out_s(
+    rows: list[Row],
+    parameters: tuple[Parameter, ...],
+    values: dict[str, float],
+    processes: int,
+    report: Callable[[str], None],
+) -> Floats:
+    """Step times of each source by constants that were fitted without it; `report` gets each source when it is done."""
+    sources = sorted({row.source for row in rows})
+    found = np.zeros(len(rows))
+    with ProcessPoolExecutor(processes, get_context("forkserver")) as pool:
+        work = partial(_without, rows, parameters, values)
+        for source, predicted in zip(sources, pool.map(work, sources), strict=True):
+            found[[number for number, row in enumerate(rows) if row.source == source]] = predicted
+            report(source)
+    return found
+
+
+def _without(rows: list[Row], parameters: tuple[Parameter, ...], values: dict[str, float], source: str) -> Floats:
+    others = [row for row in rows if row.source != source]
+    names = {(row.case.cluster.device.name, row.case.cluster.stack.name) for row in others}
+    devices, stacks = {device for device, _ in names}, {stack for _, stack in names}
+    start = {
+        p.name: values[p.name] if p.presets("hardware") & devices or p.presets("software") & stacks else p.start
+        for p in parameters
+    }
+    refitted = fit(weigh(thinned(others), others), parameters, start, ROUNDS_LEFT_OUT)
+    return predicted_s([row for row in rows if row.source == source], Presets(parameters, refitted))
