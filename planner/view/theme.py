@@ -72,7 +72,7 @@ PART_LOOKS: Mapping[str, Look] = MappingProxyType(
         "expert_imbalance": Look("magenta", "dots"),
         "data_parallel_communication": Look("green"),
         "layout_change": Look("green", "slash"),
-        "host": Look("gold"),
+        "host": Look("teal", "slash"),
         "pipeline_communication": Look("violet"),
         "pipeline_bubble": Look("violet", "slash"),
         "optimizer": Look("teal"),
