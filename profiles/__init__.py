@@ -8,11 +8,12 @@ from profiles.architectures import model_names, model_preset, model_request_from
 from profiles.clusters import cluster_from_shorthand, cluster_request_from_file, resolve_cluster
 from profiles.devices import HardwarePreset, device_names, device_preset
 from profiles.huggingface import model_from_config, model_types
-from profiles.stacks import stack_names, stack_preset
+from profiles.stacks import StackPreset, stack_names, stack_preset
 from profiles.units import parse_bytes
 
 __all__ = [
     "HardwarePreset",
+    "StackPreset",
     "cluster_from_shorthand",
     "cluster_request_from_file",
     "device_names",

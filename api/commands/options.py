@@ -43,15 +43,23 @@ MemoryOption = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="SIZE", help="Memory of a device that plans may use, as 24GB or 24GiB"),
 ]
+StackOption = Annotated[
+    str | None,
+    typer.Option(help="Software that trains, as megatron-core-2026 (the usual), megatron-core-2024 or pytorch-fsdp"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
 
 
-def read_model_and_cluster(model: str, cluster: str, memory_limit: str | None) -> tuple[Model, Cluster]:
+def read_model_and_cluster(
+    model: str, cluster: str, memory_limit: str | None, stack: str | None = None
+) -> tuple[Model, Cluster]:
     """What the arguments name; raises InputError."""
     request = cluster_request_from_file(cluster)
     if memory_limit is not None:
         limit = parse_bytes(memory_limit, "--memory-limit")
         request = request.model_copy(update={"memory_limit_bytes": limit})
+    if stack is not None:
+        request = request.model_copy(update={"stack": stack})
     return resolve(model_request_from_file(model), request)
 
 

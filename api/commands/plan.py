@@ -15,6 +15,7 @@ from api.commands.options import (
     PrecisionOption,
     RequiredBatch,
     RequiredSequence,
+    StackOption,
     check_writable,
     read_model_and_cluster,
     training_from,
@@ -39,6 +40,7 @@ def plan(
     max_global_batch_size: Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")] = None,
     capacity_factor: Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")] = None,
     memory_limit: MemoryOption = None,
+    stack: StackOption = None,
     shortlist_size: Annotated[int | None, typer.Option(help="Plans to hand out at most")] = None,
     axes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")] = None,
     sharding: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")] = None,
@@ -52,7 +54,7 @@ def plan(
 ) -> None:
     """Search the best parallel plans for training MODEL on CLUSTER."""
     check_writable(output)
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit)
+    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     training = training_from(
         global_batch_size,
         sequence_length,

@@ -16,6 +16,7 @@ from api.commands.options import (
     PlanArgument,
     PrecisionOption,
     Sequence,
+    StackOption,
     read_model_and_cluster,
     read_plan,
     training_from,
@@ -38,11 +39,12 @@ def estimate(
     sequence_length: Sequence = None,
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
+    stack: StackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the time and memory of PLAN, whether it fits or not."""
     resolved, chosen, priced = _priced(
-        model, cluster, plan, global_batch_size, sequence_length, precision, memory_limit
+        model, cluster, plan, global_batch_size, sequence_length, precision, memory_limit, stack
     )
     if as_json:
         say(priced.model_dump_json(indent=2))
@@ -64,11 +66,12 @@ def picture(
     sequence_length: Sequence = None,
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
+    stack: StackOption = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
 ) -> None:
     """Draw PLAN as SVG: stages, devices, layers, strategies, memory."""
     resolved, chosen, priced = _priced(
-        model, cluster, plan, global_batch_size, sequence_length, precision, memory_limit
+        model, cluster, plan, global_batch_size, sequence_length, precision, memory_limit, stack
     )
     svg = plan_picture(resolved, chosen, priced)
     if output is None:
@@ -85,9 +88,10 @@ def _priced(
     sequence_length: int | None,
     precision: str,
     memory_limit: str | None,
+    stack: str | None,
 ) -> tuple[Model, Plan, Estimate]:
     """Model, plan and price; a recipe that the options leave out is the plan's own."""
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit)
+    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     given = None
     if batch is not None or sequence_length is not None:
         given = training_from(batch, sequence_length, precision=precision)

@@ -51,7 +51,8 @@ STEPS = [
 def predicted(size: str, remedy: str) -> Estimate:
     run = SIZES[size]
     model = gpt(run.layers, run.hidden, run.heads)
-    where = resolve_cluster(cluster_from_shorthand(f"{run.devices // 8}x8:a100-80g"))
+    asked = cluster_from_shorthand(f"{run.devices // 8}x8:a100-80g").model_copy(update={"stack": "megatron-2021"})
+    where = resolve_cluster(asked)
     training = Training(
         global_batch_size=run.batch,
         sequence_length=2048,
@@ -110,7 +111,8 @@ MIXTRAL = {"tp2-pp8-ep8-etp1-mbs1-zero1-sp": 487.8, "tp2-pp8-ep4-etp2-mbs1-zero1
 
 def mixtral_tflops(text: str) -> float:
     model = model_preset("mixtral-8x22b")
-    where = resolve_cluster(cluster_from_shorthand("16x8:h100-sxm-80g"))
+    asked = cluster_from_shorthand("16x8:h100-sxm-80g").model_copy(update={"stack": "megatron-core-2024"})
+    where = resolve_cluster(asked)
     training = Training(global_batch_size=256, sequence_length=4096, capacity_factor=1.0)
     return estimate(model, where, training, plan_from_shorthand(text, model, where, training)).tflops_per_device
 
