@@ -6,9 +6,12 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 JOBS ?= 2
+RUNS ?= ../shared/data/published_runs.json
+WRITE ?=
+DATE ?= $(shell date -u +%F)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench clean
+.PHONY: help run test check demo bench validate fit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +42,12 @@ demo: $(VENV)/dev  ## the whole story in one terminal, under three minutes
 
 bench: $(VENV)/dev  ## benchmarks, by hand; timings are ratios within one run
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+validate: $(VENV)/service  ## prices against the measured runs in RUNS; WRITE=docs/validation.md renews the document
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validation.py $(RUNS) $(if $(WRITE),--write $(WRITE))
+
+fit: $(VENV)/dev  ## fit the constants of the presets to RUNS, with DATE in their record
+	OMP_NUM_THREADS=1 $(BIN)/python -m profiles.fit $(RUNS) --date $(DATE)
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""Whether the prices are as good as they should be: `python benchmarks/validation.py RUNS.json [--write docs/validation.md]`.
+"""Whether prices are as good as they should be: `python benchmarks/validation.py RUNS.json [--write docs/validation.md]`.
 
 Prints the aims of the validation beside what is reached. With --write the parts between markers of the document are
 written anew (its other text is by hand and stays), and the plot as SVG beside it.

@@ -139,7 +139,10 @@ def _ranking(summary: Summary) -> Table:
     by_source = defaultdict(list)
     for group in summary["ranking"]["by_group"]:
         by_source[group["source"]].append(group)
-    columns = (Column("source"), *(Column(name, True) for name in ("groups", "Spearman, mean", "lost, mean", "lost, most")))
+    columns = (
+        Column("source"),
+        *(Column(name, True) for name in ("groups", "Spearman, mean", "lost, mean", "lost, most")),
+    )
     rows = []
     for source, groups in sorted(by_source.items()):
         lost = [group["regret_ratio"] for group in groups]

@@ -96,8 +96,8 @@ def test_the_scatter_plot_is_svg_and_the_same_each_time(capsys, tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     root = ElementTree.fromstring((tmp_path / "a.svg").read_text())
     texts = " ".join("".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text"))
-    axes = ("measured step time, s", "predicted step time, s")
-    for words in (*axes, "megatron-core-2025: 2 runs", "within 10%", "hollow"):
+    axes = ("measured step time, s", "predicted step time, s", "predicted over measured")
+    for words in (*axes, "megatron-core-2025: 2 runs", "within 10 %", "hollow"):
         assert words in texts
 
 
