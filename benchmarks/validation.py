@@ -1,4 +1,4 @@
-"""Whether prices are as good as they should be: `python benchmarks/validation.py RUNS.json [--write docs/validation.md]`.
+"""Whether prices are as good as they should be: `benchmarks/validation.py RUNS.json [--write docs/validation.md]`.
 
 Prints the aims of the validation beside what is reached. With --write the parts between markers of the document are
 written anew (its other text is by hand and stays), and the plot as SVG beside it.
@@ -14,7 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from validation_document import sections, write_sections
+from validation_document import read_record, sections, write_sections
 
 from api.commands.terminal import progress_bar, show
 from api.scatter import draw_scatter
@@ -23,10 +23,10 @@ from planner.search.shorthand import plan_from_shorthand
 from planner.spec.errors import InputError
 from planner.spec.training import Training
 from planner.view import Column, Table
-from planner.view.quantities import percent
 from profiles import cluster_from_shorthand, model_preset, resolve_cluster
 from profiles.runs import Summary, outcomes_of, read_runs, summarise
 
+RECORD = Path(__file__).parents[1] / "profiles" / "fit" / "record.json"
 WORST = 15
 MODEL, CLUSTER, PLAN = "gpt-3-175b", "128x8:a100-sxm-80g", "tp8-pp16-dp8-vpp3-mbs1-sp-recompute:selective"
 BATCH, TOKENS = 1536, 2048
@@ -48,7 +48,7 @@ class Number(NamedTuple):
     what: str
     aim: float
     find: Callable[[Reached], float | None]
-    show: Callable[[float], str] = percent
+    show: Callable[[float], str] = lambda ratio: f"{100 * ratio:.2f} %"
     at_least: bool = False
 
     def row(self, reached: Reached) -> tuple[str, ...]:
@@ -136,16 +136,17 @@ def estimate_ms() -> float:
     return min(taken) * 1e3
 
 
-def validation(runs: Path, document: Path | None) -> None:
+def validation(runs: Path, document: Path | None, record_file: Path) -> None:
     """Price the runs, print the numbers, and write the document if one is named; raises InputError."""
     records = read_runs(runs)
+    record = read_record(record_file) if document else {}
     with progress_bar("Pricing") as report:
         outcomes = outcomes_of(records, report)
     reached = Reached(summarise(outcomes, WORST), estimate_ms())
     show(numbers_table(reached))
     if document is not None:
         rounded = reached._replace(estimate_ms=ceil(reached.estimate_ms / COARSE_MS) * COARSE_MS)
-        write_sections(document, sections(numbers_table(rounded), outcomes, reached.summary))
+        write_sections(document, sections(numbers_table(rounded), outcomes, reached.summary, record))
         draw_scatter(outcomes, document.with_suffix(".svg"))
 
 
@@ -154,9 +155,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", metavar="RUNS.json", type=Path, help="measured runs; docs/runs-format.md says how")
     parser.add_argument("--write", metavar="FILE.md", type=Path, help="write the figures into this document")
+    parser.add_argument("--record", metavar="FILE.json", type=Path, default=RECORD, help="what the last fit wrote")
     arguments = parser.parse_args()
     try:
-        validation(arguments.runs, arguments.write)
+        validation(arguments.runs, arguments.write, arguments.record)
     except InputError as error:
         print(f"{error} (docs/runs-format.md says what a RUNS file holds)", file=sys.stderr)
         return 2

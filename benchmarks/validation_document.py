@@ -10,7 +10,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,15 @@ from profiles.fit.rows import family
 from profiles.runs import Errors, Outcome, Summary, errors
 
 _PART = re.compile(r"(?P<begin><!-- figures: (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+_KEYS = ("date", "method", "constants", "sources", "errors")
 _MOST_LOST = 10
 """Groups to name."""
 
 
-def sections(numbers: Table, outcomes: Sequence[Outcome], summary: Summary) -> dict[str, str]:
-    """Text of each part by its name."""
-    record = _record()
+def sections(
+    numbers: Table, outcomes: Sequence[Outcome], summary: Summary, record: Mapping[str, Any]
+) -> dict[str, str]:
+    """Text of each part by its name; `record` is of the last fit."""
     tables = {
         "numbers": numbers,
         "sources": _sources(outcomes, record),
@@ -63,13 +64,16 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _record() -> dict[str, Any]:
-    """What the last fit wrote; raises InputError before the first."""
-    file = files("profiles.fit") / "record.json"
-    if not file.is_file():
-        raise InputError.at("record.json", "there is no record of a fit; `make fit` writes it")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+def read_record(file: Path) -> dict[str, Any]:
+    """What a fit wrote; raises InputError if it is not there or holds no errors left out."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError.at("--record", f"cannot read {file}: {error}") from None
+    lacking = [key for key in _KEYS if key not in found]
+    if lacking:
+        raise InputError.at("--record", f"{file} lacks {', '.join(lacking)}; `make fit` writes them")
+    return dict(found)
 
 
 def _fit(record: Mapping[str, Any]) -> str:
