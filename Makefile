@@ -47,7 +47,7 @@ validate: $(VENV)/service  ## prices against the measured runs in RUNS; WRITE=do
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validation.py $(RUNS) $(if $(WRITE),--write $(WRITE))
 
 fit: $(VENV)/dev  ## fit the constants of the presets to RUNS, with DATE in their record
-	OMP_NUM_THREADS=1 $(BIN)/python -m profiles.fit $(RUNS) --date $(DATE)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fit.py $(RUNS) --date $(DATE)
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
