@@ -34,13 +34,13 @@ def test_at_most_a_twentieth_of_the_usable_rows_is_skipped(summary):
         ("all sources but vTrain", "mean_absolute_error", 0.12),
         ("all sources but vTrain", "median_absolute_error", 0.08),
         ("vTrain multi-node", "mean_absolute_error", 0.10),
-        ("vTrain single-node", "mean_absolute_error", 0.085),
-        ("Korthikanti et al., table 5", "mean_absolute_error", 0.10),
+        ("vTrain single-node", "mean_absolute_error", 0.075),
+        ("Korthikanti et al., table 5", "mean_absolute_error", 0.04),
         ("MoE", "mean_absolute_error", 0.15),
     ],
 )
 def test_predicted_steps_are_close_to_measured_ones(summary, line, statistic, bound):
-    # vTrain's single nodes and Korthikanti's table miss their aims of 7 % and 4 %: their bounds are what is reached.
+    # vTrain's single nodes are at the edge of their aim of 7 %; the bound leaves room for a next fit.
     assert summary["step_time"][line][statistic] <= bound
 
 
@@ -50,8 +50,7 @@ def test_plans_of_a_group_are_ranked_as_measured(summary):
 
 
 def test_taking_the_predicted_best_plan_loses_little_time(summary):
-    # The aim is 5 %; the bound is what is reached.
-    assert summary["ranking"]["mean_regret_ratio"] <= 0.06
+    assert summary["ranking"]["mean_regret_ratio"] <= 0.05
 
 
 def test_predicted_peaks_are_close_to_measured_ones(summary):
