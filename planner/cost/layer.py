@@ -160,9 +160,9 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     again = _recomputed(seen, recompute)
     forward_work_s = forth.work_s + whole.imbalance_forward_s
     backward_work_s = back.work_s + whole.imbalance_backward_s
-    again_s = _hiding_again(whole, forth, recompute)
     beside_forward = _beside(rate, stack.data_overlap_ratio, forward_work_s, held.micro_forward_s)
-    beside_backward = _beside(rate, stack.data_overlap_ratio, backward_work_s + again_s, held.micro_backward_s)
+    all_work_s = backward_work_s + _hiding_again(whole, forth, recompute)
+    beside_backward = _beside(rate, stack.data_overlap_ratio, all_work_s, held.micro_backward_s)
     # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
     # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
     free_forward_s = np.maximum(0.0, forward_work_s - held.micro_forward_s)
@@ -189,6 +189,9 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         whole.imbalance_backward_s + again[4],
         beside_backward,
     )
+    # What is put off hides no traffic of its pass any more.
+    put_off = _weight_gradient_s(whole, back.work_s, recompute)
+    put_off += beside_backward - _beside(rate, stack.data_overlap_ratio, all_work_s - put_off, held.micro_backward_s)
     passes = _host_passes(recompute)
     backward_host_s = np.maximum(0.0, whole.host_s * passes - sum(backward)) + whole.stall_s * (passes - 1.0)
     return LayerCost(
@@ -202,7 +205,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         activation_bytes=np.ceil(kept * allocated),
         logits_bytes=np.ceil(whole.logits_bytes * allocated),
         workspace_bytes=np.ceil(_workspace(whole, held, kept) * allocated),
-        weight_gradient_s=_weight_gradient_s(whole, recompute, sum(forward), sum(backward)),
+        weight_gradient_s=np.minimum(np.minimum(put_off, sum(forward)), sum(backward) / 2.0),
     )
 
 
@@ -232,15 +235,17 @@ def _hiding_again(whole: Part, forth: _Left, recompute: Recompute) -> Numbers:
     return 0.0
 
 
-def _weight_gradient_s(whole: Part, recompute: Recompute, forward_s: Numbers, backward_s: Numbers) -> Numbers:
+def _weight_gradient_s(whole: Part, left_s: Numbers, recompute: Recompute) -> Numbers:
     """Gradients of weights: for each product of the forward pass one of as many FLOPs, and the attention core has none.
 
-    Element-wise work of the forward pass is counted too. At most the forward pass, and half of the backward pass. A
-    layer that is recomputed whole puts nothing off: it would have to keep what it has just computed again.
+    Element-wise work of the forward pass is counted too. Of it, as much hides traffic of the pass, and so cannot be put
+    off, as of the whole pass, of which `left_s` hides none. A layer that is recomputed whole puts nothing off: it would
+    have to keep what it has just computed again.
     """
     if recompute is Recompute.FULL:
         return 0.0 * whole.forward_s
-    return np.minimum(np.minimum(whole.forward_s - whole.core_forward_s, forward_s), backward_s / 2.0)
+    gradients_s = np.minimum(whole.forward_s - whole.weightless_forward_s, whole.backward_s / 2.0)
+    return gradients_s * left_s / whole.backward_s
 
 
 def _beside(rate: Rates, hidden_ratio: float, compute_s: Numbers, traffic_s: Numbers) -> Numbers:
