@@ -3,6 +3,8 @@
 Why it must hold: docs/log.md, "work hides traffic once".
 """
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,7 +182,7 @@ def test_fewer_shards_are_never_smaller(question):
     names = ("weights", "gradients", "optimizer_states")
     if question.zero != "zero0":
         found = [held(question.but(zero=f"zero{level}").price(), names) for level in range(4)]
-        assert all(more >= less for one, other in zip(found, found[1:]) for more, less in zip(one, other, strict=True))
+        assert all(more >= less for one, other in pairwise(found) for more, less in zip(one, other, strict=True))
 
 
 @given(question=questions(), memory=st.integers(10**7, 80 * 10**9), factor=factors)
