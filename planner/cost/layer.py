@@ -163,12 +163,6 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     beside_forward = _beside(rate, stack.data_overlap_ratio, forward_work_s, held.micro_forward_s)
     all_work_s = backward_work_s + _hiding_again(whole, forth, recompute)
     beside_backward = _beside(rate, stack.data_overlap_ratio, all_work_s, held.micro_backward_s)
-    # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
-    # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
-    free_forward_s = np.maximum(0.0, forward_work_s - held.micro_forward_s)
-    free_backward_s = np.maximum(0.0, backward_work_s - held.micro_backward_s)
-    once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
-    once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
     kept = _kept(conditions, whole, recompute, edge_tokens)
     allocated = 1.0 + stack.fragmentation_ratio
     forward = (
@@ -189,14 +183,23 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         whole.imbalance_backward_s + again[4],
         beside_backward,
     )
-    # What is put off hides no traffic of its pass any more.
+    passes = _host_passes(recompute)
+    forward_wait_s = np.maximum(0.0, whole.host_s - sum(forward))
+    backward_wait_s = np.maximum(0.0, whole.host_s * passes - sum(backward))
+    # What the traffic of every micro-batch leaves free, and the wait for the host, hide the traffic once per step.
+    # Recomputation is not counted here: it would pay to recompute, on a stage that waits anyway, only to hide that
+    # traffic.
+    free_forward_s = np.maximum(0.0, forward_work_s - held.micro_forward_s) + forward_wait_s
+    free_backward_s = np.maximum(0.0, backward_work_s - held.micro_backward_s) + backward_wait_s
+    once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
+    once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
+    # What is put off hides no traffic of its pass any more, and shortens no pass that waits for the host.
     put_off = _weight_gradient_s(whole, back.work_s, recompute)
     put_off += beside_backward - _beside(rate, stack.data_overlap_ratio, all_work_s - put_off, held.micro_backward_s)
-    passes = _host_passes(recompute)
-    backward_host_s = np.maximum(0.0, whole.host_s * passes - sum(backward)) + whole.stall_s * (passes - 1.0)
+    put_off = np.minimum(put_off, np.maximum(0.0, sum(backward) - whole.host_s * passes))
     return LayerCost(
-        forward=(*forward, np.maximum(0.0, whole.host_s - sum(forward)) + whole.stall_s),
-        backward=(*backward, backward_host_s),
+        forward=(*forward, forward_wait_s + whole.stall_s),
+        backward=(*backward, backward_wait_s + whole.stall_s * (passes - 1.0)),
         once_communication_s=once_s,
         optimizer_s=held.optimizer_s,
         weights_bytes=np.ceil(held.weights_bytes),

@@ -238,3 +238,14 @@ def test_scores_of_no_multiple_of_four_take_kernels_of_their_own(samples, tp, fu
     softmax = scores * 4 / (0.8 * 2e12) + 3e-6
     own = 0.0 if fused else scores * 12 / (0.8 * 2e12) + 3 * 3e-6
     assert found.core_forward_s == pytest.approx(query + value + softmax + own)
+
+
+def test_traffic_once_per_step_hides_behind_the_wait_for_the_host():
+    part = Part(forward_s=4.0, backward_s=4.0, host_s=10.0)
+    cost = composed(part, NO_STATE._replace(once_backward_s=12.0))
+    assert cost.once_communication_s == pytest.approx(12.0 - 10.0 + 0.15 * 10.0)
+
+
+def test_a_pass_that_waits_for_the_host_puts_nothing_off():
+    assert composed(Part(forward_s=4.0, backward_s=8.0, host_s=10.0)).weight_gradient_s == 0.0
+    assert composed(Part(forward_s=4.0, backward_s=8.0, host_s=7.0)).weight_gradient_s == 1.0
