@@ -160,15 +160,9 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     again = _recomputed(seen, recompute)
     forward_work_s = forth.work_s + whole.imbalance_forward_s
     backward_work_s = back.work_s + whole.imbalance_backward_s
-    again_s = _hiding_again(whole, forth, recompute)
     beside_forward = _beside(rate, stack.data_overlap_ratio, forward_work_s, held.micro_forward_s)
-    beside_backward = _beside(rate, stack.data_overlap_ratio, backward_work_s + again_s, held.micro_backward_s)
-    # What the traffic of every micro-batch leaves free hides the traffic once per step. Recomputation is not counted
-    # here: it would pay to recompute, on a stage that waits anyway, only to hide that traffic.
-    free_forward_s = np.maximum(0.0, forward_work_s - held.micro_forward_s)
-    free_backward_s = np.maximum(0.0, backward_work_s - held.micro_backward_s)
-    once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
-    once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
+    all_work_s = backward_work_s + _hiding_again(whole, forth, recompute)
+    beside_backward = _beside(rate, stack.data_overlap_ratio, all_work_s, held.micro_backward_s)
     kept = _kept(conditions, whole, recompute, edge_tokens)
     allocated = 1.0 + stack.fragmentation_ratio
     forward = (
@@ -190,10 +184,22 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         beside_backward,
     )
     passes = _host_passes(recompute)
-    backward_host_s = np.maximum(0.0, whole.host_s * passes - sum(backward)) + whole.stall_s * (passes - 1.0)
+    forward_wait_s = np.maximum(0.0, whole.host_s - sum(forward))
+    backward_wait_s = np.maximum(0.0, whole.host_s * passes - sum(backward))
+    # What the traffic of every micro-batch leaves free, and the wait for the host, hide the traffic once per step.
+    # Recomputation is not counted here: it would pay to recompute, on a stage that waits anyway, only to hide that
+    # traffic.
+    free_forward_s = np.maximum(0.0, forward_work_s - held.micro_forward_s) + forward_wait_s
+    free_backward_s = np.maximum(0.0, backward_work_s - held.micro_backward_s) + backward_wait_s
+    once_s = _beside(rate, stack.data_overlap_ratio, free_forward_s, held.once_forward_s)
+    once_s += _beside(rate, stack.data_overlap_ratio, free_backward_s, held.once_backward_s)
+    # What is put off hides no traffic of its pass any more, and shortens no pass that waits for the host.
+    put_off = _weight_gradient_s(whole, back.work_s, recompute)
+    put_off += beside_backward - _beside(rate, stack.data_overlap_ratio, all_work_s - put_off, held.micro_backward_s)
+    put_off = np.minimum(put_off, np.maximum(0.0, sum(backward) - whole.host_s * passes))
     return LayerCost(
-        forward=(*forward, np.maximum(0.0, whole.host_s - sum(forward)) + whole.stall_s),
-        backward=(*backward, backward_host_s),
+        forward=(*forward, forward_wait_s + whole.stall_s),
+        backward=(*backward, backward_wait_s + whole.stall_s * (passes - 1.0)),
         once_communication_s=once_s,
         optimizer_s=held.optimizer_s,
         weights_bytes=np.ceil(held.weights_bytes),
@@ -202,7 +208,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         activation_bytes=np.ceil(kept * allocated),
         logits_bytes=np.ceil(whole.logits_bytes * allocated),
         workspace_bytes=np.ceil(_workspace(whole, held, kept) * allocated),
-        weight_gradient_s=_weight_gradient_s(whole, recompute, sum(forward), sum(backward)),
+        weight_gradient_s=np.minimum(np.minimum(put_off, sum(forward)), sum(backward) / 2.0),
     )
 
 
@@ -232,15 +238,17 @@ def _hiding_again(whole: Part, forth: _Left, recompute: Recompute) -> Numbers:
     return 0.0
 
 
-def _weight_gradient_s(whole: Part, recompute: Recompute, forward_s: Numbers, backward_s: Numbers) -> Numbers:
+def _weight_gradient_s(whole: Part, left_s: Numbers, recompute: Recompute) -> Numbers:
     """Gradients of weights: for each product of the forward pass one of as many FLOPs, and the attention core has none.
 
-    Element-wise work of the forward pass is counted too. At most the forward pass, and half of the backward pass. A
-    layer that is recomputed whole puts nothing off: it would have to keep what it has just computed again.
+    Element-wise work of the forward pass is counted too. Of it, as much hides traffic of the pass, and so cannot be put
+    off, as of the whole pass, of which `left_s` hides none. A layer that is recomputed whole puts nothing off: it would
+    have to keep what it has just computed again.
     """
     if recompute is Recompute.FULL:
         return 0.0 * whole.forward_s
-    return np.minimum(np.minimum(whole.forward_s - whole.core_forward_s, forward_s), backward_s / 2.0)
+    gradients_s = np.minimum(whole.forward_s - whole.weightless_forward_s, whole.backward_s / 2.0)
+    return gradients_s * left_s / whole.backward_s
 
 
 def _beside(rate: Rates, hidden_ratio: float, compute_s: Numbers, traffic_s: Numbers) -> Numbers:

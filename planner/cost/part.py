@@ -60,6 +60,8 @@ class Part(NamedTuple):
     backward_s: float = 0.0
     core_forward_s: float = 0.0
     """Of `forward_s`, what selective recomputation does again."""
+    weightless_forward_s: float = 0.0
+    """Of `forward_s`, the attention core, which has no weights and so no gradients of weights."""
     tensor_forward_s: float = 0.0
     tensor_backward_s: float = 0.0
     context_forward_s: float = 0.0
