@@ -14,7 +14,7 @@ from profiles.fit.search import Floats, Row
 
 METHOD = (
     "least squares over logarithms of predicted by measured step times, soft L1 loss beyond 10 %, each source weighted "
-    "by the square root of its rows; constants to 4 digits; left out: the same fit without that source, priced on it"
+    "by the square root of its rows; constants to 4 digits; left out: the same fit without that publication"
 )
 
 

@@ -1,4 +1,4 @@
-"""A fit of all constants, and for each source one without it: the whole of what `make fit` computes."""
+"""A fit of all constants, and for each publication one without it: the whole of what `make fit` computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from profiles.fit.search import Floats, Row, fit, predicted_s, weigh
 
 ROUNDS = 16
 """Of least squares from the start, which is enough for the loss to stand still in its third digit."""
-ROUNDS_LEFT_OUT = 2
+ROUNDS_LEFT_OUT = 3
 """From the constants of all rows; those that no other source depends on begin from their start."""
 
 
@@ -32,19 +32,19 @@ def left_out_s(
     processes: int,
     report: Callable[[str], None],
 ) -> Floats:
-    """Step times of each source by constants that were fitted without it; `report` gets each source when it is done."""
-    sources = sorted({row.source for row in rows})
+    """Step times of each publication by constants that were fitted without it; `report` gets each when it is done."""
+    publications = sorted({row.publication for row in rows})
     found = np.zeros(len(rows))
     with ProcessPoolExecutor(processes, get_context("forkserver")) as pool:
         work = partial(_without, rows, parameters, values)
-        for source, predicted in zip(sources, pool.map(work, sources), strict=True):
-            found[[number for number, row in enumerate(rows) if row.source == source]] = predicted
-            report(source)
+        for name, predicted in zip(publications, pool.map(work, publications), strict=True):
+            found[[number for number, row in enumerate(rows) if row.publication == name]] = predicted
+            report(name)
     return found
 
 
-def _without(rows: list[Row], parameters: tuple[Parameter, ...], values: dict[str, float], source: str) -> Floats:
-    others = [row for row in rows if row.source != source]
+def _without(rows: list[Row], parameters: tuple[Parameter, ...], values: dict[str, float], publication: str) -> Floats:
+    others = [row for row in rows if row.publication != publication]
     names = {(row.case.cluster.device.name, row.case.cluster.stack.name) for row in others}
     devices, stacks = {device for device, _ in names}, {stack for _, stack in names}
     start = {
@@ -52,4 +52,4 @@ def _without(rows: list[Row], parameters: tuple[Parameter, ...], values: dict[st
         for p in parameters
     }
     refitted = fit(weigh(thinned(others), others), parameters, start, ROUNDS_LEFT_OUT)
-    return predicted_s([row for row in rows if row.source == source], Presets(parameters, refitted))
+    return predicted_s([row for row in rows if row.publication == publication], Presets(parameters, refitted))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from profiles.fit.search import Row
 from profiles.runs import RunRecord, Skipped, case_of, step_time_s
+from profiles.runs.outcome import source_family
 
 THINNED = 100
 """A source with many more rows than this gives every n-th, such that about so many remain."""
@@ -20,7 +21,7 @@ def rows_of(records: Iterable[RunRecord]) -> list[Row]:
             continue
         measured = step_time_s(record, case.model)
         if measured is not None:
-            rows.append(Row(family(record.source), case, measured, 1.0))
+            rows.append(Row(family(record.source), source_family(record.source), case, measured, 1.0))
     return rows
 
 

@@ -27,6 +27,8 @@ class Row(NamedTuple):
     """One measured run."""
 
     source: str
+    publication: str
+    """What the source is a part of."""
     case: Case
     measured_s: float
     weight: float

@@ -24,6 +24,7 @@ from profiles.runs.stack import MEGATRON_CORE, stack_of
 
 MODULES_SAVE_RATIO = 0.32
 """Of the activations, what recomputing modules saves. Source: arXiv 2603.07685, tables 3 and 4: 42 of 131 GB."""
+_LIGHT = (Recompute.NONE, Recompute.SELECTIVE)
 _TUNING = {
     "lora": "LoRA (frozen weights with small adapters)",
     "sft": "fine-tuning on packed sequences (SFT)",
@@ -85,9 +86,12 @@ def _unmodelled(record: RunRecord) -> str | None:
 
 
 def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Training, stack: str) -> Case | Skipped:
-    """With the recomputation that the row states, else the lightest that fits, else the whole."""
+    """With the recomputation that the row states, else the lightest that fits, else the last that is considered.
+
+    Megatron-Core's recipes of this time recompute modules, not whole layers, unless they say so.
+    """
     stated = recompute_of(record.parallel.recompute)
-    choices = (stated,) if stated is not None else tuple(Recompute)
+    choices = (stated,) if stated is not None else _LIGHT if stack in MEGATRON_CORE else tuple(Recompute)
     case: Case | Skipped = Skipped("parallel.recompute: not known")
     for recompute in choices:
         plan = plan_of(record, model, training, stack, recompute)
