@@ -19,13 +19,15 @@ METHOD = (
 
 
 def write_presets(folder: Path, parameters: tuple[Parameter, ...], values: Mapping[str, float]) -> None:
-    """Put the constants into the presets' files; devices that hold some are `fitted` from then on."""
+    """Put the constants into the presets' files; devices and stacks that hold some are `fitted` from then on."""
     presets = Presets(parameters, values)
     touched = {(t.shelf, name) for p in parameters for t in p.targets for name in t.presets}
     for shelf, name in sorted(touched):
         content = presets.content(shelf, name)
         if shelf == "hardware":
             content["device"]["provenance"] = "fitted"
+        else:
+            content["stack"]["fitted"] = True
         _write(folder / shelf / f"{name}.json", content)
 
 
