@@ -32,7 +32,9 @@ HIGHER_STACK = (
     "step_host_s",
     "message_host_s",
     "elementwise_ratio",
+    "loss_ratio",
     "quantise_ratio",
+    "accumulate_bytes",
     "optimizer_ratio",
 )
 LOWER_STACK = (

@@ -14,7 +14,7 @@ from planner.spec.strategy import Recompute
 from planner.spec.training import Training
 
 TRAINING = Training(global_batch_size=8, sequence_length=256)
-WORK = ("other", "core", "other_back", "core_back", "imbalance", "host", "stall")
+WORK = ("other", "core", "other_back", "core_back", "imbalance", "accumulate", "host", "stall")
 TRAFFIC = ("tensor", "tensor_back", "exchange", "micro", "micro_back", "once", "once_back")
 OVERLAPS = ("tensor_overlap_ratio", "expert_overlap_ratio", "data_overlap_ratio")
 seconds = st.one_of(st.just(0.0), st.floats(0.001, 10.0))
@@ -54,6 +54,7 @@ def composed(stack: Stack, slowdown: float, recompute: Recompute, given_s: dict[
         micro_backward_s=given_s["micro_back"],
         once_forward_s=given_s["once"],
         once_backward_s=given_s["once_back"],
+        accumulate_s=given_s["accumulate"],
         optimizer_s=0.0,
     )
     return compose(price, recompute, 0.0, part, held)

@@ -88,8 +88,10 @@ def test_constants_stay_within_their_range():
     assert ends[MATMUL.name] == pytest.approx(MATMUL.low, rel=0.01)
 
 
-def test_a_source_counts_as_the_square_root_of_its_rows():
-    assert [row.weight for row in weigh(rows(KNOWN))] == pytest.approx([3**-0.5, 2**-0.5, 3**-0.5, 2**-0.5, 3**-0.5])
+def test_a_source_counts_as_the_square_root_of_its_rows_also_where_some_are_left_out():
+    made = rows(KNOWN)
+    assert [row.weight for row in weigh(made, made)] == pytest.approx([3**-0.5, 2**-0.5, 3**-0.5, 2**-0.5, 3**-0.5])
+    assert [row.weight for row in weigh(made[:2], made)] == pytest.approx([3**0.5, 2**0.5])
 
 
 def test_presets_of_other_constants_apply_to_device_stack_and_links():
