@@ -6,6 +6,7 @@ from planner.spec.cluster import Precision
 from planner.spec.model import Block, DenseFeedForward, GroupedQueryAttention, LatentAttention, Norm
 from planner.spec.strategy import AxisKind, Recompute, Sharding
 from planner.spec.training import AttentionKernel, Optimizer
+from profiles import device_preset
 from profiles.runs.stack import stack_of
 
 NO_PIPELINE = {"pp": 1, "dp": 8}
@@ -181,7 +182,7 @@ def test_an_unknown_device_is_named(gpu):
 def test_the_network_has_the_rate_that_the_row_states(inter, bytes_per_s):
     link = case(hardware={"inter": inter}).cluster.levels[-1].link
     assert link.bandwidth_bytes_per_s == pytest.approx(bytes_per_s)
-    assert link.efficiency_ratio == 0.85
+    assert link.efficiency_ratio == device_preset("a100-sxm-80g").inter_node.efficiency_ratio
 
 
 def test_a_number_of_nvlinks_is_a_rate_too():
@@ -315,14 +316,16 @@ def test_stated_recomputation_is_taken(stated, recompute):
     assert found.plan.main_strategy.recompute is recompute
 
 
-def test_unknown_recomputation_is_the_lightest_that_had_room():
+@pytest.mark.parametrize(("source", "considered"), [("NeMo", {0, 1}), ("FSDP", {0, 1, 2})])
+def test_unknown_recomputation_is_the_lightest_that_had_room(source, considered):
+    """Of whole layers only outside Megatron-Core, whose recipes say so where they recompute whole layers."""
     order = list(Recompute)
     unknown = {"recompute": None, **NO_PIPELINE}
-    found = [case(model={"layers": n}, parallel=unknown, batch={"micro": 8}, source="NeMo") for n in range(16, 160, 4)]
+    found = [case(model={"layers": n}, parallel=unknown, batch={"micro": 8}, source=source) for n in range(16, 160, 4)]
     chosen = [order.index(each.plan.main_strategy.recompute) for each in found]
     assert not any(each.recompute_known for each in found)
     assert chosen == sorted(chosen)
-    assert set(chosen) == {0, 1, 2}
+    assert set(chosen) == considered
 
 
 # Recipes
