@@ -316,7 +316,7 @@ def test_stated_recomputation_is_taken(stated, recompute):
     assert found.plan.main_strategy.recompute is recompute
 
 
-@pytest.mark.parametrize(("source", "considered"), [("NeMo", {0, 1}), ("FSDP", {0, 1, 2})])
+@pytest.mark.parametrize(("source", "considered"), [("NeMo", {0, 1}), ("vTrain", {0, 1, 2})])
 def test_unknown_recomputation_is_the_lightest_that_had_room(source, considered):
     """Of whole layers only outside Megatron-Core, whose recipes say so where they recompute whole layers."""
     order = list(Recompute)
