@@ -25,9 +25,7 @@ def main() -> None:
     print(f"{len(rows)} rows, {len(parameters)} constants", flush=True)
     values = fit_all(rows, parameters)
     predicted = predicted_s(rows, Presets(parameters, values))
-    left_out = left_out_s(
-        rows, parameters, values, arguments.processes, lambda done: print(f"without {done}", flush=True)
-    )
+    left_out = left_out_s(rows, parameters, arguments.processes, lambda done: print(f"without {done}", flush=True))
     by_source = errors_by_source(rows, predicted, left_out)
     for line in by_source:
         print("{source:90.90} {rows:4d} {mean_absolute_error:.3f} {left_out_mean_absolute_error:.3f}".format(**line))

@@ -35,7 +35,7 @@ def _of_traffic(stack: Stack, plan: Plan) -> Iterator[str]:
     kinds = (
         ("tensor-parallel", any(strategy.tp > 1 for strategy in strategies), stack.tensor_overlap_ratio),
         ("all-to-all", any(each.expert_parallel_size > 1 for each in experts), stack.expert_overlap_ratio),
-        ("between stages", len(plan.stages) > 1, stack.pipeline_overlap_ratio),
+        ("between stages", len(plan.stages) > 1, 0.0),
         ("data-parallel", any(strategy.data_parallel_size > 1 for strategy in strategies), stack.data_overlap_ratio),
         ("ring attention", any(strategy.cp > 1 for strategy in strategies), 1.0),
     )

@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from planner.cost.dense import linear_s, tensor_region
-from planner.cost.kernels import elementwise_s, matmul_s, overlapped_s, unquantised
+from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, overlapped_s, unquantised
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, add, context_group
 from planner.spec.model import GroupedQueryAttention, LatentAttention
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel
-
-_FUSED_SOFTMAX_BATCH = 4
-"""Samples x heads of a rank must be a multiple of it for scale, mask and softmax to be one kernel, not four.
-Source: NVIDIA/Megatron-LM megatron/model/fused_softmax.py and its kernels, 2021: get_batch_per_block."""
-_UNFUSED_SOFTMAX_HOST = 0.4
-"""Kernels of their own that this adds to a block's some 25, each way with casts and copies."""
 
 
 class _Heads(NamedTuple):
@@ -163,22 +157,25 @@ def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 5 a s^2 b with 2-byte elements. A number of scores
     that the fused softmax does not take costs three more kernels each way.
     """
-    rate, sequence = unquantised(conditions.rate), part_of.sequence
+    rate, sequence, stack = unquantised(conditions.rate), part_of.sequence, conditions.stack
     groups = part_of.samples * heads.heads
+    not_fused = groups % stack.fused_softmax_batch != 0
     query, value = heads.query_width / heads.heads, heads.output_width / heads.heads
     scores = groups * sequence * sequence
     element, dropout = rate.element_bytes, conditions.training.dropout
-    products = matmul_s(rate, sequence, sequence, query, groups) + matmul_s(rate, sequence, value, sequence, groups)
+    aligned = is_aligned(rate, query, value)
+    products = matmul_s(rate, sequence, sequence, query, groups, aligned)
+    products += matmul_s(rate, sequence, value, sequence, groups, aligned)
     softmax = elementwise_s(rate, scores * 2 * element)
     undo_softmax = elementwise_s(rate, scores * 3 * element)
     drop = elementwise_s(rate, scores * (2 * element + 1)) if dropout else 0.0
     backward_products = (
-        matmul_s(rate, sequence, query, sequence, 2 * groups)
-        + matmul_s(rate, sequence, sequence, value, groups)
-        + matmul_s(rate, sequence, value, sequence, groups)
+        matmul_s(rate, sequence, query, sequence, 2 * groups, aligned)
+        + matmul_s(rate, sequence, sequence, value, groups, aligned)
+        + matmul_s(rate, sequence, value, sequence, groups, aligned)
     )
     forward = products + softmax + drop
-    if groups % _FUSED_SOFTMAX_BATCH:
+    if not_fused:
         forward += elementwise_s(rate, scores * 6 * element, 3)
         undo_softmax += elementwise_s(rate, scores * 6 * element, 3)
     dropped = scores * (2 * element + 1 if dropout else element)
@@ -190,7 +187,7 @@ def _unfused_core(conditions: Conditions, heads: _Heads, part_of: Share) -> Part
         stored_bytes=dropped + element * part_of.tokens * heads.output_width,
         core_bytes=dropped,
         transient_bytes=element * scores,
-        host_s=_UNFUSED_SOFTMAX_HOST * conditions.stack.block_host_s if groups % _FUSED_SOFTMAX_BATCH else 0.0,
+        host_s=stack.unfused_softmax_host_ratio * stack.block_host_s if not_fused else 0.0,
     )
 
 

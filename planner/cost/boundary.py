@@ -40,8 +40,7 @@ def entry(
     sent, *arrived = entry_messages(conditions, strategy, samples, sequence_length)
     pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], sent.moved_bytes)
     pass_s += messages_s(conditions.levels, tuple(arrived))
-    stack = conditions.stack
-    return Entry(pass_s * (1.0 - stack.pipeline_overlap_ratio) + stack.message_host_s, 4 * int(share_bytes))
+    return Entry(pass_s + conditions.stack.message_host_s, 4 * int(share_bytes))
 
 
 def entry_messages(conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int) -> Messages:

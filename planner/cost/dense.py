@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.cost.kernels import elementwise_s, matmul_s, quantise_s
+from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, quantise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.strategy import Strategy
@@ -19,9 +19,12 @@ def linear_s(
     """(forward, backward) of a weight matrix [depth, columns]; backward makes the gradients of input and weight."""
     rate = conditions.rate
     slower = rate.grouped_matmul_ratio if groups > 1 else 1.0
-    forward = matmul_s(rate, rows, columns, depth, groups) / slower + quantise_s(rate, groups * rows * depth)
-    backward = matmul_s(rate, rows, depth, columns, groups) + matmul_s(rate, depth, columns, rows, groups)
-    return forward, backward / slower + quantise_s(rate, groups * rows * columns)
+    aligned = is_aligned(rate, columns, depth)
+    forward = matmul_s(rate, rows, columns, depth, groups, aligned)
+    backward = matmul_s(rate, rows, depth, columns, groups, aligned)
+    backward += matmul_s(rate, depth, columns, rows, groups, aligned)
+    forward_s = forward / slower + quantise_s(rate, groups * rows * depth)
+    return forward_s, backward / slower + quantise_s(rate, groups * rows * columns)
 
 
 def feed_forward(

@@ -1,6 +1,7 @@
 """Seconds of kernels on one device. Knows shapes and the device; knows no parallelism.
 
-Every function grows with every size it is given, and shrinks with every rate of the device.
+Every function grows with every size it is given, and shrinks with every rate of the device; products are quicker where
+sizes are aligned.
 """
 
 from __future__ import annotations
@@ -64,9 +65,8 @@ def rates(device: Device, stack: Stack, precision: Precision) -> Rates:
     if attention_peak is None:
         raise InputError.at("training.precision", f"{device.name} needs {stored.value} beside {precision.value}")
     efficiency = device.efficiency
-    ratio = efficiency.quantised_matmul_ratio if precision.is_quantised else efficiency.matmul_ratio
-    if ratio is None:
-        raise InputError.at("cluster.device.efficiency.quantised_matmul_ratio", f"is required for {precision.value}")
+    quantised = efficiency.quantised_matmul_ratio if precision.is_quantised else None
+    ratio = quantised or efficiency.matmul_ratio
     bytes_per_s = device.memory_bandwidth_bytes_per_s * efficiency.memory_ratio
     return Rates(
         matmul_flops_per_s=peak * ratio,
@@ -95,12 +95,12 @@ def unquantised(rate: Rates) -> Rates:
     return rate._replace(matmul_flops_per_s=rate.stored_matmul_flops_per_s, quantised_bytes_per_s=None)
 
 
-def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: float = 1) -> float:
+def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: float = 1, aligned: bool = True) -> float:
     """`groups` products [rows, depth] x [depth, columns], in one launch.
 
     The result is made in tiles, as many at a time as there are compute units; a tile takes as long when it is partly
     filled, and a last wave as long when it is. Of several sizes of tiles the quickest is taken. Short inner loops do
-    not reach the full rate: depth / (depth + half_depth) of it, nor do rows that are not multiples of 16 bytes.
+    not reach the full rate: depth / (depth + half_depth) of it, nor do products that are not `aligned`.
     Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 2-4.
     """
     if rows <= 0 or groups <= 0:
@@ -110,10 +110,18 @@ def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: flo
         _waves(rate, groups * ceil(rows / high) * ceil(columns / wide)) * high * wide / ratio
         for high, wide, ratio in rate.tiles
     )
-    if depth * rate.element_bytes % 16 or columns * rate.element_bytes % 16:
+    if not aligned:
         busy_s /= rate.misaligned_ratio
     moved = groups * rate.element_bytes * (rows * depth + depth * columns + rows * columns)
     return max(busy_s, moved / rate.bytes_per_s) + rate.launch_s
+
+
+def is_aligned(rate: Rates, *sizes: float) -> bool:
+    """Whether rows of these sizes are multiples of 16 bytes, as the quick kernels need them.
+
+    For sizes that the model gives; tokens are padded where they stand for one. Source: as `matmul_s`, section 2.
+    """
+    return not any(size * rate.element_bytes % 16 for size in sizes)
 
 
 def _waves(rate: Rates, tiles: float) -> float:

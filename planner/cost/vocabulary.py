@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from planner.cost.dense import linear_s, norm_extra_bytes, whole_tokens
 from planner.cost.kernels import elementwise_s, unquantised
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.model import Embedding, Head
 from planner.spec.strategy import Strategy
+
+_PADDED_TO = 128
+"""Rows of the vocabulary on a rank. Source: Megatron-LM's --make-vocab-size-divisible-by."""
 
 
 def embedding(conditions: Conditions, layer: Embedding, strategy: Strategy, part_of: Share) -> Part:
@@ -49,8 +54,10 @@ def head(conditions: Conditions, layer: Head, strategy: Strategy, part_of: Share
     """
     rate, hidden = conditions.rate, conditions.hidden_size
     logits = part_of.tokens * layer.vocab_size / strategy.tp
+    # Frameworks pad the vocabulary so that the product is aligned.
+    padded = ceil(layer.vocab_size / strategy.tp / _PADDED_TO) * _PADDED_TO
     stored, loss_ratio = conditions._replace(rate=unquantised(rate)), conditions.stack.loss_ratio
-    forward, backward = linear_s(stored, part_of.tokens, layer.vocab_size / strategy.tp, hidden)
+    forward, backward = linear_s(stored, part_of.tokens, padded, hidden)
     norm = part_of.edge_tokens * hidden * rate.element_bytes
     sent_forward, sent_backward = head_messages(conditions, strategy, part_of)
     return Part(

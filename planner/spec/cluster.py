@@ -56,7 +56,7 @@ class KernelEfficiency(Value):
     matmul_ratio: Ratio
     """Of peak FLOP/s, for a large matrix product whose tiles fill all compute units, in 16 or 32 bits."""
     quantised_matmul_ratio: Ratio | None = None
-    """The same for products in 8 or 4 bits, None where the device has none."""
+    """The same for products in 8 or 4 bits; None: as in 16."""
     matmul_tile: tuple[Count, Count] = (128, 256)
     """Rows and columns of the largest part of the result that one compute unit makes at a time."""
     half_tile_ratio: Ratio = 1.0
@@ -167,8 +167,9 @@ class Cluster(Value):
 
     @property
     def provenance(self) -> Provenance:
-        """Of the numbers that prices are made of: `fitted` if any of them are."""
-        return Provenance.FITTED if self.stack.fitted else self.device.provenance
+        """Of the numbers that prices are made of: the weaker of the device's and the stack's."""
+        measured = self.device.provenance is Provenance.MEASURED
+        return Provenance.FITTED if measured and self.stack.fitted else self.device.provenance
 
     @property
     def reserve_bytes(self) -> int:

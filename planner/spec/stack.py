@@ -10,11 +10,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from planner.spec.value import Name, NonNegative, Ratio, Value
+from planner.spec.value import Count, Name, Ratio, Value
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of something, from nothing to all of it."""
-AtLeastOne = Annotated[float, Field(ge=1)]
+AtLeastOne = Annotated[float, Field(ge=1, le=1000)]
+NonNegative = Annotated[float, Field(ge=0, le=1000)]
+"""Seconds, bytes for a parameter or a ratio: more is a slip."""
 
 
 class Stack(Value):
@@ -42,6 +44,11 @@ class Stack(Value):
     """For each parameter and micro-batch: what adding up gradients moves beyond the product that makes them."""
     optimizer_ratio: AtLeastOne = 1.0
     """Bytes that the update of the weights moves, over what one fused kernel would."""
+    fused_softmax_batch: Count = 1
+    """Samples x heads of a rank must be a multiple of it for scale, mask and softmax of unfused attention to be one
+    kernel, not four."""
+    unfused_softmax_host_ratio: NonNegative = 0.0
+    """Of `block_host_s`, what submitting those kernels takes more."""
     attention_ratio: Ratio = 1.0
     """Of the rate of the device's best fused attention, what the stack's reaches."""
     grouped_matmul_ratio: Ratio = 1.0
@@ -50,8 +57,6 @@ class Stack(Value):
     """Of the tensor-parallel traffic, what hides behind the products beside it."""
     expert_overlap_ratio: Share = 0.0
     """Of the all-to-all, what hides behind other work."""
-    pipeline_overlap_ratio: Share = 0.0
-    """Of the traffic between stages, what hides."""
     data_overlap_ratio: Share = 1.0
     """Of the data-parallel traffic, what may hide behind passes."""
     eager_blocks: bool = False

@@ -13,8 +13,9 @@ from profiles.fit.parameters import Parameter, Presets
 from profiles.fit.search import Floats, Row
 
 METHOD = (
-    "least squares over logarithms of predicted by measured step times, soft L1 loss beyond 10 %, each source weighted "
-    "by the square root of its rows; constants to 4 digits; left out: the same fit without that publication"
+    "least squares over logarithms of predicted by measured step times, soft L1 loss, each source weighted by the square "
+    "root of its rows; constants to 4 digits; left out: a fit without that publication, from the same start, in fewer "
+    "rounds on fewer rows"
 )
 
 

@@ -15,8 +15,9 @@ from profiles.fit.search import Floats, Row, fit, predicted_s, weigh
 
 ROUNDS = 16
 """Of least squares from the start, which is enough for the loss to stand still in its third digit."""
-ROUNDS_LEFT_OUT = 3
-"""From the constants of all rows; those that no other source depends on begin from their start."""
+ROUNDS_LEFT_OUT = 10
+LEFT_OUT_THINNED = 50
+"""Rows of a source at most, for the many fits without one publication."""
 
 
 def fit_all(rows: list[Row], parameters: tuple[Parameter, ...]) -> dict[str, float]:
@@ -28,7 +29,6 @@ def fit_all(rows: list[Row], parameters: tuple[Parameter, ...]) -> dict[str, flo
 def left_out_s(
     rows: list[Row],
     parameters: tuple[Parameter, ...],
-    values: dict[str, float],
     processes: int,
     report: Callable[[str], None],
 ) -> Floats:
@@ -36,20 +36,15 @@ def left_out_s(
     publications = sorted({row.publication for row in rows})
     found = np.zeros(len(rows))
     with ProcessPoolExecutor(processes, get_context("forkserver")) as pool:
-        work = partial(_without, rows, parameters, values)
+        work = partial(_without, rows, parameters)
         for name, predicted in zip(publications, pool.map(work, publications), strict=True):
             found[[number for number, row in enumerate(rows) if row.publication == name]] = predicted
             report(name)
     return found
 
 
-def _without(rows: list[Row], parameters: tuple[Parameter, ...], values: dict[str, float], publication: str) -> Floats:
+def _without(rows: list[Row], parameters: tuple[Parameter, ...], publication: str) -> Floats:
     others = [row for row in rows if row.publication != publication]
-    names = {(row.case.cluster.device.name, row.case.cluster.stack.name) for row in others}
-    devices, stacks = {device for device, _ in names}, {stack for _, stack in names}
-    start = {
-        p.name: values[p.name] if p.presets("hardware") & devices or p.presets("software") & stacks else p.start
-        for p in parameters
-    }
-    refitted = fit(weigh(thinned(others), others), parameters, start, ROUNDS_LEFT_OUT)
+    start = {parameter.name: parameter.start for parameter in parameters}
+    refitted = fit(weigh(thinned(others, LEFT_OUT_THINNED), others), parameters, start, ROUNDS_LEFT_OUT)
     return predicted_s([row for row in rows if row.publication == publication], Presets(parameters, refitted))

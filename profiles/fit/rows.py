@@ -30,8 +30,8 @@ def family(source: str) -> str:
     return source.split(" - ", maxsplit=1)[0]
 
 
-def thinned(rows: list[Row]) -> list[Row]:
-    """Every n-th row of sources that have very many; the rest of them is a check."""
+def thinned(rows: list[Row], at_most: int = THINNED) -> list[Row]:
+    """Every n-th row of sources that have many more than `at_most`; the rest of them is a check."""
     seen: dict[str, int] = {}
     counts: dict[str, int] = {}
     for row in rows:
@@ -40,6 +40,6 @@ def thinned(rows: list[Row]) -> list[Row]:
     for row in rows:
         number = seen.get(row.source, 0)
         seen[row.source] = number + 1
-        if number % max(1, round(counts[row.source] / THINNED)) == 0:
+        if number % max(1, round(counts[row.source] / at_most)) == 0:
             kept.append(row)
     return kept

@@ -67,7 +67,7 @@ def precision_of(record: RunRecord) -> Precision | Skipped:
     for name, precision in (("bf16", Precision.BF16), ("fp16", Precision.FP16), ("half", Precision.FP16)):
         if name in text:
             return precision
-    if "32" in text:
+    if "32" in text and "tf32" not in text:
         return Precision.FP32
     return Skipped(f"precision: {record.precision!r} is not a number format that is known")
 
