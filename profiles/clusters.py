@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from planner.spec.cluster import Cluster, Device, Level, Link
+from planner.spec.cluster import Cluster, Device, Level, Link, Provenance
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.parse import parse
 from planner.spec.request import ClusterRequest
@@ -35,6 +35,9 @@ def resolve_cluster(request: ClusterRequest) -> Cluster:
         "memory_limit_bytes": request.memory_limit_bytes,
     }
     cluster = parse(Cluster, content)
+    if cluster.device.provenance is Provenance.MEASURED:
+        # Published runs say nothing of a machine that was measured itself.
+        return cluster
     return cluster.model_copy(update={"error_bands": error_bands(cluster.device, cluster.stack)})
 
 

@@ -13,9 +13,9 @@ from profiles.fit.parameters import Parameter, Presets
 from profiles.fit.search import Floats, Row
 
 METHOD = (
-    "least squares over logarithms of predicted by measured step times, soft L1 loss, each source weighted by the square "
-    "root of its rows; constants to 4 digits; left out: a fit without that publication, from the same start, in fewer "
-    "rounds on fewer rows"
+    "least squares over logarithms of predicted by measured step times, soft L1 loss, each source weighted "
+    "by the square root of its rows; constants to 4 digits; left out: fitted without that publication, from "
+    "the same start, in fewer rounds and on fewer rows"
 )
 
 

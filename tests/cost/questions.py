@@ -162,7 +162,6 @@ stacks = st.one_of(
         grouped_matmul_ratio=ratios,
         tensor_overlap_ratio=shares,
         expert_overlap_ratio=shares,
-        pipeline_overlap_ratio=shares,
         data_overlap_ratio=shares,
         eager_blocks=st.booleans(),
         eager_loss=st.booleans(),

@@ -61,13 +61,13 @@ def test_a_band_whose_ends_are_swapped_is_refused():
     ("device", "fitted", "expected"),
     [
         (Provenance.DATASHEET, False, Provenance.DATASHEET),
-        (Provenance.DATASHEET, True, Provenance.FITTED),
+        (Provenance.DATASHEET, True, Provenance.DATASHEET),
         (Provenance.FITTED, False, Provenance.FITTED),
         (Provenance.MEASURED, False, Provenance.MEASURED),
         (Provenance.MEASURED, True, Provenance.FITTED),
     ],
 )
-def test_a_price_is_fitted_if_the_device_or_the_stack_is(device, fitted, expected):
+def test_the_provenance_of_a_price_is_the_weaker_of_device_and_stack(device, fitted, expected):
     found = price(
         device=samples.DEVICE.model_copy(update={"provenance": device}), stack=Stack(name="sample", fitted=fitted)
     )
@@ -75,9 +75,9 @@ def test_a_price_is_fitted_if_the_device_or_the_stack_is(device, fitted, expecte
 
 
 def test_traffic_is_named_where_the_plan_has_it_with_the_stack_s_share():
-    stack = Stack(name="sample", tensor_overlap_ratio=0.25, pipeline_overlap_ratio=0.5, data_overlap_ratio=0.75)
+    stack = Stack(name="sample", tensor_overlap_ratio=0.25, data_overlap_ratio=0.75)
     (text,) = said("of the traffic", price(stack=stack))
-    assert text.endswith("under stack sample: tensor-parallel 25 %, between stages 50 %, data-parallel 75 %")
+    assert text.endswith("under stack sample: tensor-parallel 25 %, between stages 0 %, data-parallel 75 %")
     (text,) = said("of the traffic", price(EXPERTS, "tp1-pp1-dp8-ep8-mbs1", stack=stack))
     assert text.endswith(": all-to-all 0 %, data-parallel 75 %")
     (text,) = said("of the traffic", price(plan="tp1-pp1-dp4-cp2-mbs1", stack=stack))

@@ -110,6 +110,29 @@ def test_a_skewed_workload_is_never_faster_than_a_balanced_one(instance, workloa
     assert all(less.peak_memory_bytes <= more.peak_memory_bytes for less, more in peaks)
 
 
+@given(st.integers(0, 400), st.integers(1, 40))
+@modest
+def test_a_little_more_load_on_one_rank_costs_a_little(ten_thousandths, more):
+    """Tokens of an expert are no sizes of the model: an odd number of them is no slower than an even one."""
+    instance = Instance(
+        moe=True,
+        layers=2,
+        hidden=1024,
+        width_factor=4,
+        nodes=1,
+        sequence_length=2048,
+        batch_size=8,
+        words=("dp4", "ep4", "etp1", "mbs1"),
+    )
+    steps = []
+    for added in (ten_thousandths, ten_thousandths + more):
+        hot = 0.125 + added / 10_000
+        shares = ((hot, *((1 - hot) / 7 for _ in range(7))),)
+        steps.append(instance.price(Workload(name="warm", expert_shares=shares)).step_time_s)
+    assert steps[0] <= steps[1] * (1 + 1e-12)
+    assert steps[1] <= steps[0] * (1 + 4 * more / 10_000 / 0.125 + 0.25)
+
+
 def test_one_hot_expert_is_paid_for_by_name():
     instance = Instance(
         moe=True,

@@ -8,7 +8,7 @@ from planner.cost.boundary import entry, layout, transition_s
 from planner.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, point_to_point_s, reduce_scatter_s
 from planner.cost.dense import residual_stream
 from planner.cost.experts import moe_feed_forward
-from planner.cost.kernels import matmul_s, overlapped_s
+from planner.cost.kernels import is_aligned, matmul_s, overlapped_s
 from planner.cost.layer import layer_cost
 from planner.cost.parameters import layer_parameters
 from planner.cost.part import conditions, share
@@ -121,7 +121,9 @@ def test_a_small_product_takes_smaller_tiles_where_they_are_quicker():
 
 def test_rows_that_are_not_multiples_of_sixteen_bytes_are_slower():
     rate = LARGE_TILES._replace(misaligned_ratio=0.25)
-    aligned, slow = matmul_s(rate, 1280, 2560, 4096), matmul_s(rate, 1280, 2560, 4092)
+    aligned, slow = matmul_s(rate, 1280, 2560, 4096), matmul_s(rate, 1280, 2560, 4092, aligned=False)
+    assert is_aligned(rate, 2560, 4096)
+    assert not is_aligned(rate, 2560, 4092)
     assert slow == pytest.approx(4 * matmul_s(LARGE_TILES, 1280, 2560, 4092))
     assert aligned == matmul_s(LARGE_TILES, 1280, 2560, 4096)
 

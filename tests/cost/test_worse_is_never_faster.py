@@ -42,7 +42,6 @@ LOWER_STACK = (
     "grouped_matmul_ratio",
     "tensor_overlap_ratio",
     "expert_overlap_ratio",
-    "pipeline_overlap_ratio",
     "data_overlap_ratio",
 )
 LESS_LINK = ("bandwidth_bytes_per_s", "efficiency_ratio", "pair_bandwidth_bytes_per_s")

@@ -8,6 +8,7 @@ from planner.spec.errors import InputError
 from planner.spec.parse import parse
 from profiles import catalogue
 from profiles.fit.parameters import Parameter, Presets, Target, read_parameters
+from profiles.fit.refit import left_out_s
 from profiles.fit.search import Row, fit, predicted_s, weigh
 
 MATMUL = Parameter(
@@ -92,6 +93,15 @@ def test_a_source_counts_as_the_square_root_of_its_rows_also_where_some_are_left
     made = rows(KNOWN)
     assert [row.weight for row in weigh(made, made)] == pytest.approx([3**-0.5, 2**-0.5, 3**-0.5, 2**-0.5, 3**-0.5])
     assert [row.weight for row in weigh(made[:2], made)] == pytest.approx([3**0.5, 2**0.5])
+
+
+def test_what_a_publication_that_is_left_out_measured_plays_no_part_in_its_prediction():
+    made = [row._replace(publication=row.source) for row in rows(KNOWN)]
+    lied = [row._replace(measured_s=row.measured_s * (3 if row.source == "source 1" else 1)) for row in made]
+    honest, after = (left_out_s(each, PARAMETERS, 1, lambda name: None) for each in (made, lied))
+    which = [number for number, row in enumerate(made) if row.source == "source 1"]
+    assert after[which] == pytest.approx(honest[which], rel=1e-12)
+    assert list(after) != pytest.approx(list(honest))
 
 
 def test_presets_of_other_constants_apply_to_device_stack_and_links():
