@@ -144,9 +144,16 @@ def _devices_of_rack(limit: int, request: ClusterRequest) -> int:
     return request.devices_per_node * max(nodes for nodes in fitting if request.nodes % nodes == 0)
 
 
+def _as_usual(link: Link, usual: Link | None) -> Link:
+    """A link that is given without saying what share of its bandwidth is reached reaches that of the usual one."""
+    if usual is None or "efficiency_ratio" in link.model_fields_set:
+        return link
+    return link.model_copy(update={"efficiency_ratio": usual.efficiency_ratio})
+
+
 def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
     if request.intra_node is not None:
-        return request.intra_node
+        return _as_usual(request.intra_node, preset and preset.intra_node)
     if preset is None:
         raise InputError.at("intra_node", "is required for a device that is given inline, or give levels")
     if request.devices_per_node > preset.devices_per_node:
@@ -160,7 +167,7 @@ def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
 
 def _inter_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
     if request.inter_node is not None:
-        return request.inter_node
+        return _as_usual(request.inter_node, preset and preset.inter_node)
     if preset is None:
         raise InputError.at("inter_node", "is required for a device that is given inline, or give levels")
     return preset.inter_node

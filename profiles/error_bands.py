@@ -1,7 +1,7 @@
 """Error bands of the nearest class of published runs, from `profiles/fit/record.json`, which the fit wrote.
 
-Nearest is, of the classes that are there: this device with this stack, any device with this stack, this device with any
-stack, any with any; kinds of models stay apart, but for a kind of which there are no runs.
+Nearest is, of the classes that are there: this device with this stack; for a pair that nobody measured the wider of any
+device with this stack and this device with any; any with any; kinds of models stay apart, but for a kind of which there are no runs.
 """
 
 from __future__ import annotations
@@ -58,23 +58,33 @@ def band_of(device_name: str, stack_name: str, kind: Kind, classes: Sequence[Err
     Raises InternalError if there is not even one of all runs.
     """
     known = {(each.device, each.stack, each.kind): each for each in (error_classes() if classes is None else classes)}
-    for wanted in (
-        (device_name, stack_name, kind),
-        (ANY, stack_name, kind),
-        (device_name, ANY, kind),
-        (ANY, ANY, kind),
-        (ANY, ANY, ANY),
-    ):
-        if wanted in known:
-            return _band(known[wanted])
+    nearest = (
+        [(device_name, stack_name, kind)],
+        [(ANY, stack_name, kind), (device_name, ANY, kind)],
+        [(ANY, ANY, kind)],
+        [(ANY, ANY, ANY)],
+    )
+    for names in nearest:
+        found = [known[name] for name in names if name in known]
+        if found:
+            return _band(found)
     raise InternalError("profiles/fit/record.json has no error of all runs (device, stack and kind *)")
 
 
-def _band(found: ErrorClass) -> ErrorBand:
+def _band(classes: Sequence[ErrorClass]) -> ErrorBand:
+    """Of classes that are equally near, from the lowest to the highest."""
+    return ErrorBand(
+        low_ratio=min(found.low_ratio for found in classes),
+        high_ratio=max(found.high_ratio for found in classes),
+        rows=sum(found.rows for found in classes),
+        basis=" and ".join(_basis(found) for found in classes),
+    )
+
+
+def _basis(found: ErrorClass) -> str:
     device = "any device" if found.device == ANY else found.device
     stack = "any stack" if found.stack == ANY else found.stack
-    basis = f"{found.rows:,} runs of {_KINDS[found.kind]} on {device} with {stack}"
-    return ErrorBand(low_ratio=found.low_ratio, high_ratio=found.high_ratio, rows=found.rows, basis=basis)
+    return f"{found.rows:,} runs of {_KINDS[found.kind]} on {device} with {stack}"
 
 
 def _device_name(device: Device) -> str:

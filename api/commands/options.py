@@ -17,7 +17,7 @@ from planner.spec.parse import parse
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist
 from planner.spec.training import Training
-from profiles import cluster_request_from_file, model_request_from_file, parse_bytes
+from profiles import cluster_request_from_file, model_request_from_file, parse_bytes, stack_names
 from profiles.files import looks_like_file, read_json_file
 
 ModelArgument = Annotated[
@@ -59,6 +59,8 @@ def read_model_and_cluster(
         limit = parse_bytes(memory_limit, "--memory-limit")
         request = request.model_copy(update={"memory_limit_bytes": limit})
     if stack is not None:
+        if not stack.strip():
+            raise InputError.at("--stack", f"must name a software stack: {', '.join(stack_names())}")
         request = request.model_copy(update={"stack": stack})
     return resolve(model_request_from_file(model), request)
 

@@ -27,7 +27,7 @@ from planner.spec.model import Model
 from planner.spec.parse import parse
 from planner.spec.request import Options
 from planner.spec.shortlist import Shortlist
-from planner.view import headline_table, memory_table, shortlist_table, stage_table, time_table
+from planner.view import assumption_table, headline_table, memory_table, shortlist_table, stage_table, time_table
 
 
 def plan(
@@ -98,5 +98,6 @@ def _show(model: Model, shortlist: Shortlist) -> None:
         stage_table(model, best.plan),
         time_table(best.estimate),
         memory_table(best.plan, best.estimate),
+        assumption_table(best.estimate),
     )
     say(certificate_line(shortlist))

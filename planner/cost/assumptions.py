@@ -8,7 +8,7 @@ from planner.spec.model import Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, ScheduleKind
 from planner.spec.stack import Stack
-from planner.spec.training import Training
+from planner.spec.training import AttentionKernel, Training
 from planner.spec.workload import BALANCED, Workload
 
 NOT_MODELLED = (
@@ -22,7 +22,7 @@ def assumptions(
     model: Model, training: Training, stack: Stack, plan: Plan, workload: Workload, placement: Placement | None
 ) -> tuple[str, ...]:
     """Short sentences; only those that can matter to this plan."""
-    found = [*_of_traffic(stack, plan), *_of_host(stack), *_of_products(training), *_of_pipeline(plan)]
+    found = [*_of_traffic(stack, plan), *_of_host(stack), *_of_products(training, stack), *_of_pipeline(plan)]
     if model.moe_layers:
         found += _of_experts(training, workload, placement)
     return (*found, FULL_SEQUENCES, NOT_MODELLED)
@@ -49,7 +49,9 @@ def _of_host(stack: Stack) -> Iterator[str]:
         yield f"under stack {stack.name} no device waits for its host"
 
 
-def _of_products(training: Training) -> Iterator[str]:
+def _of_products(training: Training, stack: Stack) -> Iterator[str]:
+    if training.attention_kernel is AttentionKernel.FLASH and stack.fused_softmax_batch > 1:
+        yield f"attention is fused (flash), which stack {stack.name} had not: attention_kernel of the training"
     if training.precision.is_quantised:
         yield f"{training.precision.value} holds for products with weights; attention is computed in bf16"
 
