@@ -153,7 +153,7 @@ def _as_usual(link: Link, usual: Link | None) -> Link:
 
 def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
     if request.intra_node is not None:
-        return _as_usual(request.intra_node, preset and preset.intra_node)
+        return _as_usual(request.intra_node, preset.intra_node if preset else None)
     if preset is None:
         raise InputError.at("intra_node", "is required for a device that is given inline, or give levels")
     if request.devices_per_node > preset.devices_per_node:
@@ -167,7 +167,7 @@ def _intra_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
 
 def _inter_node(request: ClusterRequest, preset: HardwarePreset | None) -> Link:
     if request.inter_node is not None:
-        return _as_usual(request.inter_node, preset and preset.inter_node)
+        return _as_usual(request.inter_node, preset.inter_node if preset else None)
     if preset is None:
         raise InputError.at("inter_node", "is required for a device that is given inline, or give levels")
     return preset.inter_node

@@ -1,7 +1,8 @@
 """Error bands of the nearest class of published runs, from `profiles/fit/record.json`, which the fit wrote.
 
 Nearest is, of the classes that are there: this device with this stack; for a pair that nobody measured the wider of any
-device with this stack and this device with any; any with any; kinds of models stay apart, but for a kind of which there are no runs.
+device with this stack and this device with any; any with any. Kinds of models stay apart, but for a kind of which there
+are no runs.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from planner.spec.errors import InputError, MalformedError
 from planner.spec.request import ClusterRequest
 from profiles import cluster_from_shorthand, cluster_request_from_file, device_preset, resolve_cluster
 
-LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-5)
+LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-5, efficiency_ratio=0.5)
 
 
 def problem(work, *arguments, error=InputError):
@@ -55,6 +55,16 @@ def test_links_default_to_the_usual_node_of_the_device():
 def test_links_that_are_given_replace_the_usual_ones():
     request = ClusterRequest(nodes=2, devices_per_node=8, device="h100", inter_node=LINK)
     assert resolve_cluster(request).levels[-1].link == LINK
+
+
+def test_a_given_link_that_says_no_share_reaches_the_usual_one():
+    bare = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-5)
+    request = ClusterRequest(nodes=2, devices_per_node=8, device="h100", intra_node=bare, inter_node=bare)
+    found, usual = resolve_cluster(request).levels, device_preset("h100")
+    assert [level.link.efficiency_ratio for level in found] == [
+        usual.intra_node.efficiency_ratio,
+        usual.inter_node.efficiency_ratio,
+    ]
 
 
 def test_a_node_larger_than_the_usual_one_needs_its_links():

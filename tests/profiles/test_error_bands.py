@@ -96,12 +96,18 @@ def test_bands_do_not_depend_on_the_order_of_the_runs():
     assert bands(runs) == bands(runs[::-1])
 
 
-@pytest.mark.parametrize("known", range(len(NEAREST_FIRST)))
+@pytest.mark.parametrize("known", [0, 2, 3, 4])
 def test_the_nearest_class_is_taken(known):
     found = band_of("h100", "megatron", "dense", classes(*NEAREST_FIRST[known:]))
     assert found.high_ratio == 1.0
     farther_first = classes(*NEAREST_FIRST[known:][::-1])
     assert band_of("h100", "megatron", "dense", farther_first).high_ratio == len(farther_first)
+
+
+def test_a_pair_that_nobody_measured_has_the_wider_of_both_its_classes():
+    found = band_of("h100", "megatron", "dense", classes(*NEAREST_FIRST[1:]))
+    assert (found.low_ratio, found.high_ratio, found.rows) == (1.0, 2.0, 18)
+    assert found.basis.count(" runs of ") == 2
 
 
 def test_runs_of_another_device_stack_or_kind_are_not_near():
