@@ -10,9 +10,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import profiles
 assert profiles.__file__.startswith(sys.argv[1]), profiles.__file__
-print(*profiles.device_names(), *profiles.model_names())
+print(*profiles.device_names(), *profiles.model_names(), *profiles.stack_names())
 profiles.device_preset("h100")
 profiles.model_preset("mixtral")
+assert profiles.resolve_cluster(profiles.cluster_from_shorthand("1x8:h100")).error_bands is not None
 """
 
 
@@ -23,5 +24,6 @@ def test_data_files_are_in_the_wheel_and_load_from_it(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     command = [sys.executable, "-c", SCRIPT, str(wheel)]
     names = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
-    files = [*(ROOT / "profiles" / "hardware").glob("*.json"), *(ROOT / "profiles" / "models").glob("*.json")]
+    shelves = [ROOT / "profiles" / shelf for shelf in ("hardware", "models", "software")]
+    files = [file for shelf in shelves for file in shelf.glob("*.json")]
     assert sorted(names) == sorted(file.stem for file in files)
