@@ -43,7 +43,7 @@ def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
     for word, feature in NOT_MODELLED.items():
         if word in words:
             return Skipped(f"model.family: {feature} are not modelled")
-    lacking = _lacking(facts)
+    lacking = lacking_facts(facts)
     if lacking:
         return _preset(facts, lacking)
     traits = _traits(facts)
@@ -55,7 +55,8 @@ def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
         return Skipped(f"model: {InputError.from_validation(error)}")
 
 
-def _lacking(facts: ModelFacts) -> list[str]:
+def lacking_facts(facts: ModelFacts) -> list[str]:
+    """Sizes without which a row does not tell its architecture."""
     needed = ["layers", "hidden", "heads", "vocab"]
     needed += ["top_k"] if _num_experts(facts) else []
     needed += ["mla"] if "mla" in facts.family.lower() else []
