@@ -49,13 +49,13 @@ def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
     lacking = lacking_facts(facts)
     if lacking:
         return _preset(facts, lacking)
-    traits = _traits(facts)
-    if traits is None:
-        return Skipped(f"model.family: {facts.family!r} is not known, and model.params_b does not tell how it is built")
     try:
-        return _build(facts, traits, sequence_length)
+        traits = _traits(facts)
+        if traits is not None:
+            return _build(facts, traits, sequence_length)
     except ValidationError as error:
         return Skipped(f"model: {InputError.from_validation(error)}")
+    return Skipped(f"model.family: {facts.family!r} is not known, and model.params_b does not tell how it is built")
 
 
 def lacking_facts(facts: ModelFacts) -> list[str]:

@@ -259,6 +259,7 @@ def test_a_micro_batch_that_is_forced_is_taken(changes, micro):
         ({"precision": "int4"}, "precision: 'int4' is not a number format that is known"),
         ({"precision": "fp8"}, "training.precision: a100-sxm-80g has no fp8; it has fp32, fp16, bf16"),
         ({"model": {**EXPERTS}, "parallel": {"ep": 3}}, "parallel.ep: ep 3 x etp 1 must divide the 8 devices"),
+        ({"model": {"family": "unheard", "params_b": 0.8, "kv_heads": 5}}, "model: "),
         ({"parallel": {"recompute": "blockwise-banana"}}, "parallel.recompute: 'blockwise-banana' is not known"),
         ({"parallel": {"fsdp": "banana"}}, "parallel.fsdp: 'banana' is not known"),
         ({"parallel": {"fsdp": "FULL_SHARD/banana"}}, "parallel.fsdp: 'FULL_SHARD/banana' is not known"),
