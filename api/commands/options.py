@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from api.commands.terminal import printable
 from api.resolution import resolve
 from planner.search import plan_from_shorthand
 from planner.spec.cluster import Cluster
@@ -74,6 +75,8 @@ def training_from(batch: str | None, sequence_length: int | None, **recipe: obje
 
 def read_plan(text: str, model: Model, cluster: Cluster, training: Training | None) -> Plan:
     """A plan from a file (a shortlist's: its first), or from shorthand, which needs the training; raises InputError."""
+    if not text.strip():
+        raise InputError.at("plan", "is empty; it must be a plan's JSON file, or short: tp2-pp4-dp8-mbs1-zero1")
     if not looks_like_file(text):
         if training is None:
             raise InputError.at(
@@ -108,12 +111,13 @@ def write_text(path: Path, text: str) -> None:
 def shown(error: TrimtabError) -> str:
     """One line for the terminal; fields that an option sets are named by the option."""
     if not isinstance(error, InputError):
-        return " ".join(str(error).split())
+        return printable(" ".join(str(error).split()))
     lines = []
     for problem in error.problems:
         field = problem.field
         for root in ("training.", "options."):
             if field.startswith(root):
                 field = "--" + field.removeprefix(root).replace("_", "-")
-        lines.append(f"{field}: {problem.message}")
-    return " ".join("; ".join(lines).split())
+        # A row's id stands in the field; its line breaks are to be seen.
+        lines.append(f"{printable(field)}: {problem.message}")
+    return printable(" ".join("; ".join(lines).split()))

@@ -89,6 +89,8 @@ def _measured(device: str, devices: int | None, time_budget: float, limit: int) 
         raise InputError.at("--device", f"must be {', '.join(known)}, got {device!r}")
     backend = known[device]
     there = num_devices(backend)
+    if not there:
+        raise InputError.at("--device", f"must be auto or cpu: there is no {backend.name} device here")
     if there < (devices or 1):
         raise InputError.at("--devices", f"must be at most what this machine has of {backend}, {there}")
     wish = Wish(

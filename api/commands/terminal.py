@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
@@ -20,11 +21,22 @@ WIDTH_OF_FILES = 160
 """Columns where stdout is no terminal."""
 
 
-def show(*tables: Table, highlight_first: bool = False) -> None:
-    """Print tables to stdout."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
-    for table in tables:
+def show(*tables: Table, highlight_first: bool = False, whole_lines: bool = False) -> None:
+    """Print tables to stdout; with `whole_lines` no cell is folded where stdout is no terminal, as wide as it gets."""
+    plain = [_plain(table) for table in tables]
+    widest = max(map(_width, plain), default=0) if whole_lines else 0
+    console = Console(width=None if sys.stdout.isatty() else max(WIDTH_OF_FILES, widest))
+    for table in plain:
         console.print(_rendered(fitted(table, console.width), highlight_first))
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped, as in "a\\x1b[2J"."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _plain(table: Table) -> Table:
+    return table._replace(rows=tuple(tuple(printable(cell) for cell in row) for row in table.rows))
 
 
 def fitted(table: Table, width: int) -> Table:
@@ -38,7 +50,7 @@ def fitted(table: Table, width: int) -> Table:
 def _width(table: Table) -> int:
     """Characters that no cell needs to fold in."""
     cells = zip([column.title for column in table.columns], *table.rows, strict=True)
-    return sum(max(map(len, column)) + len("   ") for column in cells)
+    return sum(max(map(cell_len, column)) + len("   ") for column in cells)
 
 
 def _turned(table: Table) -> Table:
@@ -60,14 +72,20 @@ def say(text: str) -> None:
 
 
 def _rendered(table: Table, highlight_first: bool) -> RichTable:
-    rendered = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    rendered = RichTable(
+        title=Text(table.title, style="bold"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        min_width=cell_len(table.title) or None,
+    )
     for column in table.columns:
         cells = [row[len(rendered.columns)] for row in table.rows]
         rendered.add_column(
             Text(column.title),
             justify="right" if column.numeric else "left",
             overflow="fold",
-            min_width=max(map(len, cells), default=0) if column.numeric else None,
+            min_width=max(map(cell_len, cells), default=0) if column.numeric else None,
         )
     for number, row in enumerate(table.rows):
         style = "bold green" if highlight_first and number == 0 else None

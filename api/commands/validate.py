@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,8 +44,8 @@ def validate(
         say(json.dumps({"rows": [row_of(outcome) for outcome in outcomes], "summary": summary}, indent=2))
         return
     if not only_summary:
-        show(_rows_table(outcomes))
-    show(*_summary_tables(summary))
+        show(_rows_table(outcomes), whole_lines=True)
+    show(*_summary_tables(summary), whole_lines=True)
 
 
 def row_of(outcome: Outcome) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "predicted_peak_memory_bytes": outcome.predicted_peak_memory_bytes,
         "measured_peak_memory_bytes": outcome.measured_peak_memory_bytes,
         "skipped": outcome.skipped,
+        "note": _note(outcome),
         "source": outcome.record.source,
         "group": outcome.record.group,
         "usable_for_accuracy": outcome.record.usable_for_accuracy,
@@ -70,6 +72,11 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "plan": None if case is None else case.plan.summary,
         "recompute_known": None if case is None else case.recompute_known,
     }
+
+
+def _note(outcome: Outcome) -> str | None:
+    """Why a row has no price, or no error."""
+    return outcome.skipped or outcome.unmeasured
 
 
 def _chosen(records: Sequence[RunRecord], source: str | None, only_usable: bool) -> list[RunRecord]:
@@ -122,7 +129,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         _shown(outcome.predicted_peak_memory_bytes, memory),
         "OOM" if outcome.record.oom else _shown(outcome.measured_peak_memory_bytes, memory),
         "" if outcome.fits is None else "yes" if outcome.fits else "no",
-        _cut(outcome.skipped or ""),
+        _cut(_note(outcome) or ""),
     )
 
 
@@ -139,7 +146,11 @@ def _summary_tables(summary: Summary) -> list[Table]:
     tables.append(_other_table(summary))
     if summary["worst"]:
         worst = tuple((row["id"], _signed(row["error_ratio"])) for row in summary["worst"])
-        tables.append(Table("Farthest off", (Column("run"), Column("error", True)), worst))
+        tables.append(
+            Table(
+                "Farthest off by factor (half and twice are equally far)", (Column("run"), Column("error", True)), worst
+            )
+        )
     if summary["skipped"]["reasons"]:
         reasons = tuple((reason, str(count)) for reason, count in summary["skipped"]["reasons"].items())
         tables.append(Table("Skipped", (Column("reason"), Column("rows", True)), reasons))
@@ -174,6 +185,8 @@ def _other_table(summary: Summary) -> Table:
         ("rows", f"{summary['rows']}, of them {summary['priced']} priced"),
         ("skipped of the usable rows", f"{skipped['usable_rows']} ({percent(skipped['usable_ratio'])})"),
     ]
+    if summary["unmeasured_rows"]:
+        rows.append(("usable rows with a price of which no step time can be derived", str(summary["unmeasured_rows"])))
     if ranking["mean_spearman"] is not None and ranking["mean_regret_ratio"] is not None:
         rows += [
             ("groups of at least 3 plans", str(ranking["groups"])),
@@ -195,8 +208,8 @@ def _other_table(summary: Summary) -> Table:
 
 
 def _cut(text: str) -> str:
-    """One line stays one line; whole reasons stand below, in the table of skipped rows."""
-    return text if len(text) <= _NOTE_WIDTH else f"{text[: _NOTE_WIDTH - 1]}…"
+    """In a terminal one line stays one line; whole reasons stand below, in the table of skipped rows."""
+    return text if len(text) <= _NOTE_WIDTH or not sys.stdout.isatty() else f"{text[: _NOTE_WIDTH - 1]}…"
 
 
 def _shown(value: float | None, render: Callable[[float], str]) -> str:

@@ -58,11 +58,18 @@ class InputError(TrimtabError):
     def from_details(cls, details: Sequence[Mapping[str, object]], root: str = "", data: object = None) -> InputError:
         """Translate the entries of pydantic's `errors()`; one problem for each field, however many ways it is wrong."""
         messages: dict[str, list[str]] = {}
+        given: dict[str, list[str]] = {}
         for item in details:
             if not _follows_from_others(item):
                 problem = _problem(root, item, data)
                 messages.setdefault(problem.field, []).append(problem.message)
-        return cls(*(Problem(field, ", or: ".join(dict.fromkeys(said))) for field, said in messages.items()))
+                given.setdefault(problem.field, []).extend(_got(item))
+        return cls(
+            *(
+                Problem(field, ", or: ".join(dict.fromkeys(said)) + "".join(dict.fromkeys(given[field])))
+                for field, said in messages.items()
+            )
+        )
 
     def under(self, root: str) -> InputError:
         """The same problems, with their fields seen from one level further out."""
@@ -171,11 +178,43 @@ def _problem(root: str, item: Mapping[str, object], data: object) -> Problem:
     named = _NAMED_FIELD.match(message) if item["type"] == "value_error" else None
     if named:
         path, message = f"{path}.{named['field']}".lstrip("."), message[named.end() :]
-    if item["type"] == "missing":
-        message = "is required"
-    elif item["type"] == "extra_forbidden":
-        message = "is not a known field"
-    given = item.get("input")
-    if isinstance(given, str | int | float | bool) and item["type"] != "value_error":
-        message = f"{message}, got {given!r}"
-    return Problem(path or "input", message)
+    return Problem(path or "input", _PLAIN.get(str(item["type"])) or _SHOULD.sub("must", message))
+
+
+# What pydantic calls by the names of Python's types.
+_PLAIN = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dataclass_type": "must be an object",
+    "dict_type": "must be an object",
+    "mapping_type": "must be an object",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+}
+_SHOULD = re.compile(r"^(Input|String) should\b")
+_SHOWN_CHARACTERS = 80
+"""Of a value in a message."""
+
+
+def _got(item: Mapping[str, object]) -> list[str]:
+    """What stands in the place of the right value, as JSON calls it; nothing where the message itself shows it."""
+    given, kind = item.get("input"), str(item["type"])
+    if isinstance(given, bool) and kind != "value_error":
+        return [f", got {str(given).lower()}"]
+    if isinstance(given, str | int | float) and kind != "value_error":
+        shown = repr(given)
+        return [f", got {shown if len(shown) <= _SHOWN_CHARACTERS else f'{shown[:_SHOWN_CHARACTERS]}…'}"]
+    if not kind.endswith("_type"):
+        return []
+    names = {type(None): "null", dict: "an object", list: "a list", tuple: "a list"}
+    return [f", got {names[type(given)]}"] if type(given) in names else []

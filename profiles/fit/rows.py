@@ -19,7 +19,7 @@ def rows_of(records: Iterable[RunRecord]) -> list[Row]:
         case = case_of(record) if record.usable_for_accuracy else None
         if case is None or isinstance(case, Skipped):
             continue
-        measured = step_time_s(record, case.model)
+        measured = step_time_s(record, case.model, case.cluster.device)
         if measured is not None:
             rows.append(Row(family(record.source), source_family(record.source), case, measured, 1.0))
     return rows

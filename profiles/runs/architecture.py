@@ -32,6 +32,7 @@ from profiles.runs.skipped import Skipped
 from profiles.runs.traits import FAMILIES, NOT_MODELLED, Traits
 
 _MOE_PERIOD = re.compile(r"every (?P<step>\d+|other|second|third|fourth)(?:st|nd|rd|th)?\b|1 (?:in|of) (?P<of>\d+)")
+_MOE_ALL = re.compile(r"(all|every)( layers?| blocks?)?( *\(.*\))?")
 _MOE_AFTER = re.compile(r"(?P<dense>\d+) dense")
 _WINDOW = re.compile(r"sliding[- ]window\s*\(?(?P<window>\d+)")
 _NUMBERS = {"other": 2, "second": 2, "third": 3, "fourth": 4}
@@ -43,19 +44,22 @@ def model_of(facts: ModelFacts, sequence_length: int) -> Model | Skipped:
     for word, feature in NOT_MODELLED.items():
         if word in words:
             return Skipped(f"model.family: {feature} are not modelled")
-    lacking = _lacking(facts)
+    if unread := _unread(facts):
+        return unread
+    lacking = lacking_facts(facts)
     if lacking:
         return _preset(facts, lacking)
-    traits = _traits(facts)
-    if traits is None:
-        return Skipped(f"model.family: {facts.family!r} is not known, and model.params_b does not tell how it is built")
     try:
-        return _build(facts, traits, sequence_length)
+        traits = _traits(facts)
+        if traits is not None:
+            return _build(facts, traits, sequence_length)
     except ValidationError as error:
         return Skipped(f"model: {InputError.from_validation(error)}")
+    return Skipped(f"model.family: {facts.family!r} is not known, and model.params_b does not tell how it is built")
 
 
-def _lacking(facts: ModelFacts) -> list[str]:
+def lacking_facts(facts: ModelFacts) -> list[str]:
+    """Sizes without which a row does not tell its architecture."""
     needed = ["layers", "hidden", "heads", "vocab"]
     needed += ["top_k"] if _num_experts(facts) else []
     needed += ["mla"] if "mla" in facts.family.lower() else []
@@ -172,18 +176,34 @@ def _sparse(facts: ModelFacts) -> list[bool]:
     if not _num_experts(facts):
         return [False] * facts.layers
     if isinstance(facts.moe_layer_freq, tuple):
-        return [bool(flag) for flag in (*facts.moe_layer_freq, *[1] * facts.layers)[: facts.layers]]
-    text = str(facts.moe_layer_freq or "all").lower()
-    period = _MOE_PERIOD.search(text)
-    first = _MOE_AFTER.search(text)
-    step = 1
-    if period:
-        found = period["step"] or period["of"]
-        step = _NUMBERS.get(found) or int(found)
-    elif text.isdecimal():
-        step = int(text)
-    dense = int(first["dense"]) if first else 0
-    return [number >= dense and (number + 1) % max(1, step) == 0 for number in range(facts.layers)]
+        return [bool(flag) for flag in facts.moe_layer_freq[: facts.layers]]
+    period = _period(facts)
+    assert period, "model_of() has looked"
+    dense, step = period
+    return [number >= dense and (number + 1) % step == 0 for number in range(facts.layers)]
+
+
+def _period(facts: ModelFacts) -> tuple[int, int] | None:
+    """Blocks without experts before the first that may have them, and each how-many-th has; None: no rule knows it."""
+    text = str(facts.moe_layer_freq or "all").lower().strip()
+    period, first = _MOE_PERIOD.search(text), _MOE_AFTER.search(text)
+    if not (period or first or text.isdecimal() or _MOE_ALL.fullmatch(text)):
+        return None
+    step = text if text.isdecimal() else (period["step"] or period["of"]) if period else "1"
+    found = int(first["dense"]) if first else 0, _NUMBERS.get(step) or int(step)
+    return found if found[1] else None
+
+
+def _unread(facts: ModelFacts) -> Skipped | None:
+    """Why `moe_layer_freq` does not tell which blocks have experts."""
+    given = facts.moe_layer_freq
+    if not _num_experts(facts):
+        return None
+    if not isinstance(given, tuple):
+        return None if _period(facts) else Skipped(f"model.moe_layer_freq: {given!r} is not known")
+    if facts.layers is None or len(given) in (facts.layers, facts.layers + (facts.mtp_layers or 0)):
+        return None
+    return Skipped(f"model.moe_layer_freq: has {len(given)} entries for {facts.layers} layers")
 
 
 def _window(facts: ModelFacts, traits: Traits) -> tuple[int | None, bool]:

@@ -91,6 +91,8 @@ def _fitting(record: RunRecord, model: Model, cluster: Cluster, training: Traini
     Megatron-Core's recipes of this time recompute modules, not whole layers, unless they say so.
     """
     stated = recompute_of(record.parallel.recompute)
+    if isinstance(stated, Skipped):
+        return stated
     choices = (stated,) if stated is not None else _LIGHT if stack in MEGATRON_CORE else tuple(Recompute)
     case: Case | Skipped = Skipped("parallel.recompute: not known")
     for recompute in choices:

@@ -16,11 +16,13 @@ from planner.spec.parse import parse
 from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
 from planner.spec.strategy import AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
 from planner.spec.training import Training
+from profiles.runs.fsdp import fsdp_of
 from profiles.runs.record import RunRecord
 from profiles.runs.skipped import Skipped
 from profiles.runs.stack import ALPA, MEGATRON_CORE, PYTORCH_FSDP, TORCHTITAN
 
 _LEVELS = tuple(Sharding)
+_OF_FSDP = (PYTORCH_FSDP, TORCHTITAN)
 _OTHER_SCHEDULES = re.compile(r"\b(zero[- ]bubble|zb-?(?:v|h1|h2)|v-half|v-min|dualpipe|1f1b-overlap)\b")
 
 
@@ -67,19 +69,28 @@ def _unmodelled(record: RunRecord) -> str | None:
     schedule = _OTHER_SCHEDULES.search(record.words)
     if schedule:
         return f"notes: the {schedule[0]} schedule is not modelled"
+    fsdp = fsdp_of(record.parallel.fsdp)
+    if isinstance(fsdp, Skipped):
+        return fsdp.reason
     if record.parallel.offload not in (None, False, 0, "none", "no", "off"):
         return "parallel.offload: offloading is not modelled"
     return None
 
 
-def recompute_of(text: str | None) -> Recompute | None:
+def recompute_of(text: str | None) -> Recompute | Skipped | None:
     """What a row says of recomputation; None: nothing."""
     words = (text or "").lower()
+    if not words:
+        return None
     if "full" in words or words in ("all", "true", "on"):
         return Recompute.FULL
     if any(word in words for word in ("select", "core", "attn", "attention")):
         return Recompute.SELECTIVE
-    return Recompute.NONE if words in ("none", "no", "off", "false") else None
+    return (
+        Recompute.NONE
+        if words in ("none", "no", "off", "false")
+        else Skipped(f"parallel.recompute: {text!r} is not known")
+    )
 
 
 def sharding_of(record: RunRecord, stack: str) -> Sharding:
@@ -90,11 +101,12 @@ def sharding_of(record: RunRecord, stack: str) -> Sharding:
     given = record.parallel
     if given.zero is not None:
         return _LEVELS[given.zero]
-    if isinstance(given.fsdp, str) and "GRAD_OP" in given.fsdp:
-        return Sharding.GRADIENTS
+    fsdp = fsdp_of(given.fsdp)
+    if isinstance(fsdp, Sharding) and (fsdp is not Sharding.NONE or stack in _OF_FSDP):
+        return fsdp
     if stack == ALPA and "data_parallel" not in record.words:
         return Sharding.GRADIENTS
-    if stack in (PYTORCH_FSDP, TORCHTITAN) or given.fsdp not in (None, 0):
+    if stack in _OF_FSDP:
         return Sharding.FULL
     return Sharding.OPTIMIZER if stack in MEGATRON_CORE else Sharding.NONE
 

@@ -3,34 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from planner.cost.flops import model_flops_per_token
+from planner.spec.cluster import Device, Precision
 from planner.spec.model import Head, Model
+from profiles.runs.recipe import precision_of
 from profiles.runs.record import RunRecord
+from profiles.runs.skipped import Skipped
 from profiles.runs.stack import ALPA
 
 _GB, _GIB = 10**9, 2**30
+_PLAIN_PEAKS = (Precision.BF16, Precision.FP16)
+"""Number formats of which a share of the peak means that of their own peak."""
 
 
-def step_time_s(record: RunRecord, model: Model | None) -> float | None:
-    """Seconds of one step: as printed, from tokens or samples per second, else from FLOP/s as the source counts.
+@dataclass(frozen=True)
+class Measure:
+    """A step time, and the field of the row that says it."""
 
-    Rates in FLOP/s need the model; None where nothing was measured, or no convention is known.
+    field: str
+    seconds: float
+
+
+def step_time_s(record: RunRecord, model: Model | None, device: Device | None = None) -> float | None:
+    """The seconds of `measured_step`, None where there is none."""
+    found = measured_step(record, model, device)
+    return None if found is None else found.seconds
+
+
+def measured_step(record: RunRecord, model: Model | None, device: Device | None = None) -> Measure | None:
+    """One step: as printed, from tokens or samples per second, else from FLOP/s as the source counts, else from MFU.
+
+    FLOP/s need the model, MFU needs the device too; None where nothing was measured, or no convention is known.
     """
     samples, measured = record.batch.samples, record.measured
-    if measured.step_time_s is not None or samples is None:
-        return measured.step_time_s
-    sequence_length = record.batch.seq or record.model.seq
-    if measured.tokens_per_s_per_gpu is not None and sequence_length is not None:
-        return samples * sequence_length / measured.tokens_per_s_per_gpu / record.hardware.gpus
-    if measured.samples_per_s is not None:
-        return samples / measured.samples_per_s
-    if record.derived is not None and record.derived.step_time_s is not None:
-        return record.derived.step_time_s
-    flops = None if model is None or sequence_length is None else source_flops(record, model, sequence_length)
-    if flops is None or measured.tflops_per_gpu is None:
+    if measured.step_time_s is not None:
+        return Measure("measured.step_time_s", measured.step_time_s)
+    if samples is None:
         return None
-    return flops / (measured.tflops_per_gpu * 1e12) / record.hardware.gpus
+    sequence_length, devices = record.batch.seq or record.model.seq, record.hardware.gpus
+    if measured.tokens_per_s_per_gpu is not None and sequence_length is not None:
+        seconds = samples * sequence_length / measured.tokens_per_s_per_gpu / devices
+        return Measure("measured.tokens_per_s_per_gpu", seconds)
+    if measured.samples_per_s is not None:
+        return Measure("measured.samples_per_s", samples / measured.samples_per_s)
+    if record.derived is not None and record.derived.step_time_s is not None:
+        return Measure("derived.step_time_s", record.derived.step_time_s)
+    flops = None if model is None or sequence_length is None else source_flops(record, model, sequence_length)
+    field, rate = _flops_per_s(record, device)
+    return None if flops is None or rate is None else Measure(field, flops / rate / devices)
+
+
+def why_unmeasured(record: RunRecord) -> str:
+    """Why `measured_step` finds nothing in a row that has a price, in words that name the field."""
+    convention = "absent" if not record.flops_convention else f"{record.flops_convention!r}, which is not known"
+    if record.measured.tflops_per_gpu is not None:
+        reason = f"measured.tflops_per_gpu alone is given, and flops_convention is {convention}"
+    elif record.measured.mfu is None:
+        reason = "none of its fields is given"
+    elif precision_of(record) in _PLAIN_PEAKS:
+        reason = f"measured.mfu alone is given, and flops_convention is {convention}"
+    else:
+        reason = f"measured.mfu alone is given, and of which peak is not known for {record.precision}"
+    return f"measured: no step time can be derived, {reason}"
+
+
+def _flops_per_s(record: RunRecord, device: Device | None) -> tuple[str, float | None]:
+    """Field and FLOP/s of one device. Sources divide 8-bit rates by one peak or another, 16-bit ones by theirs."""
+    measured, precision = record.measured, precision_of(record)
+    if measured.tflops_per_gpu is not None:
+        return "measured.tflops_per_gpu", measured.tflops_per_gpu * 1e12
+    if measured.mfu is None or device is None or isinstance(precision, Skipped) or precision not in _PLAIN_PEAKS:
+        return "measured.mfu", None
+    peak = device.peak(precision)
+    return "measured.mfu", None if peak is None else measured.mfu * peak
 
 
 def source_flops(record: RunRecord, model: Model, sequence_length: int) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planner.cost.estimate import estimate
 from profiles.runs.case import Case, case_of, fits
-from profiles.runs.measured import counted_bytes, peak_memory_bytes, step_time_s
+from profiles.runs.measured import counted_bytes, peak_memory_bytes, step_time_s, why_unmeasured
 from profiles.runs.record import RunRecord
 from profiles.runs.skipped import Skipped
 
@@ -34,6 +34,12 @@ class Outcome:
     def error_ratio(self) -> float | None:
         """Predicted over measured step time, less one."""
         return _relative(self.predicted_step_time_s, self.measured_step_time_s)
+
+    @property
+    def unmeasured(self) -> str | None:
+        """Why a row that has a price and did not run out of memory has no error."""
+        silent = self.case is not None and self.measured_step_time_s is None and not self.record.oom
+        return why_unmeasured(self.record) if silent else None
 
     @property
     def memory_error_ratio(self) -> float | None:
@@ -62,7 +68,7 @@ def outcome_of(record: RunRecord, case: Case | Skipped) -> Outcome:
         case=case,
         skipped=None,
         predicted_step_time_s=price.step_time_s,
-        measured_step_time_s=step_time_s(record, case.model),
+        measured_step_time_s=step_time_s(record, case.model, case.cluster.device),
         predicted_peak_memory_bytes=max(counted_bytes(record, case.stack, stage.memory) for stage in price.stages),
         measured_peak_memory_bytes=memory,
         fits=fits(price, case),

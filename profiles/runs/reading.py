@@ -7,6 +7,7 @@ from pathlib import Path
 
 from planner.spec.errors import InputError, MalformedError, Problem
 from planner.spec.parse import parse, read_json
+from profiles.runs.plausible import implausible
 from profiles.runs.record import RunRecord
 
 SHOWN_PROBLEMS = 20
@@ -38,7 +39,7 @@ def records(data: object) -> tuple[RunRecord, ...]:
     problems: list[Problem] = []
     for number, row in enumerate(rows):
         try:
-            found.append(parse(RunRecord, row, _place(number, row)))
+            found.append(_record(row, _place(number, row)))
         except InputError as error:
             problems += error.problems
     problems += _twins(rows)
@@ -46,6 +47,13 @@ def records(data: object) -> tuple[RunRecord, ...]:
         rest = [Problem("runs", f"{len(problems) - SHOWN_PROBLEMS} more are wrong")] * (len(problems) > SHOWN_PROBLEMS)
         raise InputError(*problems[:SHOWN_PROBLEMS], *rest)
     return tuple(found)
+
+
+def _record(row: object, place: str) -> RunRecord:
+    record = parse(RunRecord, row, place)
+    if problems := implausible(record):
+        raise InputError(*problems).under(place)
+    return record
 
 
 def _place(number: int, row: object) -> str:

@@ -20,6 +20,8 @@ MAX_STEP_TIME_S = 86_400.0
 MIN_STEP_TIME_S = 1e-5
 MAX_FLOPS_PER_S_PER_DEVICE = 1e17
 """More than any accelerator does, in any number format."""
+MIN_TFLOPS, MAX_TFLOPS = 0.1, 20_000.0
+"""What one accelerator may reach, in 10¹² FLOP/s."""
 UNIT_FACTOR = 300.0
 """Two measures of one run that lie further apart are in different units (milliseconds, thousands of tokens)."""
 
@@ -30,7 +32,14 @@ def _in_seconds(value: float) -> float:
     return value
 
 
+def _in_tflops(value: float) -> float:
+    if not MIN_TFLOPS <= value <= MAX_TFLOPS:
+        raise ValueError(f"must be 10¹² FLOP/s of one device, from {MIN_TFLOPS:g} to {MAX_TFLOPS:g}, got {value:g}")
+    return value
+
+
 StepTime = Annotated[float, AfterValidator(_in_seconds)]
+TeraFlops = Annotated[float, AfterValidator(_in_tflops)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS - 2)]
 
 
@@ -128,7 +137,7 @@ class MeasuredFacts(Part):
     step_time_s: StepTime | None = None
     tokens_per_s_per_gpu: Positive | None = None
     samples_per_s: Positive | None = None
-    tflops_per_gpu: Positive | None = None
+    tflops_per_gpu: TeraFlops | None = None
     mfu: Annotated[float, Field(gt=0, lt=1.5)] | None = None
     peak_mem_gb: Annotated[float, Field(gt=0, lt=10_000)] | None = None
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import re
 
+from planner.spec.strategy import Sharding
+from profiles.runs.fsdp import fsdp_of
 from profiles.runs.record import RunRecord
 
 MEGATRON_2021 = "megatron-2021"
@@ -81,7 +83,7 @@ def _family(record: RunRecord) -> str:
             return next((stack for word, stack in _COMPARED if f"{word}-" in record.words), ALPA)
         if found:
             return found
-    if record.parallel.zero == 3 or _sharded(record.parallel.fsdp):
+    if record.parallel.zero == 3 or fsdp_of(record.parallel.fsdp) in (Sharding.GRADIENTS, Sharding.FULL):
         return PYTORCH_FSDP
     return MEGATRON_2021 if record.precision.lower() == "fp16" else _MEGATRON_CORE
 
@@ -109,7 +111,3 @@ def _named(text: str, record: RunRecord) -> str | None:
         old = old or record.precision.lower() == "fp16"
         return MEGATRON_2021 if old else _MEGATRON_CORE
     return found
-
-
-def _sharded(fsdp: int | str | None) -> bool:
-    return fsdp not in (None, 0, 1, "0", "off", "none", "NO_SHARD")

@@ -81,6 +81,8 @@ class Summary(TypedDict):
     rows: int
     priced: int
     accuracy_rows: int
+    unmeasured_rows: int
+    """Usable rows with a price that did not run out of memory, of which no step time can be derived."""
     skipped: Skips
     step_time: dict[str, Errors]
     """Named lines, "all" first."""
@@ -125,6 +127,7 @@ def summarise(outcomes: Sequence[Outcome], worst: int = 10) -> Summary:
         rows=len(outcomes),
         priced=sum(o.case is not None for o in outcomes),
         accuracy_rows=len(counted),
+        unmeasured_rows=sum(o.unmeasured is not None for o in usable),
         skipped=_skips(outcomes, usable),
         step_time=_lines(counted),
         by_source=_by(counted, lambda outcome: outcome.source),

@@ -100,3 +100,10 @@ def test_bad_input_is_one_clear_line(capsys, line, names):
     for name in names:
         assert name in message, message
     assert result.out == ""
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_plan_is_called_empty(capsys, empty):
+    result = trimtab(capsys, "estimate", "tiny.json", "8x8:h100-sxm-80g", empty)
+    assert result.code == 2
+    assert result.err.startswith("trimtab: plan: is empty; it must be a plan's JSON file, or short")

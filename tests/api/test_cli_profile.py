@@ -1,6 +1,7 @@
 """`trimtab profile`: bad input, a short real run, and plan and estimate with what it wrote."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -59,6 +60,19 @@ def test_without_torch_it_says_what_to_install(tmp_path):
     [message] = result.stderr.splitlines()
     assert "torch" in message
     assert "trimtab[runtime]" in message
+
+
+def test_a_machine_without_gpus_says_so_at_the_option_that_asks_for_one(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "api.cli", "profile", "mine.json", "--device", "cuda"],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "trimtab: --device: must be auto or cpu: there is no CUDA device here\n"
 
 
 def test_what_it_writes_is_taken_by_plan_and_estimate(capfd, tmp_path):

@@ -65,6 +65,42 @@ def test_each_run_has_a_line_and_the_summary_follows(capsys):
     assert "1 (33.3 %)" in found.out
 
 
+def test_in_a_file_each_run_has_one_whole_line_with_its_reason(capsys, tmp_path):
+    hostile = {**ROW, "id": "a\x1b[2J\nb", "measured": {"mfu": 0.4}, "flops_convention": "ours"}
+    ids = ["long-" * 38, "中" * 60]
+    rows = [*({**ROW, "id": name, "hardware": {"gpu": "x" * 150, "gpus": 8}} for name in ids), hostile]
+    (tmp_path / "long.json").write_text(json.dumps(rows))
+    found = trimtab(capsys, "validate", "long.json")
+    assert found.code == 0
+    lines = found.out.splitlines()
+    for name in (*ids, r"a\x1b[2J\nb"):
+        [line] = [line for line in lines if line.lstrip().startswith(name)]
+        reason = f"hardware.gpu: no device preset for '{'x' * 150}'" if name in ids else "measured: no step time can be"
+        assert reason in line
+    assert "\x1b" not in found.out
+
+
+def test_control_characters_of_an_id_are_escaped_in_errors(capsys, tmp_path):
+    (tmp_path / "hostile.json").write_text(json.dumps([{**ROW, "id": "a\x1b[2J\nb", "precision": 8}]))
+    found = trimtab(capsys, "validate", "hostile.json")
+    assert found.err == "trimtab: runs[0] (a\\x1b[2J\\nb).precision: must be text, got 8\n"
+
+
+def test_a_usable_row_without_any_measured_time_is_told_and_counted(capsys, tmp_path):
+    rows = [ROW, {**ROW, "id": "share", "measured": {"mfu": 0.4}, "flops_convention": "ours"}]
+    (tmp_path / "share.json").write_text(json.dumps(rows))
+    answer = json.loads(trimtab(capsys, "validate", "share.json", "--json").out)
+    assert answer["summary"]["unmeasured_rows"] == 1
+    assert answer["rows"][0]["note"] is None
+    assert answer["rows"][1]["skipped"] is None
+    assert answer["rows"][1]["note"].startswith("measured: no step time can be derived, measured.mfu alone is given")
+    assert "of which no step time can be derived" in trimtab(capsys, "validate", "share.json").out
+
+
+def test_the_title_of_the_rows_farthest_off_says_how_they_are_ordered(capsys):
+    assert "Farthest off by factor (half and twice are equally far)" in trimtab(capsys, "validate", "runs.json").out
+
+
 def test_machines_get_rows_and_summary(capsys):
     found = trimtab(capsys, "validate", "runs.json", "--json")
     answer = json.loads(found.out)

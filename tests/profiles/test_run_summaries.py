@@ -144,3 +144,15 @@ def test_a_summary_counts_skipped_rows_by_reason():
 def test_nothing_at_all_has_a_summary_too():
     found = summarise([])
     assert (found["rows"], found["step_time"], found["memory"]) == (0, {}, None)
+
+
+def test_a_summary_counts_usable_rows_with_a_price_and_no_measured_time():
+    rows = [
+        outcome(1.0, None),
+        outcome(1.0, None, usable_for_accuracy=False),
+        outcome(1.0, None, oom=True),
+        outcome(1.0),
+        outcome_of(record(id="s", measured={"step_time_s": None}), Skipped("b")),
+    ]
+    found = summarise([replace(row, measured_step_time_s=row.record.measured.step_time_s) for row in rows])
+    assert (found["accuracy_rows"], found["unmeasured_rows"]) == (1, 1)

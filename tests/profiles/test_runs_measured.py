@@ -89,3 +89,47 @@ def test_a_skipped_outcome_keeps_what_was_measured():
 )
 def test_a_source_is_known_by_its_title_without_its_parts(source, family):
     assert source_family(source) == family
+
+
+def test_the_share_of_the_peak_is_a_measure_where_its_flops_are_known():
+    found = case()
+    noted = record(measured={**NOTHING, "mfu": 0.4}, flops_convention="model FLOPs")
+    expected = model_flops_per_token(found.model, 4096) * TOKENS / (0.4 * 312e12) / 16
+    assert step_time_s(noted, found.model, found.cluster.device) == pytest.approx(expected)
+    assert outcome_of(noted, found).measured_step_time_s == pytest.approx(expected)
+    assert step_time_s(noted, found.model) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "none of its fields is given"),
+        (
+            {"measured": {"tflops_per_gpu": 100}, "flops_convention": "ours"},
+            "measured.tflops_per_gpu alone is given, and flops_convention is 'ours', which is not known",
+        ),
+        (
+            {"measured": {"tflops_per_gpu": 100}},
+            "measured.tflops_per_gpu alone is given, and flops_convention is absent",
+        ),
+        (
+            {"measured": {"mfu": 0.4}, "flops_convention": "ours"},
+            "measured.mfu alone is given, and flops_convention is 'ours', which is not known",
+        ),
+        (
+            {"measured": {"mfu": 0.4}, "precision": "fp8", "hardware": {"gpu": "H100"}},
+            "measured.mfu alone is given, and of which peak is not known for fp8",
+        ),
+    ],
+)
+def test_a_priced_row_of_which_no_step_time_can_be_derived_says_why(changes, words):
+    changes = {**changes, "measured": {**NOTHING, **changes.get("measured", {})}}
+    found = outcome_of(record(**changes), case(**changes))
+    assert found.unmeasured == f"measured: no step time can be derived, {words}"
+    assert found.error_ratio is None
+
+
+def test_a_row_that_was_measured_ran_out_of_memory_or_has_no_price_is_not_called_unmeasured():
+    assert outcome_of(record(), case()).unmeasured is None
+    assert outcome_of(record(measured=NOTHING, oom=True), case()).unmeasured is None
+    assert outcome_of(record(measured=NOTHING), Skipped("batch.micro: not known")).unmeasured is None

@@ -31,20 +31,20 @@ def test_nulls_are_unknown_facts():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel": {"tp": 2.5}}, "runs[0] (made-up-1).parallel.tp: Input should be a valid integer, got 2.5"),
-        ({"parallel": {"tp": -2}}, "runs[0] (made-up-1).parallel.tp: Input should be greater than or equal to 1"),
+        ({"parallel": {"tp": 2.5}}, "runs[0] (made-up-1).parallel.tp: must be a whole number, got 2.5"),
+        ({"parallel": {"tp": -2}}, "runs[0] (made-up-1).parallel.tp: must be greater than or equal to 1"),
         ({"parallel": {"dp": 8}}, "parallel.dp: dp 8 x tp 2 x pp 2 x cp 1 must be hardware.gpus 16, is 32"),
-        ({"parallel": {"zero": 4}}, "parallel.zero: Input should be less than or equal to 3, got 4"),
+        ({"parallel": {"zero": 4}}, "parallel.zero: must be less than or equal to 3, got 4"),
         ({"measured": {"step_time_s": -1.0}}, "measured.step_time_s: must be in seconds, from 1e-05 to 86400, got -1"),
         (
             {"measured": {"step_time_s": 1e9}},
             "measured.step_time_s: must be in seconds, from 1e-05 to 86400, got 1e+09",
         ),
-        ({"measured": {"step_time_s": "1.5 s"}}, "measured.step_time_s: Input should be a valid number"),
-        ({"measured": {"peak_mem_gb": -3}}, "measured.peak_mem_gb: Input should be greater than 0, got -3"),
-        ({"measured": {"mfu": 54.2}}, "measured.mfu: Input should be less than 1.5, got 54.2"),
-        ({"peak_mem_unit": "MB"}, "peak_mem_unit: Input should be 'GB' or 'GiB', got 'MB'"),
-        ({"oom": "yes"}, "oom: Input should be a valid boolean, got 'yes'"),
+        ({"measured": {"step_time_s": "1.5 s"}}, "measured.step_time_s: must be a number, got '1.5 s'"),
+        ({"measured": {"peak_mem_gb": -3}}, "measured.peak_mem_gb: must be greater than 0, got -3"),
+        ({"measured": {"mfu": 54.2}}, "measured.mfu: must be less than 1.5, got 54.2"),
+        ({"peak_mem_unit": "MB"}, "peak_mem_unit: must be 'GB' or 'GiB', got 'MB'"),
+        ({"oom": "yes"}, "oom: must be true or false, got 'yes'"),
         ({"batch": {"globl": 64}}, "batch.globl: is not a known field"),
         ({"mesured": {}}, "mesured: is not a known field"),
         (
@@ -121,3 +121,28 @@ def test_a_file_that_is_no_list_of_rows_is_refused(content, message):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(MalformedError, match=r"runs: cannot read .*none\.json: No such file"):
         read_runs(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": 3}, "model: must be an object, got 3"),
+        ({"measured": []}, "measured: must be an object, got a list"),
+        ({"source": None}, "source: must be text, got null"),
+        ({"source": ""}, "source: must have at least 1 character, got ''"),
+        ({"hardware": {"gpu": {}}}, "hardware.gpu: must be text, got an object"),
+        ({"parallel": {"fsdp": 1.5}}, "must be true or false, or: must be a whole number, or: must be text, got 1.5"),
+        ({"parallel": {"tp": True}}, "parallel.tp: must be a whole number, got true"),
+        ({"precision": 16}, "precision: must be text, got 16"),
+    ],
+)
+def test_what_is_of_another_kind_is_said_in_plain_words_with_what_stands_there(changes, message):
+    with pytest.raises(InputError) as caught:
+        read_runs(text(row(**changes)))
+    assert str(caught.value).endswith(message)
+
+
+def test_a_long_wrong_value_is_cut():
+    with pytest.raises(InputError) as caught:
+        record(id="x" * 5000)
+    assert len(caught.value.problems[0].message) < 200

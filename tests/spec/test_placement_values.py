@@ -26,7 +26,7 @@ def placements(draw):
         ({"layers": [[0, 1], []], "num_ranks": 2}, "layers[1]", "0 slots"),
         ({"layers": [[0, 0, 2, 3]], "num_ranks": 2}, "layers[0]", "expert 1 stands in no slot"),
         ({"layers": [[0, -1]], "num_ranks": 2}, "layers.0.1", "greater than or equal to 0"),
-        ({"layers": [[0, True]], "num_ranks": 2}, "layers.0.1", "integer"),
+        ({"layers": [[0, True]], "num_ranks": 2}, "layers.0.1", "whole number"),
         ({"layers": [[0, 1]], "num_ranks": 0}, "num_ranks", "greater than or equal to 1"),
         ({"layers": [[0, 1]]}, "num_ranks", "is required"),
     ],
