@@ -12,21 +12,28 @@ import numpy as np
 from profiles.fit.parameters import Parameter, Presets
 from profiles.fit.search import Floats, Row
 
+RATE = "device.efficiency.matmul_ratio"
+"""A device whose rate of products is fitted is fitted; others share some constants of all devices."""
 METHOD = (
     "least squares over logarithms of predicted by measured step times, soft L1 loss, each source weighted "
     "by the square root of its rows; constants to 4 digits; left out: fitted without that publication, from "
-    "the same start, in fewer rounds and on fewer rows"
+    "the same start, in fewer rounds and on fewer rows; bands of a device with a stack are of the sample, wider ones of "
+    "what was left out"
 )
 
 
 def write_presets(folder: Path, parameters: tuple[Parameter, ...], values: Mapping[str, float]) -> None:
     """Put the constants into the presets' files; devices and stacks that hold some are `fitted` from then on."""
     presets = Presets(parameters, values)
-    touched = {(t.shelf, name) for p in parameters for t in p.targets for name in t.presets}
-    for shelf, name in sorted(touched):
+    touched: dict[tuple[str, str], set[str]] = {}
+    for target in (target for parameter in parameters for target in parameter.targets):
+        for name in target.presets:
+            touched.setdefault((target.shelf, name), set()).add(target.path)
+    for (shelf, name), paths in sorted(touched.items()):
         content = presets.content(shelf, name)
         if shelf == "hardware":
-            content["device"]["provenance"] = "fitted"
+            if RATE in paths:
+                content["device"]["provenance"] = "fitted"
         else:
             content["stack"]["fitted"] = True
         _write(folder / shelf / f"{name}.json", content)

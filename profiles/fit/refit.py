@@ -13,7 +13,7 @@ from profiles.fit.parameters import Parameter, Presets
 from profiles.fit.rows import thinned
 from profiles.fit.search import Floats, Row, fit, predicted_s, weigh
 
-ROUNDS = 16
+ROUNDS = 26
 """Of least squares from the start, which is enough for the loss to stand still in its third digit."""
 ROUNDS_LEFT_OUT = 10
 LEFT_OUT_THINNED = 50
