@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _classes(rows: list[Row], predicted: Floats, left_out: Floats) -> list[Band]:
-    """Bands: of a device with a stack that was fitted to from the sample itself, of wider classes from what was left out.
+    """Bands: of a device with a stack that was fitted to from the sample, of wider classes from what was left out.
 
     A pair that has runs of its own is priced with constants that know them; one that has none is not.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,15 +17,15 @@ RATE = "device.efficiency.matmul_ratio"
 METHOD = (
     "least squares over logarithms of predicted by measured step times, soft L1 loss, each source weighted "
     "by the square root of its rows; constants to 4 digits; left out: fitted without that publication, from "
-    "the same start, in fewer rounds and on fewer rows; bands of a device with a stack are of the sample, wider ones of "
-    "what was left out"
+    "the same start, in fewer rounds and on fewer rows; bands of a device with a stack are of the sample, wider "
+    "ones of what was left out"
 )
 
 
 def write_presets(folder: Path, parameters: tuple[Parameter, ...], values: Mapping[str, float]) -> None:
     """Put the constants into the presets' files; devices and stacks that hold some are `fitted` from then on."""
     presets = Presets(parameters, values)
-    touched: dict[tuple[str, str], set[str]] = {}
+    touched: dict[tuple[Literal["hardware", "software"], str], set[str]] = {}
     for target in (target for parameter in parameters for target in parameter.targets):
         for name in target.presets:
             touched.setdefault((target.shelf, name), set()).add(target.path)
