@@ -27,7 +27,9 @@ def show(*tables: Table, highlight_first: bool = False, whole_lines: bool = Fals
     widest = max(map(_width, plain), default=0) if whole_lines else 0
     console = Console(width=None if sys.stdout.isatty() else max(WIDTH_OF_FILES, widest))
     for table in plain:
-        console.print(_rendered(fitted(table, console.width), highlight_first))
+        with console.capture() as caught:
+            console.print(_rendered(fitted(table, console.width), highlight_first))
+        say("\n".join(line.rstrip() for line in caught.get().splitlines()))
 
 
 def printable(text: str) -> str:

@@ -34,6 +34,8 @@ from profiles.runs.traits import FAMILIES, NOT_MODELLED, Traits
 _MOE_PERIOD = re.compile(r"every (?P<step>\d+|other|second|third|fourth)(?:st|nd|rd|th)?\b|1 (?:in|of) (?P<of>\d+)")
 _MOE_ALL = re.compile(r"(all|every)( layers?| blocks?)?( *\(.*\))?")
 _MOE_AFTER = re.compile(r"(?P<dense>\d+) dense")
+_LONGEST = 200
+"""Characters of a frequency; Python reads no number of thousands of digits."""
 _WINDOW = re.compile(r"sliding[- ]window\s*\(?(?P<window>\d+)")
 _NUMBERS = {"other": 2, "second": 2, "third": 3, "fourth": 4}
 
@@ -187,7 +189,7 @@ def _period(facts: ModelFacts) -> tuple[int, int] | None:
     """Blocks without experts before the first that may have them, and each how-many-th has; None: no rule knows it."""
     text = str(facts.moe_layer_freq or "all").lower().strip()
     period, first = _MOE_PERIOD.search(text), _MOE_AFTER.search(text)
-    if not (period or first or text.isdecimal() or _MOE_ALL.fullmatch(text)):
+    if len(text) > _LONGEST or not (period or first or text.isdecimal() or _MOE_ALL.fullmatch(text)):
         return None
     step = text if text.isdecimal() else (period["step"] or period["of"]) if period else "1"
     found = int(first["dense"]) if first else 0, _NUMBERS.get(step) or int(step)

@@ -266,6 +266,7 @@ def test_a_micro_batch_that_is_forced_is_taken(changes, micro):
         ({"parallel": {"fsdp": "HYBRID_SHARD"}}, "parallel.fsdp: 'HYBRID_SHARD' is not known"),
         ({"model": {**EXPERTS, "moe_layer_freq": "banana"}}, "model.moe_layer_freq: 'banana' is not known"),
         ({"model": {**EXPERTS, "moe_layer_freq": "all but 3"}}, "model.moe_layer_freq: 'all but 3' is not known"),
+        ({"model": {**EXPERTS, "moe_layer_freq": "9" * 5000}}, "is not known"),
         ({"model": {**EXPERTS, "moe_layer_freq": "0"}}, "model.moe_layer_freq: '0' is not known"),
         ({"model": {**EXPERTS, "moe_layer_freq": [0, 1]}}, "model.moe_layer_freq: has 2 entries for 16 layers"),
         ({"model": {"heads": 15, "kv_heads": 15}}, "tp 2 must divide the 15 attention heads"),

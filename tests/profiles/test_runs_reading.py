@@ -5,7 +5,18 @@ from run_rows import record, row, text
 
 from planner.spec.errors import InputError, MalformedError
 from profiles.runs import read_runs
-from profiles.runs.reading import SHOWN_PROBLEMS
+from profiles.runs.reading import SHOWN_PROBLEMS, records
+
+MINIMAL = {
+    "id": "least",
+    "source": "ours",
+    "model": {"name": "Tiny", "family": "llama-dense"},
+    "hardware": {"gpu": "H100", "gpus": 8},
+    "parallel": {},
+    "batch": {},
+    "precision": "bf16",
+    "measured": {},
+}
 
 
 def test_a_list_and_an_object_with_runs_are_the_same_file():
@@ -146,3 +157,23 @@ def test_a_long_wrong_value_is_cut():
     with pytest.raises(InputError) as caught:
         record(id="x" * 5000)
     assert len(caught.value.problems[0].message) < 200
+
+
+REQUIRED = ("model.name", "model.family", "hardware.gpu", "hardware.gpus")
+
+
+def test_a_row_of_the_required_fields_alone_is_read():
+    found = records([MINIMAL])
+    assert found[0].usable_for_accuracy
+    assert not found[0].oom
+
+
+@pytest.mark.parametrize("path", REQUIRED)
+@pytest.mark.parametrize("null", [False, True])
+def test_a_required_field_of_a_part_is_neither_absent_nor_null(path, null):
+    part, name = path.split(".")
+    made = {**MINIMAL, part: {**MINIMAL[part], name: None}}
+    if not null:
+        del made[part][name]
+    with pytest.raises(InputError, match=rf"runs\[0\] \(least\)\.{part}\.{name}: "):
+        records([made])
