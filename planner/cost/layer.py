@@ -157,7 +157,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     forth = _left(stack, whole.forward_s - whole.ring_forward_s, whole.tensor_forward_s, whole.all_to_all_s)
     back = _left(stack, whole.backward_s - whole.ring_backward_s, whole.tensor_backward_s, whole.all_to_all_s)
     seen = whole._replace(tensor_forward_s=forth.tensor_s, all_to_all_s=forth.exchange_s)
-    again = _recomputed(seen, recompute)
+    again = _recomputed(stack, seen, recompute)
     forward_work_s = forth.work_s + whole.imbalance_forward_s
     backward_work_s = back.work_s + whole.imbalance_backward_s
     beside_forward = _beside(rate, stack.data_overlap_ratio, forward_work_s, held.micro_forward_s)
@@ -262,7 +262,7 @@ def _host_passes(recompute: Recompute) -> float:
     return 2.0 if recompute is Recompute.FULL else 1.0
 
 
-def _recomputed(whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+def _recomputed(stack: Stack, whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
     """What the backward pass does again: compute, and traffic of tensor, context and expert parallelism, imbalance."""
     if recompute is Recompute.FULL:
         return (
@@ -273,7 +273,9 @@ def _recomputed(whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Nu
             whole.imbalance_forward_s,
         )
     if recompute is Recompute.SELECTIVE:
-        return (whole.core_forward_s, 0.0, whole.context_forward_s, 0.0, 0.0)
+        # Where every second product is made again, the core and its ring are not.
+        ring_s = 0.0 if stack.selective_products else whole.context_forward_s
+        return (whole.core_forward_s, 0.0, ring_s, 0.0, 0.0)
     return (0.0, 0.0, 0.0, 0.0, 0.0)
 
 

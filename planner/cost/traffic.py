@@ -56,7 +56,8 @@ def layer_traffic(
     if isinstance(layer, Block) and layer.moe is not None:
         held.append(messages_of_experts(conditions, layer, strategy))
     gathered: StateMessages = StateMessages._make(sum(column, ()) for column in zip(*held, strict=True))
-    again = {Recompute.NONE: (), Recompute.SELECTIVE: passes.core_forward, Recompute.FULL: passes.forward}
+    core = () if conditions.stack.selective_products else passes.core_forward
+    again = {Recompute.NONE: (), Recompute.SELECTIVE: core, Recompute.FULL: passes.forward}
     return LayerTraffic(
         *(
             tuple(filter(is_sent, messages))
