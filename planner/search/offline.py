@@ -40,6 +40,8 @@ Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
 _GLANCED = 16
+AGREEMENT = 1e-9
+"""Relative difference up to which times are one: the search and estimate() sum in another order."""
 """Families that are looked at under a skewed workload."""
 
 
@@ -167,7 +169,7 @@ def _agrees(question: _Question, best: Candidate) -> None:
     """The search's numbers and estimate() are one; anything else is a bug."""
     price = estimate(*question, best.plan)
     per_sample_s = price.step_time_s / best.plan.global_batch_size
-    if not isclose(per_sample_s, best.per_sample_s, rel_tol=1e-9) or not price.fits:
+    if not isclose(per_sample_s, best.per_sample_s, rel_tol=AGREEMENT) or not price.fits:
         raise InternalError(
             f"search and estimate disagree on plan {best.plan.id}: {best.per_sample_s!r} against {per_sample_s!r} "
             f"seconds per sample, fits: {price.fits}"
@@ -211,7 +213,7 @@ def _shortlist(
             best_for=tuple(
                 s.workload.name
                 for s, t, q in zip(kept, times[plan], quickest, strict=True)
-                if np.isfinite(t) and t == q
+                if np.isfinite(t) and isclose(t, q, rel_tol=AGREEMENT)
             ),
             out_of_memory_in=tuple(
                 s.workload.name for s, t in zip(kept, times[plan], strict=True) if not np.isfinite(t)
