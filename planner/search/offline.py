@@ -40,9 +40,9 @@ Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
 _GLANCED = 16
+"""Families that are looked at under a skewed workload."""
 AGREEMENT = 1e-9
 """Relative difference up to which times are one: the search and estimate() sum in another order."""
-"""Families that are looked at under a skewed workload."""
 
 
 def ignore(progress: float, message: str) -> None:
