@@ -16,7 +16,7 @@ from profiles.runs import read_runs
 
 
 def main() -> None:
-    """Fit, leave each source out in turn, and write."""
+    """Fit, leave each publication out in turn, and write."""
     arguments = _arguments()
     parameters = read_parameters()
     rows = rows_of(read_runs(arguments.runs))

@@ -11,6 +11,7 @@ from functools import partial
 from math import log
 from typing import NamedTuple, TypeVar
 
+from planner.cost.kernels import is_aligned, rates
 from planner.spec.cluster import (
     Cluster,
     Device,
@@ -140,7 +141,8 @@ def _fit_products(cluster: Cluster, samples: Sequence[Sample], machine: Machine)
     usual = machine.precision
     chosen = [sample for sample in _one_kind(samples, MatmulSample) if sample.precision is usual]
     single = [sample for sample in chosen if sample.groups == 1]
-    aligned = [sample for sample in single if _is_aligned(sample)]
+    rate = rates(cluster.device, cluster.stack, usual)
+    aligned = [sample for sample in single if is_aligned(rate, sample.columns, sample.depth)]
     start = {"matmul_ratio": 0.8, "matmul_half_depth": 16.0}
     if machine.compute_units > 1:
         start["half_tile_ratio"] = 0.9
@@ -148,7 +150,7 @@ def _fit_products(cluster: Cluster, samples: Sequence[Sample], machine: Machine)
         _least(_with_tile(cluster, tile), aligned, usual, _with_efficiency, start) for tile in TILES[machine.backend]
     ]
     best = min(candidates, key=lambda candidate: _loss(candidate, aligned, usual))
-    odd = [sample for sample in single if not _is_aligned(sample)]
+    odd = [sample for sample in single if not is_aligned(rate, sample.columns, sample.depth)]
     best = _least(best, odd, usual, _with_efficiency, {"misaligned_ratio": 0.9})
     return _least(best, [s for s in chosen if s.groups > 1], usual, _with_stack, {"grouped_matmul_ratio": 0.9})
 
@@ -257,10 +259,6 @@ def _works(samples: Iterable[Sample], *works: ElementwiseWork) -> list[Elementwi
     if not chosen:
         raise InputError.at("samples", f"there is no {' or '.join(works)}: give more time or more memory")
     return chosen
-
-
-def _is_aligned(sample: MatmulSample) -> bool:
-    return sample.depth % 16 == 0 and sample.columns % 16 == 0
 
 
 def _precisions(samples: Sequence[Sample]) -> list[Precision]:

@@ -13,7 +13,7 @@ from planner.cost.attention import attention
 from planner.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, point_to_point_s, reduce_scatter_s
 from planner.cost.dense import feed_forward, linear_s, residual_stream
 from planner.cost.experts import moe_feed_forward
-from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, overlapped_s
+from planner.cost.kernels import elementwise_s, overlapped_s
 from planner.cost.part import Conditions, Share, conditions
 from planner.cost.state import state_without_experts
 from planner.cost.vocabulary import head
@@ -75,9 +75,6 @@ def _training(precision: Precision) -> Training:
 
 
 def _matmul_s(sample: MatmulSample, given: Conditions) -> float:
-    if sample.groups == 1:
-        aligned = is_aligned(given.rate, sample.columns, sample.depth)
-        return matmul_s(given.rate, sample.rows, sample.columns, sample.depth, aligned=aligned)
     return linear_s(given, sample.rows, sample.columns, sample.depth, sample.groups)[0]
 
 

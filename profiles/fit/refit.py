@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from profiles.fit.parameters import Parameter, Presets
-from profiles.fit.rows import thinned
+from profiles.fit.rows import THINNED, thinned
 from profiles.fit.search import Floats, Row, fit, predicted_s, weigh
 
 ROUNDS = 26
@@ -22,8 +22,7 @@ LEFT_OUT_THINNED = 50
 
 def fit_all(rows: list[Row], parameters: tuple[Parameter, ...]) -> dict[str, float]:
     """Constants from all sources."""
-    start = {parameter.name: parameter.start for parameter in parameters}
-    return fit(weigh(thinned(rows), rows), parameters, start, ROUNDS)
+    return _from_the_start(rows, parameters, THINNED, ROUNDS)
 
 
 def left_out_s(
@@ -45,6 +44,10 @@ def left_out_s(
 
 def _without(rows: list[Row], parameters: tuple[Parameter, ...], publication: str) -> Floats:
     others = [row for row in rows if row.publication != publication]
-    start = {parameter.name: parameter.start for parameter in parameters}
-    refitted = fit(weigh(thinned(others, LEFT_OUT_THINNED), others), parameters, start, ROUNDS_LEFT_OUT)
+    refitted = _from_the_start(others, parameters, LEFT_OUT_THINNED, ROUNDS_LEFT_OUT)
     return predicted_s([row for row in rows if row.publication == publication], Presets(parameters, refitted))
+
+
+def _from_the_start(rows: list[Row], parameters: tuple[Parameter, ...], at_most: int, rounds: int) -> dict[str, float]:
+    start = {parameter.name: parameter.start for parameter in parameters}
+    return fit(weigh(thinned(rows, at_most), rows), parameters, start, rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from profiles.fit.search import Row
@@ -32,14 +33,10 @@ def family(source: str) -> str:
 
 def thinned(rows: list[Row], at_most: int = THINNED) -> list[Row]:
     """Every n-th row of sources that have many more than `at_most`; the rest of them is a check."""
-    seen: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + 1
+    counts, seen = Counter(row.source for row in rows), Counter[str]()
     kept = []
     for row in rows:
-        number = seen.get(row.source, 0)
-        seen[row.source] = number + 1
-        if number % max(1, round(counts[row.source] / at_most)) == 0:
+        if seen[row.source] % max(1, round(counts[row.source] / at_most)) == 0:
             kept.append(row)
+        seen[row.source] += 1
     return kept
