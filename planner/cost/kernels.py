@@ -99,7 +99,7 @@ def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: flo
     """`groups` products [rows, depth] x [depth, columns], in one launch.
 
     The result is made in tiles, as many at a time as there are compute units; a tile takes as long when it is partly
-    filled, and a last wave its share and `last_wave_ratio` of the rest. Of several sizes of tiles the quickest is taken.
+    filled, and a last wave its share and `last_wave_ratio` of the rest. Of several tiles the quickest is taken.
     Short inner loops do not reach the full rate: depth / (depth + half_depth) of it, nor do products that are not
     `aligned`.
     Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 2-4.
