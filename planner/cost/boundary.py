@@ -74,17 +74,22 @@ def layout(strategy: Strategy) -> Layout:
 def transition_s(
     conditions: Conditions, before: Strategy, after: Strategy, samples: int, sequence_length: int
 ) -> tuple[float, float]:
-    """(forward, backward) seconds to cut an activation anew between two layers of a stage; 0 for equal layouts.
-
-    Every device receives its whole new share over the widest link that the stage needs: an upper bound of what a
-    redistribution moves (own derivation; what a device already holds is not subtracted).
-    """
+    """(forward, backward) seconds to cut an activation anew between two layers of a stage; 0 for equal layouts."""
     if layout(before) == layout(after):
         return 0.0, 0.0
-    bytes_per_s, latency_s = narrowest_bytes_per_s(conditions.levels, before.num_devices)
-    forward = activation_bytes(conditions, after, samples, sequence_length) / bytes_per_s + latency_s
-    backward = activation_bytes(conditions, before, samples, sequence_length) / bytes_per_s + latency_s
-    return forward, backward
+    return (
+        arrival_s(conditions, after, samples, sequence_length),
+        arrival_s(conditions, before, samples, sequence_length),
+    )
+
+
+def arrival_s(conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int) -> float:
+    """Every device of a stage receives its whole share of an activation over the widest link that the stage needs.
+
+    An upper bound of what a change of layout moves (own derivation; what a device already holds is not subtracted).
+    """
+    bytes_per_s, latency_s = narrowest_bytes_per_s(conditions.levels, strategy.num_devices)
+    return activation_bytes(conditions, strategy, samples, sequence_length) / bytes_per_s + latency_s
 
 
 def tied_gradient_s(

@@ -9,7 +9,7 @@ from planner.cost.collectives import Group
 from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_region
 from planner.cost.kernels import elementwise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.part import Conditions, Part, Share
+from planner.cost.part import Conditions, Part, Share, add
 from planner.spec.model import MoeFeedForward
 from planner.spec.strategy import ExpertStrategy, Strategy
 
@@ -28,40 +28,44 @@ def expert_data_group(experts: ExpertStrategy) -> Group:
 def moe_feed_forward(
     conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: float
 ) -> Part:
-    """Router, experts and shared experts on the busiest device.
+    """Router, experts and shared experts on the busiest device; see `routed_experts` for `load_ratio`."""
+    assert strategy.experts is not None
+    routed = routed_experts(conditions, moe, strategy.experts, part_of.edge_tokens, load_ratio)
+    return add((routed, shared_experts(conditions, moe, strategy, part_of)))
+
+
+def routed_experts(
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: float
+) -> Part:
+    """Router and routed experts on the busiest device, which has `edge_tokens` of its own to route.
 
     `load_ratio`: tokens of the busiest expert-parallel rank over the mean; 1 is balanced, below 1 a capacity factor
     drops tokens on every rank.
     """
-    even = _routed(conditions, moe, strategy, part_of, min(1.0, load_ratio))
-    loaded = _routed(conditions, moe, strategy, part_of, load_ratio)
+    even = _routed(conditions, moe, experts, edge_tokens, min(1.0, load_ratio))
+    loaded = even if load_ratio <= 1.0 else _routed(conditions, moe, experts, edge_tokens, load_ratio)
     forward, backward, exchange, stored, transient = loaded
-    shared = _shared(conditions, moe, strategy, part_of)
-    router = linear_s(conditions, part_of.edge_tokens, moe.num_experts, conditions.hidden_size)
-    logits = 8.0 * part_of.edge_tokens * moe.num_experts
+    router = linear_s(conditions, edge_tokens, moe.num_experts, conditions.hidden_size)
+    logits = 8.0 * edge_tokens * moe.num_experts
     return Part(
-        forward_s=even[0] + shared.forward_s + router[0],
-        backward_s=even[1] + shared.backward_s + router[1],
-        tensor_forward_s=shared.tensor_forward_s,
-        tensor_backward_s=shared.tensor_backward_s,
+        forward_s=even[0] + router[0],
+        backward_s=even[1] + router[1],
         all_to_all_s=even[2],
         imbalance_forward_s=forward - even[0] + exchange - even[2],
         imbalance_backward_s=backward - even[1] + exchange - even[2],
         stall_s=conditions.stack.dropless_host_s if conditions.training.capacity_factor is None else 0.0,
-        stored_bytes=stored + shared.stored_bytes + logits,
-        transient_bytes=max(transient, shared.transient_bytes),
+        stored_bytes=stored + logits,
+        transient_bytes=transient,
     )
 
 
 def _routed(
-    conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: float
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: float
 ) -> tuple[float, float, float, float, float]:
     """(forward, backward, exchange one direction) seconds and (stored, transient) bytes of the routed experts."""
-    experts = strategy.experts
-    assert experts is not None
     tensor = experts.expert_tensor_parallel_size
     rate, element, hidden = conditions.rate, conditions.rate.element_bytes, conditions.hidden_size
-    sent = part_of.edge_tokens * moe.top_k
+    sent = edge_tokens * moe.top_k
     """Copies of tokens that leave this device; each tensor-parallel rank holds its own tokens."""
     rows = sent * load_ratio * tensor
     groups = moe.num_experts / experts.expert_parallel_size
@@ -69,21 +73,21 @@ def _routed(
     forward, backward = feed_forward(conditions, width, moe.gated, rows / groups, groups)
     # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
     sorting = elementwise_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
-    exchange = messages_s(conditions.levels, token_exchange(conditions, moe, experts, part_of, load_ratio))
+    exchange = messages_s(conditions.levels, token_exchange(conditions, moe, experts, edge_tokens, load_ratio))
     stored = feed_forward_bytes(conditions, width, moe.gated, rows) + (element + rate.operand_bytes) * hidden * rows
     inner = element * rows * (width * (2 if moe.gated else 1) + hidden)
     return forward + sorting, backward + sorting, exchange, stored, inner
 
 
 def token_exchange(
-    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, part_of: Share, load_ratio: float
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: float
 ) -> Messages:
     """Messages of the routed experts in one direction: every copy of a token to its expert and back.
 
     Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
     """
     tensor = experts.expert_tensor_parallel_size
-    sent = part_of.edge_tokens * moe.top_k * load_ratio * conditions.hidden_size * conditions.rate.element_bytes
+    sent = edge_tokens * moe.top_k * load_ratio * conditions.hidden_size * conditions.rate.element_bytes
     nearest: Group = ((tensor, 1),)
     return (
         Message(Collective.ALL_TO_ALL, expert_group(experts), sent, 2),
@@ -92,7 +96,8 @@ def token_exchange(
     )
 
 
-def _shared(conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share) -> Part:
+def shared_experts(conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share) -> Part:
+    """Experts that every token passes, cut by the attention's tensor parallelism."""
     if not moe.shared_width:
         return Part()
     width = moe.shared_width / strategy.tp

@@ -81,7 +81,8 @@ def experts_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> s
 
 def experts_need_sequence_parallel(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
     """Under tensor parallelism each rank dispatches tokens of its own, which it has with sequence parallelism only."""
-    if strategy.experts is not None and strategy.tp > 1 and not strategy.sequence_parallel:
+    moe = isinstance(layer, Block) and layer.moe is not None
+    if moe and strategy.tp > 1 and not strategy.sequence_parallel:
         return "sequence_parallel must be true for an MoE layer under tensor parallelism"
     return None
 
@@ -93,20 +94,24 @@ def context_parallel_needs_flash(layer: AnyLayer, strategy: Strategy, training: 
     return None
 
 
-RULES: tuple[Rule, ...] = (
+SHAPE_RULES: tuple[Rule, ...] = (
     heads_divide,
     widths_divide,
     sequence_divides,
-    experts_on_moe_layers,
-    experts_divide,
     experts_need_sequence_parallel,
     context_parallel_needs_flash,
 )
+"""What these say depends on the layer, the axes and sequence parallelism alone."""
+
+EXPERT_RULES: tuple[Rule, ...] = (experts_on_moe_layers, experts_divide)
+"""What these say depends on the layer and the degrees of its experts alone."""
 
 
-def broken_rules(layer: AnyLayer, strategy: Strategy, training: Training) -> Iterator[Broken]:
-    """All rules that the strategy breaks on this layer."""
-    for rule in RULES:
+def broken_rules(
+    layer: AnyLayer, strategy: Strategy, training: Training, rules: tuple[Rule, ...] = SHAPE_RULES + EXPERT_RULES
+) -> Iterator[Broken]:
+    """All of the rules that the strategy breaks on this layer."""
+    for rule in rules:
         message = rule(layer, strategy, training)
         if message:
             yield Broken(rule.__name__.replace("_", "-"), message)

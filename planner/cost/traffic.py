@@ -81,6 +81,6 @@ def _passes(conditions: Conditions, layer: Embedding | Block | Head, strategy: S
     if layer.moe is None:
         return _Passes(around + region + region, around_back + region + region, around)
     assert strategy.experts is not None
-    exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of, load_ratio=1.0)
+    exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of.edge_tokens, load_ratio=1.0)
     both = region + exchange + (region if layer.moe.shared_width else ())
     return _Passes(around + both, around_back + both, around)

@@ -7,9 +7,9 @@ the seconds of any pipeline that fits (Lagrangian relaxation).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cached_property
 from operator import mul
 from typing import NamedTuple
 
@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 
 from planner.cost.pipeline import Rhythm
 from planner.search.rhythm import all_peaks, filling, peaks, weighed
-from planner.search.stage import Bar, exchange_rates
-from planner.search.table import Table
+from planner.search.stage import Bar, Level, exchange_rates, workspace_levels
+from planner.search.table import Choices, Table
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Stretches = tuple[tuple[int, int], ...]
+_MOST_RATES = 64
+"""Exchange rates among which a bound chooses."""
 
 
 class Pipeline(NamedTuple):
     """One instance of the problem."""
 
-    table: Table
+    tables: tuple[Table, ...]
+    """Of each stage; equal stages share one."""
     sequence: tuple[int, ...]
     """Class of each layer."""
     pieces: tuple[tuple[tuple[int, int], ...], ...] | None
@@ -37,7 +41,8 @@ class Pipeline(NamedTuple):
     """Micro-batches in flight on each stage."""
     tiers: tuple[int, ...]
     """Tier of links over which each stage is entered."""
-    limit_bytes: int
+    limits_bytes: tuple[int, ...]
+    """What the layers of each stage may take of a device."""
     rhythm: Rhythm
     """How the stages' beats make a step."""
 
@@ -50,17 +55,46 @@ class Interval(NamedTuple):
     stretches: Stretches
 
 
+def promising(problem: Pipeline, best_s: float) -> Pipeline:
+    """The problem without strategies under which no pipeline takes less than `best_s`, memory apart.
+
+    A step takes at least the mean of the stages' peaks, all filling, and the mean work once per step: a sum over
+    layers, in which one layer's strategy is fixed and the others' are the best.
+    """
+    stages = len(problem.flights)
+    weights = [
+        peak / stages + fill for peak, fill in zip(all_peaks(problem.rhythm), problem.rhythm.filling, strict=True)
+    ]
+
+    def seconds(choices: Choices) -> Floats:
+        return weighed(weights, choices.beats_s) + choices.once_s / stages
+
+    least = _least_by_class(problem, lambda choices: seconds(choices).min(initial=np.inf))
+    counts = np.bincount(problem.sequence, minlength=len(least))
+    spare = best_s - float((least * counts)[counts > 0].sum())
+    kept = {
+        id(table): table._replace(
+            choices=tuple(
+                choices.rows(np.flatnonzero(seconds(choices) - low < spare))
+                for choices, low in zip(table.choices, least, strict=True)
+            )
+        )
+        for table in problem.tables
+    }
+    return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+
+
 class Bounds:
     """Lower bounds for the parts of one pipeline problem."""
 
     def __init__(self, problem: Pipeline) -> None:
         self._problem = problem
-        choices, rhythm = problem.table.choices, problem.rhythm
-        sequence = list(problem.sequence)
-        slowest = np.array([peaks(rhythm, c.beats_s).min(axis=0, initial=np.inf) for c in choices])[sequence]
-        filled = np.array([filling(rhythm, c.beats_s).min(initial=np.inf) for c in choices])[sequence]
-        once = np.array([c.once_s.min(initial=np.inf) for c in choices])[sequence]
+        rhythm, sequence = problem.rhythm, list(problem.sequence)
+        slowest = _least_by_class(problem, lambda c: peaks(rhythm, c.beats_s).min(axis=0, initial=np.inf))[sequence]
+        filled = _least_by_class(problem, lambda c: filling(rhythm, c.beats_s).min(initial=np.inf))[sequence]
+        once = _least_by_class(problem, lambda c: c.once_s.min(initial=np.inf))[sequence]
         # Sums up to each layer, 0 first.
+        self._layer_peaks = slowest
         self._peaks = np.vstack([np.zeros(len(rhythm.peaks)), np.cumsum(slowest, axis=0)])
         self._filling = np.concatenate([[0.0], np.cumsum(filled)])
         self._once = np.concatenate([[0.0], np.cumsum(once)])
@@ -68,10 +102,20 @@ class Bounds:
         self._filled = _Relaxed(problem, rhythm.filling, 0.0)
         self._slow = self._filled.multiple(all_peaks(rhythm))
         self._total_s = max(float(self._filling[-1]), self._filled.total_s())
-        self._slowest_s = np.array([self._slowest(slowest[:, peak]) for peak in range(len(rhythm.peaks))])
+        self.once_s = self._longest_once_s()
+        """Longest work once per step, at least."""
+
+    @cached_property
+    def _slowest_s(self) -> Floats:
+        """[peaks] of the slowest stage."""
+        peaks_of = range(len(self._problem.rhythm.peaks))
+        return np.array([self._slowest(self._layer_peaks[:, peak]) for peak in peaks_of])
+
+    @cached_property
+    def _slowest_total_s(self) -> float:
+        """Sum of the peaks of the slowest stage."""
         total_peaks = max(float(self._all_peaks[-1]), self._slow.total_s())
-        self._slowest_total_s = max(total_peaks / len(problem.flights), self._slow.slowest_s())
-        self._once_s = self._longest_once_s()
+        return max(total_peaks / len(self._problem.flights), self._slow.slowest_s())
 
     def bar(self, stage: int, intervals: Sequence[Interval], best_s: float) -> Bar:
         """What a stage with this content must pass, on whichever of the intervals it stands."""
@@ -93,7 +137,7 @@ class Bounds:
             total_s=self._total_s,
             slowest_s=self._slowest_s,
             slowest_total_s=max(self._slowest_total_s, slowest_other, other_peaks / max(1, len(problem.flights) - 1)),
-            once_s=self._once_s,
+            once_s=self.once_s,
             alone=len(problem.flights) == 1,
         )
 
@@ -115,19 +159,22 @@ class Bounds:
             rest = self._rest_s(self._all_peaks, self._slow, stage, end)
             slowest = np.maximum(slowest, max(rest / stages_left, self._slow.slowest_after_s(stage, end)))
         filled = filling_s + self._rest_s(self._filling, self._filled, stage, end)
-        bound: Floats = slowest + np.maximum(filled, self._total_s) + np.maximum(once_s, self._once_s)
+        bound: Floats = slowest + np.maximum(filled, self._total_s) + np.maximum(once_s, self.once_s)
         return bound
 
-    def step_s(self) -> float:
-        """No pipeline of this problem is faster; inf where none can fit."""
+    def step_s(self, best_s: float = np.inf) -> float:
+        """No pipeline of this problem is faster; inf where none can fit. Not made closer once it exceeds `best_s`."""
         problem = self._problem
         if not _may_fit(problem):
             return np.inf
-        slowest = max(float(self._slowest_s.sum()), self._slowest_total_s)
-        apart = slowest + self._total_s + self._once_s
         stages = len(problem.flights)
         weights = [peak / stages + fill for peak, fill in self._weights]
-        return max(apart, _Relaxed(problem, weights, 1.0 / stages).total_s(), self._one_stage_slowest_s())
+        spread = _Relaxed(problem, weights, 1.0 / stages).total_s()
+        if spread >= best_s:
+            return spread
+        slowest = max(float(self._slowest_s.sum()), self._slowest_total_s)
+        apart = slowest + self._total_s + self.once_s
+        return max(apart, spread, self._one_stage_slowest_s())
 
     @property
     def _weights(self) -> list[tuple[float, float]]:
@@ -177,57 +224,72 @@ class _Relaxed:
     def __init__(self, problem: Pipeline, weights: Sequence[float], once_weight: float) -> None:
         self._problem = problem
         self._weights = weights
-        choices, stages = problem.table.choices, len(problem.flights)
-        seconds = [weighed(weights, c.beats_s) + c.once_s * once_weight for c in choices]
-        used = [[c.fixed_bytes + float(flight) * c.flight_bytes for flight in problem.flights] for c in choices]
-        if all(len(each) for each in seconds):
-            middle = stages // 2
-            rates = exchange_rates([(s, u[middle]) for s, u in zip(seconds, used, strict=True)])
-        else:
-            rates = [0.0]
-        # [rates, stages, classes] of the least seconds + rate x bytes
-        costs = np.array([[_least(seconds, used, stage, rate) for stage in range(stages)] for rate in rates])
+        stages = range(len(problem.flights))
+        rates = np.array(_rates(problem, weights, once_weight))
+        levels = workspace_levels([c.workspace_bytes for table in problem.tables for c in table.choices])
+        # [rates, stages, levels, classes] of the least seconds + rate x bytes
+        costs = np.stack([_least(problem, weights, once_weight, each, rates, levels) for each in stages], axis=1)
+        # [rates, stages, levels] of what the room of a stage is worth
+        room = np.array(problem.limits_bytes)[:, None] - np.array([level.least for level in levels])
+        room = rates[:, None, None] * room
+        # Each stage has its own rates: any set of them is a valid bound.
+        chosen = _telling(problem, costs, room), np.arange(len(stages))
+        self._costs, self._room = costs[chosen], room[chosen]
         # [stages, classes] of the least that it takes to enter a piece
-        self._entered = sum(map(mul, weights, problem.table.message_beats)) * np.array(
-            [[float(c.entry_s[:, tier].min(initial=np.inf)) for c in choices] for tier in problem.tiers]
-        )
-        workspace = min(int(c.workspace_bytes.min(initial=2**62)) for c in choices)
-        self._limits = np.array(rates) * (problem.limit_bytes - workspace)
+        self._entered = np.array([_least_entry_s(problem, weights, stage) for stage in stages])
         if problem.pieces is not None:
-            self._by_stage = self._of_pieces(problem.pieces, costs)
+            self._by_stage = self._of_pieces(problem.pieces)
+            self._total_s = float(self._by_stage.sum())
         else:
-            self._before, self._after = self._swept(costs)
-            self._stages = [self._intervals(costs, stage) for stage in range(stages)]
-            self._slowest_before, self._slowest_after = self._slowest_swept()
+            self._total_s = float(self._swept()[:, -1, -1].max())
 
     def multiple(self, weights: Sequence[float]) -> _Relaxed:
-        """The relaxation of beats with other weights; not computed anew where they are multiples of these."""
+        """The relaxation of beats with other weights; rates are not chosen anew where they are multiples of these."""
         first, own = weights[0], self._weights[0]
         if any(weight * own != first * mine for weight, mine in zip(weights, self._weights, strict=True)):
             return _Relaxed(self._problem, weights, 0.0)
-        other, factor = copy(self), first / own
-        other._weights, other._limits = weights, self._limits * factor
+        other, factor = _Relaxed.__new__(_Relaxed), first / own
+        other._problem, other._weights = self._problem, weights
+        other._costs, other._entered = _times(self._costs, factor), _times(self._entered, factor)
+        other._room, other._total_s = self._room * factor, self._total_s * factor
         if self._problem.pieces is not None:
             other._by_stage = _times(self._by_stage, factor)
-        else:
-            other._before, other._after = _times(self._before, factor), _times(self._after, factor)
-            other._stages = [_times(bound, factor) for bound in self._stages]
-            other._slowest_before = [_times(bound, factor) for bound in self._slowest_before]
-            other._slowest_after = [_times(bound, factor) for bound in self._slowest_after]
         return other
+
+    @cached_property
+    def _before(self) -> Floats:
+        """[rates, stages, layers + 1] least cost of the stages up to one, ending at a layer."""
+        return self._swept()
+
+    @cached_property
+    def _after(self) -> Floats:
+        """[rates, stages, layers + 1] least cost of the stages from one on, beginning at a layer."""
+        return self._swept_back()
+
+    @cached_property
+    def _stages(self) -> list[Floats]:
+        return [self._intervals(stage) for stage in range(len(self._problem.flights))]
+
+    @cached_property
+    def _longest(self) -> tuple[list[Floats], list[Floats]]:
+        """By stage, [layers + 1]: the least longest of the stages up to it, ending at a layer; of those from it on."""
+        before = [self._stages[0][0]]
+        for bound in self._stages[1:]:
+            before.append(np.maximum(before[-1][:, None], bound).min(axis=0))
+        after = [self._stages[-1][:, -1]]
+        for bound in reversed(self._stages[:-1]):
+            after.append(np.maximum(after[-1][None, :], bound).min(axis=1))
+        return before, after[::-1]
 
     def total_s(self) -> float:
         """Sum over all stages."""
-        if self._problem.pieces is not None:
-            return float(self._by_stage.sum())
-        stages = len(self._problem.flights)
-        return float((self._before[:, stages - 1, -1] - stages * self._limits).max())
+        return self._total_s
 
     def slowest_s(self) -> float:
         """The longest stage of any partition."""
         if self._problem.pieces is not None:
             return float(self._by_stage.max())
-        return float(self._slowest_before[-1][-1])
+        return float(self._longest[0][-1][-1])
 
     def stage_s(self, stage: int, interval: Interval) -> float:
         """A stage with this interval."""
@@ -239,14 +301,14 @@ class _Relaxed:
         """The longest stage beside one that holds this interval."""
         if self._problem.pieces is not None:
             return float(np.delete(self._by_stage, stage).max(initial=0.0))
-        before = float(self._slowest_before[stage - 1][interval.begin]) if stage else 0.0
+        before = float(self._longest[0][stage - 1][interval.begin]) if stage else 0.0
         return max(before, self.slowest_after_s(stage, interval.end))
 
     def slowest_after_s(self, stage: int, end: int) -> float:
         """The longest of the stages after `stage`, which begin at `end`."""
         if self._problem.pieces is not None:
             return float(self._by_stage[stage + 1 :].max(initial=0.0))
-        return float(self._slowest_after[stage + 1][end]) if stage + 1 < len(self._stages) else 0.0
+        return float(self._longest[1][stage + 1][end]) if stage + 1 < len(self._problem.flights) else 0.0
 
     def one_with_others_s(self, filled: _Relaxed) -> float:
         """The longest stage in this measure, and the other stages' filling."""
@@ -257,72 +319,86 @@ class _Relaxed:
         """Sum over all stages but one that holds this interval."""
         if self._problem.pieces is not None:
             return float(self._by_stage.sum() - self._by_stage[stage])
-        stages = len(self._problem.flights)
         before = self._before[:, stage - 1, interval.begin] if stage else 0.0
-        after = self._after[:, stage + 1, interval.end] if stage + 1 < stages else 0.0
-        return float((before + after - (stages - 1) * self._limits).max())
+        after = self._after[:, stage + 1, interval.end] if stage + 1 < len(self._problem.flights) else 0.0
+        return float(np.max(before + after))
 
     def rest_s(self, stage: int, end: int) -> float:
         """Sum over the stages after `stage`, which begin at `end`."""
         if self._problem.pieces is not None:
             return float(self._by_stage[stage + 1 :].sum())
-        stages = len(self._problem.flights)
-        if stage + 1 == stages:
+        if stage + 1 == len(self._problem.flights):
             return 0.0
-        return float((self._after[:, stage + 1, end] - (stages - stage - 1) * self._limits).max())
+        return float(self._after[:, stage + 1, end].max())
 
-    def _of_pieces(self, pieces: Sequence[Stretches], costs: Floats) -> Floats:
+    def _of_pieces(self, pieces: Sequence[Stretches]) -> Floats:
         """[stages] of the best bound for each stage by itself."""
         sequence = np.array(self._problem.sequence)
         sums = []
         for stage, stretches in enumerate(pieces):
             layers = np.concatenate([sequence[first:end] for first, end in stretches])
             entered = sum(self._entered[stage, sequence[first]] for first, _ in stretches if first > 0)
-            sums.append((costs[:, stage, layers].sum(axis=1) - self._limits).max() + entered)
+            priced = self._costs[:, stage][:, :, layers].sum(axis=2) - self._room[:, stage]
+            sums.append(priced.max(axis=0).min() + entered)
         return np.array(sums)
 
-    def _intervals(self, costs: Floats, stage: int) -> Floats:
+    def _intervals(self, stage: int) -> Floats:
         """[begin, end] of the best bound for the stage with the layers from begin to end; inf where there are none."""
         sequence = np.array(self._problem.sequence)
-        sums = np.concatenate([np.zeros((len(costs), 1)), np.cumsum(costs[:, stage, sequence], axis=1)], axis=1)
-        bound = np.full((len(sequence) + 1, len(sequence) + 1), -np.inf)
-        for priced, limit in zip(sums, self._limits, strict=True):
-            np.maximum(bound, priced[None, :] - priced[:, None] - limit, out=bound)
+        size = len(sequence) + 1
+        least = np.full((size, size), np.inf)
+        for level in range(self._costs.shape[2]):
+            bound = np.full((size, size), -np.inf)
+            for costs, room in zip(self._costs[:, stage, level], self._room[:, stage, level], strict=True):
+                if not np.isfinite(costs[sequence]).all():
+                    bound[:] = _without(costs[sequence])
+                    break
+                sums = np.concatenate([[0.0], np.cumsum(costs[sequence])])
+                np.maximum(bound, sums[None, :] - sums[:, None] - room, out=bound)
+            np.minimum(least, bound, out=least)
         if stage:
-            bound[:-1] += self._entered[stage, sequence][:, None]
-        bound[np.tri(len(bound), dtype=bool)] = np.inf
-        return bound
+            least[:-1] += self._entered[stage, sequence][:, None]
+        least[np.tri(size, dtype=bool)] = np.inf
+        return least
 
-    def _slowest_swept(self) -> tuple[list[Floats], list[Floats]]:
-        """By stage, [layers + 1]: the least longest of the stages up to it, ending at a layer; of those from it on."""
-        before = [self._stages[0][0]]
-        for bound in self._stages[1:]:
-            before.append(np.maximum(before[-1][:, None], bound).min(axis=0))
-        after = [self._stages[-1][:, -1]]
-        for bound in reversed(self._stages[:-1]):
-            after.append(np.maximum(after[-1][None, :], bound).min(axis=1))
-        return before, after[::-1]
-
-    def _swept(self, costs: Floats) -> tuple[Floats, Floats]:
-        """[rates, stages, layers + 1] least cost of the stages up to one, ending at a layer; of those from one on."""
-        sequence, (rates, stages, _) = self._problem.sequence, costs.shape
-        nothing = np.full((rates, 1), np.inf)
+    def _opening(self) -> Floats:
+        """[rates, stages, levels, classes] of what opening a stage with a layer takes, less the worth of its room."""
         entered = self._entered.copy()
         entered[0] = 0.0
+        opening: Floats = entered[:, None, :] - self._room[:, :, :, None]
+        return opening
+
+    def _swept(self) -> Floats:
+        sequence, opening, (rates, stages, levels, _) = self._problem.sequence, self._opening(), self._costs.shape
         before = np.full((rates, stages, len(sequence) + 1), np.inf)
-        column = np.full((rates, stages), np.inf)
+        column = np.full((rates, stages, levels), np.inf)
+        moved = np.full((rates, stages), np.inf)
+        moved[:, 0] = 0.0
         for layer, number in enumerate(sequence):
-            moved = np.concatenate([nothing if layer else np.zeros((rates, 1)), column[:, :-1]], axis=1)
-            column = np.minimum(column, moved + entered[:, number]) + costs[:, :, number]
-            before[:, :, layer + 1] = column
+            column = np.minimum(column, moved[:, :, None] + opening[..., number]) + self._costs[..., number]
+            before[:, :, layer + 1] = column.min(axis=2)
+            moved = np.full((rates, stages), np.inf)
+            moved[:, 1:] = before[:, :-1, layer + 1]
+        return before
+
+    def _swept_back(self) -> Floats:
+        sequence, opening, (rates, stages, levels, _) = self._problem.sequence, self._opening(), self._costs.shape
         after = np.full((rates, stages, len(sequence) + 1), np.inf)
-        column = np.full((rates, stages), np.inf)
-        following = np.concatenate([nothing.repeat(stages - 1, axis=1), np.zeros((rates, 1))], axis=1)
+        column = np.full((rates, stages, levels), np.inf)
+        following = np.full((rates, stages), np.inf)
+        following[:, -1] = 0.0
         for layer in reversed(range(len(sequence))):
-            column = np.minimum(column, following) + costs[:, :, sequence[layer]]
-            after[:, :, layer] = column + entered[:, sequence[layer]]
-            following = np.concatenate([after[:, 1:, layer], nothing], axis=1)
-        return before, after
+            column = np.minimum(column, following[:, :, None]) + self._costs[..., sequence[layer]]
+            after[:, :, layer] = (column + opening[..., sequence[layer]]).min(axis=2)
+            following = np.full((rates, stages), np.inf)
+            following[:, :-1] = after[:, 1:, layer]
+        return after
+
+
+def _without(costs: Floats) -> Floats:
+    """[begin, end]: inf where a layer has no strategy, whatever it costs else."""
+    missing = np.concatenate([[0], np.cumsum(~np.isfinite(costs))])
+    return np.where(missing[None, :] > missing[:, None], np.inf, -np.inf)
 
 
 def _times(bounds: Floats, factor: float) -> Floats:
@@ -330,28 +406,94 @@ def _times(bounds: Floats, factor: float) -> Floats:
     return np.multiply(bounds, factor, out=bounds.copy(), where=np.isfinite(bounds))
 
 
-def _least(seconds: Sequence[Floats], used: Sequence[Sequence[Floats]], stage: int, rate: float) -> list[float]:
-    """By class, the least of seconds + rate x bytes over the strategies."""
-    return [float((s + rate * u[stage]).min(initial=np.inf)) for s, u in zip(seconds, used, strict=True)]
+def _least_by_class(problem: Pipeline, least: Callable[[Choices], Floats | float]) -> Floats:
+    """[classes, ...] of the least over the stages' tables."""
+    found: Floats = np.array([[least(c) for c in table.choices] for table in _distinct(problem.tables)]).min(axis=0)
+    return found
+
+
+def _distinct(tables: Sequence[Table]) -> list[Table]:
+    return list({id(table): table for table in tables}.values())
+
+
+def _rates(problem: Pipeline, weights: Sequence[float], once_weight: float) -> list[float]:
+    """Exchange rates at which strategies of the first, middle and last stage give way to smaller ones; and 0."""
+    found = {0.0}
+    for stage in sorted({0, len(problem.flights) // 2, len(problem.flights) - 1}):
+        choices, flight = problem.tables[stage].choices, float(problem.flights[stage])
+        if all(len(c.once_s) for c in choices):
+            seconds = [weighed(weights, c.beats_s) + c.once_s * once_weight for c in choices]
+            used = [c.fixed_bytes + flight * c.flight_bytes for c in choices]
+            found |= set(exchange_rates(list(zip(seconds, used, strict=True))))
+    every = sorted(found)
+    return every[:: -(-len(every) // _MOST_RATES)]
+
+
+def _telling(problem: Pipeline, costs: Floats, room: Floats) -> Integers:
+    """[rates, stages] of the rates that bound a stage of usual content best, a column for each stage.
+
+    `costs` [rates, stages, levels, classes], `room` [rates, stages, levels]. The usual content is the mean of the
+    stages.
+    """
+    counts = np.bincount(problem.sequence, minlength=costs.shape[3]) / len(problem.flights)
+    chosen = [np.zeros(room.shape[1:2], dtype=np.int64)]
+    for more in (1.0, 1.3):
+        contents = np.where(counts > 0, np.nan_to_num(costs, posinf=1e300) * counts * more, 0.0).sum(axis=3)
+        best = (contents - room).argmax(axis=0)
+        chosen += list(best.T)
+    kept: Integers = np.sort(np.unique(np.stack(chosen), axis=0), axis=0)
+    return kept
+
+
+def _least(
+    problem: Pipeline,
+    weights: Sequence[float],
+    once_weight: float,
+    stage: int,
+    rates: Floats,
+    levels: Sequence[Level],
+) -> Floats:
+    """[rates, levels, classes] of the least of seconds + rate x bytes over the strategies of a stage, by workspace."""
+    flight = float(problem.flights[stage])
+    columns = []
+    for c in problem.tables[stage].choices:
+        seconds = weighed(weights, c.beats_s) + c.once_s * once_weight
+        priced = seconds[None, :] + rates[:, None] * (c.fixed_bytes + flight * c.flight_bytes)[None, :]
+        within = [priced[:, c.workspace_bytes <= level.most].min(axis=1, initial=np.inf) for level in levels]
+        columns.append(np.stack(within, axis=1))
+    return np.stack(columns, axis=2)
+
+
+def _least_entry_s(problem: Pipeline, weights: Sequence[float], stage: int) -> list[float]:
+    """By class, the least that it takes to enter a piece of a stage that begins with it."""
+    table, tier = problem.tables[stage], problem.tiers[stage]
+    weight = sum(map(mul, weights, table.message_beats))
+    return [weight * float(c.entry_s[:, tier].min(initial=np.inf)) for c in table.choices]
+
+
+def _rooms(problem: Pipeline) -> list[int]:
+    """Of each stage, the bytes that are left for all but the largest workspace, at most."""
+    return [
+        limit - min(int(c.workspace_bytes.min(initial=2**62)) for c in table.choices)
+        for limit, table in zip(problem.limits_bytes, problem.tables, strict=True)
+    ]
 
 
 def _may_fit(problem: Pipeline) -> bool:
     """Whether the smallest strategy of each layer would fit; each stage of a free partition takes all that it can."""
-    choices, stages = problem.table.choices, range(len(problem.flights))
-    room = problem.limit_bytes - min(int(c.workspace_bytes.min(initial=2**62)) for c in choices)
+    rooms = _rooms(problem)
     least = [
-        [float((c.fixed_bytes + float(flight) * c.flight_bytes).min(initial=np.inf)) for c in choices]
-        for flight in problem.flights
+        [float((c.fixed_bytes + float(flight) * c.flight_bytes).min(initial=np.inf)) for c in table.choices]
+        for flight, table in zip(problem.flights, problem.tables, strict=True)
     ]
     if problem.pieces is not None:
-        held = [
-            sum(least[stage][number] for first, end in problem.pieces[stage] for number in problem.sequence[first:end])
-            for stage in stages
-        ]
-        return max(held) <= room
+        return all(
+            sum(held[number] for first, end in pieces for number in problem.sequence[first:end]) <= room
+            for held, pieces, room in zip(least, problem.pieces, rooms, strict=True)
+        )
     stage, used = 0, 0.0
     for number in problem.sequence:
-        while stage < len(least) and used + least[stage][number] > room:
+        while stage < len(least) and used + least[stage][number] > rooms[stage]:
             stage, used = stage + 1, 0.0
         if stage == len(least):
             return False

@@ -1,21 +1,25 @@
 """The search under one workload: bound every family, then solve them in the order of their bounds.
 
-A family whose bound is no better than the best plan so far cannot hold a better one, so when the next bound is no
-better the best plan is optimal within the declared space; when time runs out, the least open bound is what is left.
+Three bounds, each closer and dearer than the one before: what the layers compute (outlook), for all families; what the
+table of a family allows (bounds), for families that the first does not exclude; the exact solution, for families that
+the second does not exclude. A family whose bound is no better than the best plan so far cannot hold a better one, so
+when the next bound is no better the best plan is optimal within the declared space; when time runs out, the least open
+bound is what is left.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
-from planner.search.bounds import Bounds
+from planner.search.bounds import Bounds, Pipeline, promising
 from planner.search.families import Family
 from planner.search.instances import Group, Instance, Instances, groups
-from planner.search.partition import NARROW, solve_pipeline
-from planner.search.pool import Candidate, Pool
+from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
+from planner.search.pool import COMPARABLE, Candidate, Pool
 from planner.spec.errors import NoPlanFitsError
 from planner.spec.plan import ScheduleKind
 
@@ -24,6 +28,10 @@ Checkpoint = Callable[[float, str], None]
 
 ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
+_GLANCED = 8
+"""Groups that are priced in a search without a certificate."""
+_MORE = 4
+"""Groups that are priced for their alternatives alone."""
 
 
 class Explored(NamedTuple):
@@ -36,16 +44,15 @@ class Explored(NamedTuple):
     """Families solved, rather than excluded by their bound."""
     alternatives: tuple[Candidate, ...]
     """The fastest uniform plan for each set of degrees, fastest first."""
-    bounds_per_sample_s: dict[Family, float]
-    """No plan of the family is faster."""
 
 
 class _Open(NamedTuple):
-    """An instance that may still hold a better plan; the least bound comes first, of equals the first made."""
+    """A problem that may still hold a better plan; the least bound comes first, of equals the first made."""
 
     bound_per_sample_s: float
     order: int
-    instance: Instance
+    family: Family
+    problem: Pipeline
 
 
 class Limits(NamedTuple):
@@ -64,59 +71,133 @@ def explore(
     Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are not solved are left
     open with their bounds; finding a plan at all is part of any answer.
     """
-    waiting, least = _bound(instances, groups(families), pool, checkpoint, limits.out_of_time)
-    bounds: dict[Family, float] = {}
-    for found in waiting:
-        family = found.instance.family
-        bounds[family] = min(found.bound_per_sample_s, bounds.get(family, float("inf")))
-    _narrow(waiting, pool, checkpoint, limits.out_of_time)
-    solved = _exact(waiting, pool, checkpoint, limits)
+    waiting, least = _bound(instances, families, pool, checkpoint, limits.out_of_time)
+    _narrow(instances, waiting, pool, checkpoint, limits.out_of_time)
+    solved = _exact(instances, waiting, pool, checkpoint, limits)
     if pool.best is None:
-        miss = pool.nearest_miss()
-        raise NoPlanFitsError(miss) if miss else instances.no_strategy()
+        raise _nothing_fits(instances, families, pool, checkpoint)
     bound = min([pool.best.per_sample_s, least, *(found.bound_per_sample_s for found in waiting)])
-    return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES), bounds)
+    return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES))
 
 
 def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
     """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
-    waiting, _ = _bound(instances, groups(families), pool, checkpoint, limits.out_of_time)
-    _narrow(waiting, pool, checkpoint, limits.out_of_time)
+    waiting, _ = _bound(instances, families, pool, checkpoint, limits.out_of_time, _GLANCED)
+    _narrow(instances, waiting, pool, checkpoint, limits.out_of_time)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
 
 
-def _narrow(waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, out_of_time: Callable[[], bool]) -> None:
-    """Narrow passes in the order of the bounds: good plans soon, so that the exact passes have little to look at."""
+def _nothing_fits(
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint
+) -> NoPlanFitsError | Exception:
+    """What to say when no plan fits: the nearest miss of all families."""
+    for group in groups(families):
+        checkpoint(1.0, f"looking for the nearest miss, {group.num_stages} stages")
+        for instance in instances.of(group):
+            pool.note_miss(instance)
+    miss = pool.nearest_miss()
+    return NoPlanFitsError(miss) if miss else instances.no_strategy()
+
+
+def _bound(
+    instances: Instances,
+    families: Sequence[Family],
+    pool: Pool,
+    checkpoint: Checkpoint,
+    out_of_time: Callable[[], bool],
+    most: int | None = None,
+) -> tuple[list[_Open], float]:
+    """Price tables and uniform plans in the order of the first bounds, and give what they leave open the second.
+
+    Also a bound for the families that time did not allow. `most`: groups that are priced, once a plan is known.
+    """
+    found: list[_Open] = []
+    bounds = {family: pool.per_sample_s(instances.at_least_s(family), family.global_batch_size) for family in families}
+    grouped = sorted(
+        ((min(bounds[family] for family in group.families), number, group) for number, group in _numbered(families)),
+    )
+    more = _MORE
+    for number, (least, _, group) in enumerate(grouped):
+        if least == inf:
+            break
+        if pool.best and (out_of_time() or number == most):
+            return found, max(least, instances.least_per_sample_s())
+        if _beaten(least, pool):
+            if more == 0 or least >= COMPARABLE * _best(pool):
+                break
+            more -= 1
+        what = f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
+        checkpoint(0.5 * number / len(grouped), what)
+        for instance in instances.of(group):
+            pool.offer_uniform(instance)
+            for problem, bound in _bounded(instances, instance, bounds[instance.family], pool):
+                found.append(_Open(bound, len(found), instance.family, problem))
+    return found, inf
+
+
+def _numbered(families: Sequence[Family]) -> Iterator[tuple[int, Group]]:
+    return enumerate(groups(families))
+
+
+def _bounded(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
+    """The problems of an instance that may hold a better plan than the best, each with its second bound."""
+    if _beaten(least, pool):
+        return
+    batch = instance.family.global_batch_size
+    for problem in instances.exact(instance, pool.best_step_s(batch)):
+        bound = max(least, pool.per_sample_s(Bounds(problem).step_s(pool.best_step_s(batch)), batch))
+        if not _beaten(bound, pool):
+            yield problem, bound
+
+
+def _narrow(
+    instances: Instances,
+    waiting: list[_Open],
+    pool: Pool,
+    checkpoint: Checkpoint,
+    out_of_time: Callable[[], bool],
+) -> None:
+    """Narrow passes in the order of the bounds: good plans soon, so that the exact passes have little to look at.
+
+    Leaves in `waiting` only what may still hold a better plan, without dominated strategies.
+    """
+    total = len(waiting)
     for number, found in enumerate(sorted(waiting)):
-        if _beaten(found, pool) or (out_of_time() and pool.best):
-            return
-        share, what = 0.5 + 0.2 * number / len(waiting), f"trying {_name(found.instance.family)}"
-        _offer(found.instance, pool, partial(_tell, checkpoint, share, what), exact=False)
+        if _beaten(found.bound_per_sample_s, pool) or (out_of_time() and pool.best):
+            break
+        share, what = 0.5 + 0.2 * number / total, f"trying {_name(found.family)}"
+        best_s = pool.best_step_s(found.family.global_batch_size)
+        kept = found._replace(problem=instances.without_dominated(promising(found.problem, best_s)))
+        waiting[waiting.index(found)] = kept
+        _offer(kept, pool, partial(_tell, checkpoint, share, what), exact=False)
+    waiting[:] = [found for found in waiting if not _beaten(found.bound_per_sample_s, pool)]
 
 
 def _tell(checkpoint: Checkpoint, share: float, what: str, work: int) -> None:
     checkpoint(share, what)
 
 
-def _exact(waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, limits: Limits) -> int:
-    """Solve instances until no bound is better than the best plan; takes them out of `waiting` and counts them."""
+def _exact(instances: Instances, waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, limits: Limits) -> int:
+    """Solve problems until no bound is better than the best plan; takes them out of `waiting` and counts them."""
     heapq.heapify(waiting)
     total, solved, spent = len(waiting), 0, 0
 
     def spend(work: int) -> None:
         nonlocal spent
         spent += work
-        checkpoint(0.7 + 0.3 * solved / total, f"solving {_name(found.instance.family)}")
+        checkpoint(0.7 + 0.3 * solved / total, f"solving {_name(found.family)}")
         if pool.best and (spent > limits.effort or limits.out_of_time()):
             raise TimeoutError("time or effort has run out")
 
-    while waiting and not _beaten(waiting[0], pool):
+    while waiting and not _beaten(waiting[0].bound_per_sample_s, pool):
         found = heapq.heappop(waiting)
         try:
-            _offer(found.instance, pool, spend, exact=True)
+            closer = _closer(instances, found, pool, spend)
+            if not _beaten(closer.bound_per_sample_s, pool):
+                _offer(closer, pool, spend, exact=True)
         except TimeoutError:
             heapq.heappush(waiting, found)
             break
@@ -124,39 +205,55 @@ def _exact(waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, limits: Lim
     return solved
 
 
-def _beaten(found: _Open, pool: Pool) -> bool:
-    """Whether an instance cannot hold a better plan than the best, or none that fits."""
-    best = pool.best.per_sample_s if pool.best else float("inf")
-    return found.bound_per_sample_s >= best
+def _closer(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open:
+    """The problem with a closer bound: exact, but for work once per step, which counts a little less.
+
+    Most problems are excluded by that; it leaves out a number in which strategies differ much and steps little.
+    """
+    problem, batch = found.problem, found.family.global_batch_size
+    if len(problem.flights) == 1:
+        # There it is one number with the passes anyway.
+        return found
+    best_s = pool.best_step_s(batch)
+    relaxed = instances.without_dominated(once_in_passes(promising(problem, best_s)))
+    solution = solve_pipeline(relaxed, best_s, spend)
+    if solution is None:
+        return found._replace(bound_per_sample_s=inf)
+    whole = Solution(0.0, solution.stages, _rows_in(problem, relaxed, solution))
+    pool.offer(found.family, problem, whole._replace(step_s=step_s(problem, whole)))
+    bound = pool.per_sample_s(solution.step_s, batch)
+    return found._replace(bound_per_sample_s=max(bound, found.bound_per_sample_s))
 
 
-def _offer(instance: Instance, pool: Pool, spend: Callable[[int], None], exact: bool) -> None:
-    """Offer the instance's best plan to the pool, if it beats the pool's."""
-    width = None if exact else NARROW
-    solution = solve_pipeline(instance.problem, pool.best_step_s(instance), spend, width)
+def _rows_in(problem: Pipeline, part: Pipeline, solution: Solution) -> tuple[tuple[int, ...], ...]:
+    """The rows of a solution of a part of the strategies, as rows of all."""
+    chosen = []
+    for whole, own, stretches, rows in zip(problem.tables, part.tables, solution.stages, solution.chosen, strict=True):
+        numbers = (problem.sequence[layer] for first, end in stretches for layer in range(first, end))
+        chosen.append(
+            tuple(
+                whole.choices[number].row_of(own.choices[number], row)
+                for number, row in zip(numbers, rows, strict=True)
+            )
+        )
+    return tuple(chosen)
+
+
+def _best(pool: Pool) -> float:
+    return pool.best.per_sample_s if pool.best else inf
+
+
+def _beaten(bound_per_sample_s: float, pool: Pool) -> bool:
+    """Whether what has this bound cannot hold a better plan than the best, or none that fits."""
+    return bound_per_sample_s >= _best(pool)
+
+
+def _offer(found: _Open, pool: Pool, spend: Callable[[int], None], exact: bool) -> None:
+    """Offer the problem's best plan to the pool, if it beats the pool's."""
+    best_s = pool.best_step_s(found.family.global_batch_size)
+    solution = solve_pipeline(found.problem, best_s, spend, None if exact else NARROW)
     if solution is not None:
-        pool.offer(instance, instance.problem.table, solution.step_s, solution.stages, solution.chosen)
-
-
-def _bound(
-    instances: Instances,
-    grouped: Sequence[Group],
-    pool: Pool,
-    checkpoint: Checkpoint,
-    out_of_time: Callable[[], bool],
-) -> tuple[list[_Open], float]:
-    """Price tables and uniform plans, and bound every family; and a bound for those that time did not allow."""
-    found: list[_Open] = []
-    for number, group in enumerate(grouped):
-        if out_of_time() and pool.best:
-            return found, instances.least_per_sample_s()
-        what = f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
-        checkpoint(0.5 * number / len(grouped), what)
-        for instance in instances.of(group):
-            pool.offer_uniform(instance)
-            bound = pool.per_sample_s(instance, Bounds(instance.problem).step_s())
-            found.append(_Open(bound, len(found), instance))
-    return found, float("inf")
+        pool.offer(found.family, found.problem, solution)
 
 
 def _name(family: Family) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from planner.search.removed import Removed
 from planner.search.tree import divisors
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
@@ -18,6 +18,10 @@ from planner.spec.training import Training
 
 Stretches = tuple[tuple[int, int], ...]
 """Unbroken stretches of layers: (first layer, end layer)."""
+
+
+GPIPE_RULE = "1f1b-instead-of-gpipe"
+"""1F1B has the same bubble as GPipe, with fewer micro-batches in flight."""
 
 
 class Family(NamedTuple):
@@ -41,21 +45,22 @@ def batch_sizes(training: Training) -> list[int]:
     return [2**power for power in range(training.max_global_batch_size.bit_length())]
 
 
-def families(
-    model: Model, cluster: Cluster, training: Training, options: Options, pruned: Counter[str]
-) -> list[Family]:
+def families(model: Model, cluster: Cluster, training: Training, options: Options, removed: Removed) -> list[Family]:
     """All families of the declared space; counts what each rule removes."""
     degrees = divisors(cluster.num_devices) if "pp" in options.axes else [1]
     stage_counts = [degree for degree in degrees if degree <= len(model.layers)]
-    pruned["stages-need-layers"] += len(degrees) - len(stage_counts)
+    for degree in degrees:
+        if degree > len(model.layers):
+            removed.note("stages-need-layers", 1, f"pp{degree} for {len(model.layers)} layers")
     found = []
     for batch in batch_sizes(training):
         for stages in stage_counts:
             for micro_batches in divisors(batch):
                 if not _cuttable(cluster.num_devices // stages, batch // micro_batches, options):
-                    pruned["micro-batch-size-limit"] += 1
+                    text = f"{batch // micro_batches} samples over {cluster.num_devices // stages} devices"
+                    removed.note("micro-batch-size-limit", 1, text)
                     continue
-                for schedule in _schedules(model, stages, micro_batches, options, pruned):
+                for schedule in _schedules(model, stages, micro_batches, options, removed):
                     found.append(Family(batch, stages, micro_batches, schedule))
     if not found:
         raise no_strategy(cluster, training, options)
@@ -102,18 +107,15 @@ def _cuttable(stage_devices: int, samples: int, options: Options) -> bool:
     return any(samples % degree == 0 and samples // degree <= options.max_micro_batch_size for degree in degrees)
 
 
-def _schedules(
-    model: Model, stages: int, micro_batches: int, options: Options, pruned: Counter[str]
-) -> Iterator[Schedule]:
+def _schedules(model: Model, stages: int, micro_batches: int, options: Options, removed: Removed) -> Iterator[Schedule]:
     one_f_one_b = ScheduleKind.ONE_F_ONE_B in options.schedules
     if one_f_one_b or stages == 1:
         yield Schedule()
     if stages == 1:
         return
     if ScheduleKind.GPIPE in options.schedules:
-        # The same bubble as 1F1B, with every micro-batch in flight at once.
-        if one_f_one_b:
-            pruned["1f1b-instead-of-gpipe"] += 1
+        if one_f_one_b and GPIPE_RULE not in options.without_rules:
+            removed.note(GPIPE_RULE, 1, f"pp{stages}, {micro_batches} micro-batches")
         else:
             yield Schedule(kind=ScheduleKind.GPIPE)
     if ScheduleKind.ZERO_BUBBLE in options.schedules:
@@ -122,9 +124,9 @@ def _schedules(
         return
     for virtual in range(2, options.max_virtual_stages + 1):
         if micro_batches % stages:
-            pruned["interleaving-in-rounds-of-stages"] += 1
+            removed.note("interleaving-in-rounds-of-stages", 1, f"{micro_batches} micro-batches in rounds of {stages}")
         elif equal_pieces(model, stages, virtual) is None:
-            pruned["interleaving-in-equal-pieces"] += 1
+            removed.note("interleaving-in-equal-pieces", 1, f"pp{stages} in {virtual} pieces")
         else:
             yield Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=virtual)
 

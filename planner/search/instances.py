@@ -2,82 +2,72 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.cost.flops import wide_matrix_flops_per_token
 from planner.cost.kernels import rates
-from planner.cost.pipeline import Beats, beats_of, in_flight, rhythm
-from planner.cost.rules import AnyLayer
-from planner.search.bounds import Pipeline
+from planner.cost.pipeline import Beats, beat, beats_of, in_flight, rhythm
+from planner.search.bounds import Pipeline, promising
 from planner.search.families import Family, Stretches, equal_pieces, even_stretches, no_strategy
-from planner.search.table import Choices, Pricing, Table, without_dominated
-from planner.search.tree import Space
+from planner.search.grid import Grid
+from planner.search.outlook import Outlook
+from planner.search.pricing import Pricing
+from planner.search.space import Space
+from planner.search.table import Boundaries, Choices, Priced, Table, all_choices, without_dominated
 from planner.search.uniform import Uniform, uniform_choices
 from planner.spec.errors import InputError
 from planner.spec.model import Head, Model
-from planner.spec.strategy import Strategy
-from planner.spec.workload import Workload
 
-
-class Instance(NamedTuple):
-    """A family, or the part of one in which tied weights have one layout, as numbers."""
-
-    family: Family
-    all_choices: Pipeline
-    """With every strategy."""
-    problem: Pipeline
-    """Without dominated strategies: the same optimum."""
-    uniform: Uniform
-    """Rows of `all_choices`."""
-    even: tuple[Stretches, ...] | None
-    """Stretches of each stage in the uniform plans; None if there are fewer blocks than stages."""
+Integers = NDArray[np.int64]
 
 
 class Group(NamedTuple):
-    """Families with the same tables."""
+    """Families with the same strategies and costs."""
 
     num_stages: int
     samples: int
-    beats: Beats
     families: tuple[Family, ...]
 
 
 def groups(families: Sequence[Family]) -> list[Group]:
-    """The families by stages, samples per micro-batch, and what stands for their time."""
-    found: dict[tuple[int, int, Beats], list[Family]] = {}
+    """The families by stages and samples per micro-batch."""
+    found: dict[tuple[int, int], list[Family]] = {}
     for family in families:
-        key = (family.num_stages, family.samples, beats_of(family.schedule.kind))
-        found.setdefault(key, []).append(family)
+        found.setdefault((family.num_stages, family.samples), []).append(family)
     return [Group(*key, tuple(members)) for key, members in found.items()]
+
+
+class Instance(NamedTuple):
+    """A family as numbers, with every strategy."""
+
+    family: Family
+    problem: Pipeline
+    uniform: Uniform
+    even: tuple[Stretches, ...] | None
+    """Stretches of each stage in the uniform plans; None if there are fewer blocks than stages."""
 
 
 class Instances:
     """Makes instances for one space under one workload."""
 
-    def __init__(self, space: Space, pricing: dict[Beats, Pricing]) -> None:
+    def __init__(self, space: Space, pricing: Pricing, families: Sequence[Family]) -> None:
         self._space = space
         self._pricing = pricing
-        self._strategies: dict[tuple[int, int], list[Strategy]] = {}
-        self._uniform: dict[tuple[int, int, int], Uniform] = {}
-
-    def under(self, workload: Workload) -> Instances:
-        """Instances under another workload; strategies are not made again, nor counted as pruned again."""
-        pricing = {beats: one.under(workload) for beats, one in self._pricing.items()}
-        other = Instances(self._space._replace(pruned=Counter()), pricing)
-        other._strategies = self._strategies
-        if len(workload.expert_shares) <= 1:
-            # The same classes of layers, so the same rows.
-            other._uniform = self._uniform
-        return other
+        self._outlook = Outlook(pricing, space, families)
 
     @property
     def model(self) -> Model:
         """The model that is planned."""
-        return next(iter(self._pricing.values())).model
+        return self._pricing.model
+
+    def at_least_s(self, family: Family) -> float:
+        """No plan of the family takes a shorter step, but for what every plan pays."""
+        made = rhythm(family.schedule, family.num_stages, family.num_micro_batches)
+        return self._outlook.step_s(family, made, beats_of(family.schedule.kind))
 
     def least_per_sample_s(self) -> float:
         """No plan is faster: the wide matrix products of the model, spread over all devices at their full rate."""
@@ -90,63 +80,63 @@ class Instances:
         return no_strategy(self._space.cluster, self._space.training, self._space.options)
 
     def of(self, group: Group) -> Iterator[Instance]:
-        """All instances of the families of a group."""
-        pricing = self._pricing[group.beats]
-        for number, table in enumerate(self._tables(pricing, group)):
-            exact = self._without_dominated(table)
-            key = (group.num_stages, group.samples, number)
-            uniform = self._uniform[key] = self._uniform.get(key) or uniform_choices(table, pricing.layer_classes[1])
-            for family in group.families:
-                problem = self._problem(family, table, pricing.layer_classes[1])
-                even = problem.pieces or even_stretches(self.model, family.num_stages)
-                yield Instance(family, problem, problem._replace(table=exact), uniform, even)
-
-    def _strategies_of(self, layer: AnyLayer, stages: int) -> list[Strategy]:
-        key = (id(layer), stages)
-        if key not in self._strategies:
-            self._strategies[key] = self._space.strategies(layer, self._space.cluster.num_devices // stages)
-        return self._strategies[key]
-
-    def _tables(self, pricing: Pricing, group: Group) -> Iterator[Table]:
-        """The table of all strategies that can cut these samples; one for each layout of weights tied on one stage."""
-        limit = self._space.options.max_micro_batch_size
-        possible = [
-            [
-                s
-                for s in each
-                if group.samples % s.data_parallel_size == 0 and group.samples // s.data_parallel_size <= limit
-            ]
-            for each in (self._strategies_of(found.layer, group.num_stages) for found in pricing.layer_classes[0])
-        ]
-        if not all(possible):
+        """The instances of a group's families; none where no strategy cuts its samples."""
+        classes, sequence = self._pricing.layer_classes
+        devices = self._space.cluster.num_devices // group.num_stages
+        grids = tuple(
+            _cutting(self._space.grid(each.layer, devices), group.samples, self._space.options.max_micro_batch_size)
+            for each in classes
+        )
+        if not all(map(len, grids)):
             return
-        stages = group.num_stages
-        last_stage = (stages - 1) * (self._space.cluster.num_devices // stages)
-        table = pricing.table(possible, group.samples, own_copy=stages > 1, tied_hop=last_stage)
-        last = self.model.layers[-1]
-        if stages == 1 and isinstance(last, Head) and last.tied:
-            yield from _by_matrix(table, pricing.layer_classes[1][0], pricing.layer_classes[1][-1])
-        else:
-            yield table
+        apart = group.num_stages > 1
+        costs = tuple(self._pricing.costs(n, grid, group.samples, apart) for n, grid in enumerate(grids))
+        uniform = uniform_choices(grids, sequence)
+        boundaries = Boundaries(self._pricing, grids[0].shapes, group.samples)
+        tables: dict[Beats, Table] = {}
+        for family in group.families:
+            beats = beats_of(family.schedule.kind)
+            if beats not in tables:
+                hop = (group.num_stages - 1) * devices
+                choices = all_choices(self._pricing, Priced(grids, costs), boundaries, beats, hop)
+                tables[beats] = Table(choices, boundaries.transitions(beats), beat(beats, 1.0, 1.0, 0.0))
+            problem = self._problem(family, tables[beats], sequence)
+            yield Instance(family, problem, uniform, problem.pieces or even_stretches(self.model, family.num_stages))
 
-    def _without_dominated(self, table: Table) -> Table:
-        kept = tuple(without_dominated(choices) for choices in table.choices)
-        before, after = (sum(len(choices.strategies) for choices in every) for every in (table.choices, kept))
-        self._space.pruned["dominated"] += before - after
-        return table._replace(choices=kept)
+    def exact(self, instance: Instance, best_s: float) -> Iterator[Pipeline]:
+        """The instance without strategies that no better plan has; one for each layout of weights tied on one stage.
+
+        A better plan is one of less than `best_s`, but for what every plan pays.
+        """
+        last, problem = self.model.layers[-1], promising(instance.problem, best_s)
+        apart = len(problem.flights) == 1 and isinstance(last, Head) and last.tied
+        for each in (promising(part, best_s) for part in _by_matrix(problem)) if apart else (problem,):
+            if all(len(choices.once_s) for table in each.tables for choices in table.choices):
+                yield each
+
+    def without_dominated(self, problem: Pipeline) -> Pipeline:
+        """The problem without strategies that others beat or equal in every number: the same optimum."""
+        kept: dict[int, Table] = {}
+        for table in problem.tables:
+            if id(table) not in kept:
+                choices = tuple(map(without_dominated, table.choices))
+                lost = sum(len(c.once_s) for c in table.choices) - sum(len(c.once_s) for c in choices)
+                self._space.removed.note("dominated", lost, "")
+                kept[id(table)] = table._replace(choices=choices)
+        return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
 
     def _problem(self, family: Family, table: Table, sequence: Sequence[int]) -> Pipeline:
         cluster, stages = self._space.cluster, family.num_stages
         virtual = family.schedule.virtual_stages
         return Pipeline(
-            table=table,
+            tables=(table,) * stages,
             sequence=tuple(sequence),
             pieces=equal_pieces(self.model, stages, virtual) if virtual > 1 else None,
             flights=tuple(
                 in_flight(family.schedule, stages, family.num_micro_batches, stage) for stage in range(stages)
             ),
             tiers=tuple(self._tier(stage, stages) for stage in range(stages)),
-            limit_bytes=cluster.usable_bytes - cluster.reserve_bytes,
+            limits_bytes=(cluster.usable_bytes - cluster.reserve_bytes,) * stages,
             rhythm=rhythm(family.schedule, stages, family.num_micro_batches),
         )
 
@@ -158,19 +148,28 @@ class Instances:
         return next(i for i, lv in enumerate(levels) if first // lv.num_devices == last // lv.num_devices)
 
 
-def _by_matrix(table: Table, first: int, last: int) -> Iterator[Table]:
+def _cutting(grid: Grid, samples: int, limit: int) -> Grid:
+    """The strategies that cut so many samples evenly, and leave each rank no more than the limit."""
+    ranks = grid.ranks[grid.shape]
+    return grid.rows(np.flatnonzero((samples % ranks == 0) & (samples // ranks <= limit)))
+
+
+def _by_matrix(problem: Pipeline) -> Iterator[Pipeline]:
     """Embedding and tied head on one stage share a matrix, and so axes and sharding."""
-    for key in dict.fromkeys(map(_matrix, table.choices[first].strategies)):
+    table, first, last = problem.tables[0], problem.sequence[0], problem.sequence[-1]
+    keys = [_matrices(table.choices[number]) for number in (first, last)]
+    for key in sorted(set(keys[0].tolist()) & set(keys[1].tolist())):
         choices = list(table.choices)
-        choices[first], choices[last] = _only(choices[first], key), _only(choices[last], key)
-        if choices[last].strategies:
-            yield table._replace(choices=tuple(choices))
+        for number, found in zip((first, last), keys, strict=True):
+            choices[number] = table.choices[number].rows(np.flatnonzero(found == key))
+        yield problem._replace(tables=(table._replace(choices=tuple(choices)),))
 
 
-def _matrix(strategy: Strategy) -> tuple[object, ...]:
-    return strategy.axes, strategy.sharding
-
-
-def _only(choices: Choices, key: tuple[object, ...]) -> Choices:
-    kept = [row for row, strategy in enumerate(choices.strategies) if _matrix(strategy) == key]
-    return choices.rows(np.array(kept, dtype=np.int64))
+def _matrices(choices: Choices) -> Integers:
+    """[rows] of a number that is equal where axes and sharding are."""
+    grid = choices.strategies
+    assert isinstance(grid, Grid)
+    axes: dict[object, int] = {}
+    numbers = np.array([axes.setdefault(shape.axes, len(axes)) for shape in grid.shapes])
+    found: Integers = numbers[grid.shape] * 4 + grid.sharding
+    return found

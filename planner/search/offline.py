@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isclose, isfinite
 from typing import NamedTuple
 
@@ -15,16 +14,16 @@ from planner.cost import estimate
 from planner.cost.check import check_sequence
 from planner.cost.load import check_workload
 from planner.cost.part import conditions
-from planner.cost.pipeline import Beats, beats_of
 from planner.cost.switch import Known, switch_plan_s
 from planner.search.explore import Explored, Limits, explore, glance
 from planner.search.families import families
 from planner.search.instances import Instances
 from planner.search.pool import Candidate, Pool
+from planner.search.pricing import Pricing
+from planner.search.removed import Removed
 from planner.search.scenarios import standard_scenarios
 from planner.search.shortlist import choose, regrets
-from planner.search.table import Pricing
-from planner.search.tree import Space
+from planner.search.space import Space
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, InternalError
 from planner.spec.estimate import Estimate
@@ -39,8 +38,6 @@ from planner.spec.workload import BALANCED, Scenario, Workload
 Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
-_GLANCED = 16
-"""Families that are looked at under a skewed workload."""
 AGREEMENT = 1e-9
 """Relative difference up to which times are one: the search and estimate() sum in another order."""
 
@@ -74,18 +71,21 @@ def search(
     question = _Question(model, cluster, training)
     scenarios = _scenarios(model, options)
     check_sequence(model, training)
-    pruned: Counter[str] = Counter()
-    space = Space(cluster, training, options, pruned)
-    found = families(model, cluster, training, options, pruned)
+    removed = Removed()
+    space = Space(cluster, training, options, removed)
+    found = families(model, cluster, training, options, removed)
     skewed = [scenario.workload for scenario in scenarios if scenario.workload != BALANCED]
     stages = [_scaled(report, number, 1 + len(skewed)) for number in range(1 + len(skewed))]
     limits = Limits(_deadline(options, began, clock), options.effort_limit)
-    instances = Instances(space, _pricing(question, options))
+    pricing = Pricing(model, conditions(model.hidden_size, cluster, training), BALANCED)
+    instances = Instances(space, pricing, found)
     explored = explore(instances, found, Pool(cluster, training), stages[0], limits)
     _agrees(question, explored.best)
     plans = {plan.id: plan for plan in _unlike((explored.best, *explored.alternatives))}
     for workload, stage in zip(skewed, stages[1:], strict=True):
-        more = _under_skew(question, instances, explored, workload, list(plans.values()), stage, limits)
+        skewed_instances = Instances(space, pricing.under(workload), found)
+        pool = Pool(cluster, training, _quickest(question, plans.values(), workload))
+        more = glance(skewed_instances, found, pool, stage, limits)
         plans |= {plan.id: plan for plan in _unlike(more)}
     report(1.0, "choosing the shortlist")
     entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
@@ -118,13 +118,6 @@ def _scenarios(model: Model, options: Options) -> tuple[Scenario, ...]:
     return scenarios
 
 
-def _pricing(question: _Question, options: Options) -> dict[Beats, Pricing]:
-    """Prices in the numbers that the schedules need; one stage alone runs 1F1B."""
-    common = conditions(question.model.hidden_size, question.cluster, question.training)
-    needed = [Beats.WHOLE, *(beats_of(kind) for kind in options.schedules)]
-    return {beats: Pricing(question.model, common, BALANCED, beats) for beats in dict.fromkeys(needed)}
-
-
 def _scaled(report: Report, number: int, total: int) -> Report:
     """Progress of one exploration among several, and never back."""
     highest = number / total
@@ -142,27 +135,11 @@ def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Cal
     return lambda: limit is not None and clock() - began > limit
 
 
-def _under_skew(
-    question: _Question,
-    instances: Instances,
-    balanced: Explored,
-    workload: Workload,
-    known: list[Plan],
-    checkpoint: Report,
-    limits: Limits,
-) -> tuple[Candidate, ...]:
-    """Plans that are good under another workload, found quickly, starting from the known ones.
-
-    Uneven load only adds time, so a family that is too slow for balanced load is too slow here (with a capacity factor,
-    which drops tokens under uneven load, this is a rule of thumb), and the quickest for balanced load are tried only.
-    """
-    times = [(_per_sample_s(question, plan, workload), number) for number, plan in enumerate(known)]
-    quickest, number = min(times)
-    best = Candidate(quickest, known[number]) if isfinite(quickest) else None
-    bounds = sorted(balanced.bounds_per_sample_s.items(), key=lambda found: found[1])
-    families = [family for family, bound in bounds[:_GLANCED] if bound < quickest]
-    pool = Pool(question.cluster, question.training, best)
-    return glance(instances.under(workload), families, pool, checkpoint, limits)
+def _quickest(question: _Question, known: Iterable[Plan], workload: Workload) -> Candidate | None:
+    """The quickest of the known plans under a workload, if any fits."""
+    candidates = [Candidate(_per_sample_s(question, plan, workload), plan) for plan in known]
+    best = min(candidates, key=lambda candidate: candidate.per_sample_s)
+    return best if isfinite(best.per_sample_s) else None
 
 
 def _agrees(question: _Question, best: Candidate) -> None:
@@ -263,5 +240,5 @@ def _certificate(explored: Explored, space: Space, num_families: int) -> Certifi
             f"up to {options.max_virtual_stages} virtual stages"
         ),
         evaluated=explored.solved,
-        pruned={rule: count for rule, count in sorted(space.pruned.items()) if count},
+        pruned=dict(sorted(space.removed.counts.items())),
     )

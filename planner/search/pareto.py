@@ -27,6 +27,14 @@ def undominated(values: Table, labels: NDArray[np.int64] | None = None) -> NDArr
     return np.sort(np.concatenate(kept))
 
 
+def beaten(values: Table, by: Table) -> NDArray[np.bool_]:
+    """[rows] of `values` [rows, criteria] that a row of `by` beats or equals in every number."""
+    found = np.zeros(len(values), dtype=bool)
+    for start in range(0, len(values), _BLOCK):
+        found[start : start + _BLOCK] = _no_worse(by, values[start : start + _BLOCK]).any(axis=1)
+    return found
+
+
 def _undominated(values: Table) -> NDArray[np.int64]:
     # In lexicographic order a row can only be beaten by an earlier one; a stable sort lets the first of equals win.
     order = np.lexsort(values.T[::-1])

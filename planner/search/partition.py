@@ -22,6 +22,7 @@ from planner.search.bounds import Bounds, Interval, Pipeline
 from planner.search.pareto import undominated
 from planner.search.rhythm import filling, peaks
 from planner.search.stage import Front, Position, Room, solve_stage
+from planner.search.table import Choices
 
 Floats = NDArray[np.float64]
 
@@ -65,8 +66,10 @@ def solve_pipeline(
     for stage in range(num_stages):
         found: dict[int, list[_Partial]] = {}
         for positions, intervals in _contents(problem, stage, ends, partial(bounds.may_pass, best_s=best_s)).items():
-            room = Room(problem.flights[stage], problem.limit_bytes)
-            front = solve_stage(positions, problem.table, room, bounds.bar(stage, intervals, best_s), spend, width)
+            room = Room(problem.flights[stage], problem.limits_bytes[stage])
+            front = solve_stage(
+                positions, problem.tables[stage], room, bounds.bar(stage, intervals, best_s), spend, width
+            )
             for interval in intervals:
                 extended = _extend(problem.rhythm, ends[interval.begin], front, interval.stretches)
                 kept = bounds.at_least_s(extended.filling_s, extended.slowest_s, extended.once_s, stage, interval.end)
@@ -76,6 +79,48 @@ def solve_pipeline(
         ends = {end: _merge(partials) for end, partials in sorted(found.items())}
     final = ends.get(_end(problem))
     return None if final is None else _solution(problem, final)
+
+
+def once_in_passes(problem: Pipeline) -> Pipeline:
+    """A problem with fewer choices that differ, of which no pipeline takes longer: work once per step is no measure.
+
+    The longest of it is spread over what the slowest stage adds and what all stages fill: with P and f the weights of
+    the first beat in peaks and filling, P b max(o) + f b sum(o) is at most max(o) where b is 1 / (P + f stages).
+    """
+    weight = sum(peak[0] for peak in problem.rhythm.peaks) + problem.rhythm.filling[0] * len(problem.flights)
+
+    def moved(choices: Choices) -> Choices:
+        beats = choices.beats_s.copy()
+        beats[:, 0] += choices.once_s / weight
+        return choices._replace(beats_s=beats, once_s=np.zeros_like(choices.once_s))
+
+    tables = {id(table): table._replace(choices=tuple(map(moved, table.choices))) for table in problem.tables}
+    return problem._replace(tables=tuple(tables[id(table)] for table in problem.tables))
+
+
+def step_s(problem: Pipeline, solution: Solution) -> float:
+    """The step of a solution's stages and rows, which may have been found for another problem of the same tables."""
+    beats, once = zip(*(_stage_s(problem, stage, solution) for stage in range(len(problem.flights))), strict=True)
+    every = np.stack(beats)
+    return float(peaks(problem.rhythm, every).max(axis=0).sum() + filling(problem.rhythm, every).sum() + max(once))
+
+
+def _stage_s(problem: Pipeline, stage: int, solution: Solution) -> tuple[Floats, float]:
+    """(beats, once) of one stage."""
+    table, rows = problem.tables[stage], iter(solution.chosen[stage])
+    beats, once = np.zeros(len(table.message_beats)), 0.0
+    for first, end in solution.stages[stage]:
+        before = None
+        for layer in range(first, end):
+            choices, row = table.choices[problem.sequence[layer]], next(rows)
+            beats = beats + choices.beats_s[row]
+            once += float(choices.once_s[row])
+            if before is not None:
+                beats = beats + table.transition_s[before, choices.layout[row]]
+            elif layer > 0:
+                beats = beats + choices.entry_s[row, problem.tiers[stage]] * np.array(table.message_beats)
+            before = choices.layout[row]
+    return beats, once
 
 
 def _end(problem: Pipeline) -> int:

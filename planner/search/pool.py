@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from planner.search.assemble import assemble
-from planner.search.families import Stretches
+from planner.search.bounds import Pipeline
+from planner.search.families import Family, Stretches
 from planner.search.instances import Instance
-from planner.search.table import Table
-from planner.search.uniform import fastest_by_degrees, price_uniform
+from planner.search.partition import Solution
+from planner.search.rhythm import filling, peaks
+from planner.search.uniform import Uniform, fastest_by_degrees, price_uniform, total_s
 from planner.spec.cluster import Cluster
 from planner.spec.errors import NearestMiss
 from planner.spec.plan import Plan
 from planner.spec.training import Training
+
+COMPARABLE = 1.1
+"""Alternatives that take more than so many times the best are not remembered."""
 
 
 class Candidate(NamedTuple):
@@ -40,39 +47,45 @@ class Pool:
         self._alternatives: dict[object, _Unbuilt] = {}
         self._nearest: tuple[int, int, Callable[[], Plan]] | None = None
 
-    def best_step_s(self, instance: Instance) -> float:
-        """Step time, but for what every plan pays, that a plan of this instance must beat."""
-        if self.best is None:
-            return float("inf")
-        return self.best.per_sample_s * instance.family.global_batch_size - self._cluster.stack.step_host_s
+    def best_step_s(self, batch: int) -> float:
+        """Step time, but for what every plan pays, that a plan of this batch must beat."""
+        return self.step_s(self.best.per_sample_s, batch) if self.best else float("inf")
 
-    def per_sample_s(self, instance: Instance, step_s: float) -> float:
+    def step_s(self, per_sample_s: float, batch: int) -> float:
+        """From the time of a sample to a step time without what every plan pays."""
+        return per_sample_s * batch - self._cluster.stack.step_host_s
+
+    def per_sample_s(self, step_s: float, batch: int) -> float:
         """From a step time without what every plan pays to the time of a sample with it."""
-        return (step_s + self._cluster.stack.step_host_s) / instance.family.global_batch_size
+        return (step_s + self._cluster.stack.step_host_s) / batch
 
-    def offer(
-        self,
-        instance: Instance,
-        table: Table,
-        step_s: float,
-        stages: tuple[Stretches, ...],
-        chosen: Sequence[Sequence[int]],
-    ) -> None:
+    def offer(self, family: Family, problem: Pipeline, solution: Solution) -> None:
         """A plan with its step time, but for what every plan pays; the faster one stays, of equals the first."""
-        per_sample_s = self.per_sample_s(instance, step_s)
+        per_sample_s = self.per_sample_s(solution.step_s, family.global_batch_size)
         if self.best is None or per_sample_s < self.best.per_sample_s:
-            self.best = Candidate(per_sample_s, self._plan(instance, table, stages, chosen))
+            strategies = [
+                [
+                    table.choices[problem.sequence[layer]].strategies[row]
+                    for layer, row in zip(_layers(each), rows, strict=True)
+                ]
+                for table, each, rows in zip(problem.tables, solution.stages, solution.chosen, strict=True)
+            ]
+            self.best = Candidate(
+                per_sample_s, assemble(self._cluster, self._training, family, solution.stages, strategies)
+            )
 
     def offer_uniform(self, instance: Instance) -> None:
-        """The uniform plans of an instance on even stages, all at once."""
-        stages, uniform = instance.even, instance.uniform
-        if stages is None or not len(uniform.rows):
+        """The uniform plans of an instance on even stages that are not much slower than the best, all at once."""
+        stages, batch = instance.even, instance.family.global_batch_size
+        if stages is None or not len(instance.uniform.rows):
             return
-        priced = price_uniform(instance.all_choices, uniform, stages)
-        self._note_miss(instance, stages, priced.missing_bytes.tolist(), priced.fullest.tolist())
+        uniform = self._not_much_slower(instance)
+        if not len(uniform.rows):
+            return
+        priced = price_uniform(instance.problem, uniform, stages)
         for row in fastest_by_degrees(uniform, priced):
-            per_sample_s = self.per_sample_s(instance, float(priced.step_s[row]))
-            key = (instance.family.num_stages, instance.family.schedule, *uniform.names[int(uniform.degrees[row])])
+            per_sample_s = self.per_sample_s(float(priced.step_s[row]), batch)
+            key = (instance.family.num_stages, instance.family.schedule, int(uniform.degrees[row]))
             known = self._alternatives.get(key)
             if known is None or per_sample_s < known.per_sample_s:
                 build = self._builder(instance, stages, uniform.rows[row].tolist())
@@ -85,35 +98,47 @@ class Pool:
         ranked = sorted(self._alternatives.values(), key=lambda found: found.per_sample_s)
         return tuple(Candidate(found.per_sample_s, found.build()) for found in ranked[:count])
 
+    def note_miss(self, instance: Instance) -> None:
+        """Where nothing fits: the uniform plan that lacks least, if it lacks less than the one that is known."""
+        if instance.even is None or not len(instance.uniform.rows):
+            return
+        priced = price_uniform(instance.problem, instance.uniform, instance.even)
+        row = int(priced.missing_bytes.argmin())
+        missing = int(priced.missing_bytes[row])
+        if self._nearest is None or missing < self._nearest[0]:
+            build = self._builder(instance, instance.even, instance.uniform.rows[row].tolist())
+            self._nearest = (missing, int(priced.fullest[row]), build)
+
     def nearest_miss(self) -> NearestMiss | None:
-        """Of the uniform plans the one that lacks least; None if none was offered."""
+        """Of the uniform plans the one that lacks least; None if none was noted."""
         if self._nearest is None:
             return None
         missing, stage, build = self._nearest
         return NearestMiss(build().summary, stage, missing, self._cluster.usable_bytes)
 
-    def _note_miss(
-        self, instance: Instance, stages: tuple[Stretches, ...], missing: list[int], fullest: list[int]
-    ) -> None:
-        row = min(range(len(missing)), key=missing.__getitem__)
-        if self._nearest is None or missing[row] < self._nearest[0]:
-            rows = instance.uniform.rows[row].tolist()
-            self._nearest = (missing[row], fullest[row], self._builder(instance, stages, rows))
+    def _not_much_slower(self, instance: Instance) -> Uniform:
+        """Uniform choices whose mean stage allows a step that is comparable with the best."""
+        problem, uniform = instance.problem, instance.uniform
+        if self.best is None:
+            return uniform
+        limit_s = self.step_s(self.best.per_sample_s * COMPARABLE, instance.family.global_batch_size)
+        choices, stages = problem.tables[0].choices, len(problem.flights)
+        beats, once = total_s(choices, uniform, np.bincount(problem.sequence, minlength=len(choices)))
+        mean_s = peaks(problem.rhythm, beats).sum(axis=1) / stages + filling(problem.rhythm, beats) + once / stages
+        return uniform.only(np.flatnonzero(mean_s < limit_s))
 
     def _builder(self, instance: Instance, stages: tuple[Stretches, ...], row: Sequence[int]) -> Callable[[], Plan]:
-        sequence = instance.all_choices.sequence
-        chosen = [[row[sequence[layer]] for layer in _layers(stretches)] for stretches in stages]
-        return lambda: self._plan(instance, instance.all_choices.table, stages, chosen)
+        """Remembers the strategies of the row, not the table."""
+        sequence, choices = instance.problem.sequence, instance.problem.tables[0].choices
+        kept = [each.rows(np.array([number])).strategies for each, number in zip(choices, row, strict=True)]
+        family = instance.family
 
-    def _plan(
-        self, instance: Instance, table: Table, stages: tuple[Stretches, ...], chosen: Sequence[Sequence[int]]
-    ) -> Plan:
-        sequence = instance.all_choices.sequence
-        strategies = [
-            [table.choices[sequence[layer]].strategies[row] for layer, row in zip(_layers(each), rows, strict=True)]
-            for each, rows in zip(stages, chosen, strict=True)
-        ]
-        return assemble(self._cluster, self._training, instance.family, stages, strategies)
+        def build() -> Plan:
+            by_class = [strategies[0] for strategies in kept]
+            chosen = [[by_class[sequence[layer]] for layer in _layers(stretches)] for stretches in stages]
+            return assemble(self._cluster, self._training, family, stages, chosen)
+
+        return build
 
 
 def _layers(stretches: Stretches) -> list[int]:

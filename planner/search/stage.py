@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.pipeline import Rhythm
-from planner.search.pareto import undominated
+from planner.search.pareto import beaten, undominated
 from planner.search.rhythm import all_peaks, filling, peaks, weighed
 from planner.search.table import Table
 
@@ -29,6 +29,9 @@ Integers = NDArray[np.int64]
 
 _RATES = 6
 """How many exchange rates of seconds for bytes the memory bound tries; any number of them is a valid bound."""
+
+_LEVELS = 8
+"""How many ranges of workspace the memory bound tells apart."""
 
 
 class Bar(NamedTuple):
@@ -133,7 +136,7 @@ def solve_stage(
     transitions = np.rint(table.transition_s / tick_s).astype(np.int64)
     rest = _Rest(steps, tick_s, bar, budget)
     useful = {id(step): rest.useful(step) for step in ticked.values()}
-    ahead = _Ahead([_of(step, useful[id(step)]) for step in steps], tick_s, bar, budget)
+    ahead = _Ahead([_of(step, useful[id(step)]) for step in steps], transitions, tick_s, bar, budget)
     labels = _start(steps[0].beats.shape[1], len(positions))
     for number, step in enumerate(steps):
         grown, old, new = _grow(labels, step, useful[id(step)], transitions)
@@ -237,9 +240,16 @@ def _of(step: _Step, rows: Integers) -> _Step:
 class _Ahead:
     """Which labels can still become better than others, given what the layers ahead may add at most and at least."""
 
-    def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
+    def __init__(self, steps: Sequence[_Step], transitions: Integers, tick_s: float, bar: Bar, budget: int) -> None:
         self._budget = budget
         self._weights = [round(weight) for weight in bar.weights] if bar.alone else None
+        # By time: the most that a change of layout costs.
+        changes = transitions.reshape(-1, transitions.shape[2])
+        self._change = (
+            changes.max(axis=0, initial=0)
+            if self._weights is None
+            else (changes * np.array(self._weights)).sum(axis=1).max(initial=0, keepdims=True)
+        )
         self._once = 0 if bar.alone else int(min(bar.once_s / tick_s, 2.0**62))
         self._most_memory = _suffix_sums([int(step.memory.max(initial=0)) for step in steps])
         self._most_once = _suffix_sums([int(step.once.max(initial=0)) for step in steps])
@@ -264,7 +274,17 @@ class _Ahead:
             np.maximum(labels.memory + np.maximum(labels.workspace, ahead[number]), harmless)
             for ahead in (self._least_workspace, self._most_workspace)
         ]
-        return undominated(np.column_stack([*times, *needed]), labels.layout)
+        values = np.column_stack([*times, *needed])
+        kept = undominated(values, labels.layout)
+        return kept[self._close(values[kept])]
+
+    def _close(self, values: Integers) -> Integers:
+        """Rows that no other beats even if it changes its layout next: then it can do what the row goes on to do."""
+        if not self._change.any():
+            return np.arange(len(values))
+        best = values[undominated(values)]
+        best[:, : len(self._change)] += self._change
+        return np.flatnonzero(~beaten(values, best))
 
 
 class _Rest:
@@ -346,15 +366,34 @@ def exchange_rates(options: Sequence[tuple[Floats, NDArray[Any]]]) -> list[float
     rates = {0.0}
     for seconds, memory in options:
         order = np.lexsort((seconds, memory))
+        quicker = seconds[order] < np.minimum.accumulate(np.concatenate([[np.inf], seconds[order]]))[:-1]
         hull: list[tuple[float, float]] = []
-        for byte, second in zip(memory[order], seconds[order], strict=True):
-            point = (float(byte), float(second))
-            while len(hull) >= 2 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
+        for byte, second in zip(memory[order][quicker].tolist(), seconds[order][quicker].tolist(), strict=True):
+            while len(hull) >= 2 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], (byte, second)):
                 hull.pop()
-            if not hull or point[1] < hull[-1][1]:
-                hull.append(point)
+            hull.append((float(byte), second))
         rates |= {-_slope(a, b) for a, b in pairwise(hull) if b[0] > a[0]}
     return sorted(rates)
+
+
+class Level(NamedTuple):
+    """Workspaces of a stage that bounds treat as one."""
+
+    least: int
+    """The smallest, which such a stage needs in any case."""
+    most: int
+    """The largest: strategies that need more are not on such a stage."""
+
+
+def workspace_levels(workspaces: Sequence[Integers]) -> list[Level]:
+    """Workspaces of all strategies in a few ranges, ascending; the largest workspace of a stage is in one of them."""
+    values = np.unique(np.concatenate(workspaces)) if len(workspaces) else np.zeros(1, dtype=np.int64)
+    if len(values) == 0:
+        return [Level(0, 0)]
+    places = np.unique(np.linspace(0, len(values), _LEVELS + 1).astype(np.int64)[1:])
+    places = places[places > 0]
+    first = np.concatenate([[0], places[:-1]])
+    return [Level(int(values[low]), int(values[high - 1])) for low, high in zip(first, places, strict=True)]
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:

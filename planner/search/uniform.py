@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bounds import Pipeline
+from planner.search.grid import Grid
 from planner.search.rhythm import filling, peaks
-from planner.search.table import Choices, Table
-from planner.spec.strategy import Recompute, Strategy
+from planner.search.table import Choices
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -24,9 +23,11 @@ class Uniform(NamedTuple):
     rows: Integers
     """[uniform choices, classes]."""
     degrees: Integers
-    """[uniform choices]: number of the set of degrees; equal for choices that differ in sharding and recomputation."""
-    names: tuple[tuple[object, ...], ...]
-    """The sets of degrees: axes and experts."""
+    """[uniform choices]: equal for choices that differ in sharding and recomputation only."""
+
+    def only(self, kept: Integers) -> Uniform:
+        """Only these choices."""
+        return Uniform(self.rows[kept], self.degrees[kept])
 
 
 class Priced(NamedTuple):
@@ -39,25 +40,34 @@ class Priced(NamedTuple):
     """The stage that lacks most."""
 
 
-def uniform_choices(table: Table, sequence: Sequence[int]) -> Uniform:
-    """Choices with equal axes and sharding in all layers; recomputation and experts wherever a layer has them."""
-    leader = max(dict.fromkeys(sequence), key=lambda number: _leads(table.choices[number], sequence.count(number)))
-    index = [{_key(strategy): row for row, strategy in enumerate(choices.strategies)} for choices in table.choices]
-    rows = []
-    degrees = []
-    known: dict[tuple[object, ...], int] = {}
-    for strategy in table.choices[leader].strategies:
-        row = [_match(_key(strategy), found) for found in index]
-        if None not in row:
-            rows.append(row)
-            degrees.append(known.setdefault((strategy.axes, strategy.experts), len(known)))
-    shape = (len(rows), len(table.choices))
-    return Uniform(np.array(rows, dtype=np.int64).reshape(shape), np.array(degrees, dtype=np.int64), tuple(known))
+def uniform_choices(grids: Sequence[Grid], sequence: Sequence[int]) -> Uniform:
+    """Choices with equal shape and sharding in all layers; recomputation and experts wherever a layer has them."""
+    leader = max(dict.fromkeys(sequence), key=lambda number: _leads(grids[number], sequence.count(number)))
+    head = grids[leader]
+    rows = np.stack([_matching(head, grid) for grid in grids], axis=1)
+    complete = np.flatnonzero((rows >= 0).all(axis=1))
+    degrees = head.shape * len(head.spreads) + head.spread
+    return Uniform(rows[complete], degrees[complete])
 
 
-def _leads(choices: Choices, count: int) -> tuple[bool, int]:
+def _leads(grid: Grid, count: int) -> tuple[bool, int]:
     """The layers that name a uniform plan: those with experts, else the most frequent."""
-    return any(strategy.experts for strategy in choices.strategies), count
+    return grid.has_experts, count
+
+
+def _matching(head: Grid, grid: Grid) -> Integers:
+    """[rows of the leader] of the row with the same parts, as far as the layer has them; -1 where there is none."""
+    nothing = np.zeros_like(head.shape)
+    spread = head.spread if grid.has_experts else nothing
+    found = grid.find(head.recompute, head.sharding, head.shape, spread)
+    return np.where(found >= 0, found, grid.find(nothing, head.sharding, head.shape, spread))
+
+
+def total_s(choices: Sequence[Choices], uniform: Uniform, counts: Integers) -> tuple[Floats, Floats]:
+    """([choices, beats], [choices]) seconds of all layers together: passes of a micro-batch, and work once per step."""
+    beats = sum(each.beats_s[uniform.rows[:, n]] * counts[n] for n, each in enumerate(choices))
+    once = sum(each.once_s[uniform.rows[:, n]] * counts[n] for n, each in enumerate(choices))
+    return np.asarray(beats), np.asarray(once)
 
 
 def fastest_by_degrees(uniform: Uniform, priced: Priced) -> list[int]:
@@ -70,64 +80,66 @@ def fastest_by_degrees(uniform: Uniform, priced: Priced) -> list[int]:
     return ranked
 
 
+class _Kind(NamedTuple):
+    """What stages have in common that cost the same."""
+
+    counts: tuple[int, ...]
+    """Layers of each class."""
+    entered: tuple[int, ...]
+    """Classes of the first layers of its stretches."""
+    tier: int
+
+
 def price_uniform(problem: Pipeline, uniform: Uniform, stages: Sequence[Sequence[tuple[int, int]]]) -> Priced:
-    """Price all uniform choices on the given stretches of each stage; layouts never change inside a stage."""
-    table, sequence = problem.table, np.array(problem.sequence)
-    beats = []
-    once = []
-    missing = []
+    """Price all uniform choices on the given stretches of each stage; layouts never change inside a stage.
+
+    Of stages that cost the same, the one with most micro-batches in flight stands for all.
+    """
+    kinds: dict[_Kind, list[int]] = {}
     for number, stretches in enumerate(stages):
-        layers = np.concatenate([np.arange(first, end) for first, end in stretches])
-        counts = np.bincount(sequence[layers], minlength=len(table.choices))
-        entered = [int(sequence[first]) for first, _ in stretches if first > 0]
-        stage = _stage(problem, uniform, counts, entered, number)
-        beats.append(stage[0])
-        once.append(stage[1])
-        missing.append(stage[2])
+        kinds.setdefault(_kind(problem, stretches, number), []).append(number)
+    beats, once, missing, fullest = [], [], [], []
+    for kind, members in kinds.items():
+        longest = max(members, key=lambda number: (problem.flights[number], -problem.limits_bytes[number], -number))
+        own = _stage(problem, uniform, kind, longest)
+        beats.append(own[0])
+        once.append(own[1])
+        missing.append(own[2])
+        fullest.append(longest)
     all_beats, all_missing = np.stack(beats), np.stack(missing)
+    sizes = np.array([len(members) for members in kinds.values()])
     slowest = peaks(problem.rhythm, all_beats).max(axis=0).sum(axis=1)
-    step = slowest + filling(problem.rhythm, all_beats).sum(axis=0) + np.stack(once).max(axis=0)
-    return Priced(step, np.maximum(all_missing.max(axis=0), 0), all_missing.argmax(axis=0))
+    filled = (filling(problem.rhythm, all_beats) * sizes[:, None]).sum(axis=0)
+    step = slowest + filled + np.stack(once).max(axis=0)
+    return Priced(step, np.maximum(all_missing.max(axis=0), 0), np.array(fullest)[all_missing.argmax(axis=0)])
 
 
-def _stage(
-    problem: Pipeline, uniform: Uniform, counts: NDArray[np.intp], entered: Sequence[int], number: int
-) -> tuple[Floats, Floats, Integers]:
+def _kind(problem: Pipeline, stretches: Sequence[tuple[int, int]], number: int) -> _Kind:
+    counts = [0] * len(problem.tables[number].choices)
+    for first, end in stretches:
+        for layer in range(first, end):
+            counts[problem.sequence[layer]] += 1
+    entered = tuple(problem.sequence[first] for first, _ in stretches if first > 0)
+    return _Kind(tuple(counts), entered, problem.tiers[number])
+
+
+def _stage(problem: Pipeline, uniform: Uniform, kind: _Kind, number: int) -> tuple[Floats, Floats, Integers]:
     """(beats, once, missing bytes) of one stage under every uniform choice."""
-    flight = problem.flights[number]
-    size = len(uniform.rows)
-    beats = np.zeros((size, problem.table.choices[0].beats_s.shape[1]))
+    table, flight, size = problem.tables[number], problem.flights[number], len(uniform.rows)
+    beats = np.zeros((size, len(table.message_beats)))
     once = np.zeros(size)
-    fixed = np.zeros(size, dtype=np.int64)
-    flying = np.zeros(size, dtype=np.int64)
-    workspace = np.zeros(size, dtype=np.int64)
-    for present in np.flatnonzero(counts).tolist():
-        choices, rows, count = problem.table.choices[present], uniform.rows[:, present], counts[present]
-        beats += choices.beats_s[rows] * count
-        once += choices.once_s[rows] * count
-        fixed += choices.fixed_bytes[rows] * count
-        flying += choices.flight_bytes[rows] * count
-        workspace = np.maximum(workspace, choices.workspace_bytes[rows])
-    for class_number in entered:
-        choices, rows = problem.table.choices[class_number], uniform.rows[:, class_number]
-        beats += choices.entry_s[rows, problem.tiers[number]][:, None] * np.array(problem.table.message_beats)
+    fixed, flying, workspace = (np.zeros(size, dtype=np.int64) for _ in range(3))
+    for present, count in enumerate(kind.counts):
+        if count:
+            choices, rows = table.choices[present], uniform.rows[:, present]
+            beats += choices.beats_s[rows] * count
+            once += choices.once_s[rows] * count
+            fixed += choices.fixed_bytes[rows] * count
+            flying += choices.flight_bytes[rows] * count
+            workspace = np.maximum(workspace, choices.workspace_bytes[rows])
+    for class_number in kind.entered:
+        choices, rows = table.choices[class_number], uniform.rows[:, class_number]
+        beats += choices.entry_s[rows, kind.tier][:, None] * np.array(table.message_beats)
         fixed += choices.entry_bytes[rows]
     needed = fixed + workspace - (-flying * flight.numerator // flight.denominator)
-    return beats, once, needed - problem.limit_bytes
-
-
-_Key = tuple[object, ...]
-
-
-def _key(strategy: Strategy) -> _Key:
-    return (strategy.axes, strategy.sharding, strategy.sequence_parallel, strategy.recompute, strategy.experts)
-
-
-def _match(key: _Key, rows: dict[_Key, int]) -> int | None:
-    """The row with the same axes and sharding; recomputation and experts only where the class has them."""
-    *common, recompute, experts = key
-    for wanted in product((experts, None), (recompute, Recompute.NONE)):
-        row = rows.get((*common, wanted[1], wanted[0]))
-        if row is not None:
-            return row
-    return None
+    return beats, once, needed - problem.limits_bytes[number]

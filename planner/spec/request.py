@@ -18,6 +18,14 @@ from planner.spec.workload import Scenario
 MAX_DEVICES = 2**20
 """More than any cluster has; what is larger is a slip, and would only cost time and memory."""
 AxisName = Literal["dp", "sdp", "tp", "pp", "ep", "cp", "sp"]
+RuleName = Literal[
+    "dp-and-sdp-apart",
+    "tp-on-nearest-devices",
+    "cp-inside-dp",
+    "tp-within-node",
+    "sequence-parallel-where-possible",
+    "1f1b-instead-of-gpipe",
+]
 ALL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
 
 
@@ -69,6 +77,8 @@ class Options(Value):
     sharding: tuple[Sharding, ...] = tuple(Sharding)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
+    without_rules: tuple[RuleName, ...] = ()
+    """Rules that prune the space by experience, switched off: a larger space, and a longer search."""
     max_virtual_stages: Count = 8
     max_micro_batch_size: Count = 8
     """Samples per micro-batch and data-parallel rank, at most."""

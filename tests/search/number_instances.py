@@ -30,12 +30,12 @@ def pipelines(draw, kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B) -> Pipeline:
     micro_batches = draw(st.integers(1, 6))
     pieces = _pieces(num_layers, num_stages, virtual) if interleaved else None
     return Pipeline(
-        table=Table(choices, transition, beat(beats_of(kind), 1.0, 1.0, 0.0)),
+        tables=(Table(choices, transition, beat(beats_of(kind), 1.0, 1.0, 0.0)),) * num_stages,
         sequence=tuple(draw(st.lists(st.integers(0, num_classes - 1), min_size=num_layers, max_size=num_layers))),
         pieces=pieces,
         flights=tuple(Fraction(draw(st.integers(1, 6)), draw(st.integers(1, 2))) for _ in range(num_stages)),
         tiers=tuple(draw(st.integers(0, 1)) for _ in range(num_stages)),
-        limit_bytes=draw(st.integers(5, 120)),
+        limits_bytes=tuple(draw(st.integers(5, 120)) for _ in range(num_stages)),
         rhythm=rhythm(Schedule(kind=kind, virtual_stages=virtual), num_stages, micro_batches),
     )
 
@@ -89,10 +89,11 @@ def price(problem: Pipeline, stages, rows) -> float:
     slowest = np.zeros(len(peaks))
     total = longest = 0.0
     for stage, stretches in enumerate(stages):
+        table = problem.tables[stage]
         beats, once, fixed, flying, workspace = np.zeros_like(filling), 0.0, 0, 0, 0
         for first, end in stretches:
             for layer in range(first, end):
-                choices = problem.table.choices[problem.sequence[layer]]
+                choices = table.choices[problem.sequence[layer]]
                 row = rows[layer]
                 beats = beats + choices.beats_s[row]
                 once += choices.once_s[row]
@@ -101,12 +102,12 @@ def price(problem: Pipeline, stages, rows) -> float:
                 workspace = max(workspace, int(choices.workspace_bytes[row]))
                 if layer == first and layer > 0:
                     message = choices.entry_s[row, problem.tiers[stage]]
-                    beats = beats + message * np.array(problem.table.message_beats)
+                    beats = beats + message * np.array(table.message_beats)
                     fixed += int(choices.entry_bytes[row])
                 elif layer > first:
-                    before = problem.table.choices[problem.sequence[layer - 1]].layout[rows[layer - 1]]
-                    beats = beats + problem.table.transition_s[before, choices.layout[row]]
-        if fixed + problem.flights[stage] * flying + workspace > problem.limit_bytes:
+                    before = table.choices[problem.sequence[layer - 1]].layout[rows[layer - 1]]
+                    beats = beats + table.transition_s[before, choices.layout[row]]
+        if fixed + problem.flights[stage] * flying + workspace > problem.limits_bytes[stage]:
             return float("inf")
         slowest = np.maximum(slowest, peaks @ beats)
         total += float(filling @ beats)
@@ -116,5 +117,5 @@ def price(problem: Pipeline, stages, rows) -> float:
 
 def brute_force(problem: Pipeline) -> float:
     """The least step time over every partition and every choice for every layer."""
-    options = [range(len(problem.table.choices[number].strategies)) for number in problem.sequence]
+    options = [range(len(problem.tables[0].choices[number].strategies)) for number in problem.sequence]
     return min(price(problem, stages, rows) for stages in partitions(problem) for rows in product(*options))

@@ -1,4 +1,3 @@
-from collections import Counter
 from itertools import combinations, pairwise, product
 
 import pytest
@@ -10,7 +9,8 @@ from planner.cost import estimate
 from planner.search import search
 from planner.search.assemble import assemble
 from planner.search.families import families
-from planner.search.tree import Space
+from planner.search.removed import Removed
+from planner.search.space import Space
 from planner.spec.errors import CancelledError, InputError, NoPlanFitsError
 from planner.spec.request import Options
 from planner.spec.shortlist import CertificateStatus
@@ -23,13 +23,13 @@ FEW = Options(axes=("dp", "tp", "pp", "ep", "sp"), sharding=("none", "optimizer"
 
 def every_plan(model, cluster, training, options):
     """All plans of the declared space with one piece per stage, written down without the search's tables."""
-    space = Space(cluster, training, options, Counter())
-    for family in families(model, cluster, training, options, Counter()):
+    space = Space(cluster, training, options, Removed())
+    for family in families(model, cluster, training, options, Removed()):
         if family.schedule.virtual_stages > 1:
             continue
         devices = cluster.num_devices // family.num_stages
         layers = range(len(model.layers))
-        allowed = {layer: _cutting(space.strategies(layer, devices), family, options) for layer in set(model.layers)}
+        allowed = {layer: _cutting(list(space.grid(layer, devices)), family, options) for layer in set(model.layers)}
         for cuts in combinations(layers[1:], family.num_stages - 1):
             stages = tuple(((first, end),) for first, end in pairwise((0, *cuts, len(model.layers))))
             for chosen in product(*(allowed[model.layers[layer]] for layer in layers)):

@@ -1,0 +1,28 @@
+"""What each named rule removed from the space: how many candidates, and which."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+_LISTED = 100
+"""Candidates of a rule that are listed by name; the rest is counted."""
+
+
+class Removed:
+    """Counts and names, by rule."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._listed: dict[str, dict[str, None]] = {}
+
+    def note(self, rule: str, count: int, what: str) -> None:
+        """`rule` removed `count` candidates, described by `what`."""
+        if count:
+            self.counts[rule] += count
+            listed = self._listed.setdefault(rule, {})
+            if len(listed) < _LISTED:
+                listed[what] = None
+
+    def listed(self, rule: str) -> tuple[str, ...]:
+        """What the rule removed, each once, in the order of removal; at most a hundred."""
+        return tuple(self._listed.get(rule, ()))
