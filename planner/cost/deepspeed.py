@@ -1,8 +1,9 @@
-"""What DeepSpeed 0.19.6 can run: ZeRO, AutoTP and `MoE` without a pipeline, `PipelineModule` with one.
+"""What DeepSpeed can run. Read in 0.19.6; its partition functions were run beside `deepspeed_cuts`.
 
-A pipeline with tp takes tensor-parallel layers of the client (its mpu), as Megatron-DeepSpeed has them; AutoTP does
-without. Sequence parallelism in Megatron's sense and ring attention are not there; and because tokens of MoE layers
-under tp need the former (rules.py), MoE layers have no tp here. MoE in a pipeline works since DeepSpeed#5338.
+Without a pipeline there are ZeRO, AutoTP, `MoE` and AutoEP (which has MoE layers with ZeRO-3), with one there is
+`PipelineModule`. A pipeline with tp takes tensor-parallel layers of the client (its mpu). Sequence parallelism in
+Megatron's sense and ring attention are not there; and because tokens of MoE layers under tp need the former (rules.py),
+MoE layers have no tp here. MoE in a pipeline works since DeepSpeed#5338.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ def deepspeed_hybrid_sharding_without_tp(used: Used) -> str | None:
 
 
 def deepspeed_whole_experts(used: Used) -> str | None:
-    """`MoE(ep_size=)` cuts experts only as tp cuts the rest, and there is no tp for MoE layers."""
+    """`expert_tensor_parallel_size` must be 1 yet; `MoE` cuts experts only as tp cuts the rest, which is not there."""
     experts = used.strategy.experts
     if experts is not None and experts.expert_tensor_parallel_size > 1:
         return "expert_tensor_parallel_size must be 1 for DeepSpeed"
     return None
 
 
-def deepspeed_experts_without_zero_3(used: Used) -> str | None:
-    """The engine asserts "MoE not supported with Stage 3" (AutoEP allows it under conditions, not taken up here)."""
-    if used.strategy.experts is not None and used.strategy.sharding is Sharding.FULL:
-        return "sharding must be none, optimizer or gradients for DeepSpeed's MoE layers"
+def deepspeed_experts_without_mics(used: Used) -> str | None:
+    """MoE layers go with ZeRO-3 through AutoEP alone, which refuses MiCS."""
+    if used.strategy.experts is not None and used.strategy.degree(AxisKind.SDP) > 1:
+        return "axes must not replicate sdp (MiCS) for DeepSpeed's MoE layers"
     return None
 
 
@@ -77,7 +78,7 @@ DEEPSPEED = Framework(
         deepspeed_key_value_heads,
         deepspeed_hybrid_sharding_without_tp,
         deepspeed_whole_experts,
-        deepspeed_experts_without_zero_3,
+        deepspeed_experts_without_mics,
     ),
     cuts=deepspeed_cuts,
 )

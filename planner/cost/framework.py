@@ -72,28 +72,32 @@ class Framework(NamedTuple):
 
 def broken_strategy_rules(framework: Framework, used: Used) -> Iterator[Broken]:
     """All rules of the framework that a strategy breaks by itself, whatever the rest of the plan."""
-    shared = ((rule, rule(framework, used)) for rule in _STRATEGY_RULES)
+    shared = ((rule, rule(framework, used)) for rule in STRATEGY_RULES)
     own = ((rule, rule(used)) for rule in framework.strategy_rules)
     yield from _named((*shared, *own))
 
 
 def broken_pipeline_rules(framework: Framework, pipelined: Pipelined) -> Iterator[Broken]:
     """All rules of the framework that stages, micro-batches and schedule break, whatever the strategies."""
-    shared = ((rule, rule(framework, pipelined)) for rule in _PIPELINE_RULES)
+    shared = ((rule, rule(framework, pipelined)) for rule in PIPELINE_RULES)
     own = ((rule, rule(pipelined)) for rule in framework.pipeline_rules)
     yield from _named((*shared, *own))
 
 
 def broken_training_rules(framework: Framework, training: Training) -> Iterator[Broken]:
     """All rules of the framework that the recipe breaks, whatever the plan."""
-    rules = (precision_of_target, gradient_precision_of_target)
-    yield from _named(tuple((rule, rule(framework, training)) for rule in rules))
+    yield from _named(tuple((rule, rule(framework, training)) for rule in TRAINING_RULES))
 
 
 def _named(found: tuple[tuple[Callable[..., str | None], str | None], ...]) -> Iterator[Broken]:
     for rule, message in found:
         if message:
-            yield Broken(rule.__name__.replace("_", "-"), message)
+            yield Broken(rule_name(rule), message)
+
+
+def rule_name(rule: Callable[..., str | None]) -> str:
+    """How a rule is called in messages and counts."""
+    return rule.__name__.replace("_", "-")
 
 
 def can_shard(strategy: Strategy) -> bool:
@@ -112,7 +116,7 @@ def axes_of_target(framework: Framework, used: Used) -> str | None:
 
 def order_of_axes_of_target(framework: Framework, used: Used) -> str | None:
     """The framework numbers its ranks in one order, so an axis cannot go nearer or farther than it says."""
-    kinds = [axis.kind for axis in used.strategy.axes]
+    kinds = [axis.kind for axis in used.strategy.axes if axis.kind in framework.order]
     ordered = [kind for kind in framework.order if kind in kinds]
     if kinds != ordered:
         right = " ".join(kind.value for kind in ordered)
@@ -166,11 +170,12 @@ def gradient_precision_of_target(framework: Framework, training: Training) -> st
     return None
 
 
-_STRATEGY_RULES = (
+STRATEGY_RULES = (
     axes_of_target,
     order_of_axes_of_target,
     sharding_of_target,
     sequence_parallel_of_target,
     recompute_of_target,
 )
-_PIPELINE_RULES = (schedule_of_target,)
+PIPELINE_RULES = (schedule_of_target,)
+TRAINING_RULES = (precision_of_target, gradient_precision_of_target)

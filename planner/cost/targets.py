@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from planner.cost.deepspeed import DEEPSPEED
 from planner.cost.framework import (
+    PIPELINE_RULES,
+    STRATEGY_RULES,
+    TRAINING_RULES,
     Framework,
     Pipelined,
     Used,
@@ -17,6 +20,7 @@ from planner.cost.framework import (
     broken_strategy_rules,
     broken_training_rules,
     can_shard,
+    rule_name,
 )
 from planner.cost.megatron import MEGATRON
 from planner.cost.rules import Broken
@@ -70,7 +74,17 @@ def broken_target_rules(target: Target, model: Model, training: Training, plan: 
     for rule in _WHOLE_RULES:
         message = rule(_Whole(framework, model, plan))
         if message:
-            yield Broken(rule.__name__.replace("_", "-"), message)
+            yield Broken(rule_name(rule), message)
+
+
+def rule_names(target: Target) -> tuple[str, ...]:
+    """All rules that a plan for this framework can break, in the order of broken_target_rules(); none for `any`."""
+    if target is Target.ANY:
+        return ()
+    framework = FRAMEWORKS[target]
+    shared = (*TRAINING_RULES, *PIPELINE_RULES, *framework.pipeline_rules, *STRATEGY_RULES, *framework.strategy_rules)
+    whole = [rule for rule in _WHOLE_RULES if framework.cuts is not None or rule is not stages_as_target_cuts]
+    return tuple(map(rule_name, (*shared, *whole)))
 
 
 def one_layout(whole: _Whole) -> str | None:
