@@ -1,8 +1,9 @@
 """Restricted spaces with names, and how much faster the best plan of the whole space is than theirs.
 
-The first six are what Galvatron is compared with (arXiv 2211.13878, section 5.1): the single strategies, and two
-dimensions, which earlier planners search. `3d-uniform` is what experts set by hand. The last three are what one
-framework can run. A baseline takes from the user's options what is its own, and never more: so no baseline is faster.
+The first six are what Galvatron compares itself with (arXiv 2211.13878): the single strategies, and the two dimensions
+that earlier planners search. `3d-uniform` is what experts set by hand. The last three are what one framework can run.
+A baseline takes from the user's options what is its own, and never more: so none is faster than a plan that is proven
+the best.
 """
 
 from __future__ import annotations
