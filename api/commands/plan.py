@@ -61,7 +61,7 @@ def plan(
     schedules: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe zero_bubble")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which the best so far is taken")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which a search takes the best so far")] = None,
     compare: Annotated[
         bool,
         typer.Option("--compare-baselines", help="Also search restricted spaces, and show how much slower they are"),

@@ -82,9 +82,10 @@ def rule_names(target: Target) -> tuple[str, ...]:
     if target is Target.ANY:
         return ()
     framework = FRAMEWORKS[target]
-    shared = (*TRAINING_RULES, *PIPELINE_RULES, *framework.pipeline_rules, *STRATEGY_RULES, *framework.strategy_rules)
-    whole = [rule for rule in _WHOLE_RULES if framework.cuts is not None or rule is not stages_as_target_cuts]
-    return tuple(map(rule_name, (*shared, *whole)))
+    rules: list[Callable[..., str | None]] = [*TRAINING_RULES, *PIPELINE_RULES, *framework.pipeline_rules]
+    rules += [*STRATEGY_RULES, *framework.strategy_rules]
+    rules += [rule for rule in _WHOLE_RULES if framework.cuts is not None or rule is not stages_as_target_cuts]
+    return tuple(rule_name(rule) for rule in rules)
 
 
 def one_layout(whole: _Whole) -> str | None:
