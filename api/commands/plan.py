@@ -22,12 +22,20 @@ from api.commands.options import (
     write_text,
 )
 from api.commands.terminal import certificate_line, progress_bar, say, show
-from planner.search import search
+from planner.search import compare_baselines, search
 from planner.spec.model import Model
 from planner.spec.parse import parse
 from planner.spec.request import Options
 from planner.spec.shortlist import Shortlist
-from planner.view import assumption_table, headline_table, memory_table, shortlist_table, stage_table, time_table
+from planner.view import (
+    assumption_table,
+    baseline_table,
+    headline_table,
+    memory_table,
+    shortlist_table,
+    stage_table,
+    time_table,
+)
 
 
 def plan(
@@ -42,17 +50,33 @@ def plan(
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
     shortlist_size: Annotated[int | None, typer.Option(help="Plans to hand out at most")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Only plans that this framework can run: any, megatron, torchtitan or deepspeed"),
+    ] = None,
+    uniform: Annotated[bool, typer.Option("--uniform", help="Only plans with one strategy for all blocks")] = False,
     axes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")] = None,
     sharding: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")] = None,
     recompute: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")] = None,
     schedules: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe zero_bubble")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which the best so far is taken")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which a search takes the best so far")] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare-baselines", help="Also search restricted spaces, and show how much slower they are"),
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the shortlist to this JSON file")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search the best parallel plans for training MODEL on CLUSTER."""
+    """Search the best parallel plans for training MODEL on CLUSTER.
+
+    trimtab plan mixtral-8x7b 8x8:h100-sxm-80g --global-batch-size 1024 --sequence-length 4096
+
+    trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --compare-baselines
+
+    trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --target megatron
+    """
     check_writable(output)
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     training = training_from(
@@ -65,6 +89,8 @@ def plan(
     )
     options = _options(
         shortlist_size=shortlist_size,
+        target=target,
+        uniform=uniform or None,
         axes=_parts(axes),
         sharding=_parts(sharding),
         recompute=_parts(recompute),
@@ -73,6 +99,15 @@ def plan(
     )
     with progress_bar("Searching") as report:
         shortlist = search(resolved, devices, training, options, report)
+    if compare:
+        with progress_bar("Searching baselines") as report:
+            baselines = compare_baselines(
+                lambda narrower, heard: search(resolved, devices, training, narrower, heard),
+                options,
+                shortlist.plans[0],
+                report,
+            )
+        shortlist = shortlist.model_copy(update={"baselines": baselines})
     text = shortlist.model_dump_json(indent=2)
     if output is not None:
         write_text(output, text + "\n")
@@ -93,6 +128,8 @@ def _options(**given: object) -> Options:
 def _show(model: Model, shortlist: Shortlist) -> None:
     best = shortlist.plans[0]
     show(shortlist_table(shortlist), highlight_first=True)
+    if shortlist.baselines:
+        show(baseline_table(shortlist))
     show(
         headline_table(best.plan, best.estimate),
         stage_table(model, best.plan),

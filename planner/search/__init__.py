@@ -5,10 +5,11 @@ decision tree for each size of stage (tree); turns them into numbers (table, ins
 and solves them in the order of their bounds (explore): an exact choice of strategies for a stage under its memory
 (stage) inside an exact partition of the layers (partition). That is for balanced load; for every other scenario it
 looks for good plans without a proof. It prices the plans with estimate(), which must agree with the solver on the
-best, and chooses the shortlist by an integer program (shortlist).
+best, and chooses the shortlist by an integer program (shortlist). Restricted spaces have names (baselines).
 """
 
+from planner.search.baselines import compare_baselines
 from planner.search.offline import search
 from planner.search.shorthand import plan_from_shorthand
 
-__all__ = ["plan_from_shorthand", "search"]
+__all__ = ["compare_baselines", "plan_from_shorthand", "search"]

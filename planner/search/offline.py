@@ -29,7 +29,7 @@ from planner.spec.errors import InputError, InternalError
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.spec.request import Options
+from planner.spec.request import Options, Target
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.spec.strategy import ExpertStrategy
 from planner.spec.training import Training
@@ -68,6 +68,7 @@ def search(
     search. `clock` gives seconds. Raises InputError, and NoPlanFitsError with the nearest miss.
     """
     began = clock()
+    _check_searched(options)
     question = _Question(model, cluster, training)
     scenarios = _scenarios(model, options)
     check_sequence(model, training)
@@ -96,6 +97,14 @@ def search(
         provenance=cluster.provenance,
         search_time_s=clock() - began,
     )
+
+
+def _check_searched(options: Options) -> None:
+    """Raise InputError for spaces that this search does not know."""
+    if options.target is not Target.ANY:
+        raise InputError.at("options.target", "must be any: this search does not know the rules of one framework")
+    if options.uniform:
+        raise InputError.at("options.uniform", "must be false: this search chooses for each layer")
 
 
 def _unlike(candidates: Sequence[Candidate]) -> list[Plan]:

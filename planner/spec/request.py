@@ -12,7 +12,7 @@ from planner.spec.plan import ScheduleKind
 from planner.spec.stack import Stack
 from planner.spec.strategy import Recompute, Sharding
 from planner.spec.training import Training
-from planner.spec.value import Count, Name, Positive, Value
+from planner.spec.value import Count, Name, Positive, StrEnum, Value
 from planner.spec.workload import Scenario
 
 MAX_DEVICES = 2**20
@@ -27,6 +27,15 @@ RuleName = Literal[
     "1f1b-instead-of-gpipe",
 ]
 ALL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
+
+
+class Target(StrEnum):
+    """The framework that is to run the plan; `any`: not said."""
+
+    ANY = "any"
+    MEGATRON = "megatron"
+    TORCHTITAN = "torchtitan"
+    DEEPSPEED = "deepspeed"
 
 
 class ModelRequest(Value):
@@ -71,14 +80,16 @@ class Options(Value):
     """What the search may do."""
 
     shortlist_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 8
-    target: Literal["any"] = "any"
-    """Only plans that this framework can run; this version knows no framework's rules yet."""
+    target: Target = Target.ANY
+    """Only plans that this framework can run."""
     axes: tuple[AxisName, ...] = ALL_AXES
     sharding: tuple[Sharding, ...] = tuple(Sharding)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
     without_rules: tuple[RuleName, ...] = ()
     """Rules that prune the space by experience, switched off: a larger space, and a longer search."""
+    uniform: bool = False
+    """Only plans with one strategy for all blocks; the embedding and the head follow."""
     max_virtual_stages: Count = 8
     max_micro_batch_size: Count = 8
     """Samples per micro-batch and data-parallel rank, at most."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from planner.spec.cluster import Provenance
+from planner.spec.errors import NearestMiss
 from planner.spec.estimate import Estimate
 from planner.spec.plan import Plan
-from planner.spec.value import Count, Index, NonNegative, Positive, StrEnum, Value
+from planner.spec.value import Count, Index, Name, NonNegative, Positive, StrEnum, Value
 from planner.spec.workload import Scenario
 
 
@@ -53,6 +54,29 @@ class ShortlistEntry(Value):
     """Predicted pause to go over to another plan of the shortlist, by plan id."""
 
 
+class BaselineResult(Value):
+    """One restricted space: its best plan, or the plan that came closest to fitting, or why it holds none at all."""
+
+    name: Name
+    plan: Plan | None = None
+    step_time_s: Positive | None = None
+    speedup_ratio: Positive | None = None
+    """How many times more tokens a second the best plan of the whole space trains on."""
+    status: CertificateStatus | None = None
+    """Whether the plan is proven to be the best of its space."""
+    nearest_miss: NearestMiss | None = None
+    impossible: str | None = None
+
+    @model_validator(mode="after")
+    def _one_outcome(self) -> BaselineResult:
+        if sum(outcome is not None for outcome in (self.plan, self.nearest_miss, self.impossible)) != 1:
+            raise ValueError("give exactly one of plan, nearest_miss and impossible")
+        beside = {self.step_time_s is None, self.speedup_ratio is None, self.status is None}
+        if beside != {self.plan is None}:
+            raise ValueError("step_time_s: must be set, with speedup_ratio and status, where there is a plan")
+        return self
+
+
 class Shortlist(Value):
     """At most k plans; the first is the best for balanced load."""
 
@@ -61,3 +85,5 @@ class Shortlist(Value):
     scenarios: tuple[Scenario, ...]
     provenance: Provenance
     search_time_s: NonNegative
+    baselines: tuple[BaselineResult, ...] = ()
+    """The best of restricted spaces, where they were asked for."""

@@ -8,6 +8,7 @@ headline_table(plan, estimate)  what the plan is and what it reaches
 stage_table(model, plan)        one row per stage and strategy: devices, layers, strategy; equal stages once
 time_table(estimate)            named parts of the step, their share
 memory_table(plan, estimate)    one row per stage (equal neighbours once), one column per named part, in GiB
+baseline_table(shortlist)       the best plan of each restricted space, and how much faster the best of all is
 assumption_table(estimate)      what the price takes for granted and does not model
 decision_table(decisions)       the online stage's history, one row per window
 """
@@ -22,7 +23,7 @@ from planner.spec.decision import Decision
 from planner.spec.estimate import Estimate, StageEstimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.spec.shortlist import Shortlist, ShortlistEntry
+from planner.spec.shortlist import BaselineResult, CertificateStatus, Shortlist, ShortlistEntry
 from planner.view import captions
 from planner.view.folds import Fold, fold_stages
 from planner.view.match import check_estimate
@@ -81,6 +82,27 @@ def _shortlist_row(entry: ShortlistEntry, some_do_not_fit: bool) -> tuple[str, .
         captions.joined(entry.best_for),
         entry.plan.id,
     )
+
+
+def baseline_table(shortlist: Shortlist) -> Table:
+    """One row per restricted space: its best plan and how many times faster that of the whole space is, or why not."""
+    columns = (Column("baseline"), Column("best plan"), Column("step", True), Column("speed-up over it", True))
+    return Table("Baselines", columns, tuple(_baseline_row(result) for result in shortlist.baselines))
+
+
+def _baseline_row(result: BaselineResult) -> tuple[str, ...]:
+    if result.plan is None or result.step_time_s is None or result.speedup_ratio is None:
+        return (result.name, _no_plan(result), "–", "–")
+    proven = "" if result.status is CertificateStatus.OPTIMAL else " (not proven the best)"
+    speedup = f"{result.speedup_ratio:.2f} x"
+    return (result.name, f"{result.plan.summary}{proven}", seconds(result.step_time_s), speedup)
+
+
+def _no_plan(result: BaselineResult) -> str:
+    miss = result.nearest_miss
+    if miss is None:
+        return f"impossible: {result.impossible}"
+    return f"does not fit: stage {miss.stage} lacks {memory(miss.missing_bytes)} under {miss.summary}"
 
 
 def headline_table(plan: Plan, estimate: Estimate) -> Table:

@@ -63,6 +63,26 @@ def test_options_narrow_the_search(tiny, capsys):
     assert {strategy.recompute.value for strategy in strategies} == {"none"}
 
 
+def test_baselines_are_compared_and_stand_beside_the_shortlist(tiny, tmp_path, capsys):
+    few = ("--axes", "dp,pp", "--sharding", "none", "--recompute", "none", "--compare-baselines")
+    file = tmp_path / "compared.json"
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *few, "--json", "--output", file)
+    assert (result.code, result.err) == (0, "")
+    by_name = {each.name: each for each in Shortlist.model_validate_json(result.out).baselines}
+    assert set(by_name) >= {"dp", "sdp", "tp", "pp", "dp+tp", "dp+pp", "3d-uniform", "megatron"}
+    assert by_name["dp+pp"].speedup_ratio == pytest.approx(1)
+    assert by_name["dp"].speedup_ratio >= 1
+    assert "options.axes" in by_name["tp"].impossible
+    assert trimtab(capsys, "estimate", tiny, CLUSTER, file).code == 0
+    shown = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *few).out
+    assert "Baselines" in shown and "speed-up over it" in shown
+
+
+def test_baselines_are_not_searched_unless_asked_for(tiny, capsys):
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--json")
+    assert Shortlist.model_validate_json(result.out).baselines == ()
+
+
 def test_the_largest_batch_can_be_searched(tiny, capsys):
     options = ("--global-batch-size", "max", "--max-global-batch-size", 16, "--sequence-length", 128)
     result = trimtab(capsys, "plan", tiny, CLUSTER, *options, "--json")

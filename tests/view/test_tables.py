@@ -7,13 +7,14 @@ import view_samples as samples
 
 from planner.spec.cluster import Provenance
 from planner.spec.decision import Action, Decision
-from planner.spec.errors import InputError
+from planner.spec.errors import InputError, NearestMiss
 from planner.spec.placement import Move, Placement
 from planner.spec.plan import Schedule, ScheduleKind
-from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
+from planner.spec.shortlist import BaselineResult, Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.view import (
     Table,
     assumption_table,
+    baseline_table,
     captions,
     decision_table,
     headline_table,
@@ -228,3 +229,31 @@ def test_every_schedule_has_a_name():
         for kind in ScheduleKind
     }
     assert names == {"1F1B", "GPipe", "zero-bubble", "interleaved 1F1B, 2 virtual stages per device"}
+
+
+def test_a_baseline_is_shown_with_its_plan_or_with_what_it_lacks():
+    _, plan, _ = samples.mixtral()
+    result = BaselineResult(
+        name="dp+tp", plan=plan, step_time_s=14.2, speedup_ratio=1.2034, status=CertificateStatus.OPTIMAL
+    )
+    miss = NearestMiss(summary="pp4 · dp1", stage=3, missing_bytes=round(1.2 * samples.GIB), limit_bytes=10**9)
+    table = baseline_table(
+        _shortlist().model_copy(
+            update={
+                "baselines": (
+                    result,
+                    result.model_copy(update={"status": CertificateStatus.BOUNDED}),
+                    BaselineResult(name="pp", nearest_miss=miss),
+                    BaselineResult(name="tp", impossible="options.axes: must hold tp"),
+                )
+            }
+        )
+    )
+    assert _column(table, "best plan") == [
+        plan.summary,
+        f"{plan.summary} (not proven the best)",
+        "does not fit: stage 3 lacks 1.20 GiB under pp4 · dp1",
+        "impossible: options.axes: must hold tp",
+    ]
+    assert _column(table, "speed-up over it") == ["1.20 x", "1.20 x", "–", "–"]
+    assert _column(table, "step") == ["14.2 s", "14.2 s", "–", "–"]
