@@ -40,6 +40,9 @@ RequiredSequence = Annotated[int, _SEQUENCE]
 Batch = Annotated[str | None, _BATCH]
 Sequence = Annotated[int | None, _SEQUENCE]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16, bf16, fp8, mxfp8 or nvfp4")]
+GradientOption = Annotated[
+    str | None, typer.Option("--gradient-precision", help="fp32 (the usual), bf16 or fp16: of sums of gradients")
+]
 MemoryOption = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="SIZE", help="Memory of a device that plans may use, as 24GB or 24GiB"),
@@ -89,9 +92,9 @@ def read_plan(text: str, model: Model, cluster: Cluster, training: Training | No
     return parse(Plan, data, "plan")
 
 
-def training_of(plan: Plan, precision: str) -> Training:
+def training_of(plan: Plan, **recipe: object) -> Training:
     """The recipe that a plan was made for, as far as a plan says."""
-    return training_from(str(plan.global_batch_size), plan.sequence_length, precision=precision)
+    return training_from(str(plan.global_batch_size), plan.sequence_length, **recipe)
 
 
 def check_writable(path: Path | None, field: str = "--output") -> None:

@@ -9,6 +9,7 @@ import typer
 
 from api.commands.options import (
     ClusterArgument,
+    GradientOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -36,6 +37,7 @@ def plan(
     global_batch_size: RequiredBatch,
     sequence_length: RequiredSequence,
     precision: PrecisionOption = "bf16",
+    gradient_precision: GradientOption = None,
     optimizer: Annotated[str, typer.Option(help="adam or sgd")] = "adam",
     max_global_batch_size: Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")] = None,
     capacity_factor: Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")] = None,
@@ -59,6 +61,7 @@ def plan(
         global_batch_size,
         sequence_length,
         precision=precision,
+        gradient_precision=gradient_precision,
         optimizer=optimizer,
         max_global_batch_size=max_global_batch_size,
         capacity_factor=capacity_factor,

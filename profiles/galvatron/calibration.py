@@ -29,7 +29,8 @@ _STATE_BYTES_RATIO = 4
 class Comparison(NamedTuple):
     """One measured number beside what the formulas say with the constants that were found."""
 
-    what: str
+    kind: str
+    case: str
     measured: float
     predicted: float
 
@@ -136,7 +137,7 @@ def _block_pairs(subject: _Subject, device: Device, stack: Stack) -> list[Compar
     given = _conditions(subject, device, stack)
     return [
         Comparison(
-            f"seconds of a block forward, {_batch(passes)}", passes.block_s, _forward_s(given, subject.block, passes)
+            "seconds of a block, forward", _batch(passes), passes.block_s, _forward_s(given, subject.block, passes)
         )
         for passes in subject.profile.passes
     ]
@@ -146,7 +147,8 @@ def _edge_pairs(subject: _Subject, device: Device, stack: Stack) -> list[Compari
     given = _conditions(subject, device, stack)
     return [
         Comparison(
-            f"seconds of embedding and head forward, {_batch(passes)}",
+            "seconds of embedding and head, forward",
+            _batch(passes),
             passes.edges_s,
             sum(_forward_s(given, layer, passes) for layer in (subject.embedding, subject.head)),
         )
@@ -168,7 +170,8 @@ def _state_pairs(subject: _Subject, device: Device, stack: Stack) -> list[Compar
     sharded = Strategy.model_validate({"axes": [["dp", 2]], "sharding": "full"})
     return [
         Comparison(
-            "bytes of a block's weights, gradients and optimizer state, of all its shards",
+            "bytes of a block's weights, gradients and optimizer state",
+            "all shards",
             kept.parameter_bytes * _STATE_BYTES_RATIO,
             2.0 * _cost(given, subject.block, sharded, 2, kept.sequence_length).fixed_bytes,
         )
@@ -180,7 +183,8 @@ def _activation_pairs(subject: _Subject, device: Device, stack: Stack) -> list[C
     given = _conditions(subject, device, stack)
     return [
         Comparison(
-            f"bytes of a block's activations, 1 x {kept.sequence_length} tokens, tp{degree}",
+            "bytes of a block's activations",
+            f"1 x {kept.sequence_length} tokens, tp{degree}",
             measured,
             _cost(given, subject.block, _tensor(subject, degree), 1, kept.sequence_length).activation_bytes,
         )
@@ -193,7 +197,8 @@ def _recomputed_pairs(subject: _Subject, device: Device, stack: Stack) -> list[C
     given, whole = _conditions(subject, device, stack), Strategy(recompute=Recompute.FULL)
     return [
         Comparison(
-            f"bytes of a recomputed block's input, 1 x {kept.sequence_length} tokens",
+            "bytes of a recomputed block's input",
+            f"1 x {kept.sequence_length} tokens",
             kept.recomputed_bytes,
             _cost(given, subject.block, whole, 1, kept.sequence_length).activation_bytes,
         )
@@ -206,7 +211,8 @@ def _edge_activation_pairs(subject: _Subject, device: Device, stack: Stack) -> l
     given = _conditions(subject, device, stack)
     return [
         Comparison(
-            f"bytes of embedding and head's activations, 1 x {kept.sequence_length} tokens, tp{degree}",
+            "bytes of embedding and head's activations",
+            f"1 x {kept.sequence_length} tokens, tp{degree}",
             measured,
             sum(_edge_bytes(given, subject, kept, degree)),
         )

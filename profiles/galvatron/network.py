@@ -14,6 +14,7 @@ from profiles.galvatron.hardware import (
     bus_bandwidths,
     cluster_link,
     hop_bandwidths,
+    mean,
     node_link,
     timed_all_reduces,
 )
@@ -27,7 +28,8 @@ def levels_of(
     usual = Usual(preset.intra_node, preset.inter_node)
     all_reduce = files.hardware["allreduce_bandwidth", size]
     bandwidths = bus_bandwidths(all_reduce.content, nodes * per_node, all_reduce.name)
-    times = _times(files.hardware.get(("sp_time", (1, per_node))))
+    timed = _times(files.hardware.get(("sp_time", (1, per_node))))
+    times = tuple(each for each in timed if each.degree <= per_node)
     levels, said = [], []
     if per_node > 1 or nodes == 1:
         hops = _hops(files.hardware.get(("p2p_bandwidth", (1, per_node))))
@@ -40,7 +42,20 @@ def levels_of(
         link = cluster_link(per_node, bandwidths, hops, usual, all_reduce.name)
         levels.append(Level(name="cluster", num_devices=nodes * per_node, link=link))
         said.append(f"latency between nodes: that of {preset.name}, for Galvatron measures none")
-    return tuple(levels), [*_times_compared(levels[0], times), *_compared(bandwidths, tuple(levels), per_node)], said
+    compared = _times_compared(levels[0], times)
+    if times:
+        said.append(_disagreement(times, compared))
+    return tuple(levels), [*compared, *_compared(bandwidths, tuple(levels), per_node)], said
+
+
+def _disagreement(times: tuple[Timed, ...], compared: list[Comparison]) -> str:
+    """Galvatron measures large all-reduces twice; one link has one bandwidth."""
+    largest = max(each.message_bytes for each in times)
+    ratio = mean(c.measured / c.predicted for c, t in zip(compared, times, strict=True) if t.message_bytes == largest)
+    return (
+        f"bandwidth inside a node: that of the allreduce_bandwidth file; in the sp_time file all-reduces of "
+        f"{largest >> 20} MiB take {ratio:.2f} of the time that follows from it"
+    )
 
 
 def _hops(file: File | None) -> tuple[float, ...]:
@@ -54,12 +69,12 @@ def _times(file: File | None) -> tuple[Timed, ...]:
 def _times_compared(node: Level, times: tuple[Timed, ...]) -> list[Comparison]:
     return [
         Comparison(
-            f"seconds of an all-reduce of {each.message_bytes >> 20} MiB on {each.degree} devices",
+            "seconds of an all-reduce in a node",
+            f"{each.message_bytes >> 20} MiB on {each.degree} devices",
             each.seconds,
             all_reduce_price_s(node.link, node.num_devices, each),
         )
         for each in times
-        if each.degree <= node.num_devices
     ]
 
 
@@ -69,6 +84,7 @@ def _compared(bandwidths: tuple[BusBandwidth, ...], levels: tuple[Level, ...], p
     for each in bandwidths:
         together = max(1, per_node // each.stride)
         tier, members = (levels[0], 1) if each.degree * each.stride <= per_node else (levels[-1], together)
-        name = f"bytes/s of a large all-reduce of {each.degree} devices, {each.stride} apart"
-        found.append(Comparison(name, each.bytes_per_s, tier.link.bytes_per_s * members))
+        case = f"{each.degree} devices, {each.stride} apart"
+        predicted = tier.link.bytes_per_s * members
+        found.append(Comparison("bytes/s of a large all-reduce", case, each.bytes_per_s, predicted))
     return found

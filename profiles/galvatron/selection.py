@@ -35,22 +35,27 @@ class Offer(NamedTuple):
 def select_profile(files: Files, wanted: str | None) -> tuple[ModelProfile, list[str]]:
     """The profile of the model, and what was passed over; raises InputError at `--profile` if there are several.
 
-    A profile without seconds of a block is passed over where another has them.
+    `wanted` is a profile's name, or its number format and name as in a file's name. A profile without seconds of a
+    block is passed over where another has them.
     """
     profiles = [_profile(name, precision, kinds) for (name, precision), kinds in sorted(files.models.items())]
     if wanted is not None:
-        profiles = [profile for profile in profiles if profile.name == wanted]
+        profiles = [profile for profile in profiles if wanted in (profile.name, _label(profile))]
     timed = [profile for profile in profiles if profile.passes]
     candidates = timed or profiles
-    names = sorted({profile.name for profile in candidates})
-    if len(candidates) != 1:
+    if not files.models:
+        raise InputError.at("DIR", "has no computation_profiling or memory_profiling file")
+    if not candidates:
         known = sorted({name for name, _ in files.models})
-        what = f"must say which: {', '.join(names)}" if candidates else f"must be one of {', '.join(known) or 'none'}"
-        raise InputError.at(
-            "--profile", what if known else "there is no computation_profiling or memory_profiling file"
-        )
+        raise InputError.at("--profile", f"must be one of {', '.join(known)}, got {wanted!r:.80}")
+    if len(candidates) > 1:
+        raise InputError.at("--profile", f"must say which: {', '.join(map(_label, candidates))}")
     passed = [f"left out: profile {p.name} has no seconds of a block" for p in profiles if p not in candidates]
     return candidates[0], passed
+
+
+def _label(profile: ModelProfile) -> str:
+    return f"{profile.precision}_{profile.name}"
 
 
 def _profile(name: str, precision: str, kinds: dict[str, File]) -> ModelProfile:
@@ -65,7 +70,9 @@ def _profile(name: str, precision: str, kinds: dict[str, File]) -> ModelProfile:
 
 def select_sequence_length(profile: ModelProfile, wanted: int | None) -> int:
     """The length that plans are for; raises InputError at `--sequence-length` if the profile has several."""
-    known = sorted({each.sequence_length for each in (*profile.passes, *profile.kept)})
+    known = sorted(
+        {*(each.sequence_length for each in profile.passes), *(each.sequence_length for each in profile.kept)}
+    )
     if wanted is not None:
         return wanted
     if len(known) != 1:
