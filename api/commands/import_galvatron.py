@@ -37,10 +37,14 @@ def import_galvatron(
     ] = None,
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample; what was profiled")] = None,
     reserve: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of a device that no plan may use, as 1GiB; the preset's")
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of a device that no plan may use, as 1GiB or 0; the preset's"),
     ] = None,
     reduce_each_micro_batch: Annotated[
-        bool, typer.Option(help="The job reduces gradients of every micro-batch: async_grad_reduce is off")
+        bool,
+        typer.Option(
+            "--reduce-each-micro-batch", help="The job reduces gradients of every micro-batch: async_grad_reduce is off"
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +64,7 @@ def import_galvatron(
         profile=profile,
         model=None if model is None else resolve_model(model_request_from_file(model)),
         sequence_length=sequence_length,
-        reserve_bytes=None if reserve is None else parse_bytes(reserve, "--reserve"),
+        reserve_bytes=_reserve(reserve),
         reduces_once=not reduce_each_micro_batch,
     )
     imported = import_files(folders, wishes)
@@ -71,6 +75,12 @@ def import_galvatron(
         say(json.dumps(_content(imported), indent=2))
     else:
         show(_plans(imported), _compared(imported))
+
+
+def _reserve(text: str | None) -> int | None:
+    if text is None:
+        return None
+    return 0 if text.strip() == "0" else parse_bytes(text, "--reserve")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

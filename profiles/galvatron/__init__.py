@@ -1,6 +1,6 @@
 """Galvatron's profiles and plans, read into ours (docs/galvatron.md). Knows its files, and no formula."""
 
-from profiles.galvatron.calibration import Comparison
+from profiles.galvatron.comparison import Comparison
 from profiles.galvatron.imported import USUAL_DEVICE, Imported, Wishes, import_files
 from profiles.galvatron.plan_file import PlanFile, plan_file
 from profiles.galvatron.results import SearchResult, read_search_results

@@ -94,7 +94,8 @@ def node_link(
         guess = link.model_copy(update=constants)
         return sum(log(all_reduce_price_s(guess, per_node, each) / each.seconds) ** 2 for each in small)
 
-    return link.model_copy(update=fitted({"latency_s": link.latency_s}, loss))
+    found = fitted({"latency_s": link.latency_s}, loss)
+    return link.model_copy(update={"latency_s": rounded(found["latency_s"])})
 
 
 def cluster_link(
@@ -121,9 +122,9 @@ def _link(reached: list[float], hops: tuple[float, ...], latency_s: float, field
     if not reached:
         raise InputError.at(field, f"has no all-reduce {where}")
     return Link(
-        bandwidth_bytes_per_s=mean(reached),
+        bandwidth_bytes_per_s=rounded(mean(reached)),
         latency_s=latency_s,
-        pair_bandwidth_bytes_per_s=mean(hops) if hops else None,
+        pair_bandwidth_bytes_per_s=rounded(mean(hops)) if hops else None,
     )
 
 
@@ -131,6 +132,11 @@ def mean(values: Iterable[float]) -> float:
     """The geometric mean of positive numbers: twice is as far as half."""
     logarithms = [log(value) for value in values]
     return exp(sum(logarithms) / len(logarithms))
+
+
+def rounded(value: float) -> float:
+    """What a measurement is good for."""
+    return float(f"{value:.4g}")
 
 
 def _rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.spec.cluster import Level
 from profiles.devices import HardwarePreset
-from profiles.galvatron.calibration import Comparison
+from profiles.galvatron.comparison import Comparison
 from profiles.galvatron.folder import File, Files, Size
 from profiles.galvatron.hardware import (
     BusBandwidth,
