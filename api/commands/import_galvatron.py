@@ -109,6 +109,7 @@ def _write(output: Path, imported: Imported) -> None:
 def _content(imported: Imported) -> dict[str, object]:
     return {
         "model": imported.model.name,
+        "precision": imported.precision,
         "cluster": f"{imported.cluster.nodes}x{imported.cluster.devices_per_node}",
         "plans": {name: _facts(plan) for name, plan in imported.plans.items()},
         "results": [

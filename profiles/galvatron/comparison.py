@@ -43,6 +43,7 @@ class Subject(NamedTuple):
 
 
 def block_seconds(subject: Subject, device: Device, stack: Stack) -> list[Comparison]:
+    """Of one block's forward pass."""
     given = _conditions(subject, device, stack)
     return [
         Comparison(
@@ -53,6 +54,7 @@ def block_seconds(subject: Subject, device: Device, stack: Stack) -> list[Compar
 
 
 def edge_seconds(subject: Subject, device: Device, stack: Stack) -> list[Comparison]:
+    """Of the forward passes of embedding and head."""
     given = _conditions(subject, device, stack)
     return [
         Comparison(
@@ -62,11 +64,11 @@ def edge_seconds(subject: Subject, device: Device, stack: Stack) -> list[Compari
             sum(_forward_s(given, layer, passes) for layer in (subject.embedding, subject.head)),
         )
         for passes in subject.profile.passes
-        if passes.edges_s > 0
     ]
 
 
 def all_bytes(subject: Subject, device: Device, stack: Stack) -> Iterator[Comparison]:
+    """All that the memory profile says."""
     yield from state_bytes(subject, device, stack)
     yield from activation_bytes(subject, device, stack)
     yield from _recomputed_bytes(subject, device, stack)
@@ -89,6 +91,7 @@ def state_bytes(subject: Subject, device: Device, stack: Stack) -> list[Comparis
 
 
 def activation_bytes(subject: Subject, device: Device, stack: Stack) -> list[Comparison]:
+    """What a block keeps for its backward pass, by tensor-parallel degree."""
     given = _conditions(subject, device, stack)
     return [
         Comparison(
@@ -117,6 +120,7 @@ def _recomputed_bytes(subject: Subject, device: Device, stack: Stack) -> list[Co
 
 
 def edge_activation_bytes(subject: Subject, device: Device, stack: Stack) -> list[Comparison]:
+    """What embedding and head keep, by tensor-parallel degree."""
     given = _conditions(subject, device, stack)
     return [
         Comparison(

@@ -94,7 +94,7 @@ def passes_of(content: Mapping[str, object], sequence_length: int | None, field:
             continue
         block_s = (by_blocks[many] - by_blocks[few]) / (many - few)
         edges_s = by_blocks[few] - few * block_s
-        if block_s <= 0 or edges_s < 0:
+        if block_s <= 0 or edges_s <= 0:
             raise InputError.at(
                 f"{field}.layernum[{many}]_bsz{samples}", f"must take longer than with {few} blocks, in proportion"
             )
