@@ -78,18 +78,29 @@ def _with(found: Files, stem: str, file: File) -> Files:
     elif match := _MODEL.fullmatch(stem):
         _put(found.models.setdefault((match["model"], match["precision"]), {}), match["kind"], file)
     elif match := _PLAN.fullmatch(stem):
-        return found._replace(plans=(*found.plans, PlanContent(file, match["model"], _size(match))))
+        if _is_new(file, [plan.file for plan in found.plans]):
+            return found._replace(plans=(*found.plans, PlanContent(file, match["model"], _size(match))))
     elif stem == "overlap_coefficient":
         if found.overlap is not None and found.overlap.content != file.content:
             raise _twice(file)
         return found._replace(overlap=file)
     elif is_search_result(file.content):
-        return found._replace(results=(*found.results, file))
+        if _is_new(file, found.results):
+            return found._replace(results=(*found.results, file))
     elif file.content.keys() >= _SHAPE_KEYS:
-        return found._replace(shapes=(*found.shapes, file))
+        if _is_new(file, found.shapes):
+            return found._replace(shapes=(*found.shapes, file))
     else:
         return found._replace(unknown=(*found.unknown, file.name))
     return found
+
+
+def _is_new(file: File, others: Iterable[File]) -> bool:
+    """Whether no file of this name is there; raises InputError if one is that differs."""
+    same = [other for other in others if other.name == file.name]
+    if any(other.content != file.content for other in same):
+        raise _twice(file)
+    return not same
 
 
 def _put(files: dict[Any, File], key: object, file: File) -> None:

@@ -11,6 +11,8 @@ from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
 from planner.spec.strategy import Axis, AxisKind, Recompute, Sharding, Strategy
 from profiles.galvatron.plan_file import PlanFile
 
+_ULYSSES: AxisKind | None = None
+"""The axis of Galvatron's `use_sp`; None: strategies have no such axis, and plans with it are refused."""
 _SCHEDULES = {"gpipe": ScheduleKind.GPIPE, "pipedream_flush": ScheduleKind.ONE_F_ONE_B}
 
 
@@ -29,6 +31,7 @@ class _Cut(NamedTuple):
     """Degrees of one layer, before data parallelism fills the stage."""
 
     tensor: int
+    ulysses: int
     context: int
     consecutive: bool
     """Whether tensor-parallel ranks are neighbours."""
@@ -90,21 +93,24 @@ def edge_degree(file: PlanFile, num_devices: int) -> int:
 def _edge_cut(file: PlanFile, degree: int) -> _Cut:
     """Embedding and head. Cut along the sequence (`vsp`), weights are whole on each rank, as in context parallelism."""
     tensor, along_sequence = (1, degree) if file.vsp else (degree, 1)
-    return _Cut(tensor, along_sequence * file.vcp, True, bool(file.embed_sdp), Recompute.NONE)
+    return _Cut(tensor, 1, along_sequence * file.vcp, True, bool(file.embed_sdp), Recompute.NONE)
 
 
 def _block_cut(file: PlanFile, block: int, field: str) -> _Cut:
     for key in ("ep_sizes_enc", "tp_of_ep_sizes_enc"):
         if (degree := getattr(file, key)[block]) > 1:
             raise InputError.at(f"{field}.{key}[{block}]", f"must be 1: plans with experts are not read, got {degree}")
-    tensor = file.tp_sizes_enc[block]
-    if file.use_sp[block] and tensor > 1:
+    tensor, ulysses = file.tp_sizes_enc[block], 1
+    if file.use_sp[block]:
+        tensor, ulysses = ulysses, tensor
+    if ulysses > 1 and _ULYSSES is None:
         raise InputError.at(
             f"{field}.use_sp[{block}]",
-            f"must be 0: block {block} is cut by Ulysses into {tensor}, which our strategies do not know",
+            f"must be 0: block {block} is cut by Ulysses into {ulysses}, which our strategies do not know",
         )
     return _Cut(
         tensor,
+        ulysses,
         file.cp_sizes_enc[block],
         bool(file.tp_consecutive_flags[block]),
         bool(file.dp_types_enc[block]),
@@ -114,7 +120,7 @@ def _block_cut(file: PlanFile, block: int, field: str) -> _Cut:
 
 def _strategy(cut: _Cut, file: PlanFile, recipe: Recipe, field: str) -> Strategy:
     """Data parallelism over what the other axes leave of a stage; raises InputError at `field`."""
-    devices, inner = recipe.num_devices // file.pp_deg, cut.tensor * cut.context
+    devices, inner = recipe.num_devices // file.pp_deg, cut.tensor * cut.ulysses * cut.context
     if devices % inner:
         raise InputError.at(field, f"{inner} must divide the {devices} devices of a stage")
     data = devices // inner
@@ -123,13 +129,13 @@ def _strategy(cut: _Cut, file: PlanFile, recipe: Recipe, field: str) -> Strategy
         raise InputError.at(
             field, f"leaves data parallelism of {data}, which must divide the {samples} samples of a micro-batch"
         )
-    nearest_last = [(AxisKind.DP, data), (AxisKind.CP, cut.context), (AxisKind.TP, cut.tensor)]
-    if not cut.consecutive:
-        nearest_last = [nearest_last[2], nearest_last[1], nearest_last[0]]
+    axes = [(AxisKind.DP, data), (AxisKind.CP, cut.context), (_ULYSSES, cut.ulysses), (AxisKind.TP, cut.tensor)]
     sharding = Sharding.FULL if cut.zero3 else _default_sharding(file, recipe)
     return Strategy(
-        axes=tuple(Axis(kind, degree) for kind, degree in nearest_last if degree > 1),
-        sharding=sharding if data * cut.context > 1 else Sharding.NONE,
+        axes=tuple(
+            Axis(kind, degree) for kind, degree in (axes if cut.consecutive else reversed(axes)) if kind and degree > 1
+        ),
+        sharding=sharding if data * cut.context * cut.ulysses > 1 else Sharding.NONE,
         sequence_parallel=recipe.sequence_parallel and cut.tensor > 1,
         recompute=cut.recompute,
     )

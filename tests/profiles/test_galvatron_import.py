@@ -263,9 +263,13 @@ def test_links_that_nobody_measured_are_asked_for(tmp_path):
 
 
 def test_one_file_twice_is_fine_and_two_that_differ_are_not(gpt, tmp_path):
-    import_files([gpt, write(tmp_path / "again", HARDWARE)], Wishes())
+    write(gpt, {GPT_RESULT_NAME: GPT_RESULT})
+    again = write(tmp_path / "again", HARDWARE, GPT_SIZES, {GPT_RESULT_NAME: GPT_RESULT})
+    assert len(import_files([gpt, again], Wishes()).results) == 1
     with pytest.raises(InputError, match="two files overlap_coefficient"):
         import_files([gpt, write(tmp_path / "other", {"overlap_coefficient": {"overlap_coe": 1.3}})], Wishes())
+    with pytest.raises(InputError, match=f"two files {GPT_RESULT_NAME}"):
+        import_files([gpt, write(tmp_path / "third", {GPT_RESULT_NAME: GPT_RESULT | {"cpu_s": 2.0}})], Wishes())
 
 
 def test_without_a_memory_profile_only_seconds_are_measured(gpt):
