@@ -131,10 +131,10 @@ def test_bad_input_is_one_clear_line(folder, capsys, arguments, names):
 
 
 def test_a_broken_plan_is_named_by_its_file_and_key(folder, capsys):
-    (folder / f"{PLAN_NAME}.json").write_text(json.dumps(PLAN | {"use_sp": "0,0,1,0"}))
+    (folder / f"{PLAN_NAME}.json").write_text(json.dumps(PLAN | {"chunks": 3}))
     result = trimtab(capsys, "import-galvatron", folder, "--output", folder / "out")
     assert (result.code, result.out) == (2, "")
-    assert f"{PLAN_NAME}.use_sp[2]: must be 0: block 2 is cut by Ulysses" in result.err
+    assert f"{PLAN_NAME}.chunks: must divide global_bsz 8, got 3" in result.err
 
 
 def test_an_output_that_is_a_file_is_refused(folder, capsys):
