@@ -40,9 +40,6 @@ RequiredSequence = Annotated[int, _SEQUENCE]
 Batch = Annotated[str | None, _BATCH]
 Sequence = Annotated[int | None, _SEQUENCE]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16, bf16, fp8, mxfp8 or nvfp4")]
-GradientOption = Annotated[
-    str | None, typer.Option("--gradient-precision", help="fp32 (the usual), bf16 or fp16: of sums of gradients")
-]
 MemoryOption = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="SIZE", help="Memory of a device that plans may use, as 24GB or 24GiB"),
@@ -52,6 +49,9 @@ StackOption = Annotated[
     typer.Option(help="Software that trains, as megatron-core-2026 (the usual), megatron-core-2024 or pytorch-fsdp"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
+GradientOption = Annotated[
+    str | None, typer.Option("--gradient-precision", help="fp32 (the usual), bf16 or fp16: of sums of gradients")
+]
 
 
 def read_model_and_cluster(
@@ -93,7 +93,7 @@ def read_plan(text: str, model: Model, cluster: Cluster, training: Training | No
 
 
 def training_of(plan: Plan, **recipe: object) -> Training:
-    """The recipe that a plan was made for, as far as a plan says."""
+    """The recipe that a plan was made for, as far as a plan says; the rest is given."""
     return training_from(str(plan.global_batch_size), plan.sequence_length, **recipe)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
@@ -39,19 +40,15 @@ def estimate(
     global_batch_size: Batch = None,
     sequence_length: Sequence = None,
     precision: PrecisionOption = "bf16",
-    gradient_precision: GradientOption = None,
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
+    gradient_precision: GradientOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the time and memory of PLAN, whether it fits or not."""
+    recipe = {"precision": precision, "gradient_precision": gradient_precision}
     resolved, chosen, priced = _priced(
-        model,
-        cluster,
-        plan,
-        _Recipe(global_batch_size, sequence_length, precision, gradient_precision),
-        memory_limit,
-        stack,
+        model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
     )
     if as_json:
         say(priced.model_dump_json(indent=2))
@@ -72,19 +69,15 @@ def picture(
     global_batch_size: Batch = None,
     sequence_length: Sequence = None,
     precision: PrecisionOption = "bf16",
-    gradient_precision: GradientOption = None,
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
+    gradient_precision: GradientOption = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
 ) -> None:
     """Draw PLAN as SVG: stages, devices, layers, strategies, memory."""
+    recipe = {"precision": precision, "gradient_precision": gradient_precision}
     resolved, chosen, priced = _priced(
-        model,
-        cluster,
-        plan,
-        _Recipe(global_batch_size, sequence_length, precision, gradient_precision),
-        memory_limit,
-        stack,
+        model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
     )
     svg = plan_picture(resolved, chosen, priced)
     if output is None:
@@ -93,28 +86,20 @@ def picture(
         write_text(output, svg)
 
 
-class _Recipe(NamedTuple):
-    """The options that say how the model is trained."""
-
-    batch: str | None
-    sequence_length: int | None
-    precision: str
-    gradient_precision: str | None
-
-
 def _priced(
     model: str,
     cluster: str,
     plan: str,
-    recipe: _Recipe,
+    batch: str | None,
+    sequence_length: int | None,
+    recipe: Mapping[str, object],
     memory_limit: str | None,
     stack: str | None,
 ) -> tuple[Model, Plan, Estimate]:
     """Model, plan and price; a recipe that the options leave out is the plan's own."""
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     given = None
-    formats = {"precision": recipe.precision, "gradient_precision": recipe.gradient_precision}
-    if recipe.batch is not None or recipe.sequence_length is not None:
-        given = training_from(recipe.batch, recipe.sequence_length, **formats)
+    if batch is not None or sequence_length is not None:
+        given = training_from(batch, sequence_length, **recipe)
     chosen = read_plan(plan, resolved, devices, given)
-    return resolved, chosen, price(resolved, devices, given or training_of(chosen, **formats), chosen)
+    return resolved, chosen, price(resolved, devices, given or training_of(chosen, **recipe), chosen)
