@@ -49,6 +49,9 @@ StackOption = Annotated[
     typer.Option(help="Software that trains, as megatron-core-2026 (the usual), megatron-core-2024 or pytorch-fsdp"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
+GradientOption = Annotated[
+    str | None, typer.Option("--gradient-precision", help="fp32 (the usual), bf16 or fp16: of sums of gradients")
+]
 
 
 def read_model_and_cluster(
@@ -89,9 +92,9 @@ def read_plan(text: str, model: Model, cluster: Cluster, training: Training | No
     return parse(Plan, data, "plan")
 
 
-def training_of(plan: Plan, precision: str) -> Training:
-    """The recipe that a plan was made for, as far as a plan says."""
-    return training_from(str(plan.global_batch_size), plan.sequence_length, precision=precision)
+def training_of(plan: Plan, **recipe: object) -> Training:
+    """The recipe that a plan was made for, as far as a plan says; the rest is given."""
+    return training_from(str(plan.global_batch_size), plan.sequence_length, **recipe)
 
 
 def check_writable(path: Path | None, field: str = "--output") -> None:

@@ -9,6 +9,7 @@ import typer
 
 from api.commands.options import (
     ClusterArgument,
+    GradientOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -49,6 +50,7 @@ def plan(
     capacity_factor: Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")] = None,
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
+    gradient_precision: GradientOption = None,
     shortlist_size: Annotated[int | None, typer.Option(help="Plans to hand out at most")] = None,
     target: Annotated[
         str | None,
@@ -84,6 +86,7 @@ def plan(
         sequence_length,
         precision=precision,
         optimizer=optimizer,
+        gradient_precision=gradient_precision,
         max_global_batch_size=max_global_batch_size,
         capacity_factor=capacity_factor,
     )

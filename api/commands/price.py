@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from api.commands.options import (
     Batch,
     ClusterArgument,
+    GradientOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -40,11 +42,13 @@ def estimate(
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
+    gradient_precision: GradientOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the time and memory of PLAN, whether it fits or not."""
+    recipe = {"precision": precision, "gradient_precision": gradient_precision}
     resolved, chosen, priced = _priced(
-        model, cluster, plan, global_batch_size, sequence_length, precision, memory_limit, stack
+        model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
     )
     if as_json:
         say(priced.model_dump_json(indent=2))
@@ -67,11 +71,13 @@ def picture(
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
+    gradient_precision: GradientOption = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
 ) -> None:
     """Draw PLAN as SVG: stages, devices, layers, strategies, memory."""
+    recipe = {"precision": precision, "gradient_precision": gradient_precision}
     resolved, chosen, priced = _priced(
-        model, cluster, plan, global_batch_size, sequence_length, precision, memory_limit, stack
+        model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
     )
     svg = plan_picture(resolved, chosen, priced)
     if output is None:
@@ -86,7 +92,7 @@ def _priced(
     plan: str,
     batch: str | None,
     sequence_length: int | None,
-    precision: str,
+    recipe: Mapping[str, object],
     memory_limit: str | None,
     stack: str | None,
 ) -> tuple[Model, Plan, Estimate]:
@@ -94,6 +100,6 @@ def _priced(
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     given = None
     if batch is not None or sequence_length is not None:
-        given = training_from(batch, sequence_length, precision=precision)
+        given = training_from(batch, sequence_length, **recipe)
     chosen = read_plan(plan, resolved, devices, given)
-    return resolved, chosen, price(resolved, devices, given or training_of(chosen, precision), chosen)
+    return resolved, chosen, price(resolved, devices, given or training_of(chosen, **recipe), chosen)

@@ -10,6 +10,6 @@ from api.cli import build
 
 
 def test_every_command_that_the_readme_names_exists_and_none_is_missing():
-    commands = {command.callback.__name__ for command in build().registered_commands}
-    named = set(re.findall(r"trimtab\s+([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    commands = {command.callback.__name__.replace("_", "-") for command in build().registered_commands}
+    named = set(re.findall(r"trimtab\s+([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert named == commands
