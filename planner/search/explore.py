@@ -147,7 +147,7 @@ def _bounded(instances: Instances, instance: Instance, least: float, pool: Pool)
     if _beaten(least, pool):
         return
     batch = instance.family.global_batch_size
-    for problem in instances.exact(instance, pool.best_step_s(batch)):
+    for problem in instances.parts(instance, partial(pool.best_step_s, batch)):
         bound = max(least, pool.per_sample_s(Bounds(problem).step_s(pool.best_step_s(batch)), batch))
         if not _beaten(bound, pool):
             yield problem, bound

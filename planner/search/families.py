@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from planner.cost.framework import Pipelined, broken_pipeline_rules
+from planner.cost.rules import Broken
+from planner.cost.targets import FRAMEWORKS
 from planner.search.removed import Removed
 from planner.search.tree import divisors
 from planner.spec.cluster import Cluster
@@ -61,7 +64,11 @@ def families(model: Model, cluster: Cluster, training: Training, options: Option
                     removed.note("micro-batch-size-limit", 1, text)
                     continue
                 for schedule in _schedules(model, stages, micro_batches, options, removed):
-                    found.append(Family(batch, stages, micro_batches, schedule))
+                    broken = _not_run(model, stages, micro_batches, schedule, options)
+                    if broken is None:
+                        found.append(Family(batch, stages, micro_batches, schedule))
+                    else:
+                        removed.note(broken.rule, 1, broken.message)
     if not found:
         raise no_strategy(cluster, training, options)
     return found
@@ -98,6 +105,25 @@ def even_stretches(model: Model, num_stages: int) -> tuple[Stretches, ...] | Non
         ends.append(ends[-1] + size + (stage in longer))
     ends[0], ends[-1] = 0, len(model.layers)
     return tuple(((first, end),) for first, end in pairwise(ends))
+
+
+def cuts(model: Model, num_stages: int, options: Options) -> list[tuple[Stretches, ...]] | None:
+    """The ways in which the target can cut the model into so many stages; None: any."""
+    framework = FRAMEWORKS.get(options.target)
+    if framework is None or framework.cuts is None:
+        return None
+    found: list[tuple[Stretches, ...]] = []
+    for starts in framework.cuts(model, num_stages):
+        found.append(tuple(((first, end),) for first, end in pairwise((*starts, len(model.layers)))))
+    return found
+
+
+def _not_run(model: Model, stages: int, micro_batches: int, schedule: Schedule, options: Options) -> Broken | None:
+    """The rule of the target that these choices break, if any."""
+    framework = FRAMEWORKS.get(options.target)
+    if framework is None:
+        return None
+    return next(broken_pipeline_rules(framework, Pipelined(model, stages, micro_batches, schedule)), None)
 
 
 def _cuttable(stage_devices: int, samples: int, options: Options) -> bool:

@@ -61,6 +61,11 @@ class Grid:
         data = (AxisKind.DP, AxisKind.SDP)
         return np.array([prod(axis.degree for axis in shape.axes if axis.kind in data) for shape in self.shapes])
 
+    @cached_property
+    def shards_dense(self) -> NDArray[np.bool_]:
+        """[shapes] whether some ranks hold the same weights of what is no expert."""
+        return np.array([any(axis.kind is not AxisKind.TP for axis in shape.axes) for shape in self.shapes], dtype=bool)
+
     def __len__(self) -> int:
         return len(self.shape)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +12,13 @@ from planner.cost.flops import wide_matrix_flops_per_token
 from planner.cost.kernels import rates
 from planner.cost.pipeline import Beats, beat, beats_of, in_flight, rhythm
 from planner.search.bounds import Pipeline, promising
-from planner.search.families import Family, Stretches, equal_pieces, even_stretches, no_strategy
+from planner.search.families import Family, Stretches, cuts, equal_pieces, even_stretches, no_strategy
 from planner.search.grid import Grid
 from planner.search.outlook import Outlook
 from planner.search.pricing import Pricing
 from planner.search.space import Space
 from planner.search.table import Boundaries, Choices, Priced, Table, all_choices, without_dominated
-from planner.search.uniform import Uniform, uniform_choices
+from planner.search.uniform import Uniform, each_uniform, uniform_choices
 from planner.spec.errors import InputError
 from planner.spec.model import Head, Model
 
@@ -101,13 +101,25 @@ class Instances:
                 choices = all_choices(self._pricing, Priced(grids, costs), boundaries, beats, hop)
                 tables[beats] = Table(choices, boundaries.transitions(beats), beat(beats, 1.0, 1.0, 0.0))
             problem = self._problem(family, tables[beats], sequence)
-            yield Instance(family, problem, uniform, problem.pieces or even_stretches(self.model, family.num_stages))
+            given = None if problem.pieces else cuts(self.model, family.num_stages, self._space.options)
+            for pieces in given or ():
+                yield Instance(family, problem._replace(pieces=pieces), uniform, pieces)
+            if given is None:
+                even = problem.pieces or even_stretches(self.model, family.num_stages)
+                yield Instance(family, problem, uniform, even)
 
-    def exact(self, instance: Instance, best_s: float) -> Iterator[Pipeline]:
-        """The instance without strategies that no better plan has; one for each layout of weights tied on one stage.
+    def parts(self, instance: Instance, best_s: Callable[[], float]) -> Iterator[Pipeline]:
+        """The instance in parts that together hold all better plans, without strategies that no better plan has.
 
-        A better plan is one of less than `best_s`, but for what every plan pays.
+        A better plan is one of less than `best_s`, but for what every plan pays; it may fall between two parts. One
+        part for each uniform choice where only those are wanted, and for each layout of weights tied on one stage.
         """
+        if self._space.options.uniform:
+            yield from each_uniform(instance.problem, instance.uniform, best_s)
+        else:
+            yield from self._mixed(instance, best_s())
+
+    def _mixed(self, instance: Instance, best_s: float) -> Iterator[Pipeline]:
         last, problem = self.model.layers[-1], promising(instance.problem, best_s)
         apart = len(problem.flights) == 1 and isinstance(last, Head) and last.tied
         for each in (promising(part, best_s) for part in _by_matrix(problem)) if apart else (problem,):

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from planner.cost import estimate
 from planner.cost.check import check_sequence
+from planner.cost.framework import broken_training_rules
 from planner.cost.load import check_workload
 from planner.cost.part import conditions
 from planner.cost.switch import Known, switch_plan_s
+from planner.cost.targets import FRAMEWORKS
 from planner.search.explore import Explored, Limits, explore, glance
 from planner.search.families import families
 from planner.search.instances import Instances
 from planner.search.pool import Candidate, Pool
 from planner.search.pricing import Pricing
 from planner.search.removed import Removed
+from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
 from planner.search.shortlist import choose, regrets
 from planner.search.space import Space
@@ -29,7 +32,7 @@ from planner.spec.errors import InputError, InternalError
 from planner.spec.estimate import Estimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.spec.request import Options, Target
+from planner.spec.request import Options
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.spec.strategy import ExpertStrategy
 from planner.spec.training import Training
@@ -68,7 +71,8 @@ def search(
     search. `clock` gives seconds. Raises InputError, and NoPlanFitsError with the nearest miss.
     """
     began = clock()
-    _check_searched(options)
+    options = for_target(options)
+    _check_target(training, options)
     question = _Question(model, cluster, training)
     scenarios = _scenarios(model, options)
     check_sequence(model, training)
@@ -99,12 +103,12 @@ def search(
     )
 
 
-def _check_searched(options: Options) -> None:
-    """Raise InputError for spaces that this search does not know."""
-    if options.target is not Target.ANY:
-        raise InputError.at("options.target", "must be any: this search does not know the rules of one framework")
-    if options.uniform:
-        raise InputError.at("options.uniform", "must be false: this search chooses for each layer")
+def _check_target(training: Training, options: Options) -> None:
+    """Raise InputError where the target cannot run the recipe, whatever the plan."""
+    framework = FRAMEWORKS.get(options.target)
+    broken = next(broken_training_rules(framework, training), None) if framework else None
+    if broken is not None:
+        raise InputError.at("options.target", f"{options.target} cannot run this training: {broken.message}")
 
 
 def _unlike(candidates: Sequence[Candidate]) -> list[Plan]:

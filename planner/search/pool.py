@@ -12,8 +12,7 @@ from planner.search.bounds import Pipeline
 from planner.search.families import Family, Stretches
 from planner.search.instances import Instance
 from planner.search.partition import Solution
-from planner.search.rhythm import filling, peaks
-from planner.search.uniform import Uniform, fastest_by_degrees, price_uniform, total_s
+from planner.search.uniform import Uniform, fastest_by_degrees, mean_stage_s, price_uniform
 from planner.spec.cluster import Cluster
 from planner.spec.errors import NearestMiss
 from planner.spec.plan import Plan
@@ -122,10 +121,7 @@ class Pool:
         if self.best is None:
             return uniform
         limit_s = self.step_s(self.best.per_sample_s * COMPARABLE, instance.family.global_batch_size)
-        choices, stages = problem.tables[0].choices, len(problem.flights)
-        beats, once = total_s(choices, uniform, np.bincount(problem.sequence, minlength=len(choices)))
-        mean_s = peaks(problem.rhythm, beats).sum(axis=1) / stages + filling(problem.rhythm, beats) + once / stages
-        return uniform.only(np.flatnonzero(mean_s < limit_s))
+        return uniform.only(np.flatnonzero(mean_stage_s(problem, uniform) < limit_s))
 
     def _builder(self, instance: Instance, stages: tuple[Stretches, ...], row: Sequence[int]) -> Callable[[], Plan]:
         """Remembers the strategies of the row, not the table."""

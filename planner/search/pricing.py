@@ -205,6 +205,11 @@ class Pricing:
         return found
 
 
+def _arrays(held: State) -> list[Floats]:
+    """The columns of a state that holds arrays."""
+    return [np.asarray(column) for column in held]
+
+
 def add_columns(one: Part, other: Part) -> Part:
     """planner.cost.part.add for two parts that hold arrays."""
     summed = Part._make(map(np.add, one, other))
@@ -239,8 +244,8 @@ def _compose_each(
     for kind, (first, end) in zip(RECOMPUTE, pairwise(ends.tolist()), strict=True):
         if end > first:
             own = slice(first, end)
-            part, state = Part(*(each[own] for each in whole)), State(*(each[own] for each in held))
-            found.append((end - first, compose(conditions, kind, np.asarray(edge_tokens)[own], part, state)))
+            part, state = Part(*(each[own] for each in whole)), State(*(column[own] for column in _arrays(held)))
+            found.append((end - first, compose(conditions, kind, edge_tokens[own], part, state)))
 
     def joined(columns: Sequence[Any]) -> Any:
         sizes = (size for size, _ in found)

@@ -8,7 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.framework import Framework, Used, broken_strategy_rules
 from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, AnyLayer, Rule, broken_rules
+from planner.cost.targets import FRAMEWORKS
 from planner.search.grid import RECOMPUTE, SHARDING, Grid, Shape
 from planner.search.removed import Removed
 from planner.search.tree import PATH_RULES, Path, divisors, paths, rule_name, tiles_nearest
@@ -34,6 +36,11 @@ class Space:
         self._shapes: dict[int, dict[Shape, frozenset[Sharding]]] = {}
         self._spreads: dict[int, tuple[ExpertStrategy, ...]] = {}
         self._grids: dict[tuple[int, int], Grid] = {}
+
+    @property
+    def framework(self) -> Framework | None:
+        """The framework that must be able to run the plans, if any."""
+        return FRAMEWORKS.get(self.options.target)
 
     @cached_property
     def kinds(self) -> list[AxisKind]:
@@ -61,7 +68,19 @@ class Space:
         possible[[RECOMPUTE.index(kind) for kind in again]] = self._shardable(shapes, spreads)
         possible &= self._spreadable(layer, spreads, possible)
         possible &= self._shapeable(layer, list(shapes), possible)
-        return Grid(tuple(shapes), spreads, *(part.astype(np.int64) for part in np.nonzero(possible)))
+        grid = Grid(tuple(shapes), spreads, *(part.astype(np.int64) for part in np.nonzero(possible)))
+        return grid if self.framework is None else self._run_by(self.framework, layer, grid, num_devices)
+
+    def _run_by(self, framework: Framework, layer: AnyLayer, grid: Grid, num_devices: int) -> Grid:
+        """The strategies that the framework can run."""
+        stages, kept = self.cluster.num_devices // num_devices, []
+        for row, strategy in enumerate(grid):
+            broken = next(broken_strategy_rules(framework, Used(layer, strategy, self.training, stages)), None)
+            if broken is None:
+                kept.append(row)
+            else:
+                self.removed.note(broken.rule, 1, broken.message)
+        return grid.rows(np.array(kept, dtype=np.int64))
 
     def _shapes_on(self, num_devices: int) -> dict[Shape, frozenset[Sharding]]:
         """Shapes on so many devices, with the shardings that the tree's paths to them mean."""
@@ -100,7 +119,7 @@ class Space:
         self, shapes: dict[Shape, frozenset[Sharding]], spreads: Sequence[ExpertStrategy | None]
     ) -> NDArray[np.bool_]:
         """[shardings, shapes, spreads]: where some replicas are left to shard over, and the path means it."""
-        dense = np.array([any(axis.kind is not AxisKind.TP for axis in shape.axes) for shape in shapes])
+        dense = np.array([any(axis.kind is not AxisKind.TP for axis in shape.axes) for shape in shapes], dtype=bool)
         copies = np.array([spread is not None and spread.expert_data_parallel_size > 1 for spread in spreads])
         allowed = np.array([[sharding in meant for meant in shapes.values()] for sharding in SHARDING])
         replicas = dense[:, None] | copies[None, :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from planner.search.bounds import Pipeline
 from planner.search.grid import Grid
 from planner.search.rhythm import filling, peaks
-from planner.search.table import Choices
+from planner.search.table import Choices, Table
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -59,8 +59,13 @@ def _matching(head: Grid, grid: Grid) -> Integers:
     """[rows of the leader] of the row with the same parts, as far as the layer has them; -1 where there is none."""
     nothing = np.zeros_like(head.shape)
     spread = head.spread if grid.has_experts else nothing
-    found = grid.find(head.recompute, head.sharding, head.shape, spread)
-    return np.where(found >= 0, found, grid.find(nothing, head.sharding, head.shape, spread))
+    rows = np.full(len(head), -1)
+    for recompute in (head.recompute, nothing):
+        # An embedding has nothing to shard where experts alone have replicas.
+        for sharding in (head.sharding, np.where(head.shards_dense[head.shape], head.sharding, nothing)):
+            found = grid.find(recompute, sharding, head.shape, spread)
+            rows = np.where(rows >= 0, rows, found)
+    return rows
 
 
 def total_s(choices: Sequence[Choices], uniform: Uniform, counts: Integers) -> tuple[Floats, Floats]:
@@ -68,6 +73,36 @@ def total_s(choices: Sequence[Choices], uniform: Uniform, counts: Integers) -> t
     beats = sum(each.beats_s[uniform.rows[:, n]] * counts[n] for n, each in enumerate(choices))
     once = sum(each.once_s[uniform.rows[:, n]] * counts[n] for n, each in enumerate(choices))
     return np.asarray(beats), np.asarray(once)
+
+
+def mean_stage_s(problem: Pipeline, uniform: Uniform) -> Floats:
+    """[choices] of a step in which all stages take the mean time and the mean work once: no partition is quicker."""
+    choices, stages = problem.tables[0].choices, len(problem.flights)
+    beats, once = total_s(choices, uniform, np.bincount(problem.sequence, minlength=len(choices)))
+    mean: Floats = peaks(problem.rhythm, beats).sum(axis=1) / stages + filling(problem.rhythm, beats) + once / stages
+    return mean
+
+
+def each_uniform(problem: Pipeline, uniform: Uniform, best_s: Callable[[], float]) -> Iterator[Pipeline]:
+    """A problem of its own for each uniform choice that may take less than `best_s` and fit, the quickest first."""
+    mean_s = mean_stage_s(problem, uniform)
+    for row in np.lexsort((np.arange(len(mean_s)), mean_s)).tolist():
+        if mean_s[row] >= best_s():
+            return
+        if _may_fit(problem, uniform.rows[row]):
+            tables = {id(table): _only(table, uniform.rows[row]) for table in problem.tables}
+            yield problem._replace(tables=tuple(tables[id(table)] for table in problem.tables))
+
+
+def _may_fit(problem: Pipeline, row: Integers) -> bool:
+    """Whether all stages together have room for all layers, with as few micro-batches in flight as on any stage."""
+    choices, flight = problem.tables[0].choices, min(problem.flights)
+    held = [int(c.fixed_bytes[r]) + flight * int(c.flight_bytes[r]) for c, r in zip(choices, row, strict=True)]
+    return sum(held[number] for number in problem.sequence) <= sum(problem.limits_bytes)
+
+
+def _only(table: Table, row: Integers) -> Table:
+    return table._replace(choices=tuple(c.rows(np.array([r])) for c, r in zip(table.choices, row, strict=True)))
 
 
 def fastest_by_degrees(uniform: Uniform, priced: Priced) -> list[int]:

@@ -1,6 +1,5 @@
 """Narrowing options to a framework's parts loses no plan that it can run: all plans of tiny spaces are looked at."""
 
-from collections import Counter
 from itertools import combinations, pairwise, product
 
 import pytest
@@ -10,8 +9,9 @@ from planner.cost.framework import Pipelined, Used, broken_pipeline_rules, broke
 from planner.cost.targets import FRAMEWORKS, broken_target_rules
 from planner.search.assemble import assemble
 from planner.search.families import families
+from planner.search.removed import Removed
 from planner.search.restricted import for_target
-from planner.search.tree import Space
+from planner.search.space import Space
 from planner.spec.model import Block
 from planner.spec.request import Options
 from planner.spec.strategy import Recompute, Sharding
@@ -25,11 +25,11 @@ class Tiny:
     def __init__(self, model, options):
         self.model, self.options = model, options
         self.cluster, self.training = a_cluster(2, 400 * MIB), a_training(2)
-        self.families = families(model, self.cluster, self.training, options, Counter())
-        self.space = Space(self.cluster, self.training, options, Counter())
+        self.families = families(model, self.cluster, self.training, options, Removed())
+        self.space = Space(self.cluster, self.training, options, Removed())
 
     def strategies(self, layer, family):
-        found = self.space.strategies(layer, self.cluster.num_devices // family.num_stages)
+        found = self.space.grid(layer, self.cluster.num_devices // family.num_stages)
         return [each for each in found if family.samples % each.data_parallel_size == 0]
 
     def cuts(self, family):
