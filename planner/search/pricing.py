@@ -205,9 +205,9 @@ class Pricing:
         return found
 
 
-def _arrays(held: State) -> list[Floats]:
-    """The columns of a state that holds arrays."""
-    return [np.asarray(column) for column in held]
+def _columns(arrays: Sequence[Any], own: slice) -> list[Any]:
+    """Some rows of each column."""
+    return [column[own] for column in arrays]
 
 
 def add_columns(one: Part, other: Part) -> Part:
@@ -244,7 +244,7 @@ def _compose_each(
     for kind, (first, end) in zip(RECOMPUTE, pairwise(ends.tolist()), strict=True):
         if end > first:
             own = slice(first, end)
-            part, state = Part(*(each[own] for each in whole)), State(*(column[own] for column in _arrays(held)))
+            part, state = Part._make(_columns(whole, own)), State._make(_columns(held, own))
             found.append((end - first, compose(conditions, kind, edge_tokens[own], part, state)))
 
     def joined(columns: Sequence[Any]) -> Any:

@@ -121,7 +121,7 @@ class Space:
         """[shardings, shapes, spreads]: where some replicas are left to shard over, and the path means it."""
         dense = np.array([any(axis.kind is not AxisKind.TP for axis in shape.axes) for shape in shapes], dtype=bool)
         copies = np.array([spread is not None and spread.expert_data_parallel_size > 1 for spread in spreads])
-        allowed = np.array([[sharding in meant for meant in shapes.values()] for sharding in SHARDING])
+        allowed = np.array([[sharding in meant for meant in shapes.values()] for sharding in SHARDING], dtype=bool)
         replicas = dense[:, None] | copies[None, :]
         sharded = np.array([sharding is not Sharding.NONE for sharding in SHARDING])
         possible: NDArray[np.bool_] = allowed[:, :, None] & (replicas[None] | ~sharded[:, None, None])
