@@ -14,24 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.busy import Busy, Floats
+from planner.cost.holding import Cuts, Devices
 from planner.spec.cluster import Level
 
-Floats = NDArray[np.float64]
-Devices = NDArray[np.int64]
 SMALL_ISLAND = 32
 """Up to this many devices, the pairs inside an island are cheaper to visit than its grid."""
 NOTHING = 1e-12
 """Relative size below which a difference is the rounding of floats."""
-
-
-class Cut(NamedTuple):
-    """Device i of a stage holds part `number[i]` of `parts` equal parts of an axis."""
-
-    number: Devices
-    parts: int
-
-
-Cuts = tuple[Cut, Cut, Cut]
 
 
 class Traffic(NamedTuple):
@@ -46,32 +36,44 @@ class Traffic(NamedTuple):
 class Redistribution:
     """One kind of state that goes over from the devices of one stage to those of another."""
 
-    def __init__(self, size_bytes: float, old_first: int, old: Cuts, new_first: int, new: Cuts) -> None:
-        """`old_first`, `new_first`: the stages' first devices in the cluster; `size_bytes`: the whole cube."""
-        self._bytes = size_bytes
-        self._old_first, self._old, self._old_parts = old_first, old, tuple(cut.parts for cut in old)
-        self._new_first, self._new, self._new_parts = new_first, new, tuple(cut.parts for cut in new)
-        self._old_end, self._new_end = old_first + len(old[0].number), new_first + len(new[0].number)
-        self._receivers = np.arange(new_first, self._new_end)
+    def __init__(
+        self, size_bytes: float, old_stage: tuple[int, int], old: Cuts, new_stage: tuple[int, int], new: Cuts
+    ) -> None:
+        """The stages: their first device and the one after their last; `size_bytes`: the whole cube."""
+        self._bytes, self._pieces = size_bytes, 1.0
+        self._old_first, self._old_end = old_stage
+        self._new_first, self._new_end = new_stage
+        self._old, self._old_parts = _numbers(old, *old_stage), tuple(cut.parts for cut in old)
+        self._new, self._new_parts = _numbers(new, *new_stage), tuple(cut.parts for cut in new)
+        self._receivers = np.arange(*new_stage)
         own = self._overlap(self._receivers, self._receivers)
         needed = 1 / np.prod(self._new_parts)
-        others = self._at_receivers(_overlaps(self._holders(old_first, self._old_end), self._new_parts)) - own
+        others = self._at_receivers(_overlaps(self._holders(*old_stage), self._new_parts)) - own
         lacks = (needed - own > NOTHING * needed) & (others > NOTHING * needed)
         self._ratio = np.where(lacks, (needed - own) / np.where(lacks, others, 1.0), 0.0)
         """[receivers] what a holder sends of each part that it shares with the receiver."""
         self._remembered: dict[int, Traffic] = {}
         """By size of island, the traffic of a cube of one byte."""
 
-    def of_size(self, size_bytes: float) -> Redistribution:
-        """The same cuts for a cube of another size; what is known of one is known of both."""
+    def of_size(self, size_bytes: float, pieces: float = 1.0) -> Redistribution:
+        """The same cuts for a cube of another size, sent in so many pieces; what is known of one is known of both."""
         other = copy(self)
-        other._bytes = size_bytes
+        other._bytes, other._pieces = size_bytes, pieces
         return other
 
     @property
     def is_idle(self) -> bool:
         """Whether all devices hold what they need."""
         return not self._ratio.any()
+
+    def add(self, busy: Busy) -> None:
+        """Add the seconds of this state."""
+        within = [self.inside(level, busy.num_devices) for level in busy.levels]
+        amounts = np.diff(np.array(within), axis=0, prepend=0.0)
+        for seconds, size, messages in ((busy.sending, 0, 2), (busy.receiving, 1, 3)):
+            byte_s, message_s = busy.seconds(amounts[:, size], amounts[:, messages])
+            seconds += byte_s
+            seconds[0] += message_s
 
     def pair_bytes(self, senders: Devices, receivers: Devices) -> Floats:
         """[pairs] bytes from each sender to its receiver; devices that are in no stage send and receive nothing."""
@@ -85,7 +87,9 @@ class Redistribution:
         if unit is None:
             unit = self._remembered[level.num_devices] = self.of_size(1.0)._inside(level, num_devices)
         sent, received, sent_messages, received_messages = unit
-        return Traffic(sent * self._bytes, received * self._bytes, sent_messages, received_messages)
+        return Traffic(
+            sent * self._bytes, received * self._bytes, sent_messages * self._pieces, received_messages * self._pieces
+        )
 
     def _inside(self, level: Level, num_devices: int) -> Traffic:
         traffic = Traffic(*(np.zeros(num_devices) for _ in Traffic._fields))
@@ -115,8 +119,8 @@ class Redistribution:
             return
         holders = self._holders(from_, to)
         inside, senders = slice(first - self._new_first, last - self._new_first), slice(from_, to)
-        new = tuple(cut.number[inside] for cut in self._new)
-        old = tuple(cut.number[from_ - self._old_first : to - self._old_first] for cut in self._old)
+        new = tuple(number[inside] for number in self._new)
+        old = tuple(number[from_ - self._old_first : to - self._old_first] for number in self._old)
         ratio = self._ratio[inside]
         wanted, asked = (_grid(new, self._new_parts, weights) for weights in (ratio, ratio > 0))
         traffic.received_bytes[first:last] += self._bytes * ratio * _overlaps(holders, self._new_parts)[new]
@@ -135,9 +139,9 @@ class Redistribution:
         """[pairs] size of what the sender's old cell and the receiver's new one share."""
         known = (senders >= self._old_first) & (senders < self._old_end)
         before = np.where(known, senders - self._old_first, 0)
-        after = np.clip(receivers - self._new_first, 0, len(self._new[0].number) - 1)
+        after = np.clip(receivers - self._new_first, 0, len(self._receivers) - 1)
         size = known.astype(np.float64)
-        for (old, parts), (new, new_parts) in zip(self._old, self._new, strict=True):
+        for old, parts, new, new_parts in zip(self._old, self._old_parts, self._new, self._new_parts, strict=True):
             begin = np.maximum(old[before] * new_parts, new[after] * parts)
             end = np.minimum((old[before] + 1) * new_parts, (new[after] + 1) * parts)
             size *= np.maximum(end - begin, 0) / (parts * new_parts)
@@ -146,16 +150,20 @@ class Redistribution:
     def _holders(self, begin: int, end: int) -> Floats:
         """Devices from `begin` to `end` in each cell of the old grid."""
         chosen = slice(begin - self._old_first, end - self._old_first)
-        return _grid(tuple(cut.number[chosen] for cut in self._old), self._old_parts, np.ones(end - begin))
+        return _grid(tuple(number[chosen] for number in self._old), self._old_parts, np.ones(end - begin))
 
     def _at_receivers(self, grid: Floats) -> Floats:
-        return grid[tuple(cut.number for cut in self._new)]
+        return grid[self._new]
 
 
 def island_pairs(devices: Devices, island: int) -> list[tuple[Devices, Devices]]:
     """Pairs (another device of the same island, device), so that no device stands twice on one side of a list item."""
     begin = devices // island * island
     return [(begin + (devices - begin + shift) % island, devices) for shift in range(1, island)]
+
+
+def _numbers(cuts: Cuts, first: int, end: int) -> tuple[Devices, ...]:
+    return tuple(cut.number(end - first) for cut in cuts)
 
 
 def _grid(numbers: tuple[Devices, ...], parts: tuple[int, ...], weights: NDArray[np.generic]) -> Floats:

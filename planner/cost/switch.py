@@ -1,29 +1,36 @@
 """Seconds to go over from one plan to another: all state changes owners, then the job starts under the new plan.
 
-What a device holds of a part of a layer is a box: one part of the tensor-parallel cut, of the experts, of the shards
-(see `planner.cost.redistribution`). Each part of a group of layers, and in it weights and optimizer state, is sent by
+What a device holds of a part of a layer is a box (see `planner.cost.holding`). A device receives its new box less what
+of it lies in its old one; the other holders of the rest send it, each in proportion to what it has of it. Layers that
+are held alike before and alike after are sent together; of them each part, and in it weights and optimizer state, by
 itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from planner.cost.busy import Busy, Floats, Sends
+from planner.cost.holding import Cuts, Devices, box
+from planner.cost.nested import Flow, Integers, Moves, nested
 from planner.cost.parameters import layer_parameters
-from planner.cost.redistribution import Cut, Cuts, Floats, Redistribution, island_pairs
+from planner.cost.redistribution import Redistribution
 from planner.cost.state import optimizer_bytes, weight_bytes
-from planner.spec.cluster import Cluster, Level
+from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
 from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, Model
-from planner.spec.plan import Plan, Stage
-from planner.spec.strategy import AxisKind, Sharding, Strategy
+from planner.spec.plan import Plan
+from planner.spec.strategy import Strategy
 from planner.spec.training import Training
 
-Known = dict[tuple[object, ...], Redistribution]
-"""Redistributions that were worked out before, by what they depend on."""
+Known = dict[tuple[object, ...], object]
+"""What was worked out before for a model, a cluster and a training, by what it depends on."""
+
+Part = tuple[str, int]
+"""A part of a layer, and its number of key-value heads; 0 for parts that have none."""
 
 RESTART_PAUSE_S = 30.0
 """Assumed, not measured: what a job stands still besides the transfer, while processes, communicators and kernels
@@ -41,83 +48,181 @@ def switch_plan_s(
 ) -> float:
     """Seconds to redistribute weights and optimizer state from `current` to `target`, and to restart; 0 for one plan.
 
-    `known`: a dictionary, empty at first, that callers with many pairs of plans of one model and cluster pass along.
-    Raises InputError if the plans do not cover the layers of the model.
+    Exact by the rules of `planner.cost.busy`, in closed form where degrees, stages and islands nest (as powers of two
+    do), over all devices where they do not. `known`: a dictionary, empty at first, that callers with many pairs of
+    plans of one model, cluster and training pass along. Raises InputError if the plans do not cover the layers of the
+    model.
     """
     if current.id == target.id:
         return 0.0
-    moved = list(_redistributions(model, training, current, target, {} if known is None else known))
-    return _busy_s(cluster.levels, moved) + restart_pause_s
-
-
-Owner = tuple[Stage, Strategy]
-
-
-def _layer_groups(model: Model, current: Plan, target: Plan) -> list[tuple[Owner, Owner, list[int]]]:
-    """Layers that are held alike before and alike after, grouped."""
+    known = {} if known is None else known
     for name, plan in (("current", current), ("target", target)):
         if plan.num_layers != len(model.layers):
             raise InputError.at(name, f"the plan has {plan.num_layers} layers, the model {len(model.layers)}")
-    before, after = _owners(current), _owners(target)
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for layer in range(len(model.layers)):
-        groups.setdefault((*_holding(before[layer]), *_holding(after[layer])), []).append(layer)
-    return [
-        (_owner(current, before[layers[0]]), _owner(target, after[layers[0]]), layers) for layers in groups.values()
-    ]
+    busy = Busy(cluster.levels)
+    sent: list[Sends] = []
+    for moves in _moves(model, training, _layout(current, known), _layout(target, known), known):
+        closed = nested(moves, cluster.levels)
+        sent += [closed] if closed is not None else _one_by_one(moves, known)
+    for each in sent:
+        each.add(busy)
+    return busy.longest_s(sent) + restart_pause_s
 
 
-def _holding(owner: tuple[int, Strategy]) -> tuple[object, ...]:
-    """What decides which device holds what of a layer."""
-    stage, strategy = owner
-    return stage, *_cuts(strategy)
+class _Layout(NamedTuple):
+    """Who holds which layers under a plan: runs of layers in order, and stages."""
+
+    first_layer: Integers
+    stage: Integers
+    """[runs]"""
+    held: Integers
+    """[runs]: which of `strategies`."""
+    strategies: tuple[Strategy, ...]
+    """One of all that hold layers alike."""
+    first_device: Devices
+    """[stages]"""
+    num_devices: Devices
+
+
+class _Groups(NamedTuple):
+    """Layers that are held alike before and alike after: in which stage, and how. All but the last [groups]."""
+
+    old_stage: Integers
+    new_stage: Integers
+    old_held: Integers
+    new_held: Integers
+    parameters: Integers
+    """[groups, parts]"""
+
+
+def _layout(plan: Plan, known: Known) -> _Layout:
+    key = ("layout", plan.id)
+    if key not in known:
+        known[key] = _new_layout(plan)
+    found = known[key]
+    assert isinstance(found, _Layout)
+    return found
+
+
+def _new_layout(plan: Plan) -> _Layout:
+    rows, strategies = [], {}
+    for number, stage in enumerate(plan.stages):
+        for run in stage.runs:
+            held, _ = strategies.setdefault(_cuts(run.strategy), (len(strategies), run.strategy))
+            rows.append((run.first_layer, number, held))
+    columns = np.array(sorted(rows)).T
+    stages = np.array([(stage.first_device, stage.num_devices) for stage in plan.stages]).T
+    return _Layout(*columns, tuple(strategy for _, strategy in strategies.values()), *stages)
 
 
 def _cuts(strategy: Strategy) -> tuple[object, ...]:
+    """What decides which device of a stage holds what of a layer."""
     return strategy.axes, strategy.sharding, strategy.experts
 
 
-def _owner(plan: Plan, owner: tuple[int, Strategy]) -> Owner:
-    stage, strategy = owner
-    return plan.stages[stage], strategy
+def _moves(model: Model, training: Training, current: _Layout, target: _Layout, known: Known) -> Iterator[Moves]:
+    """What goes over, together for all stages of the same sizes."""
+    parts, parameters = _parameters(model, known)
+    groups = _groups(current, target, parameters)
+    sizes = current.num_devices[groups.old_stage], target.num_devices[groups.new_stage]
+    for old_size, new_size in sorted(set(zip(*(each.tolist() for each in sizes), strict=True))):
+        chosen = (sizes[0] == old_size) & (sizes[1] == new_size)
+        some = _Groups(*(column[chosen] for column in groups))
+        flows, moved_bytes, pieces = _flows(training, current, target, some, parts)
+        pairs, number = np.unique(some.old_stage * len(target.first_device) + some.new_stage, return_inverse=True)
+        old_stage, new_stage = np.divmod(pairs, len(target.first_device))
+        firsts = current.first_device[old_stage], target.first_device[new_stage]
+        yield Moves(
+            old_size, new_size, *firsts, flows, *(_summed(each, number, len(pairs)) for each in (moved_bytes, pieces))
+        )
 
 
-def _owners(plan: Plan) -> dict[int, tuple[int, Strategy]]:
-    return {
-        layer: (number, strategy) for number, stage in enumerate(plan.stages) for layer, strategy in stage.strategies()
-    }
+def _groups(current: _Layout, target: _Layout, parameters: Integers) -> _Groups:
+    """`parameters`: [layers + 1, parts], of all layers before one."""
+    begin = np.union1d(current.first_layer, target.first_layer)
+    end = np.append(begin[1:], len(parameters) - 1)
+    before = np.searchsorted(current.first_layer, begin, side="right") - 1
+    after = np.searchsorted(target.first_layer, begin, side="right") - 1
+    columns = (current.stage[before], target.stage[after], current.held[before], target.held[after])
+    shape = [int(column.max()) + 1 for column in columns]
+    groups, number = np.unique(np.ravel_multi_index(columns, shape), return_inverse=True)
+    counts = _summed(parameters[end] - parameters[begin], number, len(groups))
+    return _Groups(*np.unravel_index(groups, shape), counts)
 
 
-def _redistributions(
-    model: Model, training: Training, current: Plan, target: Plan, known: Known
-) -> Iterator[Redistribution]:
-    for (before, old), (after, new), layers in _layer_groups(model, current, target):
-        for (part, groups), count in _parts(model, layers).items():
+def _summed(rows: Floats | Integers, number: Integers, length: int) -> Floats:
+    sums = np.zeros((length, rows.shape[1]), dtype=rows.dtype)
+    np.add.at(sums, number, rows)
+    return sums
+
+
+def _flows(
+    training: Training, current: _Layout, target: _Layout, groups: _Groups, parts: tuple[Part, ...]
+) -> tuple[tuple[Flow, ...], Floats, Floats]:
+    """The kinds of state that go over, and [groups, flows] how many bytes of them, in how many pieces."""
+    flows: dict[Flow, int] = {}
+    columns: list[tuple[int, Integers, int, Floats]] = []
+    held = groups.old_held * len(target.strategies) + groups.new_held
+    for pair in np.unique(held).tolist():
+        rows = np.flatnonzero(held == pair)
+        old, new = current.strategies[pair // len(target.strategies)], target.strategies[pair % len(target.strategies)]
+        for number, (part, heads) in enumerate(parts):
+            counts = groups.parameters[rows, number]
+            if not counts.any():
+                continue
             for is_weight, width in ((True, weight_bytes(training)), (False, optimizer_bytes(training))):
-                what = (part, is_weight, groups)
-                key = (*what, before.first_device, after.first_device, _cuts(old), _cuts(new))
-                if key not in known:
-                    boxes = box(old, *what), box(new, *what)
-                    known[key] = Redistribution(1.0, before.first_device, boxes[0], after.first_device, boxes[1])
-                if not known[key].is_idle:
-                    yield known[key].of_size(count * width)
+                what = (part, is_weight, heads)
+                flow = flows.setdefault((box(old, *what), box(new, *what)), len(flows))
+                columns.append((flow, rows, width, counts))
+    moved_bytes, pieces = np.zeros((2, len(held), len(flows)))
+    for flow, rows, width, counts in columns:
+        moved_bytes[rows, flow] += counts * width
+        pieces[rows, flow] += counts > 0
+    return tuple(flows), moved_bytes, pieces
 
 
-def _parts(model: Model, layers: Sequence[int]) -> dict[tuple[str, int], int]:
-    """Parameters of these layers by (part, number of key-value heads; 0 for parts that have none)."""
-    counts: dict[tuple[str, int], int] = {}
-    for layer in (model.layers[number] for number in layers):
-        parameters = layer_parameters(layer, model.hidden_size)
-        heads, keys_values = _keys_values(layer, model.hidden_size)
-        for key, count in (
-            (("split", 0), parameters.split - keys_values),
-            (("keys_values", heads), keys_values),
-            (("replicated", 0), parameters.replicated),
-            (("experts", 0), parameters.experts),
-        ):
-            if count:
-                counts[key] = counts.get(key, 0) + count
-    return counts
+def _one_by_one(moves: Moves, known: Known) -> Iterator[Redistribution]:
+    for row, firsts in enumerate(zip(moves.old_first.tolist(), moves.new_first.tolist(), strict=True)):
+        for number, flow in enumerate(moves.flows):
+            size, pieces = float(moves.moved_bytes[row, number]), float(moves.pieces[row, number])
+            unit = _unit((firsts[0], firsts[0] + moves.old_size), (firsts[1], firsts[1] + moves.new_size), flow, known)
+            if pieces and not unit.is_idle:
+                yield unit.of_size(size, pieces)
+
+
+def _unit(old_stage: tuple[int, int], new_stage: tuple[int, int], flow: tuple[Cuts, Cuts], known: Known) -> Redistribution:
+    key = (old_stage, new_stage, flow)
+    if key not in known:
+        known[key] = Redistribution(1.0, old_stage, flow[0], new_stage, flow[1])
+    found = known[key]
+    assert isinstance(found, Redistribution)
+    return found
+
+
+def _parameters(model: Model, known: Known) -> tuple[tuple[Part, ...], Integers]:
+    """The parts of the model's layers, and [layers + 1, parts] their parameters in all layers before one."""
+    key = ("parameters",)
+    if key not in known:
+        runs = [(_parts(run.layer, model.hidden_size), run.num_layers) for run in model.runs]
+        parts = tuple(dict.fromkeys(part for counts, _ in runs for part in counts))
+        rows = [[counts.get(part, 0) for part in parts] for counts, length in runs for _ in range(length)]
+        known[key] = (parts, np.cumsum([[0] * len(parts), *rows], axis=0))
+    found = known[key]
+    assert isinstance(found, tuple)
+    return found
+
+
+def _parts(layer: Embedding | Block | Head, hidden_size: int) -> dict[Part, int]:
+    """Parameters of a layer by part."""
+    parameters = layer_parameters(layer, hidden_size)
+    heads, keys_values = _keys_values(layer, hidden_size)
+    counts = {
+        ("split", 0): parameters.split - keys_values,
+        ("keys_values", heads): keys_values,
+        ("replicated", 0): parameters.replicated,
+        ("experts", 0): parameters.experts,
+    }
+    return {part: count for part, count in counts.items() if count}
 
 
 def _keys_values(layer: Embedding | Block | Head, hidden_size: int) -> tuple[int, int]:
@@ -127,77 +232,3 @@ def _keys_values(layer: Embedding | Block | Head, hidden_size: int) -> tuple[int
     attention = layer.attention
     inputs = hidden_size + (1 if attention.qkv_bias else 0)
     return attention.num_kv_heads, 2 * attention.num_kv_heads * attention.head_dim * inputs
-
-
-def _busy_s(levels: tuple[Level, ...], moved: Sequence[Redistribution]) -> float:
-    """Seconds until all is delivered, with the rules of `planner.cost.transfer.transfer_s`."""
-    num_devices = levels[-1].num_devices
-    sending, receiving = np.zeros(num_devices), np.zeros(num_devices)
-    nearer: Floats = np.zeros((4, num_devices))
-    for number, level in enumerate(levels):
-        within: Floats = np.zeros((4, num_devices))
-        for redistribution in moved:
-            within += redistribution.inside(level, num_devices)
-        sent_bytes, received_bytes, sent_messages, received_messages = within - nearer
-        nearer = within
-        link = level.link
-        sent_s, received_s = sent_bytes / link.bytes_per_s, received_bytes / link.bytes_per_s
-        if link.pair_bytes_per_s < link.bytes_per_s:
-            inner = levels[number - 1].num_devices if number else 1
-            most_sent, most_received = _most_with_one_peer(moved, num_devices, level.num_devices, inner)
-            sent_s = np.maximum(sent_s, most_sent / link.pair_bytes_per_s)
-            received_s = np.maximum(received_s, most_received / link.pair_bytes_per_s)
-        sending += sent_s + sent_messages * link.latency_s
-        receiving += received_s + received_messages * link.latency_s
-    return float(max(sending.max(), receiving.max()))
-
-
-def _most_with_one_peer(
-    moved: Sequence[Redistribution], num_devices: int, island: int, inner: int
-) -> tuple[Floats, Floats]:
-    """([devices], [devices]): most bytes sent to, and received from, one peer of the island outside the inner one."""
-    sent, received = np.zeros(num_devices), np.zeros(num_devices)
-    for senders, receivers in island_pairs(np.arange(num_devices), island):
-        size = sum((each.pair_bytes(senders, receivers) for each in moved), np.zeros(num_devices))
-        size[senders // inner == receivers // inner] = 0.0
-        sent[senders] = np.maximum(sent[senders], size)
-        received = np.maximum(received, size)
-    return sent, received
-
-
-def box(strategy: Strategy, part: str, is_weight: bool, num_kv_heads: int = 0) -> Cuts:
-    """What the devices of a stage hold of one part of a layer, and of its weights or optimizer state.
-
-    `num_kv_heads`: for the part `keys_values`; fewer heads than tensor-parallel ranks are copied whole.
-    """
-    devices = np.arange(strategy.num_devices)
-    sharded = strategy.sharding is Sharding.FULL if is_weight else strategy.sharding is not Sharding.NONE
-    whole = Cut(np.zeros_like(devices), 1)
-    if part == "experts":
-        experts = strategy.experts
-        if experts is None:
-            raise InputError.at("plan", "an MoE layer's strategy must say how its experts are spread")
-        tensor, parallel = experts.expert_tensor_parallel_size, experts.expert_parallel_size
-        groups = experts.expert_data_parallel_size
-        return (
-            Cut(devices % tensor, tensor),
-            Cut(devices // tensor % parallel, parallel),
-            Cut(devices // (tensor * parallel), groups) if sharded else whole,
-        )
-    shard = _shard(strategy, devices) if sharded else whole
-    if part == "replicated":
-        return whole, whole, shard
-    parts = min(strategy.tp, num_kv_heads) if part == "keys_values" else strategy.tp
-    rank = devices // strategy.stride(AxisKind.TP) % strategy.tp
-    return Cut(rank * parts // strategy.tp, parts), whole, shard
-
-
-def _shard(strategy: Strategy, devices: NDArray[np.int64]) -> Cut:
-    """Dense state is sharded over the sdp axis where there is one, else over dp and cp."""
-    kinds = (AxisKind.SDP,) if strategy.degree(AxisKind.SDP) > 1 else (AxisKind.DP, AxisKind.CP)
-    number, parts = np.zeros_like(devices), 1
-    for kind in kinds:
-        degree = strategy.degree(kind)
-        number = number * degree + devices // strategy.stride(kind) % degree
-        parts *= degree
-    return Cut(number, parts)

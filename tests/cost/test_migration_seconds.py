@@ -11,7 +11,7 @@ from planner.cost.migration import (
     switch_plan_s,
 )
 from planner.cost.parameters import total_parameters
-from planner.cost.switch import box
+from planner.cost.holding import box
 from planner.cost.transfer import transfer_s
 from planner.spec.cluster import Cluster, Device, KernelEfficiency, Level, Link, PeakFlops, Precision, Provenance
 from planner.spec.errors import InputError
@@ -286,7 +286,7 @@ def test_key_value_heads_that_tensor_parallel_ranks_copy_are_received_whole():
     for part, heads, parts in (("split", 0, 8), ("keys_values", 8, 8), ("keys_values", 2, 2)):
         tensor, *_ = box(strategy, part, True, heads)
         assert tensor.parts == parts
-        assert tensor.number.tolist() == [device * parts // 8 for device in range(8)]
+        assert tensor.number(8).tolist() == [device * parts // 8 for device in range(8)]
     apart, whole = plan(tp=8, experts=(8, 1, 1)), plan(experts=(8, 1, 1))
     copied = switch_plan_s(Model.model_validate(two_heads), CLUSTER, TRAINING, apart, whole, restart_pause_s=0)
     assert 0 < copied < switch(apart, whole), "less is cut, and less has to come"

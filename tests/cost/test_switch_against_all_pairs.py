@@ -12,7 +12,7 @@ from test_migration_seconds import CLUSTER, MODEL
 from planner.cost.migration import switch_plan_s
 from planner.cost.parameters import layer_parameters
 from planner.cost.state import optimizer_bytes, weight_bytes
-from planner.cost.switch import box
+from planner.cost.holding import box
 from planner.cost.transfer import transfer_s
 from planner.spec.cluster import Cluster, Level, Link
 from planner.spec.model import Block, Model
@@ -86,12 +86,13 @@ def random_plan(random_numbers):
     return plan_of(tuple(axes), experts, random_numbers.choice(list(Sharding)), num_stages)
 
 
-def all_pairs(old, new, offset):
-    """[devices before, devices after]: the part of the whole that each sends to each; `offset`: before minus after."""
-    shared = np.ones((len(old[0].number), len(new[0].number)))
+def all_pairs(old, new, from_, to):
+    """[devices before, devices after]: the part of the whole that each sends to each between two stages."""
+    shared, offset = np.ones((from_.num_devices, to.num_devices)), from_.first_device - to.first_device
     for before, after in zip(old, new, strict=True):
-        begin = np.maximum(before.number[:, None] / before.parts, after.number[None, :] / after.parts)
-        end = np.minimum((before.number[:, None] + 1) / before.parts, (after.number[None, :] + 1) / after.parts)
+        held, wanted = before.number(from_.num_devices)[:, None], after.number(to.num_devices)[None, :]
+        begin = np.maximum(held / before.parts, wanted / after.parts)
+        end = np.minimum((held + 1) / before.parts, (wanted + 1) / after.parts)
         shared *= np.maximum(end - begin, 0.0)
     shared[shared < 1e-12] = 0.0
     mine = np.arange(shared.shape[0])[:, None] + offset == np.arange(shared.shape[1])[None, :]
@@ -114,7 +115,7 @@ def switch_by_all_pairs_s(levels, current, target):
         owners.append({layer: (stage, strategy) for stage in plan.stages for layer, strategy in stage.strategies()})
     groups = {}
     for number, layer in enumerate(MODEL.layers):
-        key = tuple((stage.first_device, strategy) for stage, strategy in (owned[number] for owned in owners))
+        key = tuple(owned[number] for owned in owners)
         parameters, cut_by_heads = layer_parameters(layer, MODEL.hidden_size), keys_values(layer)
         split = parameters.split - cut_by_heads
         for part, count in zip(
@@ -128,10 +129,12 @@ def switch_by_all_pairs_s(levels, current, target):
         for is_weight, width in ((True, weight_bytes(TRAINING)), (False, optimizer_bytes(TRAINING))):
             if count:
                 boxes = (box(strategy, part, is_weight, 2) for strategy in (old, new))
-                flow = all_pairs(*boxes, from_ - to)
+                flow = all_pairs(*boxes, from_, to)
                 senders, receivers = np.nonzero(flow)
                 for column, values in zip(
-                    messages, (senders + from_, receivers + to, count * width * flow[senders, receivers]), strict=True
+                    messages,
+                    (senders + from_.first_device, receivers + to.first_device, count * width * flow[senders, receivers]),
+                    strict=True,
                 ):
                     column.append(values)
     return transfer_s(levels, *(np.concatenate(column) for column in messages))
