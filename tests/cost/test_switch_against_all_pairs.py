@@ -17,7 +17,7 @@ from planner.cost.transfer import transfer_s
 from planner.spec.cluster import Cluster, Level, Link
 from planner.spec.model import Block, Model
 from planner.spec.plan import Plan, Stage, StageRun
-from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Sharding, Strategy
+from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
 from planner.spec.training import Training
 
 DEVICES = 96
@@ -103,20 +103,22 @@ def all_pairs(old, new, from_, to):
     return holders * (missing / np.where(total > 0, total, 1.0))
 
 
-def keys_values(layer):
+def keys_values(layer, hidden_size):
     if not isinstance(layer, Block):
         return 0
-    return 2 * layer.attention.num_kv_heads * layer.attention.head_dim * MODEL.hidden_size
+    return 2 * layer.attention.num_kv_heads * layer.attention.head_dim * hidden_size
 
 
-def switch_by_all_pairs_s(levels, current, target):
+def switch_by_all_pairs_s(levels, current, target, model=MODEL):
     owners = []
     for plan in (current, target):
-        owners.append({layer: (stage, strategy) for stage in plan.stages for layer, strategy in stage.strategies()})
+        held = ((layer, stage, strategy) for stage in plan.stages for layer, strategy in stage.strategies())
+        alike = {"recompute": Recompute.NONE, "sequence_parallel": False}
+        owners.append({layer: (stage, strategy.model_copy(update=alike)) for layer, stage, strategy in held})
     groups = {}
-    for number, layer in enumerate(MODEL.layers):
+    for number, layer in enumerate(model.layers):
         key = tuple(owned[number] for owned in owners)
-        parameters, cut_by_heads = layer_parameters(layer, MODEL.hidden_size), keys_values(layer)
+        parameters, cut_by_heads = layer_parameters(layer, model.hidden_size), keys_values(layer, model.hidden_size)
         split = parameters.split - cut_by_heads
         for part, count in zip(
             ("split", "keys_values", "replicated", "experts"),
