@@ -50,7 +50,7 @@ CASES = (
     Case("interleaved", "deepseek-v3", "256x8:h100-sxm-80g", ((4, 1, 1, 32), (8, 2, 1, 64), (16, 4, 2, 64)), virtual=3),
     Case("MoE", "deepseek-v3", "2048x8:h100-sxm-80g", ((1, 8, 1, 64), (8, 1, 1, 64), (16, 8, 4, 128), (32, 2, 1, 64))),
     Case("MoE, mixed", "deepseek-v3", "2048x8:h100-sxm-80g", ((4, 8, 1, 64), (16, 8, 4, 128), (32, 2, 1, 64)), mixed=True),
-    Case("dense", "gpt-3-175b", "2048x8:h100-sxm-80g", ((1, 8, 1, 1), (16, 8, 1, 1), (64, 4, 1, 1), (32, 8, 1, 1))),
+    Case("dense", "llama-3.1-405b", "2048x8:h100-sxm-80g", ((1, 8, 1, 1), (16, 8, 1, 1), (64, 4, 1, 1), (32, 8, 1, 1))),
 )
 
 
@@ -129,7 +129,8 @@ def _append(runs: list[StageRun], layer: int, strategy: Strategy) -> None:
 def _strategies(size: int, tp: int, cp: int, ep: int, sharding: Sharding) -> tuple[Strategy, Strategy]:
     """Of dense layers and of MoE layers."""
     sizes = ((AxisKind.DP, size // tp // cp), (AxisKind.CP, cp), (AxisKind.TP, tp))
-    dense = Strategy(axes=tuple(Axis(kind, degree) for kind, degree in sizes if degree > 1), sharding=sharding)
+    axes = tuple(Axis(kind, degree) for kind, degree in sizes if degree > 1)
+    dense = Strategy(axes=axes, sharding=sharding, sequence_parallel=tp > 1)
     experts = ExpertStrategy(expert_parallel_size=ep, expert_data_parallel_size=size // ep)
     return dense, dense.model_copy(update={"experts": experts})
 

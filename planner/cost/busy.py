@@ -52,8 +52,8 @@ class Busy:
 
     def seconds(self, sizes: Floats, messages: Floats) -> tuple[Floats, Floats]:
         """([tiers, …, devices], […, devices]): to stream sizes […, levels, devices], and latency of the messages."""
-        streaming = np.tensordot(self._streaming, sizes, (1, sizes.ndim - 2))
-        return streaming, np.tensordot(self._latency_s, messages, (0, messages.ndim - 2))
+        tiers = self._streaming.reshape(len(self._streaming), *[1] * (sizes.ndim - 2), 1, -1)
+        return (tiers @ sizes)[..., 0, :], self._latency_s @ messages
 
     def longest_s(self, sent: Sequence[Sends]) -> float:
         """Seconds until all is delivered, `sent` being all that was added."""

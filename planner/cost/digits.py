@@ -25,6 +25,7 @@ class Digits:
         self._index: dict[int, int] = {}
         self._ones: dict[int, int] = {}
         """By radix, the lowest bits of its digits."""
+        self._cuts: dict[Cut, list[Digit] | None] = {}
         value, bit = 1, 0
         for place, radix in enumerate(radices):
             self._places.append((value, radix, bit))
@@ -32,11 +33,12 @@ class Digits:
             self._ones[radix] = self._ones.get(radix, 0) | 1 << bit
             value, bit = value * radix, bit + (radix - 1).bit_length()
         self._index[value] = len(radices)
+        self._is_binary = self._ones.keys() <= {2}
         self._places.append((value, 1, bit))
 
     def coded(self, devices: NDArray[np.int64]) -> Coded:
         """The numbers of devices, digit by digit."""
-        if self._ones.keys() <= {2}:
+        if self._is_binary:
             return devices.astype(np.int32)
         code = sum(devices // value % radix << bit for value, radix, bit in self._places)
         return np.asarray(code, dtype=np.int32)
@@ -47,10 +49,17 @@ class Digits:
 
     def count(self, bits: int) -> int:
         """How many values the digits among these bits take."""
+        if self._is_binary:
+            return 1 << (self._ones.get(2, 0) & bits).bit_count()
         return prod(radix ** (ones & bits).bit_count() for radix, ones in self._ones.items())
 
     def of(self, cut: Cut) -> list[Digit] | None:
         """The digits that number the parts of a cut, most significant first; None if no digits do."""
+        if cut not in self._cuts:
+            self._cuts[cut] = self._found(cut)
+        return self._cuts[cut]
+
+    def _found(self, cut: Cut) -> list[Digit] | None:
         found = [digit for stride, degree in cut.digits for digit in self._between(stride, stride * degree)]
         parts = 1
         for number, (radix, _) in enumerate(found):

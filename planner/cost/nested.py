@@ -13,7 +13,7 @@ Exact but for the order of sums. Where sizes do not nest, `planner.cost.redistri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class _Matched(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """Who sends, or who receives, with the tables to read for it. A code is 2 x distance + whether a flag is set."""
+    """Who sends, or who receives, with the tables to read for it, by code: distance x flags + flag."""
 
     first: Devices
     """[pairs of stages]: its stages."""
@@ -71,8 +71,10 @@ class _Side(NamedTuple):
     """Bits of the digits inside a stage of the others."""
     codes: NDArray[np.uint8]
     """[patterns, devices of the larger kind of stage]: by the digits inside the stages alone."""
+    flags: int
+    """2: the flag is 1 where one of the bits `flagging` differs; 1: it is 0 always."""
     flagging: NDArray[np.int32]
-    """[flows]: the flag is set where one of these bits differs."""
+    """[flows]"""
     byte_s: Floats
     """[tiers, flows, codes]"""
     piece_s: Floats
@@ -97,20 +99,18 @@ class Nested:
 
     def add(self, busy: Busy) -> None:
         """Add the seconds of these moves."""
-        moves, nothing = self._moves, np.zeros(len(self._matched), dtype=np.int32)
-        received, sent = self._received(), self._sent()
+        moves = self._moves
+        holding = np.array([flow.old | _ALL & ~self._old for flow in self._matched], dtype=np.int32)
+        flags = (self._differs_before & holding[self._patterns, None]) != 0
         receivers = _Side(
             *(moves.new_first, moves.new_size, moves.old_first, self._old),
-            self._codes(self._differs_after, nothing),
-            nothing,
-            *busy.seconds(received[0], received[1]),
+            *(self._distance(self._differs_after), 1, holding),
+            *busy.seconds(*self._received()),
         )
-        holding = np.array([flow.old | _ALL & ~self._old for flow in self._matched], dtype=np.int32)
         senders = _Side(
             *(moves.old_first, moves.old_size, moves.new_first, self._new),
-            self._codes(self._differs_before, holding),
-            holding,
-            *busy.seconds(sent[0], sent[1]),
+            *(2 * self._distance(self._differs_before) + flags, 2, holding),
+            *busy.seconds(*self._sent()),
         )
         self._add(receivers, busy.receiving)
         self._add(senders, busy.sending)
@@ -150,10 +150,6 @@ class Nested:
                     before[row] |= (device ^ _shifted(device, -shift)) & new
         return after, before
 
-    def _codes(self, differing: Coded, flagging: NDArray[np.int32]) -> NDArray[np.uint8]:
-        flags = (differing & flagging[self._patterns, None]) != 0
-        return 2 * self._distance(differing) + flags
-
     def _distance(self, differing: Coded) -> NDArray[np.uint8]:
         distance = np.zeros(differing.shape, dtype=np.uint8)
         for inside in self._islands[:-1]:
@@ -165,8 +161,7 @@ class Nested:
         holders = self._counts([self._old & ~flow.old for flow in self._matched])
         ratio = np.array([[flow.own_ratio, *[flow.other_ratio] * self._num_levels] for flow in self._matched])
         reached = self._reach() * holders[:, :, None]
-        both = (np.diff(reached * weight[:, None], axis=1) for weight in (ratio, ratio > 0))
-        sizes, messages = (np.repeat(amount, 2, axis=-1) for amount in both)
+        sizes, messages = (np.diff(reached * weight[:, None], axis=1) for weight in (ratio, ratio > 0))
         return sizes, messages
 
     def _sent(self) -> tuple[Floats, Floats]:
@@ -193,39 +188,49 @@ class Nested:
 
     def _add(self, side: _Side, seconds: Floats) -> None:
         """Add to [tiers, devices], cell by cell: a cell is as many devices as a stage of the smaller kind has."""
-        moves = self._moves
-        size = min(moves.old_size, moves.new_size)
+        size = min(self._moves.old_size, self._moves.new_size)
         cells = side.first[:, None] // size + np.arange(side.size // size)
         far = self._digits.coded(cells * size) ^ self._digits.coded(side.peer_first)[:, None]
         table = self._tables(side, far & (_ALL & ~side.peer_bits))
-        cells = cells.ravel()
-        order = np.argsort(cells, kind="stable")
-        begins = np.flatnonzero(np.diff(cells[order], prepend=-1))
+        order = np.argsort(cells, axis=None, kind="stable")
+        cells = cells.ravel()[order]
+        begins = np.flatnonzero(np.diff(cells, prepend=-1))
         table = np.add.reduceat(table[:, :, order], begins, axis=2)
         table = np.add.reduceat(table, self._patterns, axis=1)
-        cells = cells[order][begins]
-        codes = side.codes.reshape(len(side.codes), -1, size)[:, cells % (side.codes.shape[1] // size)]
-        num_codes = table.shape[-1]
-        place = codes + np.arange(0, codes.shape[0] * codes.shape[1] * num_codes, num_codes).reshape(
-            *codes.shape[:2], 1
-        )
         whole = seconds.shape[1] // size
-        for tier, entries in zip(seconds, table, strict=True):
-            tier[: whole * size].reshape(whole, size)[cells] += entries.ravel()[place].sum(axis=0)
+        for codes, entries in _joined(side.codes, table, size):
+            place = codes.reshape(-1, size)[cells[begins] % (len(codes) // size)]
+            place = place + np.arange(0, len(begins) * entries.shape[-1], entries.shape[-1])[:, None]
+            for tier, entry in zip(seconds, entries, strict=True):
+                tier[: whole * size].reshape(whole, size)[cells[begins]] += entry.ravel()[place]
 
     def _tables(self, side: _Side, far: Coded) -> Floats:
         """[tiers, flows, pairs of stages x cells, codes]: seconds, where such digits outside the stage differ too."""
-        distances = np.arange(self._num_levels + 1)
-        code = 2 * np.maximum(distances, self._distance(far).ravel()[:, None])
-        flag = (far.ravel() & side.flagging[:, None]) != 0
-        flags = flag[:, :, None, None] | np.array([False, True])
-        place = (code[..., None] + flags).reshape(*flag.shape, -1)
-        flows = np.arange(len(place))[:, None, None]
-        cells = far.shape[1]
-        moved, pieces = (np.repeat(each.T, cells, axis=1)[..., None] for each in self._moves[-2:])
-        table: Floats = side.byte_s[:, flows, place] * moved
-        table[0] += side.piece_s[flows, place] * pieces
+        code = np.maximum(np.arange(self._num_levels + 1), self._distance(far).reshape(-1, 1)) * side.flags
+        if side.flags > 1:
+            flag = (far.ravel() & side.flagging[:, None]) != 0
+            code = (code[..., None] + (flag[:, :, None, None] | np.array([False, True]))).reshape(*flag.shape, -1)
+        flows = np.arange(len(side.flagging))[:, None, None]
+        moved, pieces = (np.repeat(each.T, far.shape[1], axis=1)[..., None] for each in self._moves[-2:])
+        table: Floats = side.byte_s[:, flows, code] * moved
+        table[0] += side.piece_s[flows, code] * pieces
         return table
+
+
+def _joined(codes: NDArray[np.uint8], table: Floats, size: int) -> Iterator[tuple[Coded, Floats]]:
+    """Patterns with their tables, as many at once as have fewer codes together than a cell has devices.
+
+    [devices], and [tiers, cells, codes].
+    """
+    joined, entries = codes[0].astype(np.int32), table[:, 0]
+    for code, more in zip(codes[1:], table.swapaxes(0, 1)[1:], strict=True):
+        if 2 * entries.shape[-1] * more.shape[-1] > size:
+            yield joined, entries
+            joined, entries = code.astype(np.int32), more
+        else:
+            joined = joined * more.shape[-1] + code
+            entries = (entries[..., None] + more[..., None, :]).reshape(*more.shape[:2], -1)
+    yield joined, entries
 
 
 def nested(moves: Moves, levels: Sequence[Level]) -> Nested | None:

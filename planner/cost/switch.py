@@ -82,6 +82,15 @@ class _Layout(NamedTuple):
     first_device: Devices
     """[stages]"""
     num_devices: Devices
+    boxes: tuple[dict[tuple[Part, bool], Cuts], ...]
+    """[strategies]: what devices hold, as far as it was asked for."""
+
+    def box(self, held: int, part: Part, is_weight: bool) -> Cuts:
+        """What devices hold under one of the strategies."""
+        known = self.boxes[held].get((part, is_weight))
+        if known is None:
+            known = self.boxes[held][part, is_weight] = box(self.strategies[held], part[0], is_weight, part[1])
+        return known
 
 
 class _Groups(NamedTuple):
@@ -112,7 +121,8 @@ def _new_layout(plan: Plan) -> _Layout:
             rows.append((run.first_layer, number, held))
     columns = np.array(sorted(rows)).T
     stages = np.array([(stage.first_device, stage.num_devices) for stage in plan.stages]).T
-    return _Layout(*columns, tuple(strategy for _, strategy in strategies.values()), *stages)
+    boxes: tuple[dict[tuple[Part, bool], Cuts], ...] = tuple({} for _ in strategies)
+    return _Layout(*columns, tuple(strategy for _, strategy in strategies.values()), *stages, boxes)
 
 
 def _cuts(strategy: Strategy) -> tuple[object, ...]:
@@ -144,10 +154,11 @@ def _groups(current: _Layout, target: _Layout, parameters: Integers) -> _Groups:
     before = np.searchsorted(current.first_layer, begin, side="right") - 1
     after = np.searchsorted(target.first_layer, begin, side="right") - 1
     columns = (current.stage[before], target.stage[after], current.held[before], target.held[after])
-    shape = [int(column.max()) + 1 for column in columns]
-    groups, number = np.unique(np.ravel_multi_index(columns, shape), return_inverse=True)
-    counts = _summed(parameters[end] - parameters[begin], number, len(groups))
-    return _Groups(*np.unravel_index(groups, shape), counts)
+    sizes = (len(current.first_device), len(target.first_device), len(current.strategies), len(target.strategies))
+    key = np.ravel_multi_index(columns, sizes)
+    _, where, number = np.unique(key, return_index=True, return_inverse=True)
+    counts = _summed(parameters[end] - parameters[begin], number, len(where))
+    return _Groups(*(column[where] for column in columns), counts)
 
 
 def _summed(rows: Floats | Integers, number: Integers, length: int) -> Floats:
@@ -165,14 +176,14 @@ def _flows(
     held = groups.old_held * len(target.strategies) + groups.new_held
     for pair in np.unique(held).tolist():
         rows = np.flatnonzero(held == pair)
-        old, new = current.strategies[pair // len(target.strategies)], target.strategies[pair % len(target.strategies)]
-        for number, (part, heads) in enumerate(parts):
+        old, new = divmod(pair, len(target.strategies))
+        for number, part in enumerate(parts):
             counts = groups.parameters[rows, number]
             if not counts.any():
                 continue
             for is_weight, width in ((True, weight_bytes(training)), (False, optimizer_bytes(training))):
-                what = (part, is_weight, heads)
-                flow = flows.setdefault((box(old, *what), box(new, *what)), len(flows))
+                boxes = current.box(old, part, is_weight), target.box(new, part, is_weight)
+                flow = flows.setdefault(boxes, len(flows))
                 columns.append((flow, rows, width, counts))
     moved_bytes, pieces = np.zeros((2, len(held), len(flows)))
     for flow, rows, width, counts in columns:
