@@ -30,7 +30,7 @@ def assumptions(
 
 def _of_traffic(stack: Stack, plan: Plan) -> Iterator[str]:
     """How much of each kind of traffic that the plan has may hide."""
-    strategies = {run.strategy for stage in plan.stages for run in stage.runs}
+    strategies = plan.distinct_strategies
     experts = [strategy.experts for strategy in strategies if strategy.experts is not None]
     kinds = (
         ("tensor-parallel", any(strategy.tp > 1 for strategy in strategies), stack.tensor_overlap_ratio),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.cost.rules import broken_rules
+from planner.cost.rules import Broken, broken_rules
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
 from planner.spec.model import Embedding, Head, Model
@@ -55,12 +55,16 @@ def _sizes(model: Model, cluster: Cluster, training: Training, plan: Plan) -> li
 
 def _layers(model: Model, training: Training, plan: Plan) -> list[Problem]:
     problems = []
+    known: dict[tuple[int, int], list[Broken]] = {}
     for number, stage in enumerate(plan.stages):
         for index, run in enumerate(stage.runs):
-            for layer in dict.fromkeys(model.layers[run.first_layer : run.end_layer]):
+            for layer, _, _ in model.stretches(run.first_layer, run.end_layer):
+                key = (id(layer), id(run.strategy))
+                if key not in known:
+                    known[key] = list(broken_rules(layer, run.strategy, training))
                 problems += [
                     Problem(f"plan.stages[{number}].runs[{index}].strategy", f"{broken.message} ({broken.rule})")
-                    for broken in broken_rules(layer, run.strategy, training)
+                    for broken in known[key]
                 ]
     if tied_stage(model, plan):
         first, last = plan.stages[0].runs[0].strategy, plan.stages[0].runs[-1].strategy
@@ -68,4 +72,4 @@ def _layers(model: Model, training: Training, plan: Plan) -> list[Problem]:
             problems.append(
                 Problem("plan.stages[0]", "embedding and tied head share one matrix and so axes and sharding")
             )
-    return problems
+    return list(dict.fromkeys(problems))

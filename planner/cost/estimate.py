@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
-from math import ceil
+from itertools import count, pairwise
 from typing import NamedTuple
 
 from planner.cost.assumptions import assumptions
@@ -20,10 +19,30 @@ from planner.spec.error_band import StepTimeBand
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
 from planner.spec.model import Block, Embedding, Head, Model
 from planner.spec.placement import Placement
-from planner.spec.plan import Plan, Stage
+from planner.spec.plan import Plan, Stage, StageRun
 from planner.spec.strategy import Strategy
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED, Workload
+
+
+class _Work(NamedTuple):
+    """What the layers of a stage take and hold, wherever the stage stands in the pipeline."""
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    once_communication_s: float
+    optimizer_s: float
+    weight_gradient_s: float
+    moves: tuple[float, float]
+    """Transitions between its layers, forward and backward."""
+    transition_s: float
+    held_bytes: dict[str, int]
+    """Weights, gradients and optimizer states."""
+    kept_bytes: int
+    """Activations of a micro-batch in flight, but for the head's."""
+    head_bytes: int
+    logits_bytes: int
+    workspace_bytes: int
 
 
 class _Bill(NamedTuple):
@@ -33,20 +52,11 @@ class _Bill(NamedTuple):
     backward: tuple[float, ...]
     once_communication_s: float
     optimizer_s: float
-    boundary_forward_s: float
-    boundary_backward_s: float
+    boundary_s: float
+    """Both passes' messages between stages."""
     transition_s: float
-    weight_gradient_s: float
+    pace: Pace
     memory: dict[str, int]
-
-    @property
-    def pace(self) -> Pace:
-        return Pace(
-            sum(self.forward) + self.boundary_forward_s,
-            sum(self.backward) + self.boundary_backward_s,
-            self.once_communication_s + self.optimizer_s,
-            self.weight_gradient_s,
-        )
 
 
 class _Known(NamedTuple):
@@ -54,10 +64,16 @@ class _Known(NamedTuple):
 
     moe_layers: dict[int, int]
     """Which MoE layer a layer is."""
-    strategies: dict[Strategy, Strategy]
-    """The first of equal ones."""
-    costs: dict[tuple[int, int, float, float], LayerCost]
+    strategies: dict[int, Strategy]
+    """The first of equal ones, by identity."""
+    costs: dict[_Priced, LayerCost]
     loads: dict[tuple[int, int, int], float]
+    work: dict[tuple[object, ...], _Work]
+    entries: dict[tuple[int, int], tuple[float, int]]
+
+
+_Priced = tuple[int, int, float, float]
+"""What a layer's price depends on: layer, strategy, load, copies of experts."""
 
 
 class _Case(NamedTuple):
@@ -92,7 +108,8 @@ def estimate(
     flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
     peak = cluster.device.peak(training.precision)
     assert peak is not None, "conditions() has checked the number format"
-    stages = tuple(_stage_estimate(bill, cluster) for bill in bills)
+    times = {pace: _stage_time(pace) for pace in {bill.pace for bill in bills}}
+    stages = tuple(_stage_estimate(bill, times[bill.pace], cluster.usable_bytes) for bill in bills)
     return Estimate(
         plan_id=plan.id,
         workload=workload.name,
@@ -141,74 +158,111 @@ def _bills(
     check_plan(model, cluster, training, plan)
     check_workload(len(model.moe_layers), workload)
     check_placement(len(model.moe_layers), placement)
-    known = _Known({layer: index for index, layer in enumerate(model.moe_layers)}, {}, {}, {})
+    known = _Known(dict(zip(model.moe_layers, count(), strict=False)), _first_of_equal(plan), {}, {}, {}, {})
     common = conditions(model.hidden_size, cluster, training)
     case = _Case(model, cluster, plan, workload, placement, common, known)
     return [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
 
 
-def _stage_estimate(bill: _Bill, cluster: Cluster) -> StageEstimate:
-    return StageEstimate(
-        memory=bill.memory,
-        peak_memory_bytes=sum(bill.memory.values()),
-        limit_bytes=cluster.usable_bytes,
-        time=StageTime(micro_batch_s=bill.pace.forward_s + bill.pace.backward_s, once_per_step_s=bill.pace.once_s),
-    )
+def _first_of_equal(plan: Plan) -> dict[int, Strategy]:
+    first = {strategy: strategy for strategy in plan.distinct_strategies}
+    objects = {id(run.strategy): run.strategy for stage in plan.stages for run in stage.runs}
+    return {number: first[strategy] for number, strategy in objects.items()}
+
+
+def _stage_time(pace: Pace) -> StageTime:
+    return StageTime(micro_batch_s=pace.forward_s + pace.backward_s, once_per_step_s=pace.once_s)
+
+
+def _stage_estimate(bill: _Bill, time: StageTime, limit_bytes: int) -> StageEstimate:
+    peak_bytes = sum(bill.memory.values())
+    return StageEstimate(memory=bill.memory, peak_memory_bytes=peak_bytes, limit_bytes=limit_bytes, time=time)
 
 
 def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
-    plan = case.plan
-    costs = list(_layer_costs(case, stage))
+    plan, work = case.plan, _work(case, stage)
     entries = [_entry(case, number, piece, runs[0].strategy) for piece, runs in enumerate(stage.pieces)]
-    moves = list(_transitions(case, stage))
-    tied = sum(
-        tied_gradient_s(case.conditions, case.model.layers[layer], strategy, (0, stage.first_device))
-        for layer, strategy in ((stage.runs[-1].end_layer - 1, stage.runs[-1].strategy),)
-        if not tied_stage(case.model, plan)
-    )
+    tied = 0.0
+    if not tied_stage(case.model, plan):
+        last = stage.runs[-1]
+        layer = case.model.layers[last.end_layer - 1]
+        tied = tied_gradient_s(case.conditions, layer, last.strategy, (0, stage.first_device))
     flight = in_flight(plan.schedule, len(plan.stages), plan.num_micro_batches, number)
-    boundary_s = sum(pass_s for pass_s, _ in entries)
     # Only the head has logits; its backward pass follows its forward pass at once, unless the schedule parts them.
     heads = head_in_flight(plan.schedule, plan.num_micro_batches)
-    logits = heads * sum(cost.logits_bytes * n for cost, n in costs)
-    kept = ceil(flight * sum(cost.activation_bytes * n for cost, n in costs if not cost.logits_bytes))
-    kept += heads * sum(cost.activation_bytes * n for cost, n in costs if cost.logits_bytes)
+    boundary_s = sum(pass_s for pass_s, _ in entries)
+    forward_s, backward_s = (boundary_s + moves_s for moves_s in work.moves)
+    once_communication_s = work.once_communication_s + tied
     return _Bill(
-        forward=tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
-        backward=tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
-        once_communication_s=sum(cost.once_communication_s * n for cost, n in costs) + tied,
-        optimizer_s=sum(cost.optimizer_s * n for cost, n in costs),
-        boundary_forward_s=boundary_s + sum(forward for forward, _ in moves),
-        boundary_backward_s=boundary_s + sum(backward for _, backward in moves),
-        transition_s=sum(forward + backward for forward, backward in moves),
-        weight_gradient_s=sum(cost.weight_gradient_s * n for cost, n in costs),
+        forward=work.forward,
+        backward=work.backward,
+        once_communication_s=once_communication_s,
+        optimizer_s=work.optimizer_s,
+        boundary_s=forward_s + backward_s - work.transition_s,
+        transition_s=work.transition_s,
+        pace=Pace(
+            sum(work.forward) + forward_s,
+            sum(work.backward) + backward_s,
+            once_communication_s + work.optimizer_s,
+            work.weight_gradient_s,
+        ),
         memory={
-            "weights": sum(cost.weights_bytes * n for cost, n in costs),
-            "gradients": sum(cost.gradients_bytes * n for cost, n in costs),
-            "optimizer_states": sum(cost.optimizer_bytes * n for cost, n in costs),
-            "activations": kept,
-            "logits": logits,
-            "workspace": max(cost.workspace_bytes for cost, _ in costs),
+            **work.held_bytes,
+            "activations": -(-flight.numerator * work.kept_bytes // flight.denominator) + heads * work.head_bytes,
+            "logits": heads * work.logits_bytes,
+            "workspace": work.workspace_bytes,
             "buffers": sum(buffer for _, buffer in entries),
             "reserve": case.cluster.reserve_bytes,
         },
     )
 
 
-def _layer_costs(case: _Case, stage: Stage) -> Iterator[tuple[LayerCost, int]]:
-    """(cost, how many) of the stage's layers; equal ones are priced once in all stages."""
-    own_copy = not tied_stage(case.model, case.plan)
-    equal: dict[tuple[int, int, float, float], int] = {}
+def _work(case: _Case, stage: Stage) -> _Work:
+    """What the layers take; stages with the same numbers of equal layers are summed once."""
+    equal = _layer_costs(case, stage)
+    strategies = case.known.strategies
+    borders = tuple(
+        (id(strategies[id(before.strategy)]), id(strategies[id(after.strategy)]))
+        for runs in stage.pieces
+        for before, after in pairwise(runs)
+    )
+    key = (tuple(equal.items()), borders)
+    if key not in case.known.work:
+        costs = [(case.known.costs[priced], number) for priced, number in equal.items()]
+        case.known.work[key] = _summed(costs, list(_transitions(case, stage)))
+    return case.known.work[key]
+
+
+def _summed(costs: list[tuple[LayerCost, int]], moves: list[tuple[float, float]]) -> _Work:
+    """`costs`: (cost, how many); `moves`: (forward, backward)."""
+    return _Work(
+        forward=tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
+        backward=tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
+        once_communication_s=sum(cost.once_communication_s * n for cost, n in costs),
+        optimizer_s=sum(cost.optimizer_s * n for cost, n in costs),
+        weight_gradient_s=sum(cost.weight_gradient_s * n for cost, n in costs),
+        moves=(sum(forward for forward, _ in moves), sum(backward for _, backward in moves)),
+        transition_s=sum(forward + backward for forward, backward in moves),
+        held_bytes={
+            "weights": sum(cost.weights_bytes * n for cost, n in costs),
+            "gradients": sum(cost.gradients_bytes * n for cost, n in costs),
+            "optimizer_states": sum(cost.optimizer_bytes * n for cost, n in costs),
+        },
+        kept_bytes=sum(cost.activation_bytes * n for cost, n in costs if not cost.logits_bytes),
+        head_bytes=sum(cost.activation_bytes * n for cost, n in costs if cost.logits_bytes),
+        logits_bytes=sum(cost.logits_bytes * n for cost, n in costs),
+        workspace_bytes=max(cost.workspace_bytes for cost, _ in costs),
+    )
+
+
+def _layer_costs(case: _Case, stage: Stage) -> dict[_Priced, int]:
+    """How many of the stage's layers have which price; equal ones are priced once in all stages."""
+    equal: dict[_Priced, int] = {}
     for run in stage.runs:
-        strategy = case.known.strategies.setdefault(run.strategy, run.strategy)
-        for number in range(run.first_layer, run.end_layer):
-            layer = case.model.layers[number]
-            key = (
-                id(layer),
-                id(strategy),
-                _load_ratio(case, number, layer, strategy),
-                _copies_ratio(case, number, layer),
-            )
+        strategy = case.known.strategies[id(run.strategy)]
+        for layer, first, end in _alike(case, run):
+            load, copies = _load_ratio(case, first, layer, strategy), _copies_ratio(case, first, layer)
+            key = (id(layer), id(strategy), load, copies)
             if key not in case.known.costs:
                 case.known.costs[key] = layer_cost(
                     case.conditions,
@@ -216,21 +270,33 @@ def _layer_costs(case: _Case, stage: Stage) -> Iterator[tuple[LayerCost, int]]:
                     strategy,
                     case.plan.samples_per_micro_batch,
                     case.plan.sequence_length,
-                    load_ratio=key[2],
-                    own_copy=own_copy,
-                    copies_ratio=key[3],
+                    load_ratio=load,
+                    own_copy=not tied_stage(case.model, case.plan),
+                    copies_ratio=copies,
                 )
-            equal[key] = equal.get(key, 0) + 1
-    for key, count in equal.items():
-        yield case.known.costs[key], count
+            equal[key] = equal.get(key, 0) + end - first
+    return equal
+
+
+def _alike(case: _Case, run: StageRun) -> Iterator[tuple[Embedding | Block | Head, int, int]]:
+    """Neighbours whose experts have equal loads: one by one where each MoE layer has its own."""
+    for layer, first, end in case.model.stretches(run.first_layer, run.end_layer):
+        if _has_own_load(case) and isinstance(layer, Block) and layer.moe is not None:
+            yield from ((layer, number, number + 1) for number in range(first, end))
+        else:
+            yield layer, first, end
+
+
+def _has_own_load(case: _Case) -> bool:
+    """Whether workload or placement tell MoE layers apart."""
+    return case.placement is not None or len(case.workload.expert_shares) > 1
 
 
 def _load_ratio(case: _Case, number: int, layer: Embedding | Block | Head, strategy: Strategy) -> float:
     if strategy.experts is None or not isinstance(layer, Block) or layer.moe is None:
         return 1.0
     moe_layer = case.known.moe_layers[number]
-    alike = case.placement is None and len(case.workload.expert_shares) <= 1
-    key = (id(layer), 0 if alike else moe_layer, strategy.experts.expert_parallel_size)
+    key = (id(layer), moe_layer if _has_own_load(case) else 0, strategy.experts.expert_parallel_size)
     if key not in case.known.loads:
         case.known.loads[key] = load_ratio(
             layer.moe,
@@ -258,8 +324,13 @@ def _entry(case: _Case, number: int, piece: int, strategy: Strategy) -> tuple[fl
         return 0.0, 0
     stage = plan.stages[number]
     hop = (plan.stages[number - 1].first_device, stage.first_device + stage.num_devices - 1)
-    found = entry(case.conditions, strategy, plan.samples_per_micro_batch, plan.sequence_length, hop)
-    return found.pass_s, found.buffer_bytes
+    # The price depends on the hop only by the nearest level whose islands hold both ends.
+    level = next(level.num_devices for level in case.cluster.levels if len({i // level.num_devices for i in hop}) == 1)
+    key = (id(case.known.strategies[id(strategy)]), level)
+    if key not in case.known.entries:
+        found = entry(case.conditions, strategy, plan.samples_per_micro_batch, plan.sequence_length, hop)
+        case.known.entries[key] = (found.pass_s, found.buffer_bytes)
+    return case.known.entries[key]
 
 
 def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
@@ -279,11 +350,10 @@ def _time_parts(plan: Plan, bills: list[_Bill], step: float, host_s: float) -> d
     paces = [bill.pace for bill in bills]
     slowest = max(range(len(bills)), key=lambda i: (paces[i].forward_s + paces[i].backward_s, -i))
     last = max(range(len(bills)), key=lambda i: (paces[i].once_s, -i))
-    bill, count = bills[slowest], plan.num_micro_batches
-    parts = {name: (bill.forward[i] + bill.backward[i]) * count for i, name in enumerate(PASS_PARTS)}
-    boundary_s = bill.boundary_forward_s + bill.boundary_backward_s - bill.transition_s
-    parts["layout_change"] = bill.transition_s * count
-    parts["pipeline_communication"] = boundary_s * count
+    bill, turns = bills[slowest], plan.num_micro_batches
+    parts = {name: (bill.forward[i] + bill.backward[i]) * turns for i, name in enumerate(PASS_PARTS)}
+    parts["layout_change"] = bill.transition_s * turns
+    parts["pipeline_communication"] = bill.boundary_s * turns
     parts["data_parallel_communication"] += bills[last].once_communication_s
     parts["optimizer"] = bills[last].optimizer_s
     parts["host"] += host_s

@@ -5,7 +5,10 @@ A layer is the embedding, one Transformer block, or the head; layers are numbere
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -177,6 +180,18 @@ class Model(Value):
     def layers(self) -> tuple[Embedding | Block | Head, ...]:
         """All layers in order, the embedding first."""
         return tuple(run.layer for run in self.runs for _ in range(run.num_layers))
+
+    @cached_property
+    def _run_ends(self) -> tuple[int, ...]:
+        return tuple(accumulate(run.num_layers for run in self.runs))
+
+    def stretches(self, first: int, end: int) -> Iterator[tuple[Embedding | Block | Head, int, int]]:
+        """(layer, its first number, the number after its last) of equal neighbours among layers `first` to `end`."""
+        number = bisect_right(self._run_ends, first)
+        while first < end:
+            stop = min(self._run_ends[number], end)
+            yield self.runs[number].layer, first, stop
+            first, number = stop, number + 1
 
     @cached_property
     def moe_layers(self) -> tuple[int, ...]:

@@ -178,11 +178,14 @@ class Plan(Value):
     @cached_property
     def main_strategy(self) -> Strategy:
         """The strategy with most layers; of equals the first that spreads experts, or else the first."""
-        strategies = self._distinct_strategies()
+        strategies = self.distinct_strategies
         return max(strategies, key=lambda s: (self._layers_under(s), s.experts is not None, -strategies.index(s)))
 
-    def _distinct_strategies(self) -> list[Strategy]:
-        return list(dict.fromkeys(run.strategy for stage in self.stages for run in stage.runs))
+    @cached_property
+    def distinct_strategies(self) -> tuple[Strategy, ...]:
+        """All strategies in order, each once."""
+        objects = {id(run.strategy): run.strategy for stage in self.stages for run in stage.runs}
+        return tuple(dict.fromkeys(objects.values()))
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -194,7 +197,7 @@ class Plan(Value):
     @cached_property
     def summary(self) -> str:
         """One line for people, of the strategy with most layers: `pp4 · tp2 dp8 zero1 · ep8 · selective · mbs1 x64`."""
-        strategies = self._distinct_strategies()
+        strategies = self.distinct_strategies
         shown = self.main_strategy
         parts = [f"pp{len(self.stages)}{_virtual(self.schedule)}", _degrees(shown)]
         experts = shown.experts or next((s.experts for s in strategies if s.experts), None)
