@@ -11,11 +11,16 @@ boundary      between layers and stages
 pipeline      from stages to the step
 timeline      the same run event by event: the oracle of pipeline
 load, balance how expert load spreads over ranks
-migration     moving experts, switching plans
+migration     moving experts
+switch        going over to another plan; its parts:
+  holding         what a device holds of a layer
+  digits, nested  closed forms where degrees, stages and islands nest
+  redistribution  the general case
+  busy            from bytes and messages to seconds
 assumptions   what a price takes for granted
 rules, check  what cannot be computed at all
 """
 
-from planner.cost.estimate import estimate
+from planner.cost.estimate import estimate, estimates
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "estimates"]

@@ -1,4 +1,4 @@
-"""How long devices are busy sending and receiving, level by level, with the rules of `planner.cost.transfer.transfer_s`.
+"""How long devices are busy sending and receiving, level by level, by the rules of `planner.cost.transfer`.
 
 time = max over devices and directions of the sum over levels of
 (messages x latency + max(bytes / device's rate, most bytes with one peer / rate of a pair)).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 from typing import NamedTuple
 
@@ -102,7 +102,32 @@ def estimate(
     InputError if the values do not match each other. A plan that does not fit has a price too: see `fits` and
     `missing_bytes`.
     """
-    bills = _bills(model, cluster, training, plan, workload, placement)
+    [price] = _estimates(model, cluster, training, plan, (workload,), placement)
+    return price
+
+
+def estimates(
+    model: Model, cluster: Cluster, training: Training, plan: Plan, workloads: Sequence[Workload]
+) -> list[Estimate]:
+    """The price of a plan under each workload, as `estimate` tells it; what they have in common is priced once."""
+    return list(_estimates(model, cluster, training, plan, workloads, None))
+
+
+def _estimates(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    plan: Plan,
+    workloads: Sequence[Workload],
+    placement: Placement | None,
+) -> Iterator[Estimate]:
+    for case in _cases(model, cluster, training, plan, workloads, placement):
+        yield _estimate(case)
+
+
+def _estimate(case: _Case) -> Estimate:
+    model, cluster, plan, training = case.model, case.cluster, case.plan, case.conditions.training
+    bills = _bills(case)
     step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
     tokens = plan.global_batch_size * plan.sequence_length
     flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
@@ -112,7 +137,7 @@ def estimate(
     stages = tuple(_stage_estimate(bill, times[bill.pace], cluster.usable_bytes) for bill in bills)
     return Estimate(
         plan_id=plan.id,
-        workload=workload.name,
+        workload=case.workload.name,
         step_time_s=step,
         tokens_per_s=tokens / step,
         tokens_per_s_per_device=tokens / step / cluster.num_devices,
@@ -123,7 +148,7 @@ def estimate(
         fits=all(stage.missing_bytes == 0 for stage in stages),
         provenance=cluster.provenance,
         error_band=_error_band(model, cluster, step),
-        assumptions=assumptions(model, training, cluster.stack, plan, workload, placement),
+        assumptions=assumptions(model, training, cluster.stack, plan, case.workload, case.placement),
     )
 
 
@@ -149,19 +174,29 @@ def stage_paces(
     placement: Placement | None = None,
 ) -> list[Pace]:
     """What `estimate` tells the closed forms of pipelines, by stage: messages are counted with the stage entered."""
-    return [bill.pace for bill in _bills(model, cluster, training, plan, workload, placement)]
+    [case] = _cases(model, cluster, training, plan, (workload,), placement)
+    return [bill.pace for bill in _bills(case)]
 
 
-def _bills(
-    model: Model, cluster: Cluster, training: Training, plan: Plan, workload: Workload, placement: Placement | None
-) -> list[_Bill]:
+def _cases(
+    model: Model,
+    cluster: Cluster,
+    training: Training,
+    plan: Plan,
+    workloads: Sequence[Workload],
+    placement: Placement | None,
+) -> Iterator[_Case]:
     check_plan(model, cluster, training, plan)
-    check_workload(len(model.moe_layers), workload)
     check_placement(len(model.moe_layers), placement)
     known = _Known(dict(zip(model.moe_layers, count(), strict=False)), _first_of_equal(plan), {}, {}, {}, {})
     common = conditions(model.hidden_size, cluster, training)
-    case = _Case(model, cluster, plan, workload, placement, common, known)
-    return [_bill(case, number, stage) for number, stage in enumerate(plan.stages)]
+    for workload in workloads:
+        check_workload(len(model.moe_layers), workload)
+        yield _Case(model, cluster, plan, workload, placement, common, known._replace(loads={}))
+
+
+def _bills(case: _Case) -> list[_Bill]:
+    return [_bill(case, number, stage) for number, stage in enumerate(case.plan.stages)]
 
 
 def _first_of_equal(plan: Plan) -> dict[int, Strategy]:

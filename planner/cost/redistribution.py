@@ -70,10 +70,10 @@ class Redistribution:
         """Add the seconds of this state."""
         within = [self.inside(level, busy.num_devices) for level in busy.levels]
         amounts = np.diff(np.array(within), axis=0, prepend=0.0)
-        for seconds, size, messages in ((busy.sending, 0, 2), (busy.receiving, 1, 3)):
+        for direction, size, messages in ((busy.sending, 0, 2), (busy.receiving, 1, 3)):
             byte_s, message_s = busy.seconds(amounts[:, size], amounts[:, messages])
-            seconds += byte_s
-            seconds[0] += message_s
+            direction[:] += byte_s
+            direction[0] += message_s
 
     def pair_bytes(self, senders: Devices, receivers: Devices) -> Floats:
         """[pairs] bytes from each sender to its receiver; devices that are in no stage send and receive nothing."""

@@ -114,15 +114,17 @@ def _layout(plan: Plan, known: Known) -> _Layout:
 
 
 def _new_layout(plan: Plan) -> _Layout:
-    rows, strategies = [], {}
+    rows: list[tuple[int, int, int]] = []
+    strategies: dict[tuple[object, ...], tuple[int, Strategy]] = {}
     for number, stage in enumerate(plan.stages):
         for run in stage.runs:
             held, _ = strategies.setdefault(_cuts(run.strategy), (len(strategies), run.strategy))
             rows.append((run.first_layer, number, held))
-    columns = np.array(sorted(rows)).T
-    stages = np.array([(stage.first_device, stage.num_devices) for stage in plan.stages]).T
+    first_layer, stage_of, held_as = np.array(sorted(rows)).T
+    first_device, num_devices = np.array([(stage.first_device, stage.num_devices) for stage in plan.stages]).T
     boxes: tuple[dict[tuple[Part, bool], Cuts], ...] = tuple({} for _ in strategies)
-    return _Layout(*columns, tuple(strategy for _, strategy in strategies.values()), *stages, boxes)
+    alike = tuple(strategy for _, strategy in strategies.values())
+    return _Layout(first_layer, stage_of, held_as, alike, first_device, num_devices, boxes)
 
 
 def _cuts(strategy: Strategy) -> tuple[object, ...]:
@@ -137,7 +139,7 @@ def _moves(model: Model, training: Training, current: _Layout, target: _Layout, 
     sizes = current.num_devices[groups.old_stage], target.num_devices[groups.new_stage]
     for old_size, new_size in sorted(set(zip(*(each.tolist() for each in sizes), strict=True))):
         chosen = (sizes[0] == old_size) & (sizes[1] == new_size)
-        some = _Groups(*(column[chosen] for column in groups))
+        some = _Groups._make(column[chosen] for column in groups)
         flows, moved_bytes, pieces = _flows(training, current, target, some, parts)
         pairs, number = np.unique(some.old_stage * len(target.first_device) + some.new_stage, return_inverse=True)
         old_stage, new_stage = np.divmod(pairs, len(target.first_device))
@@ -157,12 +159,14 @@ def _groups(current: _Layout, target: _Layout, parameters: Integers) -> _Groups:
     sizes = (len(current.first_device), len(target.first_device), len(current.strategies), len(target.strategies))
     key = np.ravel_multi_index(columns, sizes)
     _, where, number = np.unique(key, return_index=True, return_inverse=True)
-    counts = _summed(parameters[end] - parameters[begin], number, len(where))
-    return _Groups(*(column[where] for column in columns), counts)
+    counts = np.zeros((len(where), parameters.shape[1]), dtype=np.int64)
+    np.add.at(counts, number, parameters[end] - parameters[begin])
+    old_stage, new_stage, old_held, new_held = (column[where] for column in columns)
+    return _Groups(old_stage, new_stage, old_held, new_held, counts)
 
 
-def _summed(rows: Floats | Integers, number: Integers, length: int) -> Floats:
-    sums = np.zeros((length, rows.shape[1]), dtype=rows.dtype)
+def _summed(rows: Floats, number: Integers, length: int) -> Floats:
+    sums = np.zeros((length, rows.shape[1]))
     np.add.at(sums, number, rows)
     return sums
 
@@ -201,7 +205,9 @@ def _one_by_one(moves: Moves, known: Known) -> Iterator[Redistribution]:
                 yield unit.of_size(size, pieces)
 
 
-def _unit(old_stage: tuple[int, int], new_stage: tuple[int, int], flow: tuple[Cuts, Cuts], known: Known) -> Redistribution:
+def _unit(
+    old_stage: tuple[int, int], new_stage: tuple[int, int], flow: tuple[Cuts, Cuts], known: Known
+) -> Redistribution:
     key = (old_stage, new_stage, flow)
     if key not in known:
         known[key] = Redistribution(1.0, old_stage, flow[0], new_stage, flow[1])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from planner.cost.holding import box
 from planner.cost.migration import (
     expert_ranks,
     expert_state_bytes,
@@ -11,7 +12,6 @@ from planner.cost.migration import (
     switch_plan_s,
 )
 from planner.cost.parameters import total_parameters
-from planner.cost.holding import box
 from planner.cost.transfer import transfer_s
 from planner.spec.cluster import Cluster, Device, KernelEfficiency, Level, Link, PeakFlops, Precision, Provenance
 from planner.spec.errors import InputError

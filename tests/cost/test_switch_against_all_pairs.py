@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_migration_seconds import CLUSTER, MODEL
 
+from planner.cost.holding import box
 from planner.cost.migration import switch_plan_s
 from planner.cost.parameters import layer_parameters
 from planner.cost.state import optimizer_bytes, weight_bytes
-from planner.cost.holding import box
 from planner.cost.transfer import transfer_s
 from planner.spec.cluster import Cluster, Level, Link
 from planner.spec.model import Block, Model
@@ -135,7 +135,11 @@ def switch_by_all_pairs_s(levels, current, target, model=MODEL):
                 senders, receivers = np.nonzero(flow)
                 for column, values in zip(
                     messages,
-                    (senders + from_.first_device, receivers + to.first_device, count * width * flow[senders, receivers]),
+                    (
+                        senders + from_.first_device,
+                        receivers + to.first_device,
+                        count * width * flow[senders, receivers],
+                    ),
                     strict=True,
                 ):
                     column.append(values)
