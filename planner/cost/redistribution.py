@@ -1,4 +1,4 @@
-"""Who sends how much to whom when state changes owners, without ever listing all pairs of devices.
+"""Who sends how much to whom when state changes owners, without listing all pairs of devices where they are many.
 
 State is a unit cube of three axes; each axis is cut into equal parts before and after, so that what a device holds is
 one cell of a grid. A device receives its new cell less what of it lies in its old one; the other holders of the rest
@@ -20,6 +20,8 @@ from planner.spec.cluster import Level
 
 SMALL_ISLAND = 32
 """Up to this many devices, the pairs inside an island are cheaper to visit than its grid."""
+FEW_PAIRS = 1 << 12
+"""Up to this many pairs of an old and a new device, listing them is cheaper than their grids."""
 NOTHING = 1e-12
 """Relative size below which a difference is the rounding of floats."""
 
@@ -46,9 +48,16 @@ class Redistribution:
         self._old, self._old_parts = _numbers(old, *old_stage), tuple(cut.parts for cut in old)
         self._new, self._new_parts = _numbers(new, *new_stage), tuple(cut.parts for cut in new)
         self._receivers = np.arange(*new_stage)
+        self._shared = (
+            self._all_pairs() if len(self._receivers) * (self._old_end - self._old_first) <= FEW_PAIRS else None
+        )
+        """[senders, receivers] what their cells share, another device's only; None: too many pairs to list."""
         own = self._overlap(self._receivers, self._receivers)
         needed = 1 / np.prod(self._new_parts)
-        others = self._at_receivers(_overlaps(self._holders(*old_stage), self._new_parts)) - own
+        if self._shared is None:
+            others = self._at_receivers(_overlaps(self._holders(*old_stage), self._new_parts)) - own
+        else:
+            others = self._shared.sum(axis=0)
         lacks = (needed - own > NOTHING * needed) & (others > NOTHING * needed)
         self._ratio = np.where(lacks, (needed - own) / np.where(lacks, others, 1.0), 0.0)
         """[receivers] what a holder sends of each part that it shares with the receiver."""
@@ -93,6 +102,9 @@ class Redistribution:
 
     def _inside(self, level: Level, num_devices: int) -> Traffic:
         traffic = Traffic(*(np.zeros(num_devices) for _ in Traffic._fields))
+        if self._shared is not None:
+            self._sum_pairs(self._shared, level.num_devices, traffic)
+            return traffic
         if level.num_devices <= SMALL_ISLAND:
             self._visit_pairs(level.num_devices, traffic)
             return traffic
@@ -102,6 +114,27 @@ class Redistribution:
             self._sum_island(begin, end, traffic)
         self._without_own(traffic)
         return traffic
+
+    def _all_pairs(self) -> Floats:
+        senders = np.arange(self._old_first, self._old_end)
+        shared = (senders[:, None] != self._receivers).astype(np.float64)
+        for old, parts, new, new_parts in zip(self._old, self._old_parts, self._new, self._new_parts, strict=True):
+            if parts * new_parts > 1:
+                begin = np.maximum.outer(old * new_parts, new * parts)
+                end = np.minimum.outer((old + 1) * new_parts, (new + 1) * parts)
+                shared *= np.maximum(end - begin, 0) / (parts * new_parts)
+        return shared
+
+    def _sum_pairs(self, shared: Floats, island: int, traffic: Traffic) -> None:
+        senders = np.arange(self._old_first, self._old_end)
+        together = (senders // island)[:, None] == self._receivers // island
+        size = shared * (self._ratio * self._bytes) * together
+        messages = size > 0
+        for axis, stage, sizes, counts in (
+            (1, slice(self._old_first, self._old_end), traffic.sent_bytes, traffic.sent_messages),
+            (0, slice(self._new_first, self._new_end), traffic.received_bytes, traffic.received_messages),
+        ):
+            sizes[stage], counts[stage] = size.sum(axis=axis), messages.sum(axis=axis)
 
     def _visit_pairs(self, island: int, traffic: Traffic) -> None:
         for senders, receivers in island_pairs(self._receivers, island):
