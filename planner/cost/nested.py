@@ -161,7 +161,7 @@ class Nested:
         holders = self._counts([self._old & ~flow.old for flow in self._matched])
         ratio = np.array([[flow.own_ratio, *[flow.other_ratio] * self._num_levels] for flow in self._matched])
         reached = self._reach() * holders[:, :, None]
-        sizes, messages = (np.diff(reached * weight[:, None], axis=1) for weight in (ratio, ratio > 0))
+        sizes, messages = (_by_level(reached * weight[:, None]) for weight in (ratio, ratio > 0))
         return sizes, messages
 
     def _sent(self) -> tuple[Floats, Floats]:
@@ -174,7 +174,7 @@ class Nested:
         sizes = other * (all_of_them - holders) + own * holders
         messages = all_of_them - holders + (own > 0) * holders
         shape = (len(self._matched), self._num_levels, -1)
-        return np.diff(sizes, axis=1).reshape(shape), np.diff(messages, axis=1).reshape(shape)
+        return _by_level(sizes).reshape(shape), _by_level(messages).reshape(shape)
 
     def _counts(self, free: list[int]) -> Floats:
         """[flows, islands]: values of the digits among these bits inside an island."""
@@ -194,7 +194,7 @@ class Nested:
         table = self._tables(side, far & (_ALL & ~side.peer_bits))
         order = np.argsort(cells, axis=None, kind="stable")
         cells = cells.ravel()[order]
-        begins = np.flatnonzero(np.diff(cells, prepend=-1))
+        begins = np.append(0, 1 + np.flatnonzero(cells[1:] != cells[:-1]))
         table = np.add.reduceat(table[:, :, order], begins, axis=2)
         table = np.add.reduceat(table, self._patterns, axis=1)
         whole = seconds.shape[1] // size
@@ -231,6 +231,11 @@ def _joined(codes: NDArray[np.uint8], table: Floats, size: int) -> Iterator[tupl
             joined = joined * more.shape[-1] + code
             entries = (entries[..., None] + more[..., None, :]).reshape(*more.shape[:2], -1)
     yield joined, entries
+
+
+def _by_level(within: Floats) -> Floats:
+    """[flows, levels, …] from [flows, islands, …]: what is inside an island less what is inside the next smaller one."""
+    return within[:, 1:] - within[:, :-1]
 
 
 def nested(moves: Moves, levels: Sequence[Level]) -> Nested | None:
