@@ -234,7 +234,7 @@ def _joined(codes: NDArray[np.uint8], table: Floats, size: int) -> Iterator[tupl
 
 
 def _by_level(within: Floats) -> Floats:
-    """[flows, levels, …] from [flows, islands, …]: what is inside an island less what is inside the next smaller one."""
+    """[flows, levels, …] from [flows, islands, …]: what an island has less what the next smaller one has."""
     return within[:, 1:] - within[:, :-1]
 
 

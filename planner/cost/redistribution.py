@@ -117,12 +117,12 @@ class Redistribution:
 
     def _all_pairs(self) -> Floats:
         senders = np.arange(self._old_first, self._old_end)
-        shared = (senders[:, None] != self._receivers).astype(np.float64)
+        shared: Floats = (senders[:, None] != self._receivers).astype(np.float64)
         for old, parts, new, new_parts in zip(self._old, self._old_parts, self._new, self._new_parts, strict=True):
             if parts * new_parts > 1:
                 begin = np.maximum.outer(old * new_parts, new * parts)
                 end = np.minimum.outer((old + 1) * new_parts, (new + 1) * parts)
-                shared *= np.maximum(end - begin, 0) / (parts * new_parts)
+                shared = shared * (np.maximum(end - begin, 0) / (parts * new_parts))
         return shared
 
     def _sum_pairs(self, shared: Floats, island: int, traffic: Traffic) -> None:
