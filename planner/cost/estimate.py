@@ -30,6 +30,8 @@ class _Work(NamedTuple):
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
+    pass_s: tuple[float, float]
+    """The sums of both."""
     once_communication_s: float
     optimizer_s: float
     weight_gradient_s: float
@@ -226,7 +228,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
     # Only the head has logits; its backward pass follows its forward pass at once, unless the schedule parts them.
     heads = head_in_flight(plan.schedule, plan.num_micro_batches)
     boundary_s = sum(pass_s for pass_s, _ in entries)
-    forward_s, backward_s = (boundary_s + moves_s for moves_s in work.moves)
+    forward_s, backward_s = boundary_s + work.moves[0], boundary_s + work.moves[1]
     once_communication_s = work.once_communication_s + tied
     return _Bill(
         forward=work.forward,
@@ -236,8 +238,8 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
         boundary_s=forward_s + backward_s - work.transition_s,
         transition_s=work.transition_s,
         pace=Pace(
-            sum(work.forward) + forward_s,
-            sum(work.backward) + backward_s,
+            work.pass_s[0] + forward_s,
+            work.pass_s[1] + backward_s,
             once_communication_s + work.optimizer_s,
             work.weight_gradient_s,
         ),
@@ -256,12 +258,8 @@ def _work(case: _Case, stage: Stage) -> _Work:
     """What the layers take; stages with the same numbers of equal layers are summed once."""
     equal = _layer_costs(case, stage)
     strategies = case.known.strategies
-    borders = tuple(
-        (id(strategies[id(before.strategy)]), id(strategies[id(after.strategy)]))
-        for runs in stage.pieces
-        for before, after in pairwise(runs)
-    )
-    key = (tuple(equal.items()), borders)
+    orders = tuple(tuple([id(strategies[id(run.strategy)]) for run in runs]) for runs in stage.pieces if len(runs) > 1)
+    key = (tuple(equal.items()), orders)
     if key not in case.known.work:
         costs = [(case.known.costs[priced], number) for priced, number in equal.items()]
         case.known.work[key] = _summed(costs, list(_transitions(case, stage)))
@@ -270,9 +268,12 @@ def _work(case: _Case, stage: Stage) -> _Work:
 
 def _summed(costs: list[tuple[LayerCost, int]], moves: list[tuple[float, float]]) -> _Work:
     """`costs`: (cost, how many); `moves`: (forward, backward)."""
+    forward = tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS)))
+    backward = tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS)))
     return _Work(
-        forward=tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
-        backward=tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS))),
+        forward=forward,
+        backward=backward,
+        pass_s=(sum(forward), sum(backward)),
         once_communication_s=sum(cost.once_communication_s * n for cost, n in costs),
         optimizer_s=sum(cost.optimizer_s * n for cost, n in costs),
         weight_gradient_s=sum(cost.weight_gradient_s * n for cost, n in costs),
@@ -360,7 +361,9 @@ def _entry(case: _Case, number: int, piece: int, strategy: Strategy) -> tuple[fl
     stage = plan.stages[number]
     hop = (plan.stages[number - 1].first_device, stage.first_device + stage.num_devices - 1)
     # The price depends on the hop only by the nearest level whose islands hold both ends.
-    level = next(level.num_devices for level in case.cluster.levels if len({i // level.num_devices for i in hop}) == 1)
+    begin, end = hop
+    sizes = (level.num_devices for level in case.cluster.levels)
+    level = next(size for size in sizes if begin // size == end // size)
     key = (id(case.known.strategies[id(strategy)]), level)
     if key not in case.known.entries:
         found = entry(case.conditions, strategy, plan.samples_per_micro_batch, plan.sequence_length, hop)
