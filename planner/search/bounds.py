@@ -24,7 +24,7 @@ from planner.search.table import Choices, Table
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Stretches = tuple[tuple[int, int], ...]
-_MOST_RATES = 64
+_MOST_RATES = 32
 """Exchange rates among which a bound chooses."""
 
 
@@ -55,33 +55,39 @@ class Interval(NamedTuple):
     stretches: Stretches
 
 
+def mean_step_s(problem: Pipeline) -> float:
+    """No pipeline is faster, memory apart: the mean of the stages' peaks, all filling, the mean work once per step."""
+    measure = _mean_measure(problem)
+    least = _least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
+    counts = np.bincount(problem.sequence, minlength=len(least))
+    return float((least * counts)[counts > 0].sum())
+
+
 def promising(problem: Pipeline, best_s: float) -> Pipeline:
     """The problem without strategies under which no pipeline takes less than `best_s`, memory apart.
 
-    A step takes at least the mean of the stages' peaks, all filling, and the mean work once per step: a sum over
-    layers, in which one layer's strategy is fixed and the others' are the best.
+    That is the bound of `mean_step_s` with one layer's strategy fixed, and the best of all others.
     """
-    stages = len(problem.flights)
-    weights = [
-        peak / stages + fill for peak, fill in zip(all_peaks(problem.rhythm), problem.rhythm.filling, strict=True)
-    ]
-
-    def seconds(choices: Choices) -> Floats:
-        return weighed(weights, choices.beats_s) + choices.once_s / stages
-
-    least = _least_by_class(problem, lambda choices: seconds(choices).min(initial=np.inf))
-    counts = np.bincount(problem.sequence, minlength=len(least))
-    spare = best_s - float((least * counts)[counts > 0].sum())
+    measure = _mean_measure(problem)
+    least = _least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
+    spare = best_s - mean_step_s(problem)
     kept = {
         id(table): table._replace(
             choices=tuple(
-                choices.rows(np.flatnonzero(seconds(choices) - low < spare))
+                choices.rows(np.flatnonzero(measure(choices) - low < spare))
                 for choices, low in zip(table.choices, least, strict=True)
             )
         )
         for table in problem.tables
     }
     return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+
+
+def _mean_measure(problem: Pipeline) -> Callable[[Choices], Floats]:
+    """[strategies] of what a layer adds to the mean of the stages' peaks, all filling, and the mean work once."""
+    stages, rhythm = len(problem.flights), problem.rhythm
+    weights = [peak / stages + fill for peak, fill in zip(all_peaks(rhythm), rhythm.filling, strict=True)]
+    return lambda choices: weighed(weights, choices.beats_s) + choices.once_s / stages
 
 
 class Bounds:
@@ -99,11 +105,23 @@ class Bounds:
         self._filling = np.concatenate([[0.0], np.cumsum(filled)])
         self._once = np.concatenate([[0.0], np.cumsum(once)])
         self._all_peaks = self._peaks.sum(axis=1)
-        self._filled = _Relaxed(problem, rhythm.filling, 0.0)
-        self._slow = self._filled.multiple(all_peaks(rhythm))
-        self._total_s = max(float(self._filling[-1]), self._filled.total_s())
         self.once_s = self._longest_once_s()
         """Longest work once per step, at least."""
+
+    @cached_property
+    def _filled(self) -> _Relaxed:
+        """Filling of the stages."""
+        return _Relaxed(self._problem, self._problem.rhythm.filling, 0.0)
+
+    @cached_property
+    def _slow(self) -> _Relaxed:
+        """Sum of the peaks of the stages."""
+        return self._filled.multiple(all_peaks(self._problem.rhythm))
+
+    @cached_property
+    def _total_s(self) -> float:
+        """Filling of all stages."""
+        return max(float(self._filling[-1]), self._filled.total_s())
 
     @cached_property
     def _slowest_s(self) -> Floats:
@@ -228,7 +246,7 @@ class _Relaxed:
         rates = np.array(_rates(problem, weights, once_weight))
         levels = workspace_levels([c.workspace_bytes for table in problem.tables for c in table.choices])
         # [rates, stages, levels, classes] of the least seconds + rate x bytes
-        costs = np.stack([_least(problem, weights, once_weight, each, rates, levels) for each in stages], axis=1)
+        costs = _least(problem, weights, once_weight, rates, levels)
         # [rates, stages, levels] of what the room of a stage is worth
         room = np.array(problem.limits_bytes)[:, None] - np.array([level.least for level in levels])
         room = rates[:, None, None] * room
@@ -446,22 +464,26 @@ def _telling(problem: Pipeline, costs: Floats, room: Floats) -> Integers:
 
 
 def _least(
-    problem: Pipeline,
-    weights: Sequence[float],
-    once_weight: float,
-    stage: int,
-    rates: Floats,
-    levels: Sequence[Level],
+    problem: Pipeline, weights: Sequence[float], once_weight: float, rates: Floats, levels: Sequence[Level]
 ) -> Floats:
-    """[rates, levels, classes] of the least of seconds + rate x bytes over the strategies of a stage, by workspace."""
-    flight = float(problem.flights[stage])
-    columns = []
-    for c in problem.tables[stage].choices:
-        seconds = weighed(weights, c.beats_s) + c.once_s * once_weight
-        priced = seconds[None, :] + rates[:, None] * (c.fixed_bytes + flight * c.flight_bytes)[None, :]
-        within = [priced[:, c.workspace_bytes <= level.most].min(axis=1, initial=np.inf) for level in levels]
-        columns.append(np.stack(within, axis=1))
-    return np.stack(columns, axis=2)
+    """[rates, stages, levels, classes] of the least of seconds + rate x bytes over the strategies, by workspace."""
+    stages, classes = len(problem.flights), len(problem.tables[0].choices)
+    found = np.empty((len(rates), stages, len(levels), classes))
+    for table in _distinct(problem.tables):
+        own = [stage for stage in range(stages) if problem.tables[stage] is table]
+        flights = np.array([float(problem.flights[stage]) for stage in own])
+        for number, c in enumerate(table.choices):
+            order = np.argsort(c.workspace_bytes, kind="stable")
+            ends = np.searchsorted(c.workspace_bytes[order], [level.most for level in levels], side="right")
+            seconds = (weighed(weights, c.beats_s) + c.once_s * once_weight)[order]
+            used = c.fixed_bytes[order] + flights[:, None] * c.flight_bytes[order]
+            priced = seconds + rates[:, None, None] * used
+            # The least of the strategies up to each workspace; inf before the first.
+            least = np.concatenate(
+                [np.full((*priced.shape[:2], 1), np.inf), np.minimum.accumulate(priced, axis=2)], axis=2
+            )
+            found[..., number][:, own] = least[:, :, ends]
+    return found
 
 
 def _least_entry_s(problem: Pipeline, weights: Sequence[float], stage: int) -> list[float]:

@@ -1,23 +1,25 @@
-"""The search under one workload: bound every family, then solve them in the order of their bounds.
+"""The search under one workload: of all problems the one with the least bound is looked at more closely, until none
+can hold a better plan than the best.
 
-Three bounds, each closer and dearer than the one before: what the layers compute (outlook), for all families; what the
-table of a family allows (bounds), for families that the first does not exclude; the exact solution, for families that
-the second does not exclude. A family whose bound is no better than the best plan so far cannot hold a better one, so
-when the next bound is no better the best plan is optimal within the declared space; when time runs out, the least open
-bound is what is left.
+A family is bounded four times, each bound closer and dearer than the one before: by what its layers compute (outlook);
+by the table of its strategies, memory apart; with memory (bounds); by an exact solution in which work once per step
+counts a little less. What is left is solved exactly. A family whose bound is no better than the best plan so far cannot
+hold a better one, so when the least bound is no better the best plan is optimal within the declared space; when time
+runs out, the least open bound is what is left.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import NamedTuple
 
-from planner.search.bounds import Bounds, Pipeline, promising
+from planner.search.bounds import Bounds, Pipeline, mean_step_s, promising
 from planner.search.families import Family
-from planner.search.instances import Group, Instance, Instances, groups
+from planner.search.instances import Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
 from planner.spec.errors import NoPlanFitsError
@@ -46,11 +48,21 @@ class Explored(NamedTuple):
     """The fastest uniform plan for each set of degrees, fastest first."""
 
 
+class _Look(IntEnum):
+    """How closely a problem has been looked at."""
+
+    PRICED = 0
+    BOUNDED = 1
+    TRIED = 2
+    """A narrow pass has looked for a good plan."""
+
+
 class _Open(NamedTuple):
     """A problem that may still hold a better plan; the least bound comes first, of equals the first made."""
 
     bound_per_sample_s: float
     order: int
+    look: _Look
     family: Family
     problem: Pipeline
 
@@ -71,9 +83,8 @@ def explore(
     Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are not solved are left
     open with their bounds; finding a plan at all is part of any answer.
     """
-    waiting, least = _bound(instances, families, pool, checkpoint, limits.out_of_time)
-    _narrow(instances, waiting, pool, checkpoint, limits.out_of_time)
-    solved = _exact(instances, waiting, pool, checkpoint, limits)
+    waiting, least = _priced(instances, families, pool, checkpoint, limits.out_of_time)
+    solved = _solved(instances, waiting, pool, checkpoint, limits)
     if pool.best is None:
         raise _nothing_fits(instances, families, pool, checkpoint)
     bound = min([pool.best.per_sample_s, least, *(found.bound_per_sample_s for found in waiting)])
@@ -84,8 +95,8 @@ def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
     """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
-    waiting, _ = _bound(instances, families, pool, checkpoint, limits.out_of_time, _GLANCED)
-    _narrow(instances, waiting, pool, checkpoint, limits.out_of_time)
+    waiting, _ = _priced(instances, families, pool, checkpoint, limits.out_of_time, _GLANCED)
+    _solved(instances, waiting, pool, checkpoint, limits._replace(effort=0), exact=False)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
 
@@ -102,7 +113,7 @@ def _nothing_fits(
     return NoPlanFitsError(miss) if miss else instances.no_strategy()
 
 
-def _bound(
+def _priced(
     instances: Instances,
     families: Sequence[Family],
     pool: Pool,
@@ -110,14 +121,15 @@ def _bound(
     out_of_time: Callable[[], bool],
     most: int | None = None,
 ) -> tuple[list[_Open], float]:
-    """Price tables and uniform plans in the order of the first bounds, and give what they leave open the second.
+    """Price tables and uniform plans in the order of the first bounds; the problems that are left, with their second.
 
     Also a bound for the families that time did not allow. `most`: groups that are priced, once a plan is known.
     """
     found: list[_Open] = []
     bounds = {family: pool.per_sample_s(instances.at_least_s(family), family.global_batch_size) for family in families}
     grouped = sorted(
-        ((min(bounds[family] for family in group.families), number, group) for number, group in _numbered(families)),
+        (min(bounds[family] for family in group.families), number, group)
+        for number, group in enumerate(groups(families))
     )
     more = _MORE
     for number, (least, _, group) in enumerate(grouped):
@@ -133,76 +145,78 @@ def _bound(
         checkpoint(0.5 * number / len(grouped), what)
         for instance in instances.of(group):
             pool.offer_uniform(instance)
-            for problem, bound in _bounded(instances, instance, bounds[instance.family], pool):
-                found.append(_Open(bound, len(found), instance.family, problem))
+            for problem, bound in _parts(instances, instance, bounds[instance.family], pool):
+                found.append(_Open(bound, len(found), _Look.PRICED, instance.family, problem))
     return found, inf
 
 
-def _numbered(families: Sequence[Family]) -> Iterator[tuple[int, Group]]:
-    return enumerate(groups(families))
-
-
-def _bounded(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
-    """The problems of an instance that may hold a better plan than the best, each with its second bound."""
+def _parts(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
+    """The problems of an instance that may hold a better plan than the best, each with a bound."""
     if _beaten(least, pool):
         return
     batch = instance.family.global_batch_size
     for problem in instances.parts(instance, partial(pool.best_step_s, batch)):
-        bound = max(least, pool.per_sample_s(Bounds(problem).step_s(pool.best_step_s(batch)), batch))
+        bound = max(least, pool.per_sample_s(mean_step_s(problem), batch))
         if not _beaten(bound, pool):
             yield problem, bound
 
 
-def _narrow(
+def _solved(
     instances: Instances,
     waiting: list[_Open],
     pool: Pool,
     checkpoint: Checkpoint,
-    out_of_time: Callable[[], bool],
-) -> None:
-    """Narrow passes in the order of the bounds: good plans soon, so that the exact passes have little to look at.
+    limits: Limits,
+    exact: bool = True,
+) -> int:
+    """Look at the problem with the least bound until none is better than the best plan; counts those solved.
 
-    Leaves in `waiting` only what may still hold a better plan, without dominated strategies.
+    Takes what is done with out of `waiting`.
     """
-    total = len(waiting)
-    for number, found in enumerate(sorted(waiting)):
-        if _beaten(found.bound_per_sample_s, pool) or (out_of_time() and pool.best):
-            break
-        share, what = 0.5 + 0.2 * number / total, f"trying {_name(found.family)}"
-        best_s = pool.best_step_s(found.family.global_batch_size)
-        kept = found._replace(problem=instances.without_dominated(promising(found.problem, best_s)))
-        waiting[waiting.index(found)] = kept
-        _offer(kept, pool, partial(_tell, checkpoint, share, what), exact=False)
-    waiting[:] = [found for found in waiting if not _beaten(found.bound_per_sample_s, pool)]
-
-
-def _tell(checkpoint: Checkpoint, share: float, what: str, work: int) -> None:
-    checkpoint(share, what)
-
-
-def _exact(instances: Instances, waiting: list[_Open], pool: Pool, checkpoint: Checkpoint, limits: Limits) -> int:
-    """Solve problems until no bound is better than the best plan; takes them out of `waiting` and counts them."""
     heapq.heapify(waiting)
-    total, solved, spent = len(waiting), 0, 0
+    total, done, solved, spent = max(1, len(waiting)), 0, 0, 0
 
     def spend(work: int) -> None:
         nonlocal spent
         spent += work
-        checkpoint(0.7 + 0.3 * solved / total, f"solving {_name(found.family)}")
-        if pool.best and (spent > limits.effort or limits.out_of_time()):
+        checkpoint(0.5 + 0.5 * done / total, f"solving {_name(found.family)}")
+        if pool.best and exact and (spent > limits.effort or limits.out_of_time()):
             raise TimeoutError("time or effort has run out")
 
     while waiting and not _beaten(waiting[0].bound_per_sample_s, pool):
         found = heapq.heappop(waiting)
+        if pool.best and limits.out_of_time():
+            heapq.heappush(waiting, found)
+            break
         try:
-            closer = _closer(instances, found, pool, spend)
-            if not _beaten(closer.bound_per_sample_s, pool):
-                _offer(closer, pool, spend, exact=True)
+            closer = _look(instances, found, pool, spend) if found.look < _Look.TRIED or exact else None
         except TimeoutError:
             heapq.heappush(waiting, found)
             break
-        solved += 1
+        if closer is not None and not _beaten(closer.bound_per_sample_s, pool):
+            heapq.heappush(waiting, closer)
+        else:
+            done += 1
+            solved += found.look is _Look.TRIED
     return solved
+
+
+def _look(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open | None:
+    """The problem one look closer, or None once it is solved; better plans on the way are offered to the pool."""
+    best_s = pool.best_step_s(found.family.global_batch_size)
+    problem = promising(found.problem, best_s)
+    if found.look is _Look.PRICED:
+        bound = pool.per_sample_s(Bounds(problem).step_s(best_s), found.family.global_batch_size)
+        bound = max(bound, found.bound_per_sample_s)
+        return found._replace(bound_per_sample_s=bound, look=_Look.BOUNDED, problem=problem)
+    if found.look is _Look.BOUNDED:
+        problem = instances.without_dominated(problem)
+        _offer(found._replace(problem=problem), pool, spend, width=NARROW)
+        return found._replace(look=_Look.TRIED, problem=problem)
+    closer = _closer(instances, found._replace(problem=problem), pool, spend)
+    if not _beaten(closer.bound_per_sample_s, pool):
+        _offer(closer, pool, spend, width=None)
+    return None
 
 
 def _closer(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open:
@@ -248,10 +262,10 @@ def _beaten(bound_per_sample_s: float, pool: Pool) -> bool:
     return bound_per_sample_s >= _best(pool)
 
 
-def _offer(found: _Open, pool: Pool, spend: Callable[[int], None], exact: bool) -> None:
-    """Offer the problem's best plan to the pool, if it beats the pool's."""
+def _offer(found: _Open, pool: Pool, spend: Callable[[int], None], width: int | None) -> None:
+    """Offer the problem's best plan to the pool, if it beats the pool's; with a width, a good one."""
     best_s = pool.best_step_s(found.family.global_batch_size)
-    solution = solve_pipeline(found.problem, best_s, spend, None if exact else NARROW)
+    solution = solve_pipeline(found.problem, best_s, spend, width)
     if solution is not None:
         pool.offer(found.family, found.problem, solution)
 
