@@ -32,6 +32,8 @@ ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
 _GLANCED = 8
 """Groups that are priced in a search without a certificate."""
+_GLANCES = 4
+"""And narrow passes over their families."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
 
@@ -96,7 +98,7 @@ def glance(
 ) -> tuple[Candidate, ...]:
     """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
     waiting, _ = _priced(instances, families, pool, checkpoint, limits.out_of_time, _GLANCED)
-    _solved(instances, waiting, pool, checkpoint, limits._replace(effort=0), exact=False)
+    _solved(instances, waiting, pool, checkpoint, limits, most=_GLANCES)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
 
@@ -167,29 +169,32 @@ def _solved(
     pool: Pool,
     checkpoint: Checkpoint,
     limits: Limits,
-    exact: bool = True,
+    most: int | None = None,
 ) -> int:
     """Look at the problem with the least bound until none is better than the best plan; counts those solved.
 
-    Takes what is done with out of `waiting`.
+    Takes what is done with out of `waiting`. `most`: solve none, and look at no more after so many narrow passes.
     """
     heapq.heapify(waiting)
-    total, done, solved, spent = max(1, len(waiting)), 0, 0, 0
+    total, done, solved, spent, tried = max(1, len(waiting)), 0, 0, 0, 0
 
     def spend(work: int) -> None:
         nonlocal spent
         spent += work
         checkpoint(0.5 + 0.5 * done / total, f"solving {_name(found.family)}")
-        if pool.best and exact and (spent > limits.effort or limits.out_of_time()):
+        if pool.best and (spent > limits.effort or limits.out_of_time()):
             raise TimeoutError("time or effort has run out")
 
     while waiting and not _beaten(waiting[0].bound_per_sample_s, pool):
         found = heapq.heappop(waiting)
-        if pool.best and limits.out_of_time():
+        if most is not None and found.look is _Look.TRIED:
+            continue
+        tried += found.look is _Look.BOUNDED
+        if pool.best and (limits.out_of_time() or tried == most):
             heapq.heappush(waiting, found)
             break
         try:
-            closer = _look(instances, found, pool, spend) if found.look < _Look.TRIED or exact else None
+            closer = _look(instances, found, pool, spend)
         except TimeoutError:
             heapq.heappush(waiting, found)
             break

@@ -30,6 +30,8 @@ Integers = NDArray[np.int64]
 _RATES = 6
 """How many exchange rates of seconds for bytes the memory bound tries; any number of them is a valid bound."""
 
+_SPARE = 16
+"""How many times its width a quick pass looks for labels that others beat."""
 _LEVELS = 8
 """How many ranges of workspace the memory bound tells apart."""
 
@@ -142,14 +144,23 @@ def solve_stage(
         grown, old, new = _grow(labels, step, useful[id(step)], transitions)
         bounds = rest.at_least_s(grown, number + 1)
         kept = np.flatnonzero(bounds < bar.best_s)
+        if width is not None:
+            kept = _least(kept, bounds, width * _SPARE)
         spend(len(kept) * len(labels.once))
         kept = kept[ahead.undominated(grown.rows(kept), number + 1)]
-        if width is not None and len(kept) > width:
-            kept = np.sort(kept[np.argsort(bounds[kept], kind="stable")[:width]])
+        if width is not None:
+            kept = _least(kept, bounds, width)
         chosen = labels.chosen[old[kept]]
         chosen[:, number] = new[kept]
         labels = grown.rows(kept)._replace(chosen=chosen)
     return Front(_seconds(labels.beats, tick_s), _seconds(labels.once, tick_s), labels.chosen)
+
+
+def _least(rows: Integers, bounds: Floats, count: int) -> Integers:
+    """The rows of least bound, as many as `count`, in order."""
+    if len(rows) <= count:
+        return rows
+    return np.sort(rows[np.argsort(bounds[rows], kind="stable")[:count]])
 
 
 class _Step(NamedTuple):
