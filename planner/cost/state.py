@@ -137,7 +137,7 @@ def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: St
         parameters += layer.vocab_size * conditions.hidden_size / strategy.tp
     partial = _partial(layer, conditions.hidden_size, strategy)
     dimensions = {kind: (strategy.degree(kind), strategy.stride(kind)) for kind in AxisKind}
-    samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP])
+    samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP], dimensions[AxisKind.ULYSSES])
     sharded: Group = ()
     replicated: Group = samples_and_sequence
     if strategy.degree(AxisKind.SDP) > 1:
