@@ -23,7 +23,13 @@ def assumptions(
     model: Model, training: Training, stack: Stack, plan: Plan, workload: Workload, placement: Placement | None
 ) -> tuple[str, ...]:
     """Short sentences; only those that can matter to this plan."""
-    found = [*_of_traffic(stack, plan), *_of_host(stack), *_of_products(training, stack), *_of_pipeline(plan)]
+    found = [
+        *_of_traffic(stack, plan),
+        *_of_host(stack),
+        *_of_products(training, stack),
+        *_of_pipeline(plan),
+        *_of_offload(plan),
+    ]
     if model.moe_layers:
         found += _of_experts(training, workload, placement)
     return (*found, FULL_SEQUENCES, NOT_MODELLED)
@@ -49,6 +55,15 @@ def _of_traffic(stack: Stack, plan: Plan) -> Iterator[str]:
 def _reduces(strategy: Strategy) -> bool:
     """Whether gradients are summed over devices that see other tokens."""
     return strategy.data_parallel_size * strategy.sequence_parts > 1
+
+
+def _of_offload(plan: Plan) -> Iterator[str]:
+    if any(run.strategy.offload for stage in plan.stages for run in stage.runs):
+        yield (
+            "offloaded optimizer state: once per step gradients go to the host, it updates, weights come back, one "
+            "after the other; the devices of a node share its host evenly; to move experts or to switch plans costs no "
+            "copies between host and device"
+        )
 
 
 def _of_host(stack: Stack) -> Iterator[str]:

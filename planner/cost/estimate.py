@@ -45,6 +45,7 @@ class _Work(NamedTuple):
     head_bytes: int
     logits_bytes: int
     workspace_bytes: int
+    host_bytes: int
 
 
 class _Bill(NamedTuple):
@@ -59,6 +60,7 @@ class _Bill(NamedTuple):
     transition_s: float
     pace: Pace
     memory: dict[str, int]
+    host_bytes: int
 
 
 class _Known(NamedTuple):
@@ -136,7 +138,7 @@ def _estimate(case: _Case) -> Estimate:
     peak = cluster.device.peak(training.precision)
     assert peak is not None, "conditions() has checked the number format"
     times = {pace: _stage_time(pace) for pace in {bill.pace for bill in bills}}
-    stages = tuple(_stage_estimate(bill, times[bill.pace], cluster.usable_bytes) for bill in bills)
+    stages = tuple(_stage_estimate(bill, times[bill.pace], cluster) for bill in bills)
     return Estimate(
         plan_id=plan.id,
         workload=case.workload.name,
@@ -147,7 +149,7 @@ def _estimate(case: _Case) -> Estimate:
         mfu=flops_per_s_per_device / peak,
         time=_time_parts(plan, bills, step, cluster.stack.step_host_s),
         stages=stages,
-        fits=all(stage.missing_bytes == 0 for stage in stages),
+        fits=all(stage.missing_bytes == stage.missing_host_bytes == 0 for stage in stages),
         provenance=cluster.provenance,
         error_band=_error_band(model, cluster, step),
         assumptions=assumptions(model, training, cluster.stack, plan, case.workload, case.placement),
@@ -211,9 +213,15 @@ def _stage_time(pace: Pace) -> StageTime:
     return StageTime(micro_batch_s=pace.forward_s + pace.backward_s, once_per_step_s=pace.once_s)
 
 
-def _stage_estimate(bill: _Bill, time: StageTime, limit_bytes: int) -> StageEstimate:
-    peak_bytes = sum(bill.memory.values())
-    return StageEstimate(memory=bill.memory, peak_memory_bytes=peak_bytes, limit_bytes=limit_bytes, time=time)
+def _stage_estimate(bill: _Bill, time: StageTime, cluster: Cluster) -> StageEstimate:
+    return StageEstimate(
+        memory=bill.memory,
+        peak_memory_bytes=sum(bill.memory.values()),
+        limit_bytes=cluster.usable_bytes,
+        time=time,
+        host_bytes=bill.host_bytes,
+        host_limit_bytes=cluster.device.host.memory_bytes if cluster.device.host else 0,
+    )
 
 
 def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
@@ -251,6 +259,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
             "buffers": sum(buffer for _, buffer in entries),
             "reserve": case.cluster.reserve_bytes,
         },
+        host_bytes=work.host_bytes,
     )
 
 
@@ -288,6 +297,7 @@ def _summed(costs: list[tuple[LayerCost, int]], moves: list[tuple[float, float]]
         head_bytes=sum(cost.activation_bytes * n for cost, n in costs if cost.logits_bytes),
         logits_bytes=sum(cost.logits_bytes * n for cost, n in costs),
         workspace_bytes=max(cost.workspace_bytes for cost, _ in costs),
+        host_bytes=sum(cost.host_bytes * n for cost, n in costs),
     )
 
 

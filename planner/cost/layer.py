@@ -52,6 +52,8 @@ class LayerCost(NamedTuple):
     """Needed while this layer is computed; layers of a stage use it in turn."""
     weight_gradient_s: Numbers = 0.0
     """Of the backward pass, gradients of weights that may be put off; 0 for embedding and head."""
+    host_bytes: Numbers = 0
+    """In the memory of the host."""
 
     @property
     def fixed_bytes(self) -> Numbers:
@@ -97,8 +99,8 @@ def layer_cost(
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
-    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-1])
-    return LayerCost(*cost[:4], *whole_bytes)._replace(weight_gradient_s=put_off_s(layer, cost))
+    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-2])
+    return LayerCost(*cost[:4], *whole_bytes, put_off_s(layer, cost), int(cost.host_bytes))
 
 
 def put_off_s(layer: Embedding | Block | Head, cost: LayerCost) -> Numbers:
@@ -212,6 +214,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         logits_bytes=np.ceil(whole.logits_bytes * allocated),
         workspace_bytes=np.ceil(_workspace(whole, held, kept) * allocated),
         weight_gradient_s=np.minimum(np.minimum(put_off, sum(forward)), sum(backward) / 2.0),
+        host_bytes=np.ceil(held.host_bytes),
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group
 from planner.cost.kernels import Rates, rates
-from planner.spec.cluster import Cluster, Level
+from planner.spec.cluster import Cluster, HostShare, Level
 from planner.spec.stack import Stack
 from planner.spec.strategy import AxisKind, Strategy
 from planner.spec.training import Training
@@ -21,12 +21,14 @@ class Conditions(NamedTuple):
     levels: tuple[Level, ...]
     training: Training
     stack: Stack
+    host: HostShare | None = None
+    """None: nothing can be offloaded."""
 
 
 def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Conditions:
     """Conditions for a model of this width; raises InputError if the device lacks the number format."""
     rate = rates(cluster.device, cluster.stack, training.precision)
-    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack)
+    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack, cluster.device.host)
 
 
 class Share(NamedTuple):

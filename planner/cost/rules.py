@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from planner.spec.cluster import Device
 from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel, Training
@@ -112,6 +113,13 @@ def context_parallel_needs_flash(layer: AnyLayer, strategy: Strategy, training: 
     if strategy.cp > 1 and training.attention_kernel is not AttentionKernel.FLASH:
         return "cp must be 1 without flash attention"
     return None
+
+
+def offload_needs_host(strategy: Strategy, device: Device) -> Iterator[Broken]:
+    """Optimizer state goes to a host whose memory and link are known."""
+    if strategy.offload and device.host is None:
+        message = f"offload must be false: nothing is known of the host of {device.name}; give the device's host"
+        yield Broken("offload-needs-host", message)
 
 
 SHAPE_RULES: tuple[Rule, ...] = (

@@ -24,7 +24,7 @@ _WORD = re.compile(rf"(?P<name>{'|'.join(_DEGREES)})(?P<degree>[1-9]\d{{0,8}})")
 _SHARDING = {f"zero{level}": sharding for level, sharding in enumerate(Sharding)}
 _RECOMPUTE = {f"recompute:{recompute.value}": recompute for recompute in Recompute}
 _SCHEDULES = {"gpipe": ScheduleKind.GPIPE, "zb": ScheduleKind.ZERO_BUBBLE}
-_FLAGS = ("sp", *_SCHEDULES)
+_FLAGS = ("sp", "offload", *_SCHEDULES)
 _HELP = (
     f"a plan is words joined by '-': {' '.join(f'{name}N' for name in _DEGREES)}, {' '.join(_SHARDING)}, "
     f"{', '.join(_FLAGS)}, {' '.join(_RECOMPUTE)}"
@@ -52,7 +52,8 @@ def plan_from_shorthand(text: str, model: Model, cluster: Cluster, training: Tra
         training.global_batch_size, given["pp"], training.global_batch_size // samples, _schedule(given, flags)
     )
     given["etp"] = degrees.get("etp", given["tp"])
-    strategies = _strategies(given, sharding, recompute, "sp" in flags, bool(model.moe_layers))
+    common = {"sharding": sharding, "sequence_parallel": "sp" in flags, "offload": "offload" in flags}
+    strategies = _strategies(given, common, recompute, bool(model.moe_layers))
     stages = _stages(model, family)
     chosen = [
         [strategies[_kind(model.layers[layer])] for first, end in each for layer in range(first, end)]
@@ -111,13 +112,13 @@ def _schedule(given: Mapping[str, int], flags: set[str]) -> Schedule:
 
 
 def _strategies(
-    given: Mapping[str, int], sharding: Sharding, recompute: Recompute, sequence_parallel: bool, moe: bool
+    given: Mapping[str, int], common: Mapping[str, object], recompute: Recompute, moe: bool
 ) -> dict[str, Strategy]:
     """By kind of layer: blocks recompute, MoE blocks have experts."""
     outside_in = (AxisKind.DP, AxisKind.CP, AxisKind.ULYSSES, AxisKind.TP)
     axes = [[kind.value, given[kind.value]] for kind in outside_in if given[kind.value] > 1]
     devices = prod(given[kind.value] for kind in outside_in)
-    common = {"axes": axes, "sharding": sharding, "sequence_parallel": sequence_parallel}
+    common = {**common, "axes": axes}
     found = {
         "edge": parse(Strategy, common, "plan"),
         "dense": parse(Strategy, common | {"recompute": recompute}, "plan"),

@@ -78,6 +78,8 @@ class Strategy(Value):
     recompute: Recompute = Recompute.NONE
     experts: ExpertStrategy | None = None
     """Set for MoE layers only."""
+    offload: bool = False
+    """Optimizer state lives in the host's memory, and the host updates the weights (ZeRO-Offload, arXiv 2101.06840)."""
 
     @model_validator(mode="after")
     def _possible(self) -> Strategy:

@@ -24,7 +24,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients are computed"),
 ]
 
-SHAPES = (Shape(heads=16, kv_heads=16), Shape(heads=16, kv_heads=2), Shape(samples=3, sequence=64, hidden=128, heads=16, kv_heads=8))
+SHAPES = (
+    Shape(heads=16, kv_heads=16),
+    Shape(heads=16, kv_heads=2),
+    Shape(samples=3, sequence=64, hidden=128, heads=16, kv_heads=8),
+)
 
 
 @pytest.mark.parametrize("tensor", [1, 2])

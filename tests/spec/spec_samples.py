@@ -64,6 +64,7 @@ def strategies(draw, num_devices):
         sequence_parallel=draw(st.booleans()) and AxisKind.TP in kinds,
         recompute=draw(st.sampled_from(list(Recompute))),
         experts=draw(st.none() | _experts(num_devices)),
+        offload=draw(st.booleans()),
     )
 
 
