@@ -15,6 +15,7 @@ from planner.cost import estimate
 from planner.spec.cluster import (
     Cluster,
     Device,
+    HostShare,
     KernelEfficiency,
     Level,
     Link,
@@ -207,6 +208,11 @@ def devices(draw: st.DrawFn) -> Device:
         ),
         reserve_bytes=10**9,
         provenance=Provenance.DATASHEET,
+        host=HostShare(
+            link_bytes_per_s=draw(powers(8, 12)),
+            memory_bytes=10**12,
+            memory_bandwidth_bytes_per_s=draw(powers(8, 12)),
+        ),
     )
 
 
@@ -224,6 +230,8 @@ def _plans(draw: st.DrawFn, experts: bool) -> dict[str, object]:
     words = [f"tp{tensor}", f"pp{stages}", f"cp{context}", f"ulysses{heads}", f"dp{data}", f"mbs{micro_batch}"]
     if tensor > 1 and (experts or draw(st.booleans())):
         words.append("sp")
+    if draw(st.booleans()):
+        words.append("offload")
     if experts:
         parallel = draw(st.sampled_from([degree for degree in (1, 2, 4, 8) if degree <= rest]))
         words += [f"ep{parallel}", f"etp{draw(st.sampled_from([d for d in (1, 2) if parallel * d <= rest]))}"]
