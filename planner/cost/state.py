@@ -39,7 +39,7 @@ class State(NamedTuple):
     accumulate_s: float
     """In every backward pass: gradients of this micro-batch are added to those of the ones before."""
     optimizer_s: float
-    host_bytes: float
+    host_bytes: float = 0.0
     """In the memory of the host, of offloaded optimizer state."""
 
 
