@@ -100,7 +100,8 @@ def layer_cost(
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
     whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-2])
-    return LayerCost(*cost[:4], *whole_bytes, put_off_s(layer, cost), int(cost.host_bytes))
+    whole_cost = LayerCost(*cost[:4], *whole_bytes)
+    return whole_cost._replace(weight_gradient_s=put_off_s(layer, cost), host_bytes=int(cost.host_bytes))
 
 
 def put_off_s(layer: Embedding | Block | Head, cost: LayerCost) -> Numbers:
