@@ -7,6 +7,7 @@ from itertools import count, pairwise
 from typing import NamedTuple
 
 from planner.cost.assumptions import assumptions
+from planner.cost.band import error_band
 from planner.cost.boundary import entry, tied_gradient_s, transition_s
 from planner.cost.check import check_plan, tied_stage
 from planner.cost.flops import model_flops_per_token
@@ -15,7 +16,6 @@ from planner.cost.load import check_placement, check_workload, load_ratio
 from planner.cost.part import Conditions, conditions
 from planner.cost.pipeline import Pace, head_in_flight, in_flight, step_s
 from planner.spec.cluster import Cluster
-from planner.spec.error_band import StepTimeBand
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
 from planner.spec.model import Block, Embedding, Head, Model
 from planner.spec.placement import Placement
@@ -151,21 +151,8 @@ def _estimate(case: _Case) -> Estimate:
         stages=stages,
         fits=all(stage.missing_bytes == stage.missing_host_bytes == 0 for stage in stages),
         provenance=cluster.provenance,
-        error_band=_error_band(model, cluster, step),
+        error_band=error_band(model, cluster, step),
         assumptions=assumptions(model, training, cluster.stack, plan, case.workload, case.placement),
-    )
-
-
-def _error_band(model: Model, cluster: Cluster, step: float) -> StepTimeBand | None:
-    """The predicted step under the errors of runs of this kind of model."""
-    if cluster.error_bands is None:
-        return None
-    band = cluster.error_bands.moe if model.moe_layers else cluster.error_bands.dense
-    return StepTimeBand(
-        step_time_low_s=step * band.low_ratio,
-        step_time_high_s=step * band.high_ratio,
-        rows=band.rows,
-        basis=band.basis,
     )
 
 
