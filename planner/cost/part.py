@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group
 from planner.cost.kernels import Rates, rates
-from planner.spec.cluster import Cluster, Level
+from planner.spec.cluster import Cluster, HostShare, Level
 from planner.spec.stack import Stack
 from planner.spec.strategy import AxisKind, Strategy
 from planner.spec.training import Training
@@ -21,12 +21,14 @@ class Conditions(NamedTuple):
     levels: tuple[Level, ...]
     training: Training
     stack: Stack
+    host: HostShare | None = None
+    """None: nothing can be offloaded."""
 
 
 def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Conditions:
     """Conditions for a model of this width; raises InputError if the device lacks the number format."""
     rate = rates(cluster.device, cluster.stack, training.precision)
-    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack)
+    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack, cluster.device.host)
 
 
 class Share(NamedTuple):
@@ -35,7 +37,7 @@ class Share(NamedTuple):
     samples: float
     """Samples of its data-parallel rank."""
     sequence: float
-    """Tokens of each sample after the context-parallel cut."""
+    """Tokens of each sample after the cuts of its sequence."""
     tokens: float
     """samples x sequence: what the tensor-parallel regions see."""
     edge_tokens: float
@@ -45,7 +47,7 @@ class Share(NamedTuple):
 def share(strategy: Strategy, samples: int, sequence_length: int) -> Share:
     """The share under `strategy` of a micro-batch of `samples` over all data-parallel ranks."""
     local = samples / strategy.data_parallel_size
-    sequence = sequence_length / strategy.cp
+    sequence = sequence_length / strategy.sequence_parts
     tokens = local * sequence
     return Share(local, sequence, tokens, tokens / strategy.tp if strategy.sequence_parallel else tokens)
 
@@ -66,6 +68,8 @@ class Part(NamedTuple):
     tensor_backward_s: float = 0.0
     context_forward_s: float = 0.0
     context_backward_s: float = 0.0
+    context_again_s: float = 0.0
+    """Of `context_forward_s`, what selective recomputation does again."""
     ring_forward_s: float = 0.0
     """Of `forward_s`, what hides context-parallel traffic, and hides no other."""
     ring_backward_s: float = 0.0
@@ -102,3 +106,8 @@ def tensor_group(strategy: Strategy) -> Group:
 def context_group(strategy: Strategy) -> Group:
     """The context-parallel group of a device."""
     return ((strategy.cp, strategy.stride(AxisKind.CP)),)
+
+
+def head_group(strategy: Strategy) -> Group:
+    """The devices that turn parts of the sequence into parts of the heads, of Ulysses."""
+    return ((strategy.ulysses, strategy.stride(AxisKind.ULYSSES)),)

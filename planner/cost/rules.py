@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from planner.spec.cluster import Device
 from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel, Training
@@ -36,6 +37,21 @@ def heads_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str
     return None
 
 
+def ulysses_cuts_heads(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Ulysses gives each rank whole heads of what tensor parallelism leaves; groups are cut or replicated whole."""
+    if not isinstance(layer, Block) or strategy.ulysses == 1:
+        return None
+    parts, heads = strategy.tp * strategy.ulysses, layer.attention.num_heads
+    named = f"tp {strategy.tp} x ulysses {strategy.ulysses}" if strategy.tp > 1 else f"ulysses {strategy.ulysses}"
+    if heads % parts:
+        return f"{named} must divide the {heads} attention heads"
+    if isinstance(layer.attention, GroupedQueryAttention):
+        groups = layer.attention.num_kv_heads
+        if groups % parts and parts % groups:
+            return f"{named} must divide, or be a multiple of, the {groups} key-value heads"
+    return None
+
+
 def widths_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
     """Tensor parallelism cuts feed-forward widths evenly."""
     if not isinstance(layer, Block):
@@ -48,12 +64,17 @@ def widths_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> st
 
 
 def sequence_divides(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
-    """Context parallelism gives each rank two equal chunks (balance under a causal mask); sequence parallelism one."""
-    chunks = 2 * strategy.cp if strategy.cp > 1 else 1
+    """Context parallelism gives each rank two equal chunks (balance under a causal mask); Ulysses and sequence
+    parallelism cut them once more.
+    """
+    chunks = (2 * strategy.cp if strategy.cp > 1 else 1) * strategy.ulysses
     if training.sequence_length % chunks:
-        return f"twice cp {strategy.cp} must divide the sequence length {training.sequence_length}"
-    if strategy.sequence_parallel and training.sequence_length // strategy.cp % strategy.tp:
-        return f"tp {strategy.tp} must divide the {training.sequence_length // strategy.cp} tokens of a sequence part"
+        cuts = [f"twice cp {strategy.cp}"] if strategy.cp > 1 else []
+        cuts += [f"ulysses {strategy.ulysses}"] if strategy.ulysses > 1 else []
+        return f"{' x '.join(cuts)} must divide the sequence length {training.sequence_length}"
+    part = training.sequence_length // strategy.sequence_parts
+    if strategy.sequence_parallel and part % strategy.tp:
+        return f"tp {strategy.tp} must divide the {part} tokens of a sequence part"
     return None
 
 
@@ -94,8 +115,16 @@ def context_parallel_needs_flash(layer: AnyLayer, strategy: Strategy, training: 
     return None
 
 
+def offload_needs_host(strategy: Strategy, device: Device) -> Iterator[Broken]:
+    """Optimizer state goes to a host whose memory and link are known."""
+    if strategy.offload and device.host is None:
+        message = f"offload must be false: nothing is known of the host of {device.name}; give the device's host"
+        yield Broken("offload-needs-host", message)
+
+
 SHAPE_RULES: tuple[Rule, ...] = (
     heads_divide,
+    ulysses_cuts_heads,
     widths_divide,
     sequence_divides,
     experts_need_sequence_parallel,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.attention import ring
+from planner.cost.attention import around_core, head_exchange
 from planner.cost.dense import tensor_region
 from planner.cost.experts import token_exchange
 from planner.cost.message import Messages, is_sent
@@ -34,7 +34,7 @@ class _Passes(NamedTuple):
 
     forward: Messages
     backward: Messages
-    core_forward: Messages = ()
+    selected: Messages = ()
     """Of `forward`, what selective recomputation sends again."""
 
 
@@ -56,8 +56,7 @@ def layer_traffic(
     if isinstance(layer, Block) and layer.moe is not None:
         held.append(messages_of_experts(conditions, layer, strategy))
     gathered: StateMessages = StateMessages._make(sum(column, ()) for column in zip(*held, strict=True))
-    core = () if conditions.stack.selective_products else passes.core_forward
-    again = {Recompute.NONE: (), Recompute.SELECTIVE: core, Recompute.FULL: passes.forward}
+    again = {Recompute.NONE: (), Recompute.SELECTIVE: passes.selected, Recompute.FULL: passes.forward}
     return LayerTraffic(
         *(
             tuple(filter(is_sent, messages))
@@ -76,11 +75,14 @@ def _passes(conditions: Conditions, layer: Embedding | Block | Head, strategy: S
         return _Passes(*embedding_messages(conditions, strategy, part_of))
     if isinstance(layer, Head):
         return _Passes(*head_messages(conditions, strategy, part_of))
-    around, around_back = ring(conditions, layer.attention, strategy, part_of)
+    around, around_back = around_core(conditions, layer.attention, strategy, part_of)
+    selected = around
+    if conditions.stack.selective_products:
+        selected = head_exchange(conditions, layer.attention, strategy, part_of)
     region = tensor_region(conditions, strategy, part_of)
     if layer.moe is None:
-        return _Passes(around + region + region, around_back + region + region, around)
+        return _Passes(around + region + region, around_back + region + region, selected)
     assert strategy.experts is not None
     exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of.edge_tokens, load_ratio=1.0)
     both = region + exchange + (region if layer.moe.shared_width else ())
-    return _Passes(around + both, around_back + both, around)
+    return _Passes(around + both, around_back + both, selected)

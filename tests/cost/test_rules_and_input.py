@@ -6,7 +6,7 @@ import pytest
 from cost_samples import DEVICE, cluster, even_plan, gpt, moe_model
 
 from planner.cost import estimate
-from planner.cost.rules import RULES, AnyLayer, broken_rules
+from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, AnyLayer, broken_rules
 from planner.spec.cluster import Cluster, PeakFlops, Precision
 from planner.spec.errors import InputError
 from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head, Model, MoeFeedForward
@@ -31,9 +31,16 @@ def moe_block(shared_width: int = 0) -> Block:
     return Block(attention=block().attention, feed_forward=moe)
 
 
-def strategy(tp: int = 1, cp: int = 1, dp: int = 1, sp: bool = False, experts: tuple[int, int, int] | None = None):
+def strategy(
+    tp: int = 1,
+    cp: int = 1,
+    dp: int = 1,
+    sp: bool = False,
+    experts: tuple[int, int, int] | None = None,
+    ulysses: int = 1,
+):
     """`experts`: (expert, expert-tensor, expert-data) parallel sizes."""
-    degrees = ((AxisKind.DP, dp), (AxisKind.CP, cp), (AxisKind.TP, tp))
+    degrees = ((AxisKind.DP, dp), (AxisKind.CP, cp), (AxisKind.ULYSSES, ulysses), (AxisKind.TP, tp))
     names = ("expert_parallel_size", "expert_tensor_parallel_size", "expert_data_parallel_size")
     return Strategy(
         axes=tuple(Axis(kind, degree) for kind, degree in degrees if degree > 1),
@@ -60,6 +67,13 @@ CASES = [
         strategy(tp=2),
         "tp 2 must divide, or be a multiple of, the 3 key-value heads",
     ),
+    Case("ulysses-cuts-heads", block(), strategy(ulysses=16), "ulysses 16 must divide the 8 attention heads"),
+    Case(
+        "ulysses-cuts-heads",
+        block(heads=12, kv_heads=6),
+        strategy(tp=2, ulysses=2),
+        "tp 2 x ulysses 2 must divide, or be a multiple of, the 6 key-value heads",
+    ),
     Case("widths-divide", block(width=1022), strategy(tp=4), "tp 4 must divide the feed-forward width 1022"),
     Case(
         "widths-divide",
@@ -68,6 +82,20 @@ CASES = [
         "tp 4 must divide the feed-forward width 1022",
     ),
     Case("sequence-divides", block(), strategy(cp=2), "twice cp 2 must divide the sequence length 510", ODD_SEQUENCE),
+    Case(
+        "sequence-divides",
+        block(),
+        strategy(ulysses=4),
+        "ulysses 4 must divide the sequence length 510",
+        ODD_SEQUENCE,
+    ),
+    Case(
+        "sequence-divides",
+        Head(vocab_size=100),
+        strategy(cp=3, ulysses=2),
+        "twice cp 3 x ulysses 2 must divide the sequence length 510",
+        ODD_SEQUENCE,
+    ),
     Case(
         "sequence-divides",
         Embedding(vocab_size=100),
@@ -116,7 +144,7 @@ def test_a_broken_rule_says_its_name_and_what_would_be_right(case):
 
 
 def test_every_rule_has_a_case_that_breaks_it():
-    assert {rule.__name__.replace("_", "-") for rule in RULES} == {case.rule for case in CASES}
+    assert {rule.__name__.replace("_", "-") for rule in SHAPE_RULES + EXPERT_RULES} == {case.rule for case in CASES}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +153,8 @@ def test_every_rule_has_a_case_that_breaks_it():
         (block(heads=12, kv_heads=3, width=1536), strategy(tp=3)),
         (block(heads=12, kv_heads=3, width=1536), strategy(tp=6)),
         (block(), strategy(tp=4, cp=4, sp=True)),
+        (block(kv_heads=2), strategy(ulysses=8)),
+        (block(kv_heads=2), strategy(tp=2, cp=4, ulysses=4, sp=True)),
         (block(), strategy(dp=3)),
         (Head(vocab_size=101), strategy(tp=8)),
         (moe_block(shared_width=1024), strategy(dp=2, tp=4, sp=True, experts=(4, 2, 1))),
