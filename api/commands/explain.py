@@ -52,7 +52,7 @@ from planner.view import explain as explanation_of
 
 ExplainedPlan = Annotated[
     str | None,
-    typer.Argument(metavar="[PLAN]", help="A plan's or shortlist's JSON file, or short; without it, search the best"),
+    typer.Argument(metavar="PLAN", help="A plan's or shortlist's JSON file, or short; without it, search the best"),
 ]
 
 

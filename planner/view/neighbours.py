@@ -183,7 +183,10 @@ def _degree(place: _Place, kind: AxisKind) -> int:
 
 
 def _exchanged(giver: str, given: int, taker: str, taken: int, factor: int) -> str:
-    return f"{taker} {taken} → {taken * factor}, {giver} {given} → {given // factor}"
+    """The exchange in words, in the order in which differences are told."""
+    words = {taker: f"{taker} {taken} → {taken * factor}", giver: f"{giver} {given} → {given // factor}"}
+    order = ("pp", *AxisKind, *respread.EXPERT_DEGREES)
+    return ", ".join(words[name] for name in sorted(words, key=order.index))
 
 
 def _everywhere(place: _Place, change: _Remade, only_blocks: bool = False) -> _Parts | None:
