@@ -89,6 +89,8 @@ class StageExplanation(Value):
     binding: tuple[Constraint, ...]
     free_bytes: int
     """Below the limit; negative if the stage lacks memory."""
+    layer_bytes: Index
+    """What an average layer of the stage takes."""
     largest_part: Name
     """Of its memory."""
     largest_part_bytes: Index

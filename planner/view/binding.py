@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isclose
 
 from planner.cost.pipeline import in_flight
 from planner.spec.estimate import Estimate, StageEstimate
 from planner.spec.explanation import Constraint, Neighbour, StageExplanation
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.view.diff import free_bytes, fullest_stage
+from planner.view.diff import change_s, free_bytes, fullest_stage
 from planner.view.match import check_estimate, check_model
 from planner.view.sentences import StageFacts, stage_reason
-
-_AGREEMENT = 1e-9
-"""Relative difference up to which times are one: equal stages may sum their layers in another order."""
 
 
 def explain_stages(
@@ -33,7 +29,7 @@ def explain_stages(
 
 def _stage(model: Model, plan: Plan, price: Estimate, alike: Sequence[Neighbour], number: int) -> StageExplanation:
     stage = price.stages[number]
-    blocked, relief = _blocked(alike, number), _relief(price, alike, number)
+    blocked, relief = _blocked(alike, number) if price.fits else None, _relief(price, alike, number)
     wait_s = _wait_s(plan, price, number)
     full = free_bytes(stage) < layer_bytes(plan, stage, number) or blocked is not None
     is_slowest = wait_s == 0.0
@@ -45,6 +41,7 @@ def _stage(model: Model, plan: Plan, price: Estimate, alike: Sequence[Neighbour]
         stage=number,
         binding=binding,
         free_bytes=free_bytes(stage),
+        layer_bytes=layer_bytes(plan, stage, number),
         largest_part=largest,
         largest_part_bytes=stage.memory[largest],
         in_flight=flight,
@@ -65,7 +62,7 @@ def _wait_s(plan: Plan, price: Estimate, number: int) -> float:
     """In a step, what the slowest stage works more on its micro-batches."""
     slowest_s = max(stage.time.micro_batch_s for stage in price.stages)
     own_s = price.stages[number].time.micro_batch_s
-    return 0.0 if isclose(own_s, slowest_s, rel_tol=_AGREEMENT) else (slowest_s - own_s) * plan.num_micro_batches
+    return change_s(own_s, slowest_s) * plan.num_micro_batches
 
 
 def _blocked(alike: Sequence[Neighbour], number: int) -> Neighbour | None:

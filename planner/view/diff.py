@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isclose
 
 from planner.spec.errors import InputError
 from planner.spec.estimate import Estimate, StageEstimate
@@ -16,6 +17,8 @@ from planner.view.parts import part_name
 from planner.view.quantities import memory, percent, seconds
 
 _NAMES = ("the first plan", "the second plan")
+_AGREEMENT = 1e-9
+"""Relative difference up to which times are one: equal stages may sum their layers in another order."""
 _TOLD_SHARE = 0.9
 """Parts are told, the largest first, until they make up this share of what changes."""
 
@@ -92,11 +95,17 @@ def largest_change(changes: Iterable[TimeChange], total_s: float) -> TimeChange 
     return max(found, key=lambda change: change.change_s * direction, default=None)
 
 
-def more_or_less(change_s: float, base_s: float) -> str:
+def change_s(first_s: float, second_s: float) -> float:
+    """What the second takes more; 0 where they are one but for the order in which they were summed."""
+    return 0.0 if isclose(first_s, second_s, rel_tol=_AGREEMENT) else second_s - first_s
+
+
+def more_or_less(difference_s: float, base_s: float) -> str:
     """`1.48 s (3.7 %) more`, or `less`."""
-    if change_s == 0:
+    if difference_s == 0:
         return "as long"
-    return f"{seconds(abs(change_s))} ({percent(abs(change_s) / base_s)}) {'more' if change_s > 0 else 'less'}"
+    word = "more" if difference_s > 0 else "less"
+    return f"{seconds(abs(difference_s))} ({percent(abs(difference_s) / base_s)}) {word}"
 
 
 def _reason(diff: PlanDiff, names: tuple[str, str]) -> str:
@@ -104,7 +113,7 @@ def _reason(diff: PlanDiff, names: tuple[str, str]) -> str:
 
 
 def _time_reason(diff: PlanDiff, names: tuple[str, str]) -> str:
-    total_s = diff.step_time_change_s
+    total_s = change_s(diff.first_step_time_s, diff.second_step_time_s)
     subject = names[1][0].upper() + names[1][1:]
     per = "" if diff.second_steps == 1.0 else " for as many tokens"
     if total_s == 0:

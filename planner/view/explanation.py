@@ -17,7 +17,7 @@ from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.training import Training
 from planner.view.binding import explain_stages
-from planner.view.diff import largest_change, plan_diff, time_changes
+from planner.view.diff import change_s, largest_change, plan_diff, time_changes
 from planner.view.neighbours import neighbours
 from planner.view.sentences import plan_reasons
 
@@ -70,15 +70,15 @@ def _outcome(
         made = estimate(model, cluster, training, result)
     except InputError as error:
         return RefusedNeighbour(change=change, rule="valid-plan", message=str(error.problems[0]))
-    change_s = made.step_time_s - price.step_time_s
+    more_s = change_s(price.step_time_s, made.step_time_s)
     return Neighbour(
         change=change,
         plan=result,
         estimate=made,
-        step_time_change_s=change_s,
-        step_time_change_ratio=change_s / price.step_time_s,
+        step_time_change_s=more_s,
+        step_time_change_ratio=more_s / price.step_time_s,
         missing_bytes=max(stage.missing_bytes for stage in made.stages),
-        largest_change=largest_change(time_changes(price, made), change_s),
+        largest_change=largest_change(time_changes(price, made), more_s),
     )
 
 

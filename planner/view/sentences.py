@@ -50,7 +50,8 @@ def _memory_of_plan(price: Estimate, neighbours: Sequence[Neighbour]) -> str:
     fullest = fullest_stage(price)
     stage = price.stages[fullest]
     if stage.missing_bytes:
-        return f"It does not fit: stage {fullest} lacks {memory(stage.missing_bytes)} of {memory(stage.limit_bytes)}."
+        needs, has = memory(stage.peak_memory_bytes), memory(stage.limit_bytes)
+        return f"It does not fit: stage {fullest} needs {needs} and has {has}."
     blocked = [each for each in neighbours if each.missing_bytes and each.step_time_change_s < 0]
     if not blocked:
         return f"Memory does not hold it back: the fullest stage has {memory(free_bytes(stage))} free."
@@ -86,16 +87,15 @@ def _memory_binds(facts: StageFacts) -> Iterator[str]:
     stage = facts.price.stages[facts.number]
     free = free_bytes(stage)
     if free < 0:
-        yield f"lacks {memory(-free)}"
+        yield "does not fit"
     elif free < facts.layer_bytes:
-        yield f"{memory(free)} free, and a layer takes {memory(facts.layer_bytes)}"
+        yield "has no room for another layer"
     if facts.blocked:
         lacks = facts.blocked.estimate.stages[facts.number].missing_bytes
         yield f"{facts.blocked.change} would be faster, but lacks {memory(lacks)}"
     if facts.relief:
-        frees = stage.peak_memory_bytes - facts.relief.estimate.stages[facts.number].peak_memory_bytes
         cost = more_or_less(facts.relief.step_time_change_s, facts.price.step_time_s)
-        yield f"to free {memory(frees)}: {facts.relief.change} takes {cost}"
+        yield f"to free memory: {facts.relief.change} takes {cost}"
 
 
 def _time_of_stage(facts: StageFacts, is_slowest: bool) -> str:

@@ -170,7 +170,8 @@ def test_memory_binds_a_stage_whose_limit_is_one_percent_above_its_peak():
     first, last = explained(model, plan, limited(int(1.01 * peak))).stages
     assert Constraint.MEMORY in first.binding
     assert 0 < first.free_bytes <= 0.01 * peak
-    assert "free, and a layer takes" in first.reason
+    assert first.reason.startswith("has no room for another layer; ")
+    assert first.free_bytes < first.layer_bytes
     assert last.free_bytes > first.free_bytes
 
 
@@ -206,8 +207,8 @@ def test_a_plan_that_does_not_fit_says_what_it_lacks_and_what_would_fit():
     cluster = limited(min(stage.peak_memory_bytes for stage in price.stages) - 1)
     explanation = explained(model, plan, cluster)
     assert explanation.stages[0].free_bytes < 0
-    assert explanation.stages[0].reason.startswith("lacks ")
-    assert explanation.reasons[1].startswith("It does not fit: stage 0 lacks ")
+    assert explanation.stages[0].reason.startswith("does not fit; ")
+    assert explanation.reasons[1].startswith("It does not fit: stage 0 needs ")
     assert explanation.reasons[2].endswith("and fits.")
 
 
