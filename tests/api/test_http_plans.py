@@ -122,7 +122,7 @@ def test_presets_are_listed_and_shown(client):
 
 
 def test_the_explanation_of_the_best_plan_sets_the_runner_up_beside_it(client, search):
-    explanation = Explanation.model_validate(client.get(f"{search['links']['best_plan']}/explanation").json())
+    explanation = Explanation.model_validate(client.get(search["links"]["best_plan_explanation"]).json())
     shortlist = Shortlist.model_validate(client.get(search["links"]["shortlist"]).json())
     assert explanation.plan.id == search["best_plan_id"]
     assert explanation.estimate == shortlist.plans[0].estimate
