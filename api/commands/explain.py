@@ -99,17 +99,18 @@ def explain(
         "max_global_batch_size": max_global_batch_size,
         "capacity_factor": capacity_factor,
     }
+    asked = None
+    if plan is None or global_batch_size is not None or sequence_length is not None:
+        asked = training_from(global_batch_size, sequence_length, **recipe)
+    shortlist = None
     if plan is None:
-        training = training_from(global_batch_size, sequence_length, **recipe)
-        explanation, shortlist = _of_search(resolved, devices, training, options_from(**given))
+        assert asked is not None
+        explanation, shortlist = _of_search(resolved, devices, asked, options_from(**given))
     else:
         _refuse(given)
-        recipe_given = global_batch_size is not None or sequence_length is not None
-        asked = training_from(global_batch_size, sequence_length, **recipe) if recipe_given else None
         best, *others = read_plans(plan, resolved, devices, asked)
         training = asked or training_from(str(best.global_batch_size), best.sequence_length, **recipe)
         explanation = explanation_of(resolved, devices, training, best, _runner_up(others))
-        shortlist = None
     if as_json:
         say(explanation.model_dump_json(indent=2))
     else:

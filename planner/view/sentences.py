@@ -10,7 +10,7 @@ from planner.spec.explanation import Constraint, Neighbour
 from planner.spec.model import Embedding, Head, Model
 from planner.spec.plan import Plan
 from planner.view.captions import listed
-from planner.view.diff import free_bytes, fullest_stage, more_or_less
+from planner.view.diff import change_s, free_bytes, fullest_stage, more_or_less
 from planner.view.parts import part_name, time_parts
 from planner.view.quantities import memory, percent, seconds
 
@@ -41,7 +41,7 @@ def _pace(price: Estimate) -> str:
     """Which stage the others wait for, if one is slower than all others."""
     paces = [stage.time.micro_batch_s for stage in price.stages]
     slowest = max(paces)
-    if len(paces) == 1 or paces.count(slowest) > 1:
+    if sum(change_s(pace, slowest) == 0 for pace in paces) > 1 or len(paces) == 1:
         return ""
     return f"; stage {paces.index(slowest)} sets the pace"
 
@@ -54,7 +54,9 @@ def _memory_of_plan(price: Estimate, neighbours: Sequence[Neighbour]) -> str:
         return f"It does not fit: stage {fullest} needs {needs} and has {has}."
     blocked = [each for each in neighbours if each.missing_bytes and each.step_time_change_s < 0]
     if not blocked:
-        return f"Memory does not hold it back: the fullest stage has {memory(free_bytes(stage))} free."
+        return (
+            f"With more memory no plan one step away is faster; the fullest stage has {memory(free_bytes(stage))} free."
+        )
     fastest = min(blocked, key=lambda each: each.estimate.step_time_s)
     faster = more_or_less(fastest.step_time_change_s, price.step_time_s)
     return f"Memory holds it back: {fastest.change} would take {faster}, but lacks {memory(fastest.missing_bytes)}."
