@@ -31,7 +31,8 @@ from planner.view import captions, remake, respread
 from planner.view.differences import change_in_words
 from planner.view.remake import Parts, Place, everywhere
 
-_AXES = (AxisKind.TP, AxisKind.DP, AxisKind.CP)
+_AXES = tuple(kind for kind in AxisKind if kind is not AxisKind.SDP)
+"""What gives and takes; sdp is written beside dp only, and keeps its degree."""
 
 
 class Step(NamedTuple):

@@ -7,6 +7,7 @@ all of it, nothing is left to shard. Sequence parallelism comes with tensor para
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
@@ -130,8 +131,9 @@ def _with(strategy: Strategy, axes: tuple[Axis, ...], experts: ExpertStrategy | 
     kinds = {axis.kind for axis in axes}
     if AxisKind.SDP in kinds and AxisKind.DP not in kinds:
         axes = tuple(axis._replace(kind=AxisKind.DP) if axis.kind is AxisKind.SDP else axis for axis in axes)
-    degrees = {axis.kind: axis.degree for axis in axes}
-    tp, part = degrees.get(AxisKind.TP, 1), setting.sequence_length // degrees.get(AxisKind.CP, 1)
+    tp = prod(axis.degree for axis in axes if axis.kind is AxisKind.TP)
+    whole = (AxisKind.DP, AxisKind.SDP, AxisKind.TP)
+    part = setting.sequence_length // prod(axis.degree for axis in axes if axis.kind not in whole)
     sharding = strategy.sharding if is_shardable(strategy) else setting.fresh
     return strategy.model_copy(
         update={

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Constraint, Neighbour
-from planner.spec.model import Embedding, Head, Model
+from planner.spec.model import Block, Head, Model
 from planner.spec.plan import Plan
 from planner.view.captions import listed
 from planner.view.diff import change_s, free_bytes, fullest_stage, more_or_less
@@ -118,11 +118,11 @@ def _shares(parts: Mapping[str, float]) -> str:
 
 def _particulars(facts: StageFacts) -> Iterator[str]:
     """Embedding, and head with its logits."""
-    layers = [facts.model.layers[number] for number, _ in facts.plan.stages[facts.number].strategies()]
+    layers = {number: facts.model.layers[number] for number, _ in facts.plan.stages[facts.number].strategies()}
     held = []
-    if any(isinstance(layer, Embedding) for layer in layers):
+    if 0 in layers and not isinstance(layers[0], Block):
         held.append("the embedding")
-    if any(isinstance(layer, Head) for layer in layers):
+    if any(isinstance(layer, Head) for layer in layers.values()):
         logits = facts.price.stages[facts.number].memory.get("logits", 0)
         held.append(f"the head, whose logits take {memory(logits)}")
     if held:
