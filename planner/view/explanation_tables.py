@@ -46,7 +46,7 @@ def _stage_row(stages: Sequence[StageExplanation]) -> tuple[str, ...]:
     first = stages[0]
     return (
         span(first.stage, stages[-1].stage),
-        " and ".join(first.binding) or _NONE,
+        " and ".join(first.binding) or "nothing",
         _range(gibibytes(stage.free_bytes) for stage in stages),
         f"{part_name(first.largest_part)} {_range(memory(stage.largest_part_bytes) for stage in stages)}",
         _range(f"{stage.in_flight:.3g}" for stage in stages),

@@ -54,9 +54,7 @@ def _memory_of_plan(price: Estimate, neighbours: Sequence[Neighbour]) -> str:
         return f"It does not fit: stage {fullest} needs {needs} and has {has}."
     blocked = [each for each in neighbours if each.missing_bytes and each.step_time_change_s < 0]
     if not blocked:
-        return (
-            f"With more memory no plan one step away is faster; the fullest stage has {memory(free_bytes(stage))} free."
-        )
+        return f"Memory forbids no faster plan one step away; the fullest stage has {memory(free_bytes(stage))} free."
     fastest = min(blocked, key=lambda each: each.estimate.step_time_s)
     faster = more_or_less(fastest.step_time_change_s, price.step_time_s)
     return f"Memory holds it back: {fastest.change} would take {faster}, but lacks {memory(fastest.missing_bytes)}."

@@ -273,3 +273,26 @@ def test_a_stage_that_nothing_binds_has_room_and_waits(question, memory_gb):
             assert stage.free_bytes > 0
             assert stage.wait_s > 0
     assert any(Constraint.TIME in stage.binding for stage in explanation.stages)
+
+
+def test_with_room_to_spare_memory_is_said_to_forbid_nothing():
+    model, plan = a_pipeline([9, 9])
+    explanation = explained(model, plan)
+    assert not any(each.missing_bytes for each in explanation.neighbours)
+    assert explanation.reasons[1].startswith("Memory forbids no faster plan one step away; ")
+    assert binding_table(explanation).rows[0][1] in ("nothing", "time")
+
+
+def test_stages_of_unlike_sizes_are_not_cut_anew():
+    wide, narrow = samples.strategy(dp=4), samples.strategy(dp=2)
+    stages = tuple(
+        Stage(
+            first_device=first,
+            num_devices=chosen.num_devices,
+            runs=(StageRun(first_layer=layer, num_layers=4, strategy=chosen),),
+        )
+        for first, layer, chosen in ((0, 0, wide), (4, 4, narrow), (6, 8, narrow))
+    )
+    plan = Plan(global_batch_size=32, sequence_length=4096, micro_batch_size=1, num_micro_batches=8, stages=stages)
+    refused = {each.change: each.rule for each in explained(samples.model(dense=10), plan).refused}
+    assert refused["pp 3 → 1, dp 2 → 6"] == "equal-stages"
