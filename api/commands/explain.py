@@ -80,7 +80,7 @@ def explain(
 ) -> None:
     """Say why the best plan, or PLAN, is as it is: what binds each stage, what its neighbours cost, who came next.
 
-    Example: trimtab explain mixtral-8x7b 8x8:h100-sxm-80g --global-batch-size 1024 --sequence-length 4096
+    trimtab explain mixtral-8x7b 8x8:h100-sxm-80g --global-batch-size 1024 --sequence-length 4096
     """
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     given = {
@@ -109,7 +109,7 @@ def explain(
     else:
         _refuse(given)
         best, *others = read_plans(plan, resolved, devices, asked)
-        training = asked or training_from(str(best.global_batch_size), best.sequence_length, **recipe)
+        training = asked or training_of(best, **recipe)
         explanation = explanation_of(resolved, devices, training, best, _runner_up(others))
     if as_json:
         say(explanation.model_dump_json(indent=2))
@@ -154,19 +154,20 @@ def diff(
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
+    gradient_precision: GradientOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Set two plans side by side: what they choose differently, which seconds and bytes differ, which is faster.
 
-    Example: trimtab diff gpt-3-175b 8x8:a100-sxm-80g tp8-pp8-mbs1-sp tp8-pp4-mbs1-sp-zero1 --global-batch-size 256
-    --sequence-length 2048
+    trimtab diff llama-2-7b 1x8:a100-sxm-80g tp8-mbs1 tp4-mbs1-zero1 --global-batch-size 64 --sequence-length 4096
     """
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
+    recipe = {"precision": precision, "gradient_precision": gradient_precision}
     given = None
     if global_batch_size is not None or sequence_length is not None:
-        given = training_from(global_batch_size, sequence_length, precision=precision)
+        given = training_from(global_batch_size, sequence_length, **recipe)
     plans = [read_plan(text, resolved, devices, given) for text in (first, second)]
-    one, other = ((plan, estimate(resolved, devices, given or training_of(plan, precision), plan)) for plan in plans)
+    one, other = ((plan, estimate(resolved, devices, given or training_of(plan, **recipe), plan)) for plan in plans)
     found = plan_diff(resolved, one, other)
     if as_json:
         say(found.model_dump_json(indent=2))

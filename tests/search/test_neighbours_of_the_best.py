@@ -1,6 +1,5 @@
 """A check of the search from outside: no plan one step from a proved best, and in its space, is faster and fits."""
 
-from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -11,7 +10,8 @@ from small_questions import MIB, a_cluster, a_model, a_training
 from planner.cost import estimate
 from planner.search import search
 from planner.search.families import Family, families
-from planner.search.tree import Space
+from planner.search.removed import Removed
+from planner.search.space import Space
 from planner.spec.errors import NoPlanFitsError
 from planner.spec.plan import Plan
 from planner.spec.request import Options
@@ -26,10 +26,10 @@ EVERYTHING = Options()
 def in_space(plan, model, cluster, training, options) -> bool:
     """Whether the search was asked to look at this plan."""
     family = Family(plan.global_batch_size, len(plan.stages), plan.num_micro_batches, plan.schedule)
-    if family not in families(model, cluster, training, options, Counter()):
+    if family not in families(model, cluster, training, options, Removed()):
         return False
-    space = Space(cluster, training, options, Counter())
-    allowed = {layer: set(space.strategies(layer, plan.stages[0].num_devices)) for layer in set(model.layers)}
+    space = Space(cluster, training, options, Removed())
+    allowed = {layer: set(space.grid(layer, plan.stages[0].num_devices)) for layer in set(model.layers)}
     pairs = [pair for stage in plan.stages for pair in stage.strategies()]
     return all(
         strategy in allowed[model.layers[layer]]
