@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from planner.cost import estimate
-from planner.cost.rules import RULES
+from planner.cost.rules import EXPERT_RULES, SHAPE_RULES
 from planner.spec.explanation import Constraint, Explanation
 from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
 from planner.spec.strategy import Recompute, Sharding
@@ -93,7 +93,7 @@ def test_every_neighbour_is_another_valid_plan_with_its_own_price(question):
 @settings(max_examples=60, deadline=None)
 @given(questions())
 def test_every_refused_neighbour_names_the_rule_that_forbids_it(question):
-    names = OF_PLANS | {rule.__name__.replace("_", "-") for rule in RULES}
+    names = OF_PLANS | {rule.__name__.replace("_", "-") for rule in SHAPE_RULES + EXPERT_RULES}
     for each in explained(*question).refused:
         assert each.rule in names
         assert each.change and each.message
