@@ -370,8 +370,8 @@ class _Rest:
             )
             fits = (labels.workspace <= within.level.most) & (left >= within.least_memory[number])
             rest = np.minimum(rest, np.where(fits, bound, np.inf))
-        bound: Floats = np.maximum(plain, self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s)
-        return bound
+        both: Floats = np.maximum(plain, self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s)
+        return both
 
 
 class _Priced(NamedTuple):
