@@ -7,10 +7,10 @@ from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.strategy import Strategy
 
-# Element-wise work on one block's residual stream, in passes over [tokens, hidden] (reads and writes): two norms
-# (2 forward, 3 backward each) and two residual additions (3 each, both ways).
-_EDGE_PASSES_FORWARD = 2 * 2 + 2 * 3
-_EDGE_PASSES_BACKWARD = 2 * 3 + 2 * 3
+# Element-wise work on a block's residual stream, in passes over [tokens, hidden] (reads and writes): a norm, and a
+# residual addition.
+_NORM_FORWARD, _NORM_BACKWARD = 2, 3
+_ADDITION = 3
 
 
 def linear_s(
@@ -94,20 +94,33 @@ def norm_extra_bytes(conditions: Conditions) -> float:
     return 4.0 if conditions.stack.eager_blocks else 0.0
 
 
-def residual_stream(conditions: Conditions, part_of: Share) -> Part:
+def part_norm(conditions: Conditions, part_of: Share) -> Part:
+    """A norm outside blocks, and the input that it keeps."""
+    elements, element = part_of.edge_tokens * conditions.hidden_size, conditions.rate.element_bytes
+    return Part(
+        forward_s=elementwise_s(conditions.rate, elements * element * _NORM_FORWARD),
+        backward_s=elementwise_s(conditions.rate, elements * element * _NORM_BACKWARD),
+        stored_bytes=elements * (element + norm_extra_bytes(conditions)),
+    )
+
+
+def residual_stream(conditions: Conditions, part_of: Share, additions: int = 2, norms: int = 2) -> Part:
     """Norms, residual additions and dropout of one block, and the inputs that they keep.
 
-    Kept: inputs of both norms, of attention and of the feed-forward network; with dropout two masks of a byte. A norm
-    of operations of its own keeps its input in fp32 and the normalised values instead of its input.
+    `additions`: one for each attention and for the feed-forward network; `norms`: as many, or a second one behind each.
+    Kept: inputs of the norms, of attention and of the feed-forward network; with dropout a mask of a byte for each
+    addition. A norm of operations of its own keeps its input in fp32 and the normalised values instead of its input.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the 10 sbh that tensor parallelism leaves whole.
     """
     dropout = conditions.training.dropout
     elements = part_of.edge_tokens * conditions.hidden_size
     element = conditions.rate.element_bytes
-    masks = 2.0 * elements if dropout else 0.0
-    undo_dropout = 2.0 * elements * (2 * element + 1) if dropout else 0.0
-    forward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_FORWARD + masks, 4)
-    backward = elementwise_s(conditions.rate, elements * element * _EDGE_PASSES_BACKWARD + undo_dropout, 4)
-    kept = 2.0 * (element + conditions.rate.operand_bytes + norm_extra_bytes(conditions))
+    masks = float(additions) * elements if dropout else 0.0
+    undo_dropout = additions * elements * (2 * element + 1) if dropout else 0.0
+    kernels = norms + additions
+    forward_passes, backward_passes = (each * norms + _ADDITION * additions for each in (_NORM_FORWARD, _NORM_BACKWARD))
+    forward = elementwise_s(conditions.rate, elements * element * forward_passes + masks, kernels)
+    backward = elementwise_s(conditions.rate, elements * element * backward_passes + undo_dropout, kernels)
+    kept = norms * (element + norm_extra_bytes(conditions)) + additions * conditions.rate.operand_bytes
     stored = elements * kept + masks
     return Part(forward_s=forward, backward_s=backward, host_s=conditions.stack.block_host_s, stored_bytes=stored)

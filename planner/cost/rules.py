@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head
+from planner.cost.part import arriving_tokens
+from planner.spec.model import (
+    AnyLayer,
+    Block,
+    DenseFeedForward,
+    GroupedQueryAttention,
+    Head,
+    Merging,
+    PatchEmbedding,
+)
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel, Training
-
-AnyLayer = Embedding | Block | Head
 
 
 class Broken(NamedTuple):
@@ -26,13 +33,13 @@ def heads_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str
     """Tensor parallelism cuts between heads; groups of keys and values are cut or replicated whole."""
     if not isinstance(layer, Block):
         return None
-    heads = layer.attention.num_heads
-    if heads % strategy.tp:
-        return f"tp {strategy.tp} must divide the {heads} attention heads"
-    if isinstance(layer.attention, GroupedQueryAttention):
-        groups = layer.attention.num_kv_heads
-        if groups % strategy.tp and strategy.tp % groups:
-            return f"tp {strategy.tp} must divide, or be a multiple of, the {groups} key-value heads"
+    for attention in layer.attentions:
+        if attention.num_heads % strategy.tp:
+            return f"tp {strategy.tp} must divide the {attention.num_heads} attention heads"
+        if isinstance(attention, GroupedQueryAttention):
+            groups = attention.num_kv_heads
+            if groups % strategy.tp and strategy.tp % groups:
+                return f"tp {strategy.tp} must divide, or be a multiple of, the {groups} key-value heads"
     return None
 
 
@@ -50,10 +57,31 @@ def widths_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> st
 def sequence_divides(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
     """Context parallelism gives each rank two equal chunks (balance under a causal mask); sequence parallelism one."""
     chunks = 2 * strategy.cp if strategy.cp > 1 else 1
-    if training.sequence_length % chunks:
-        return f"twice cp {strategy.cp} must divide the sequence length {training.sequence_length}"
-    if strategy.sequence_parallel and training.sequence_length // strategy.cp % strategy.tp:
-        return f"tp {strategy.tp} must divide the {training.sequence_length // strategy.cp} tokens of a sequence part"
+    for tokens in sequence_cuts(layer, training):
+        if tokens % chunks:
+            return f"twice cp {strategy.cp} must divide the sequence length {tokens}"
+        if strategy.sequence_parallel and tokens // strategy.cp % strategy.tp:
+            return f"tp {strategy.tp} must divide the {tokens // strategy.cp} tokens of a sequence part"
+    return None
+
+
+def sequence_cuts(layer: AnyLayer, training: Training) -> tuple[int, ...]:
+    """Numbers of tokens of a sample that are cut evenly when the sequence is.
+
+    A merging is cut between what it puts out; what a pooled head scores is one token.
+    """
+    if isinstance(layer, Head) and layer.pooled:
+        return (1,)
+    if isinstance(layer, Merging):
+        return (layer.tokens_per_sample,)
+    return arriving_tokens(layer, training.sequence_length, training.encoder_length)
+
+
+def context_parallel_needs_one_sequence(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Context parallelism cuts text; the tokens of an image are neighbours in two directions."""
+    windows = isinstance(layer, Block) and not layer.attention.causal and getattr(layer.attention, "window", None)
+    if strategy.cp > 1 and (windows or isinstance(layer, PatchEmbedding | Merging)):
+        return "cp must be 1 for a patch embedding, a merging, and attention in windows side by side"
     return None
 
 
@@ -98,6 +126,7 @@ SHAPE_RULES: tuple[Rule, ...] = (
     heads_divide,
     widths_divide,
     sequence_divides,
+    context_parallel_needs_one_sequence,
     experts_need_sequence_parallel,
     context_parallel_needs_flash,
 )
