@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, quantise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
+from planner.cost.parameters import num_norms
 from planner.cost.part import Conditions, Part, Share, tensor_group
+from planner.spec.model import Block
 from planner.spec.strategy import Strategy
 
 # Element-wise work on a block's residual stream, in passes over [tokens, hidden] (reads and writes): a norm, and a
@@ -104,10 +108,29 @@ def part_norm(conditions: Conditions, part_of: Share) -> Part:
     )
 
 
-def residual_stream(conditions: Conditions, part_of: Share, additions: int = 2, norms: int = 2) -> Part:
+class Edges(NamedTuple):
+    """What the residual stream of a block has: by default norm, attention, addition, norm, network, addition."""
+
+    norms: int = 2
+    normed: int = 2
+    """Different inputs of the norms."""
+    read: int = 2
+    """Different inputs of attention and networks."""
+    additions: int = 2
+
+
+_USUAL = Edges()
+
+
+def edges_of(block: Block) -> Edges:
+    """Of a block of any kind."""
+    norms, parts = num_norms(block), 1 + len(block.attentions)
+    return Edges(norms, 1 if block.parallel else norms, 1 if block.shared_norm else parts, parts)
+
+
+def residual_stream(conditions: Conditions, part_of: Share, edges: Edges = _USUAL) -> Part:
     """Norms, residual additions and dropout of one block, and the inputs that they keep.
 
-    `additions`: one for each attention and for the feed-forward network; `norms`: as many, or a second one behind each.
     Kept: inputs of the norms, of attention and of the feed-forward network; with dropout a mask of a byte for each
     addition. A norm of operations of its own keeps its input in fp32 and the normalised values instead of its input.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: the 10 sbh that tensor parallelism leaves whole.
@@ -115,12 +138,15 @@ def residual_stream(conditions: Conditions, part_of: Share, additions: int = 2, 
     dropout = conditions.training.dropout
     elements = part_of.edge_tokens * conditions.hidden_size
     element = conditions.rate.element_bytes
-    masks = float(additions) * elements if dropout else 0.0
-    undo_dropout = additions * elements * (2 * element + 1) if dropout else 0.0
-    kernels = norms + additions
-    forward_passes, backward_passes = (each * norms + _ADDITION * additions for each in (_NORM_FORWARD, _NORM_BACKWARD))
+    masks = float(edges.additions) * elements if dropout else 0.0
+    undo_dropout = edges.additions * elements * (2 * element + 1) if dropout else 0.0
+    kernels = edges.norms + edges.additions
+    forward_passes, backward_passes = (
+        each * edges.norms + _ADDITION * edges.additions for each in (_NORM_FORWARD, _NORM_BACKWARD)
+    )
     forward = elementwise_s(conditions.rate, elements * element * forward_passes + masks, kernels)
     backward = elementwise_s(conditions.rate, elements * element * backward_passes + undo_dropout, kernels)
-    kept = norms * (element + norm_extra_bytes(conditions)) + additions * conditions.rate.operand_bytes
+    kept = edges.normed * element + edges.norms * norm_extra_bytes(conditions)
+    kept += edges.read * conditions.rate.operand_bytes
     stored = elements * kept + masks
     return Part(forward_s=forward, backward_s=backward, host_s=conditions.stack.block_host_s, stored_bytes=stored)

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.cost.attention import attention, cross_attention, kept_cross_products_bytes, kept_products_bytes
-from planner.cost.dense import dense_feed_forward, residual_stream
+from planner.cost.dense import dense_feed_forward, edges_of, residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.joints import encoder_end, merging, patch_embedding
 from planner.cost.kernels import Numbers, Rates, hidden_s, overlapped_s
-from planner.cost.parameters import num_norms
 from planner.cost.part import Conditions, Part, Share, add, computed_tokens, of_layer, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
@@ -132,16 +131,17 @@ def part_without_experts(conditions: Conditions, layer: AnyLayer, strategy: Stra
 
 
 def _block_without_experts(conditions: Conditions, layer: Block, strategy: Strategy, part_of: Share) -> Part:
-    additions = 1 + len(layer.attentions)
     parts = [
         attention(conditions, layer.attention, strategy, part_of),
-        residual_stream(conditions, part_of, additions, num_norms(layer)),
+        residual_stream(conditions, part_of, edges_of(layer)),
     ]
     if layer.cross_attention:
         parts.append(cross_attention(conditions, layer.cross_attention, strategy, part_of))
     if isinstance(layer.feed_forward, DenseFeedForward):
         width, gated = layer.feed_forward.width, layer.feed_forward.gated
-        parts.append(dense_feed_forward(conditions, width, gated, strategy, part_of))
+        network = dense_feed_forward(conditions, width, gated, strategy, part_of)
+        # Outputs of parallel parts are added up before they are reduced: one region for both.
+        parts.append(network._replace(tensor_forward_s=0.0, tensor_backward_s=0.0) if layer.parallel else network)
     whole = add(parts)
     if not conditions.stack.selective_products:
         return whole

@@ -52,6 +52,8 @@ def norm_parameters(norm: Norm | None, hidden_size: int) -> int:
 
 def num_norms(block: Block) -> int:
     """Norms of a block beside those of queries and keys."""
+    if block.shared_norm:
+        return 1
     return (1 + len(block.attentions)) * (2 if block.norms_both_sides else 1)
 
 

@@ -90,7 +90,8 @@ def _passes(conditions: Conditions, layer: AnyLayer, strategy: Strategy, part_of
         sent, sent_back = cross_region(conditions, strategy, part_of)
         first, first_back = region + sent, region + sent_back
     if layer.moe is None:
-        return _Passes(around + first + region, around_back + first_back + region, around)
+        last = () if layer.parallel else region
+        return _Passes(around + first + last, around_back + first_back + last, around)
     assert strategy.experts is not None
     exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of.edge_tokens, load_ratio=1.0)
     experts = exchange + (region if layer.moe.shared_width else ())

@@ -163,6 +163,18 @@ class Block(Shaped):
     norm: Norm = Norm.RMS
     norms_both_sides: bool = False
     """Each part has a norm before and one after it (Gemma 2)."""
+    parallel: bool = False
+    """Attention and a dense feed-forward network read the same input, and their outputs are added up (GPT-NeoX)."""
+    shared_norm: bool = False
+    """Parallel parts read it through one norm (Phi)."""
+
+    @model_validator(mode="after")
+    def _parallel_parts_are_two(self) -> Block:
+        if self.parallel and (self.cross_attention or self.moe or self.norms_both_sides):
+            raise ValueError("parallel: must be false with cross_attention, experts or norms_both_sides")
+        if self.shared_norm and not self.parallel:
+            raise ValueError("shared_norm: must be false unless parallel is true")
+        return self
 
     @model_validator(mode="after")
     def _cross_attention_sees_all(self) -> Block:

@@ -103,7 +103,7 @@ def test_what_cannot_be_built_is_an_error_that_names_the_key(config, field):
     assert fields(config) == f"hf_config.{field}"
 
 
-@pytest.mark.parametrize("model_type", ["bert", "", 7, ["llama"], None])
+@pytest.mark.parametrize("model_type", ["mamba", "", 7, ["llama"], None])
 def test_an_unknown_model_type_is_an_error_that_lists_the_known_ones(model_type):
     with pytest.raises(InputError) as caught:
         model_from_config({**LLAMA, "model_type": model_type})
