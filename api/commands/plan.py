@@ -9,6 +9,7 @@ import typer
 
 from api.commands.options import (
     ClusterArgument,
+    EncoderSequence,
     GradientOption,
     JsonOption,
     MemoryOption,
@@ -44,6 +45,7 @@ def plan(
     cluster: ClusterArgument,
     global_batch_size: RequiredBatch,
     sequence_length: RequiredSequence,
+    encoder_sequence_length: EncoderSequence = None,
     precision: PrecisionOption = "bf16",
     optimizer: Annotated[str, typer.Option(help="adam or sgd")] = "adam",
     max_global_batch_size: Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")] = None,
@@ -84,6 +86,7 @@ def plan(
     training = training_from(
         global_batch_size,
         sequence_length,
+        encoder_sequence_length=encoder_sequence_length,
         precision=precision,
         optimizer=optimizer,
         gradient_precision=gradient_precision,
