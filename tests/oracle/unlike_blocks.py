@@ -29,7 +29,7 @@ class Projections(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """T5's decoder block with GELU; the encoder's output is a parameter, so that it has a gradient and is not counted."""
+    """T5's decoder block with GELU; the encoder's output is a parameter: it has a gradient and is not counted."""
 
     def __init__(self, hidden: int, heads: int, width: int, context: tuple[int, int], unfused: bool = False) -> None:
         super().__init__()

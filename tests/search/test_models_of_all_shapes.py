@@ -60,7 +60,7 @@ def two_stages_of_windows() -> Model:
 
 
 @pytest.mark.parametrize("make", [encoder_decoder, two_stages_of_windows])
-@pytest.mark.parametrize("memory", [8, 11, 12, 14, 40])
+@pytest.mark.parametrize("memory", [10, 12, 13, 14, 20, 40])
 @pytest.mark.parametrize("bandwidth", [1e8, 1e11])
 def test_no_plan_of_the_space_is_faster_than_the_found_one(make, memory, bandwidth):
     shape = make()
