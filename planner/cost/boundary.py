@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import narrowest_bytes_per_s, point_to_point_s
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.part import Conditions, context_share, of_layer, share, tensor_group
+from planner.cost.part import Conditions, at_entry, context_share, of_layer, share, tensor_group
 from planner.cost.state import gradient_bytes
 from planner.spec.model import AnyLayer, Block, Head
 from planner.spec.strategy import AxisKind, Strategy
@@ -45,6 +45,15 @@ def entry(
     pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], sent.moved_bytes)
     pass_s += messages_s(conditions.levels, tuple(arrived))
     return Entry(pass_s + conditions.stack.message_host_s, 4 * int(share_bytes))
+
+
+def entry_into(
+    conditions: Conditions, layer: AnyLayer, strategy: Strategy, samples: int, hop: tuple[int, int]
+) -> Entry:
+    """The same into a piece that begins with this layer; `conditions` are the model's."""
+    arriving, tokens = at_entry(conditions, layer, conditions.training.sequence_length)
+    found = entry(arriving, strategy, samples, tokens, hop)
+    return found._replace(carried_bytes=carried_bytes(conditions, layer, strategy, samples))
 
 
 def carried_bytes(conditions: Conditions, layer: AnyLayer, strategy: Strategy, samples: int) -> int:

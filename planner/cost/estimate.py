@@ -7,7 +7,7 @@ from itertools import count, pairwise
 from typing import NamedTuple
 
 from planner.cost.assumptions import assumptions
-from planner.cost.boundary import Entry, carried_bytes, entry, tied_gradient_s, transition_s
+from planner.cost.boundary import Entry, entry_into, tied_gradient_s, transition_s
 from planner.cost.check import check_plan, tied_stage
 from planner.cost.flops import model_flops_per_sample
 from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
@@ -259,13 +259,10 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
 def _work(case: _Case, stage: Stage) -> _Work:
     """What the layers take; stages with the same numbers of equal layers are summed once."""
     equal = _layer_costs(case, stage)
-    strategies = case.known.strategies
-    orders = tuple(
-        tuple([(id(strategies[id(run.strategy)]), id(case.model.layers[run.first_layer])) for run in runs])
-        for runs in stage.pieces
-        if len(runs) > 1
-    )
-    key = (tuple(equal.items()), orders)
+    known, layers = case.known.strategies, case.model.layers
+    changing = [runs for runs in stage.pieces if len(runs) > 1]
+    orders = [tuple([(id(known[id(run.strategy)]), id(layers[run.first_layer])) for run in runs]) for runs in changing]
+    key = (tuple(equal.items()), tuple(orders))
     if key not in case.known.work:
         costs = [(case.known.costs[priced], number) for priced, number in equal.items()]
         case.known.work[key] = _summed(costs, list(_transitions(case, stage)))
@@ -373,18 +370,17 @@ def _entry(case: _Case, number: int, piece: int, run: StageRun) -> Entry:
     layer, strategy, samples = case.model.layers[run.first_layer], run.strategy, plan.samples_per_micro_batch
     key = (id(case.known.strategies[id(strategy)]), level, id(layer))
     if key not in case.known.entries:
-        common, tokens = at_entry(case.conditions, layer, plan.sequence_length)
-        carried = carried_bytes(common, layer, strategy, samples)
-        case.known.entries[key] = entry(common, strategy, samples, tokens, hop)._replace(carried_bytes=carried)
+        case.known.entries[key] = entry_into(case.conditions, layer, strategy, samples, hop)
     return case.known.entries[key]
 
 
 def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
     for runs in stage.pieces:
         for before, after in pairwise(runs):
-            layer = case.model.layers[after.first_layer]
-            common, tokens = at_entry(case.conditions, layer, case.plan.sequence_length)
-            yield transition_s(common, before.strategy, after.strategy, case.plan.samples_per_micro_batch, tokens)
+            arriving, tokens = at_entry(
+                case.conditions, case.model.layers[after.first_layer], case.plan.sequence_length
+            )
+            yield transition_s(arriving, before.strategy, after.strategy, case.plan.samples_per_micro_batch, tokens)
 
 
 def _time_parts(plan: Plan, bills: list[_Bill], step: float, host_s: float) -> dict[str, float]:

@@ -79,6 +79,7 @@ class Pricing:
         self._parts: dict[tuple[int, Cut], Part] = {}
         self._shares: dict[tuple[int, Cut], Share] = {}
         self._states: dict[tuple[object, ...], State] = {}
+        self._arriving: dict[int, tuple[Conditions, int]] = {}
         self._routed: dict[tuple[int, float, int, int], Part] = {}
         self._spread: dict[tuple[int, float, int], Floats] = {}
         self._ratios: dict[tuple[int, int, int], float] = {}
@@ -120,8 +121,10 @@ class Pricing:
 
     def at_entry(self, number: int) -> tuple[Conditions, int]:
         """(conditions, tokens of a sample) of what crosses into a layer of class `number`."""
-        layer = self.layer_classes[0][number].layer
-        return at_entry(self.conditions, layer, self.conditions.training.sequence_length)
+        if number not in self._arriving:
+            layer, length = self.layer_classes[0][number].layer, self.conditions.training.sequence_length
+            self._arriving[number] = at_entry(self.conditions, layer, length)
+        return self._arriving[number]
 
     def share(self, number: int, of: Cut) -> Share:
         """What one device gets of a micro-batch in a layer of class `number`."""

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.boundary import Entry, Layout, arrival_s, carried_bytes, entry, layout, tied_gradient_s
+from planner.cost.boundary import Entry, Layout, arrival_s, entry_into, layout, tied_gradient_s
 from planner.cost.layer import LayerCost
 from planner.cost.part import Conditions
 from planner.cost.pipeline import Beats, beat
 from planner.search.grid import Grid, Shape
 from planner.search.pareto import undominated
 from planner.search.pricing import Pricing
-from planner.spec.model import Head
+from planner.spec.model import Block, Head
 from planner.spec.strategy import Strategy
 
 Floats = NDArray[np.float64]
@@ -92,7 +92,7 @@ class Boundaries:
         self._shapes = shapes
         self._layouts: dict[tuple[int, int, Layout], int] = {}
         self._first: list[tuple[Conditions, int, Strategy]] = []
-        self._entries: dict[tuple[int, int, int], list[Entry]] = {}
+        self._entries: dict[tuple[int, int, bool, int], list[Entry]] = {}
 
     def layout(self, number: int, shape: int) -> int:
         """The number of the layout in which a shape takes what arrives at a layer of class `number`.
@@ -109,20 +109,17 @@ class Boundaries:
 
     def entries(self, number: int, shape: int) -> list[Entry]:
         """One message over each tier of links, into a layer of class `number`."""
-        conditions, tokens = self._pricing.at_entry(number)
-        key = (conditions.hidden_size, tokens, shape)
+        conditions, layer = self._pricing.conditions, self._pricing.layer_classes[0][number].layer
+        arriving, tokens = self._pricing.at_entry(number)
+        carries = isinstance(layer, Block) and layer.cross_attention is not None
+        key = (arriving.hidden_size, tokens, carries, shape)
         if key not in self._entries:
             # The nearest device that only this tier reaches.
             peers = [0, *(level.num_devices for level in conditions.levels)]
             hops = [(0, max(1, below) if level > 1 else 0) for below, level in pairwise(peers)]
             strategy = self._shapes[shape].strategy()
-            self._entries[key] = [entry(conditions, strategy, self._samples, tokens, hop) for hop in hops]
+            self._entries[key] = [entry_into(conditions, layer, strategy, self._samples, hop) for hop in hops]
         return self._entries[key]
-
-    def carried(self, number: int, shape: int) -> int:
-        """What a piece that is entered at a layer of class `number` keeps beside its layers' activations."""
-        layer = self._pricing.layer_classes[0][number].layer
-        return carried_bytes(self._pricing.conditions, layer, self._shapes[shape].strategy(), self._samples)
 
     def transitions(self, beats: Beats) -> Floats:
         """[layouts, layouts, beats] of all layouts that were asked for."""
@@ -176,7 +173,7 @@ def _choices(
     for shape, found in entries.items():
         entry_s[shape] = [message.pass_s for message in found]
         entry_bytes[shape] = found[0].buffer_bytes
-        carried[shape] = boundaries.carried(number, shape)
+        carried[shape] = found[0].carried_bytes
         layouts[shape] = boundaries.layout(number, shape)
     return Choices(
         strategies=grid,
