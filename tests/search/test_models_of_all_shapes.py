@@ -82,6 +82,7 @@ def test_no_plan_of_the_space_is_faster_than_the_found_one(make, memory, bandwid
 def test_presets_of_other_shapes_get_certified_plans_with_pictures(name, sequence_length):
     shape = model_preset(name)
     cluster = resolve_cluster(cluster_from_shorthand("1x8:rtx-titan-24g"))
+    wide = cluster.model_copy(update={"memory_limit_bytes": 16 * 10**9})
     cluster = cluster.model_copy(update={"memory_limit_bytes": 8 * 10**9})
     training = Training(global_batch_size=64, sequence_length=sequence_length, precision="fp16")
     options = Options(axes=("dp", "sdp", "tp", "pp", "sp"), schedules=("1f1b",))
@@ -90,6 +91,8 @@ def test_presets_of_other_shapes_get_certified_plans_with_pictures(name, sequenc
     assert found.certificate.status is CertificateStatus.OPTIMAL
     assert estimate(shape, cluster, training, best.plan) == best.estimate
     assert best.estimate.fits
+    with_more = search(shape, wide, training, options).plans[0].estimate
+    assert with_more.step_time_s <= best.estimate.step_time_s * (1 + 1e-9)
     assert plan_picture(shape, best.plan, best.estimate).startswith("<svg")
 
 
