@@ -137,7 +137,9 @@ def t5(config: ConfigReader) -> Model:
     activation = config.content.get("feed_forward_proj", "relu")
     if activation not in ("relu", "gelu", "gated-gelu", "gated-silu", "gated-relu"):
         raise config.wrong("feed_forward_proj", f"must be relu, gelu, or one of them with gated-, got {activation!r}")
-    network = DenseFeedForward(width=config.count("d_ff"), gated=activation.startswith("gated-"))
+    network = DenseFeedForward(
+        width=config.count("d_ff"), gated=activation.startswith("gated-"), relu=activation == "relu"
+    )
     encoder, decoder = _stack_sizes(config, None)
     return _encoder_decoder(config, [network] * encoder, [network] * decoder)
 
@@ -145,12 +147,14 @@ def t5(config: ConfigReader) -> Model:
 def switch_transformers(config: ConfigReader) -> Model:
     """T5 with experts, one for each token, in every so manieth block of encoder and decoder."""
     width = config.count("d_ff")
-    network = DenseFeedForward(width=width, gated=False)
+    relu = config.content.get("dense_act_fn", "relu") == "relu"
+    network = DenseFeedForward(width=width, gated=False, relu=relu)
     experts = MoeFeedForward(
         num_experts=config.count("num_experts", 8),
         top_k=1,
         expert_width=width,
         gated=False,
+        relu=relu,
         router_bias=config.flag("router_bias", False),
     )
 

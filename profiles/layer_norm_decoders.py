@@ -45,7 +45,9 @@ def opt(config: ConfigReader) -> Model:
     bias = config.flag("enable_bias", True)
     block = Block(
         attention=_attention(config, "hidden_size", "num_attention_heads", bias),
-        feed_forward=_network(config.count("ffn_dim"), bias),
+        feed_forward=_network(
+            config.count("ffn_dim"), bias, config.content.get("activation_function", "relu") == "relu"
+        ),
         norm=Norm.LAYER,
     )
     norm = None if config.flag("_remove_final_layer_norm", False) else Norm.LAYER
@@ -117,8 +119,8 @@ def _attention(
     )
 
 
-def _network(width: int, bias: bool = True) -> DenseFeedForward:
-    return DenseFeedForward(width=width, gated=False, bias=bias)
+def _network(width: int, bias: bool = True, relu: bool = False) -> DenseFeedForward:
+    return DenseFeedForward(width=width, gated=False, bias=bias, relu=relu)
 
 
 def _stacked(

@@ -8,7 +8,7 @@ from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, quantise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.parameters import num_norms
 from planner.cost.part import Conditions, Part, Share, tensor_group
-from planner.spec.model import Block
+from planner.spec.model import Block, DenseFeedForward, FeedForward
 from planner.spec.strategy import Strategy
 
 # Element-wise work on a block's residual stream, in passes over [tokens, hidden] (reads and writes): a norm, and a
@@ -45,24 +45,25 @@ def feed_forward(
     return up[0] + down[0] + forward, up[1] + down[1] + backward
 
 
-def feed_forward_bytes(conditions: Conditions, width: float, gated: bool, rows: float) -> float:
+def feed_forward_bytes(conditions: Conditions, kind: FeedForward, width: float, rows: float) -> float:
     """Activations that a network of local `width` keeps: inner values, and the input of its second matrix.
 
-    Gated and fused: gate, other half and product; as operations of their own also the activated gate.
+    Gated and fused: gate, other half and product; as operations of their own also the activated gate. ReLU keeps what
+    it puts out, and nothing else.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 16 of the 24 sbh; tests/oracle for gated ones.
     """
     rate = conditions.rate
-    inner = (3 if conditions.stack.eager_blocks else 2) if gated else 1
+    inner = (3 if conditions.stack.eager_blocks else 2) if kind.gated else 0 if kind.relu else 1
     return rows * width * (rate.element_bytes * inner + rate.operand_bytes)
 
 
-def dense_feed_forward(conditions: Conditions, width: int, gated: bool, strategy: Strategy, part_of: Share) -> Part:
+def dense_feed_forward(conditions: Conditions, kind: DenseFeedForward, strategy: Strategy, part_of: Share) -> Part:
     """A dense feed-forward network under tensor parallelism."""
-    local = width / strategy.tp
-    forward, backward = feed_forward(conditions, local, gated, part_of.tokens)
-    stored = feed_forward_bytes(conditions, local, gated, part_of.tokens)
+    local = kind.width / strategy.tp
+    forward, backward = feed_forward(conditions, local, kind.gated, part_of.tokens)
+    stored = feed_forward_bytes(conditions, kind, local, part_of.tokens)
     traffic = messages_s(conditions.levels, tensor_region(conditions, strategy, part_of))
-    inner = conditions.rate.element_bytes * part_of.tokens * local * (2 if gated else 1)
+    inner = conditions.rate.element_bytes * part_of.tokens * local * (2 if kind.gated else 1)
     return Part(
         forward_s=forward,
         backward_s=backward,

@@ -138,8 +138,7 @@ def _block_without_experts(conditions: Conditions, layer: Block, strategy: Strat
     if layer.cross_attention:
         parts.append(cross_attention(conditions, layer.cross_attention, strategy, part_of))
     if isinstance(layer.feed_forward, DenseFeedForward):
-        width, gated = layer.feed_forward.width, layer.feed_forward.gated
-        network = dense_feed_forward(conditions, width, gated, strategy, part_of)
+        network = dense_feed_forward(conditions, layer.feed_forward, strategy, part_of)
         # Outputs of parallel parts are added up before they are reduced: one region for both.
         parts.append(network._replace(tensor_forward_s=0.0, tensor_backward_s=0.0) if layer.parallel else network)
     whole = add(parts)

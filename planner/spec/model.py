@@ -86,6 +86,14 @@ class DenseFeedForward(Value):
     width: Count
     gated: bool = True
     bias: bool = False
+    relu: bool = False
+    """Without gate: the activation function is ReLU, which needs not keep its input."""
+
+    @model_validator(mode="after")
+    def _relu_without_gate(self) -> DenseFeedForward:
+        if self.relu and self.gated:
+            raise ValueError("relu: must be false with gated")
+        return self
 
 
 class MoeFeedForward(Value):
@@ -97,6 +105,8 @@ class MoeFeedForward(Value):
     expert_width: Count
     gated: bool = True
     bias: bool = False
+    relu: bool = False
+    """As in a dense network."""
     router_bias: bool = False
     shared_width: Index = 0
     """Summed width of the experts that every token passes; 0: none."""
@@ -106,6 +116,8 @@ class MoeFeedForward(Value):
     def _top_k_within_experts(self) -> MoeFeedForward:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k: must not exceed num_experts ({self.num_experts}), got {self.top_k}")
+        if self.relu and self.gated:
+            raise ValueError("relu: must be false with gated")
         return self
 
 

@@ -17,12 +17,14 @@ NETWORK = DenseFeedForward(width=WIDTH, gated=False)
 
 @pytest.mark.parametrize("lengths", [(256, 256), (128, 1024), (1024, 64)])
 @pytest.mark.parametrize("unfused", [False, True])
-def test_a_decoder_block_with_cross_attention_keeps_what_torch_keeps(lengths, unfused):
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_decoder_block_with_cross_attention_keeps_what_torch_keeps(lengths, unfused, relu):
     decoder, encoder = lengths
-    block = Block(attention=SELF, cross_attention=ALL, feed_forward=NETWORK)
+    network = NETWORK.model_copy(update={"relu": relu})
+    block = Block(attention=SELF, cross_attention=ALL, feed_forward=network)
     recipe = training(decoder, unfused).model_copy(update={"encoder_sequence_length": encoder})
     predicted = price(HIDDEN, block, strategy(Recompute.NONE), recipe, 2).activation_bytes
-    build = lambda: DecoderBlock(HIDDEN, HEADS, WIDTH, (2, encoder), unfused)  # noqa: E731
+    build = lambda: DecoderBlock(HIDDEN, HEADS, WIDTH, (2, encoder), unfused, relu)  # noqa: E731
     assert predicted == pytest.approx(kept_bytes(build, 2, decoder, HIDDEN), rel=0.01)
 
 

@@ -29,13 +29,16 @@ class Projections(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """T5's decoder block with GELU; the encoder's output is a parameter: it has a gradient and is not counted."""
+    """T5's decoder block; the encoder's output is a parameter: it has a gradient and is not counted."""
 
-    def __init__(self, hidden: int, heads: int, width: int, context: tuple[int, int], unfused: bool = False) -> None:
+    def __init__(
+        self, hidden: int, heads: int, width: int, context: tuple[int, int], unfused: bool = False, relu: bool = False
+    ) -> None:
         super().__init__()
         self.norms = nn.ModuleList(RmsNorm(hidden, fused=True) for _ in range(3))
         self.own, self.cross = (Projections(hidden, heads, False, unfused) for _ in range(2))
         self.up, self.down = nn.Linear(hidden, width, bias=False), nn.Linear(width, hidden, bias=False)
+        self.activation = F.relu if relu else F.gelu
         self.encoded = nn.Parameter(torch.empty(*context, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ class DecoderBlock(nn.Module):
         inner = first(x)
         x = x + self.own(inner, inner, causal=True)
         x = x + self.cross(second(x), self.encoded)
-        return x + self.down(F.gelu(self.up(third(x))))
+        return x + self.down(self.activation(self.up(third(x))))
 
 
 class SwinBlock(nn.Module):
