@@ -167,6 +167,7 @@ def can_run(plan: Plan) -> bool:
         strategy.data_parallel_size == plan.num_devices
         and strategy.sharding is Sharding.NONE
         and strategy.recompute is Recompute.NONE
+        and not strategy.offload
         and strategy.experts in (None, ExpertStrategy(expert_parallel_size=plan.num_devices))
         for strategy in strategies
     )

@@ -59,7 +59,10 @@ def plan(
         typer.Option(help="Only plans that this framework can run: any, megatron, torchtitan or deepspeed"),
     ] = None,
     uniform: Annotated[bool, typer.Option("--uniform", help="Only plans with one strategy for all blocks")] = False,
-    axes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp, and ulysses, which is searched only if named"),
+    ] = None,
     sharding: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")] = None,
     recompute: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")] = None,
     schedules: Annotated[

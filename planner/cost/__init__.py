@@ -18,6 +18,7 @@ switch        going over to another plan; its parts:
   redistribution  the general case
   busy            from bytes and messages to seconds
 assumptions   what a price takes for granted
+band          how far off a price may be
 rules, check  what cannot be computed at all
 """
 

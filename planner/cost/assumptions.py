@@ -8,6 +8,7 @@ from planner.spec.model import Block, GroupedQueryAttention, Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, ScheduleKind
 from planner.spec.stack import Stack
+from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel, Training
 from planner.spec.workload import BALANCED, Workload
 
@@ -28,6 +29,7 @@ def assumptions(
         *_of_host(stack),
         *_of_products(training, stack),
         *_of_pipeline(plan),
+        *_of_offload(plan),
     ]
     if model.moe_layers:
         found += _of_experts(training, workload, placement)
@@ -50,12 +52,27 @@ def _of_traffic(stack: Stack, plan: Plan) -> Iterator[str]:
         ("tensor-parallel", any(strategy.tp > 1 for strategy in strategies), stack.tensor_overlap_ratio),
         ("all-to-all", any(each.expert_parallel_size > 1 for each in experts), stack.expert_overlap_ratio),
         ("between stages", len(plan.stages) > 1, 0.0),
-        ("data-parallel", any(strategy.data_parallel_size > 1 for strategy in strategies), stack.data_overlap_ratio),
+        ("data-parallel", any(map(_reduces, strategies)), stack.data_overlap_ratio),
         ("ring attention", any(strategy.cp > 1 for strategy in strategies), 1.0),
+        ("Ulysses", any(strategy.ulysses > 1 for strategy in strategies), 0.0),
     )
     shares = [f"{name} {100 * ratio:.0f} %" for name, is_sent, ratio in kinds if is_sent]
     if shares:
         yield f"of the traffic, what may hide behind compute under stack {stack.name}: {', '.join(shares)}"
+
+
+def _reduces(strategy: Strategy) -> bool:
+    """Whether gradients are summed over devices that see other tokens."""
+    return strategy.data_parallel_size * strategy.sequence_parts > 1
+
+
+def _of_offload(plan: Plan) -> Iterator[str]:
+    if any(run.strategy.offload for stage in plan.stages for run in stage.runs):
+        yield (
+            "offloaded optimizer state: once per step gradients go to the host, it updates, weights come back, one "
+            "after the other; the devices of a node share its host evenly; to move experts or to switch plans costs no "
+            "copies between host and device"
+        )
 
 
 def _of_host(stack: Stack) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Attention: projections, rotary embedding, scores; fused (flash) or not; its tensor- and context-parallel traffic."""
+"""Attention: projections, rotary embedding, scores; fused (flash) or not; its traffic between parts of the sequence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from planner.cost.dense import linear_s, tensor_region, whole_tokens
 from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, overlapped_s, unquantised
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.part import Conditions, Part, Share, add, context_group, context_share
+from planner.cost.part import Conditions, Part, Share, add, context_group, context_share, head_group
 from planner.spec.model import GroupedQueryAttention, LatentAttention
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel
@@ -29,18 +29,24 @@ class _Heads(NamedTuple):
     key_width: float
     value_width: float
     output_width: float
+    core_key_width: float
+    """Channels of keys that the core reads for each token: Ulysses copies groups that are fewer than its ranks."""
+    core_value_width: float
 
 
 def attention(
     conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
 ) -> Part:
     """All of attention on one device, for one micro-batch."""
-    heads = _local_heads(kind, strategy.tp)
+    heads = _local_heads(kind, strategy)
     projections = _projections(conditions, kind, heads, part_of)
     core = _core(conditions, kind, heads, strategy, Seen(part_of, part_of))
     traffic = messages_s(conditions.levels, tensor_region(conditions, strategy, part_of))
     sent = Part(tensor_forward_s=traffic, tensor_backward_s=traffic)
-    return add((projections, core, _windows(conditions, kind, part_of), sent))
+    parts = [projections, core, _windows(conditions, kind, part_of), sent]
+    if strategy.ulysses > 1:
+        parts.append(_turned(conditions, kind, heads, strategy, part_of))
+    return add(parts)
 
 
 def cross_attention(conditions: Conditions, kind: GroupedQueryAttention, strategy: Strategy, part_of: Share) -> Part:
@@ -48,7 +54,7 @@ def cross_attention(conditions: Conditions, kind: GroupedQueryAttention, strateg
 
     That output is not kept here: all blocks of a stage read one copy (planner.cost.boundary.carried_bytes).
     """
-    heads, context = _local_heads(kind, strategy.tp), context_share(conditions, strategy, part_of)
+    heads, context = _local_heads(kind, strategy), context_share(conditions, strategy, part_of)
     hidden, element = conditions.hidden_size, conditions.rate.element_bytes
     pairs = [
         linear_s(conditions, part_of.tokens, heads.query_width, hidden),
@@ -92,16 +98,66 @@ def _windows(conditions: Conditions, kind: GroupedQueryAttention | LatentAttenti
     return Part(forward_s=moved_s, backward_s=moved_s)
 
 
-def _local_heads(kind: GroupedQueryAttention | LatentAttention, tp: int) -> _Heads:
+def _local_heads(kind: GroupedQueryAttention | LatentAttention, strategy: Strategy) -> _Heads:
+    heads = kind.num_heads / strategy.tp
     if isinstance(kind, LatentAttention):
-        heads = kind.num_heads / tp
-        value = heads * kind.v_head_dim
-        return _Heads(heads, heads * kind.qk_head_dim, heads * kind.qk_head_dim, value, value)
-    heads = kind.num_heads / tp
+        key, value = heads * kind.qk_head_dim, heads * kind.v_head_dim
+        return _Heads(heads, key, key, value, value, key, value)
     # Fewer groups than ranks: each rank keeps a whole group (Megatron-Core replicates them).
-    groups = max(1.0, kind.num_kv_heads / tp)
-    query = heads * kind.head_dim
-    return _Heads(heads, query, groups * kind.head_dim, groups * kind.head_dim, query)
+    groups = max(1.0, kind.num_kv_heads / strategy.tp)
+    query, key, core_key = (number * kind.head_dim for number in (heads, groups, max(groups, strategy.ulysses)))
+    return _Heads(heads, query, key, key, query, core_key, core_key)
+
+
+def _turned(
+    conditions: Conditions,
+    kind: GroupedQueryAttention | LatentAttention,
+    heads: _Heads,
+    strategy: Strategy,
+    part_of: Share,
+) -> Part:
+    """What Ulysses adds to attention: four exchanges each way, which nothing hides, and what is kept twice.
+
+    Kept besides: copies of groups of keys and values, and fused attention's output by heads; the projection after it
+    keeps the same by parts of the sequence. While they are exchanged, gradients of queries, keys and values stand in
+    both layouts. Selective recomputation exchanges again what it computes again.
+    """
+    seconds = messages_s(conditions.levels, head_exchange(conditions, kind, strategy, part_of))
+    copies = heads.core_key_width + heads.core_value_width - heads.key_width - heads.value_width
+    by_heads = heads.output_width if conditions.training.attention_kernel is AttentionKernel.FLASH else 0.0
+    token_bytes = conditions.rate.element_bytes * part_of.tokens
+    both = heads.query_width + heads.key_width + heads.value_width
+    return Part(
+        context_forward_s=seconds,
+        context_backward_s=seconds,
+        context_again_s=seconds,
+        stored_bytes=token_bytes * (copies + by_heads),
+        core_bytes=token_bytes * (copies + by_heads),
+        transient_bytes=token_bytes * (2.0 * both + copies),
+    )
+
+
+def head_exchange(
+    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
+) -> Messages:
+    """Ulysses, one direction: queries, keys and values become whole sequences of some heads, the output parts again.
+
+    Keys and values of fewer groups than ranks are copied before, to one for each rank.
+    Source: DeepSpeed-Ulysses (arXiv 2309.14509), section 3.2; copies: Arctic Long Sequence Training (arXiv 2506.13996).
+    """
+    heads = _local_heads(kind, strategy)
+    token_bytes = conditions.rate.element_bytes * part_of.tokens
+    widths = (heads.query_width, heads.core_key_width, heads.core_value_width, heads.output_width)
+    return tuple(Message(Collective.ALL_TO_ALL, head_group(strategy), token_bytes * width) for width in widths)
+
+
+def around_core(
+    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
+) -> tuple[Messages, Messages]:
+    """(forward, backward): all messages between parts of the sequence: of the ring, and of Ulysses."""
+    forward, backward = ring(conditions, kind, strategy, part_of)
+    exchanged = head_exchange(conditions, kind, strategy, part_of)
+    return forward + exchanged, backward + exchanged
 
 
 def _projections(
@@ -139,7 +195,7 @@ def kept_products_bytes(
     conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
 ) -> float:
     """Of self-attention, what selective recomputation keeps to spare every second product, and the core's output."""
-    heads = _local_heads(kind, strategy.tp)
+    heads = _local_heads(kind, strategy)
     columns = heads.query_width + heads.key_width + heads.value_width
     if isinstance(kind, LatentAttention):
         columns = sum(width for width, _ in _latent_matrices(kind, heads, conditions.hidden_size))
@@ -150,7 +206,7 @@ def kept_cross_products_bytes(
     conditions: Conditions, kind: GroupedQueryAttention, strategy: Strategy, part_of: Share
 ) -> float:
     """The same of cross-attention."""
-    heads, context = _local_heads(kind, strategy.tp), context_share(conditions, strategy, part_of)
+    heads, context = _local_heads(kind, strategy), context_share(conditions, strategy, part_of)
     products = part_of.tokens * heads.query_width + context.tokens * (heads.key_width + heads.value_width)
     outputs = part_of.tokens * heads.output_width
     return conditions.rate.element_bytes * (products / 2 + outputs) + 4.0 * heads.heads * part_of.tokens
@@ -164,7 +220,7 @@ def _core(
     seen: Seen,
 ) -> Part:
     if conditions.training.attention_kernel is AttentionKernel.UNFUSED:
-        return _unfused_core(conditions, kind, heads, seen)
+        return _unfused_core(conditions, kind, heads, strategy, seen)
     return _flash_core(conditions, kind, heads, strategy, seen)
 
 
@@ -181,9 +237,8 @@ def _flash_core(
     around a ring under the compute (Ring Attention, arXiv 2310.01889), with load balanced under a causal mask.
     Recomputed or not, the output is kept: the projection after it reads it. Only the numbers of each row are saved.
     """
-    rate, part_of = conditions.rate, seen.queries
-    pairs = part_of.samples * _pairs(kind, part_of.sequence * strategy.cp, seen.keys.sequence * strategy.cp)
-    pairs /= strategy.cp
+    rate, part_of, parts = conditions.rate, seen.queries, strategy.sequence_parts
+    pairs = part_of.samples * _pairs(kind, part_of.sequence * parts, seen.keys.sequence * parts) / parts
     flops = 2.0 * pairs * (heads.query_width + heads.output_width)
     forward = flops / rate.attention_forward_flops_per_s + rate.launch_s
     backward = 2.5 * flops / rate.attention_backward_flops_per_s + 2 * rate.launch_s
@@ -196,6 +251,7 @@ def _flash_core(
         weightless_forward_s=forward,
         context_forward_s=overlapped_s(rate, forward, ring_s) - forward,
         context_backward_s=overlapped_s(rate, backward, ring_back_s) - backward,
+        context_again_s=overlapped_s(rate, forward, ring_s) - forward,
         ring_forward_s=min(forward, ring_s),
         ring_backward_s=min(backward, ring_back_s),
         stored_bytes=kept,
@@ -212,14 +268,19 @@ def ring(
     Backward passes their gradients too; the ring turns the other way, so that they end where they belong without a
     further round, as in Transformer Engine.
     """
-    heads = _local_heads(kind, strategy.tp)
-    chunk_bytes = conditions.rate.element_bytes * part_of.tokens * (heads.key_width + heads.value_width)
+    heads = _local_heads(kind, strategy)
+    channels = heads.core_key_width + heads.core_value_width
+    chunk_bytes = conditions.rate.element_bytes * part_of.tokens * channels
     forward = Message(Collective.SEND_RECEIVE, context_group(strategy), chunk_bytes, strategy.cp - 1)
     return (forward,), (forward, forward)
 
 
 def _unfused_core(
-    conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, heads: _Heads, seen: Seen
+    conditions: Conditions,
+    kind: GroupedQueryAttention | LatentAttention,
+    heads: _Heads,
+    strategy: Strategy,
+    seen: Seen,
 ) -> Part:
     """Scores are written to memory, masked or not: two batched products, softmax, dropout; windows side by side apart.
 
@@ -228,9 +289,10 @@ def _unfused_core(
     that the fused softmax does not take costs three more kernels each way.
     """
     rate, stack, part_of = unquantised(conditions.rate), conditions.stack, seen.queries
-    windows = 1.0 if kind.causal else part_of.sequence / _window(kind, part_of.sequence)
-    groups = part_of.samples * heads.heads * windows
-    sequence, keys = part_of.sequence / windows, seen.keys.sequence / windows
+    sequence, keys = part_of.sequence * strategy.ulysses, seen.keys.sequence * strategy.ulysses
+    windows = 1.0 if kind.causal else sequence / _window(kind, sequence)
+    groups = part_of.samples * heads.heads / strategy.ulysses * windows
+    sequence, keys = sequence / windows, keys / windows
     not_fused = groups % stack.fused_softmax_batch != 0
     query, value = heads.query_width / heads.heads, heads.output_width / heads.heads
     scores = groups * sequence * keys

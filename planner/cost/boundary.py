@@ -83,9 +83,7 @@ def entry_messages(conditions: Conditions, strategy: Strategy, samples: int, seq
 
 def layout(strategy: Strategy) -> Layout:
     """Strategies with one layout hand activations over without moving them."""
-    cuts = [(AxisKind.CP, strategy.cp, strategy.stride(AxisKind.CP))]
-    if strategy.sequence_parallel:
-        cuts.append((AxisKind.TP, strategy.tp, strategy.stride(AxisKind.TP)))
+    cuts = [(AxisKind.CP, strategy.cp, strategy.stride(AxisKind.CP)), *_unbroken_cuts(strategy)]
     samples = [(strategy.degree(kind), strategy.stride(kind)) for kind in (AxisKind.DP, AxisKind.SDP)]
     samples.sort(key=lambda cut: -cut[1])
     (outer, outer_stride), (inner, inner_stride) = samples
@@ -93,6 +91,15 @@ def layout(strategy: Strategy) -> Layout:
         samples = [(outer * inner, inner_stride if inner > 1 else outer_stride)]
     cuts += [(AxisKind.DP, degree, stride) for degree, stride in samples]
     return tuple(sorted(cut for cut in cuts if cut[1] > 1))
+
+
+def _unbroken_cuts(strategy: Strategy) -> Layout:
+    """Ulysses and sequence parallelism give each rank one unbroken part of the tokens: alike, whichever it is."""
+    outer, inner = strategy.ulysses, strategy.tp if strategy.sequence_parallel else 1
+    outer_stride, inner_stride = strategy.stride(AxisKind.ULYSSES), strategy.stride(AxisKind.TP)
+    if inner == 1 or outer == 1 or outer_stride == inner * inner_stride:
+        return ((AxisKind.TP, outer * inner, inner_stride if inner > 1 else outer_stride),)
+    return (AxisKind.ULYSSES, outer, outer_stride), (AxisKind.TP, inner, inner_stride)
 
 
 def transition_s(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.cost.rules import Broken, broken_rules
+from planner.cost.rules import Broken, broken_rules, offload_needs_host
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
 from planner.spec.model import Embedding, Head, Model
@@ -15,7 +15,7 @@ def check_plan(model: Model, cluster: Cluster, training: Training, plan: Plan) -
     check_sequence(model, training)
     problems = [*_sizes(model, cluster, training, plan)]
     if not problems:
-        problems = [*_layers(model, training, plan)]
+        problems = [*_layers(model, cluster, training, plan)]
     if problems:
         raise InputError(*problems)
 
@@ -61,19 +61,21 @@ def _sizes(model: Model, cluster: Cluster, training: Training, plan: Plan) -> li
     ]
 
 
-def _layers(model: Model, training: Training, plan: Plan) -> list[Problem]:
+def _layers(model: Model, cluster: Cluster, training: Training, plan: Plan) -> list[Problem]:
     problems = []
     known: dict[tuple[int, int], list[Broken]] = {}
     for number, stage in enumerate(plan.stages):
         for index, run in enumerate(stage.runs):
+            found = [*offload_needs_host(run.strategy, cluster.device)]
             for layer, _, _ in model.stretches(run.first_layer, run.end_layer):
                 key = (id(layer), id(run.strategy))
                 if key not in known:
                     known[key] = list(broken_rules(layer, run.strategy, training))
-                problems += [
-                    Problem(f"plan.stages[{number}].runs[{index}].strategy", f"{broken.message} ({broken.rule})")
-                    for broken in known[key]
-                ]
+                found += known[key]
+            problems += [
+                Problem(f"plan.stages[{number}].runs[{index}].strategy", f"{broken.message} ({broken.rule})")
+                for broken in found
+            ]
     if tied_stage(model, plan):
         first, last = plan.stages[0].runs[0].strategy, plan.stages[0].runs[-1].strategy
         if (first.axes, first.sharding) != (last.axes, last.sharding):

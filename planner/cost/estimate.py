@@ -7,6 +7,7 @@ from itertools import count, pairwise
 from typing import NamedTuple
 
 from planner.cost.assumptions import assumptions
+from planner.cost.band import error_band
 from planner.cost.boundary import Entry, entry_into, tied_gradient_s, transition_s
 from planner.cost.check import check_plan, tied_stage
 from planner.cost.flops import model_flops_per_sample
@@ -15,7 +16,6 @@ from planner.cost.load import check_placement, check_workload, load_ratio
 from planner.cost.part import Conditions, at_entry, conditions
 from planner.cost.pipeline import Pace, head_in_flight, in_flight, step_s
 from planner.spec.cluster import Cluster
-from planner.spec.error_band import StepTimeBand
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
 from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.placement import Placement
@@ -45,6 +45,7 @@ class _Work(NamedTuple):
     head_bytes: int
     logits_bytes: int
     workspace_bytes: int
+    host_bytes: int
 
 
 class _Bill(NamedTuple):
@@ -59,6 +60,7 @@ class _Bill(NamedTuple):
     transition_s: float
     pace: Pace
     memory: dict[str, int]
+    host_bytes: int
 
 
 class _Known(NamedTuple):
@@ -137,7 +139,7 @@ def _estimate(case: _Case) -> Estimate:
     peak = cluster.device.peak(training.precision)
     assert peak is not None, "conditions() has checked the number format"
     times = {pace: _stage_time(pace) for pace in {bill.pace for bill in bills}}
-    stages = tuple(_stage_estimate(bill, times[bill.pace], cluster.usable_bytes) for bill in bills)
+    stages = tuple(_stage_estimate(bill, times[bill.pace], cluster) for bill in bills)
     return Estimate(
         plan_id=plan.id,
         workload=case.workload.name,
@@ -148,23 +150,10 @@ def _estimate(case: _Case) -> Estimate:
         mfu=flops_per_s_per_device / peak,
         time=_time_parts(plan, bills, step, cluster.stack.step_host_s),
         stages=stages,
-        fits=all(stage.missing_bytes == 0 for stage in stages),
+        fits=all(stage.missing_bytes == stage.missing_host_bytes == 0 for stage in stages),
         provenance=cluster.provenance,
-        error_band=_error_band(model, cluster, step),
+        error_band=error_band(model, cluster, step),
         assumptions=assumptions(model, training, cluster.stack, plan, case.workload, case.placement),
-    )
-
-
-def _error_band(model: Model, cluster: Cluster, step: float) -> StepTimeBand | None:
-    """The predicted step under the errors of runs of this kind of model."""
-    if cluster.error_bands is None:
-        return None
-    band = cluster.error_bands.moe if model.moe_layers else cluster.error_bands.dense
-    return StepTimeBand(
-        step_time_low_s=step * band.low_ratio,
-        step_time_high_s=step * band.high_ratio,
-        rows=band.rows,
-        basis=band.basis,
     )
 
 
@@ -212,9 +201,15 @@ def _stage_time(pace: Pace) -> StageTime:
     return StageTime(micro_batch_s=pace.forward_s + pace.backward_s, once_per_step_s=pace.once_s)
 
 
-def _stage_estimate(bill: _Bill, time: StageTime, limit_bytes: int) -> StageEstimate:
-    peak_bytes = sum(bill.memory.values())
-    return StageEstimate(memory=bill.memory, peak_memory_bytes=peak_bytes, limit_bytes=limit_bytes, time=time)
+def _stage_estimate(bill: _Bill, time: StageTime, cluster: Cluster) -> StageEstimate:
+    return StageEstimate(
+        memory=bill.memory,
+        peak_memory_bytes=sum(bill.memory.values()),
+        limit_bytes=cluster.usable_bytes,
+        time=time,
+        host_bytes=bill.host_bytes,
+        host_limit_bytes=cluster.device.host.memory_bytes if cluster.device.host else 0,
+    )
 
 
 def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
@@ -253,6 +248,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
             "buffers": sum(found.buffer_bytes for found in entries),
             "reserve": case.cluster.reserve_bytes,
         },
+        host_bytes=work.host_bytes,
     )
 
 
@@ -291,6 +287,7 @@ def _summed(costs: list[tuple[LayerCost, int]], moves: list[tuple[float, float]]
         head_bytes=sum(cost.activation_bytes * n for cost, n in costs if cost.logits_bytes),
         logits_bytes=sum(cost.logits_bytes * n for cost, n in costs),
         workspace_bytes=max(cost.workspace_bytes for cost, _ in costs),
+        host_bytes=sum(cost.host_bytes * n for cost, n in costs),
     )
 
 

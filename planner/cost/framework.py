@@ -103,7 +103,7 @@ def rule_name(rule: Callable[..., str | None]) -> str:
 def can_shard(strategy: Strategy) -> bool:
     """Whether there are data-parallel ranks, of the layer or of its experts, that could split anything."""
     copies = strategy.experts.expert_data_parallel_size if strategy.experts else 1
-    return strategy.data_parallel_size * strategy.cp > 1 or copies > 1
+    return strategy.data_parallel_size * strategy.sequence_parts > 1 or copies > 1
 
 
 def axes_of_target(framework: Framework, used: Used) -> str | None:
@@ -147,6 +147,11 @@ def recompute_of_target(framework: Framework, used: Used) -> str | None:
     return None
 
 
+def offload_of_target(framework: Framework, used: Used) -> str | None:
+    """No offload: what each framework offloads, and with what it goes, is not described here."""
+    return f"offload must be false for {framework.name}" if used.strategy.offload else None
+
+
 def schedule_of_target(framework: Framework, pipelined: Pipelined) -> str | None:
     """Only schedules that the framework has; without a pipeline, micro-batches go forward and back one by one."""
     allowed = framework.schedules if pipelined.num_stages > 1 else (ScheduleKind.ONE_F_ONE_B,)
@@ -176,6 +181,7 @@ STRATEGY_RULES = (
     sharding_of_target,
     sequence_parallel_of_target,
     recompute_of_target,
+    offload_of_target,
 )
 PIPELINE_RULES = (schedule_of_target,)
 TRAINING_RULES = (precision_of_target, gradient_precision_of_target)

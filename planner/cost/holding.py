@@ -70,6 +70,6 @@ def _cut(*digits: tuple[int, int]) -> Cut:
 
 
 def _shard(strategy: Strategy) -> list[tuple[int, int]]:
-    """Dense state is sharded over the sdp axis where there is one, else over dp and cp."""
-    kinds = (AxisKind.SDP,) if strategy.degree(AxisKind.SDP) > 1 else (AxisKind.DP, AxisKind.CP)
+    """Dense state is sharded over the sdp axis where there is one, else over dp, cp and ulysses."""
+    kinds = (AxisKind.SDP,) if strategy.degree(AxisKind.SDP) > 1 else (AxisKind.DP, AxisKind.CP, AxisKind.ULYSSES)
     return [(strategy.stride(kind), strategy.degree(kind)) for kind in kinds]

@@ -6,11 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost.attention import attention, cross_attention, kept_cross_products_bytes, kept_products_bytes
+from planner.cost.attention import (
+    attention,
+    cross_attention,
+    head_exchange,
+    kept_cross_products_bytes,
+    kept_products_bytes,
+)
 from planner.cost.dense import dense_feed_forward, edges_of, residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.joints import encoder_end, merging, patch_embedding
 from planner.cost.kernels import Numbers, Rates, hidden_s, overlapped_s
+from planner.cost.message import messages_s
 from planner.cost.part import Conditions, Part, Share, add, computed_tokens, of_layer, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
@@ -52,6 +59,8 @@ class LayerCost(NamedTuple):
     """Needed while this layer is computed; layers of a stage use it in turn."""
     weight_gradient_s: Numbers = 0.0
     """Of the backward pass, gradients of weights that may be put off; 0 for embedding and head."""
+    host_bytes: Numbers = 0
+    """In the memory of the host."""
 
     @property
     def fixed_bytes(self) -> Numbers:
@@ -100,8 +109,9 @@ def layer_cost(
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
-    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-1])
-    return LayerCost(*cost[:4], *whole_bytes)._replace(weight_gradient_s=put_off_s(layer, cost))
+    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-2])
+    whole_cost = LayerCost(*cost[:4], *whole_bytes)
+    return whole_cost._replace(weight_gradient_s=put_off_s(layer, cost), host_bytes=int(cost.host_bytes))
 
 
 def put_off_s(layer: AnyLayer, cost: LayerCost) -> Numbers:
@@ -151,7 +161,7 @@ def _keeping_products(conditions: Conditions, layer: Block, whole: Part, strateg
     """A block under the other kind of selective recomputation, which keeps every second matrix product.
 
     Kept: the input, the attention core's output, and half of what the matrices of attention and of a dense network put
-    out; all else is computed again. Experts keep all.
+    out; all else is computed again, but not the core and its ring. Experts keep all.
     Source: torchtitan, torchtitan/distributed/activation_checkpoint.py ("op" mode).
     """
     network = layer.feed_forward if isinstance(layer.feed_forward, DenseFeedForward) else None
@@ -163,7 +173,9 @@ def _keeping_products(conditions: Conditions, layer: Block, whole: Part, strateg
     if layer.cross_attention:
         kept += kept_cross_products_bytes(conditions, layer.cross_attention, strategy, part_of)
     return whole._replace(
-        core_bytes=max(0.0, whole.stored_bytes - kept), core_forward_s=(whole.forward_s - whole.core_forward_s) / 2
+        core_bytes=max(0.0, whole.stored_bytes - kept),
+        core_forward_s=(whole.forward_s - whole.core_forward_s) / 2,
+        context_again_s=messages_s(conditions.levels, head_exchange(conditions, layer.attention, strategy, part_of)),
     )
 
 
@@ -180,7 +192,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
     forth = _left(stack, whole.forward_s - whole.ring_forward_s, whole.tensor_forward_s, whole.all_to_all_s)
     back = _left(stack, whole.backward_s - whole.ring_backward_s, whole.tensor_backward_s, whole.all_to_all_s)
     seen = whole._replace(tensor_forward_s=forth.tensor_s, all_to_all_s=forth.exchange_s)
-    again = _recomputed(stack, seen, recompute)
+    again = _recomputed(seen, recompute)
     forward_work_s = forth.work_s + whole.imbalance_forward_s
     backward_work_s = back.work_s + whole.imbalance_backward_s
     beside_forward = _beside(rate, stack.data_overlap_ratio, forward_work_s, held.micro_forward_s)
@@ -232,6 +244,7 @@ def compose(conditions: Conditions, recompute: Recompute, edge_tokens: Numbers, 
         logits_bytes=np.ceil(whole.logits_bytes * allocated),
         workspace_bytes=np.ceil(_workspace(whole, held, kept) * allocated),
         weight_gradient_s=np.minimum(np.minimum(put_off, sum(forward)), sum(backward) / 2.0),
+        host_bytes=np.ceil(held.host_bytes),
     )
 
 
@@ -285,7 +298,7 @@ def _host_passes(recompute: Recompute) -> float:
     return 2.0 if recompute is Recompute.FULL else 1.0
 
 
-def _recomputed(stack: Stack, whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+def _recomputed(whole: Part, recompute: Recompute) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
     """What the backward pass does again: compute, and traffic of tensor, context and expert parallelism, imbalance."""
     if recompute is Recompute.FULL:
         return (
@@ -296,9 +309,7 @@ def _recomputed(stack: Stack, whole: Part, recompute: Recompute) -> tuple[Number
             whole.imbalance_forward_s,
         )
     if recompute is Recompute.SELECTIVE:
-        # Where every second product is made again, the core and its ring are not.
-        ring_s = 0.0 if stack.selective_products else whole.context_forward_s
-        return (whole.core_forward_s, 0.0, ring_s, 0.0, 0.0)
+        return (whole.core_forward_s, 0.0, whole.context_again_s, 0.0, 0.0)
     return (0.0, 0.0, 0.0, 0.0, 0.0)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group
 from planner.cost.kernels import Rates, rates
-from planner.spec.cluster import Cluster, Level
+from planner.spec.cluster import Cluster, HostShare, Level
 from planner.spec.model import AnyLayer, Block, Embedding, Merging
 from planner.spec.stack import Stack
 from planner.spec.strategy import AxisKind, Strategy
@@ -23,12 +23,14 @@ class Conditions(NamedTuple):
     levels: tuple[Level, ...]
     training: Training
     stack: Stack
+    host: HostShare | None = None
+    """None: nothing can be offloaded."""
 
 
 def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Conditions:
     """Conditions for a model of this width; raises InputError if the device lacks the number format."""
     rate = rates(cluster.device, cluster.stack, training.precision)
-    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack)
+    return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack, cluster.device.host)
 
 
 def of_layer(conditions: Conditions, layer: AnyLayer) -> Conditions:
@@ -68,7 +70,7 @@ class Share(NamedTuple):
     samples: float
     """Samples of its data-parallel rank."""
     sequence: float
-    """Tokens of each sample after the context-parallel cut."""
+    """Tokens of each sample after the cuts of its sequence."""
     tokens: float
     """samples x sequence: what the tensor-parallel regions see."""
     edge_tokens: float
@@ -77,7 +79,7 @@ class Share(NamedTuple):
 
 def context_share(conditions: Conditions, strategy: Strategy, part_of: Share) -> Share:
     """Of the encoder's output, what the same device reads in cross-attention."""
-    sequence = conditions.training.encoder_length / strategy.cp
+    sequence = conditions.training.encoder_length / strategy.sequence_parts
     tokens = part_of.samples * sequence
     return Share(part_of.samples, sequence, tokens, tokens / strategy.tp if strategy.sequence_parallel else tokens)
 
@@ -85,7 +87,7 @@ def context_share(conditions: Conditions, strategy: Strategy, part_of: Share) ->
 def share(strategy: Strategy, samples: int, sequence_length: int) -> Share:
     """The share under `strategy` of a micro-batch of `samples` over all data-parallel ranks."""
     local = samples / strategy.data_parallel_size
-    sequence = sequence_length / strategy.cp
+    sequence = sequence_length / strategy.sequence_parts
     tokens = local * sequence
     return Share(local, sequence, tokens, tokens / strategy.tp if strategy.sequence_parallel else tokens)
 
@@ -106,6 +108,8 @@ class Part(NamedTuple):
     tensor_backward_s: float = 0.0
     context_forward_s: float = 0.0
     context_backward_s: float = 0.0
+    context_again_s: float = 0.0
+    """Of `context_forward_s`, what selective recomputation does again."""
     ring_forward_s: float = 0.0
     """Of `forward_s`, what hides context-parallel traffic, and hides no other."""
     ring_backward_s: float = 0.0
@@ -142,3 +146,8 @@ def tensor_group(strategy: Strategy) -> Group:
 def context_group(strategy: Strategy) -> Group:
     """The context-parallel group of a device."""
     return ((strategy.cp, strategy.stride(AxisKind.CP)),)
+
+
+def head_group(strategy: Strategy) -> Group:
+    """The devices that turn parts of the sequence into parts of the heads, of Ulysses."""
+    return ((strategy.ulysses, strategy.stride(AxisKind.ULYSSES)),)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from planner.cost.part import arriving_tokens
+from planner.spec.cluster import Device
 from planner.spec.model import (
     AnyLayer,
     Block,
@@ -43,6 +44,21 @@ def heads_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str
     return None
 
 
+def ulysses_cuts_heads(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Ulysses gives each rank whole heads of what tensor parallelism leaves; groups are cut or replicated whole."""
+    if not isinstance(layer, Block) or strategy.ulysses == 1:
+        return None
+    parts, heads = strategy.tp * strategy.ulysses, layer.attention.num_heads
+    named = f"tp {strategy.tp} x ulysses {strategy.ulysses}" if strategy.tp > 1 else f"ulysses {strategy.ulysses}"
+    if heads % parts:
+        return f"{named} must divide the {heads} attention heads"
+    if isinstance(layer.attention, GroupedQueryAttention):
+        groups = layer.attention.num_kv_heads
+        if groups % parts and parts % groups:
+            return f"{named} must divide, or be a multiple of, the {groups} key-value heads"
+    return None
+
+
 def widths_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
     """Tensor parallelism cuts feed-forward widths evenly."""
     if not isinstance(layer, Block):
@@ -55,13 +71,18 @@ def widths_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> st
 
 
 def sequence_divides(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
-    """Context parallelism gives each rank two equal chunks (balance under a causal mask); sequence parallelism one."""
-    chunks = 2 * strategy.cp if strategy.cp > 1 else 1
+    """Context parallelism gives each rank two equal chunks (balance under a causal mask); Ulysses and sequence
+    parallelism cut them once more.
+    """
+    chunks = (2 * strategy.cp if strategy.cp > 1 else 1) * strategy.ulysses
     for tokens in sequence_cuts(layer, training):
         if tokens % chunks:
-            return f"twice cp {strategy.cp} must divide the sequence length {tokens}"
-        if strategy.sequence_parallel and tokens // strategy.cp % strategy.tp:
-            return f"tp {strategy.tp} must divide the {tokens // strategy.cp} tokens of a sequence part"
+            cuts = [f"twice cp {strategy.cp}"] if strategy.cp > 1 else []
+            cuts += [f"ulysses {strategy.ulysses}"] if strategy.ulysses > 1 else []
+            return f"{' x '.join(cuts)} must divide the sequence length {tokens}"
+        part = tokens // strategy.sequence_parts
+        if strategy.sequence_parallel and part % strategy.tp:
+            return f"tp {strategy.tp} must divide the {part} tokens of a sequence part"
     return None
 
 
@@ -78,10 +99,15 @@ def sequence_cuts(layer: AnyLayer, training: Training) -> tuple[int, ...]:
 
 
 def context_parallel_needs_one_sequence(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
-    """Context parallelism cuts text; the tokens of an image are neighbours in two directions."""
+    """Cuts of the sequence are for text: the tokens of an image are neighbours in two directions.
+
+    Ulysses beside cross-attention is not known either: it would exchange heads of two sequences.
+    """
     windows = isinstance(layer, Block) and not layer.attention.causal and getattr(layer.attention, "window", None)
-    if strategy.cp > 1 and (windows or isinstance(layer, PatchEmbedding | Merging)):
-        return "cp must be 1 for a patch embedding, a merging, and attention in windows side by side"
+    if strategy.sequence_parts > 1 and (windows or isinstance(layer, PatchEmbedding | Merging)):
+        return "cp and ulysses must be 1 for a patch embedding, a merging, and attention in windows side by side"
+    if strategy.ulysses > 1 and isinstance(layer, Block) and layer.cross_attention:
+        return "ulysses must be 1 for a block with cross-attention"
     return None
 
 
@@ -122,8 +148,16 @@ def context_parallel_needs_flash(layer: AnyLayer, strategy: Strategy, training: 
     return None
 
 
+def offload_needs_host(strategy: Strategy, device: Device) -> Iterator[Broken]:
+    """Optimizer state goes to a host whose memory and link are known."""
+    if strategy.offload and device.host is None:
+        message = f"offload must be false: nothing is known of the host of {device.name}; give the device's host"
+        yield Broken("offload-needs-host", message)
+
+
 SHAPE_RULES: tuple[Rule, ...] = (
     heads_divide,
+    ulysses_cuts_heads,
     widths_divide,
     sequence_divides,
     context_parallel_needs_one_sequence,

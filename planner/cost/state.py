@@ -13,6 +13,7 @@ from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.parameters import layer_parameters
 from planner.cost.part import Conditions, of_layer, tensor_group
 from planner.spec.cluster import Precision
+from planner.spec.errors import InputError
 from planner.spec.model import AnyLayer, Block, Embedding, GroupedQueryAttention, Head
 from planner.spec.strategy import AxisKind, Sharding, Strategy
 from planner.spec.training import Optimizer, Training
@@ -38,6 +39,8 @@ class State(NamedTuple):
     accumulate_s: float
     """In every backward pass: gradients of this micro-batch are added to those of the ones before."""
     optimizer_s: float
+    host_bytes: float = 0.0
+    """In the memory of the host, of offloaded optimizer state."""
 
 
 class _Held(NamedTuple):
@@ -81,7 +84,7 @@ def optimizer_bytes(training: Training) -> int:
 
 def state_without_experts(conditions: Conditions, layer: AnyLayer, strategy: Strategy, own_copy: bool) -> State:
     """State of everything but routed experts; a tied head counts the shared matrix only if it has an `own_copy`."""
-    return _state(conditions, strategy.sharding, _dense(conditions, layer, strategy, own_copy))
+    return _state(conditions, strategy, _dense(conditions, layer, strategy, own_copy))
 
 
 def messages_without_experts(
@@ -103,7 +106,7 @@ def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, c
     optimizer state of its own. Not priced: the traffic that keeps replicas on different ranks equal.
     """
     held = _experts(conditions, layer, strategy)
-    return _state(conditions, strategy.sharding, held._replace(parameters=held.parameters * copies_ratio))
+    return _state(conditions, strategy, held._replace(parameters=held.parameters * copies_ratio))
 
 
 def add_states(one: State, other: State) -> State:
@@ -140,7 +143,7 @@ def _dense(conditions: Conditions, layer: AnyLayer, strategy: Strategy, own_copy
         parameters += layer.vocab_size * conditions.hidden_size / strategy.tp
     partial = _partial(layer, conditions.hidden_size, strategy)
     dimensions = {kind: (strategy.degree(kind), strategy.stride(kind)) for kind in AxisKind}
-    samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP])
+    samples_and_sequence = (dimensions[AxisKind.DP], dimensions[AxisKind.CP], dimensions[AxisKind.ULYSSES])
     sharded: Group = ()
     replicated: Group = samples_and_sequence
     if strategy.degree(AxisKind.SDP) > 1:
@@ -175,15 +178,15 @@ def _experts(conditions: Conditions, layer: AnyLayer, strategy: Strategy) -> _He
     return _Held(parameters, group, ())
 
 
-def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
-    training = conditions.training
+def _state(conditions: Conditions, strategy: Strategy, held: _Held) -> State:
+    training, sharding = conditions.training, strategy.sharding
     count, parts = held.parameters, size(held.sharded_over)
-    weight, gradient, moments = weight_bytes(training), gradient_bytes(training), optimizer_bytes(training)
+    weight, gradient = weight_bytes(training), gradient_bytes(training)
     split_gradients = sharding in (Sharding.GRADIENTS, Sharding.FULL)
     split_weights = sharding is Sharding.FULL
-    kept_weight, kept_gradient, kept_moments = _kept_by_stack(conditions, split_weights)
-    # The update reads gradient and state, and writes state and weight.
-    touched = gradient + 2 * moments + weight * (2 if training.precision is Precision.FP32 else 1)
+    kept_weight, kept_gradient, kept_moments = _kept_by_stack(conditions, split_weights, strategy.offload)
+    update = _offloaded_update if strategy.offload else _update
+    optimizer_s, host_bytes = update(conditions, count / parts)
     messages = _messages(conditions, sharding, held)
     return State(
         weights_bytes=count * kept_weight / (parts if split_weights else 1),
@@ -196,21 +199,49 @@ def _state(conditions: Conditions, sharding: Sharding, held: _Held) -> State:
         once_forward_s=messages_s(conditions.levels, messages.once_forward),
         once_backward_s=messages_s(conditions.levels, messages.once_backward),
         accumulate_s=count * conditions.stack.accumulate_bytes / conditions.rate.bytes_per_s,
-        optimizer_s=count / parts * touched / conditions.rate.optimizer_bytes_per_s,
+        optimizer_s=optimizer_s,
+        host_bytes=host_bytes,
     )
 
 
-def _kept_by_stack(conditions: Conditions, split_weights: bool) -> tuple[float, float, float]:
+def _updated_bytes(training: Training) -> int:
+    """For each parameter, what the update reads (gradient, state) and writes (state, weight)."""
+    weights = 2 if training.precision is Precision.FP32 else 1
+    return gradient_bytes(training) + 2 * optimizer_bytes(training) + weights * weight_bytes(training)
+
+
+def _update(conditions: Conditions, parameters: float) -> tuple[float, float]:
+    """(seconds, bytes in the host's memory) of an update by the device."""
+    return parameters * _updated_bytes(conditions.training) / conditions.rate.optimizer_bytes_per_s, 0.0
+
+
+def _offloaded_update(conditions: Conditions, parameters: float) -> tuple[float, float]:
+    """(seconds, bytes in the host's memory) of an update by the host, which holds the state.
+
+    Once per step gradients go to the host, it updates, and weights come back: one after the other, beside nothing.
+    Frameworks hide a part of it: an upper bound. The host also holds gradients and weights, for the copies.
+    Source: ZeRO-Offload (arXiv 2101.06840), sections 4 and 5; Megatron-Core, core/optimizer/cpu_offloading, without
+    --overlap-cpu-optimizer-d2h-h2d.
+    """
+    training, host = conditions.training, conditions.host
+    if host is None:
+        raise InputError.at("cluster.device.host", "must be given where optimizer state is offloaded to it")
+    copied = gradient_bytes(training) + weight_bytes(training)
+    seconds = copied / host.link_bytes_per_s + _updated_bytes(training) / host.memory_bandwidth_bytes_per_s
+    return parameters * seconds, parameters * (copied + optimizer_bytes(training))
+
+
+def _kept_by_stack(conditions: Conditions, split_weights: bool, offload: bool) -> tuple[float, float, float]:
     """Bytes of weight, gradient and optimizer state that a parameter takes between passes, copies included."""
     training, stack = conditions.training, conditions.stack
     weight, gradient, moments = weight_bytes(training), gradient_bytes(training), optimizer_bytes(training)
     if training.precision is Precision.FP32:
-        return weight, gradient, moments
-    if stack.casts_shards and split_weights:
+        return weight, gradient, 0 if offload else moments
+    if stack.casts_shards and split_weights and not offload:
         weight, moments = 4, moments - 4
-    if gradient == 4:
-        return weight, gradient + stack.computed_gradient_bytes, moments
-    return weight, gradient, moments + stack.update_gradient_bytes
+    computed = stack.computed_gradient_bytes if gradient == 4 else 0.0
+    updated = 0.0 if gradient == 4 else stack.update_gradient_bytes
+    return weight, gradient + computed, 0 if offload else moments + updated
 
 
 def _messages(conditions: Conditions, sharding: Sharding, held: _Held) -> StateMessages:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.attention import cross_region, ring
+from planner.cost.attention import around_core, cross_region, head_exchange, ring
 from planner.cost.dense import tensor_region
 from planner.cost.experts import token_exchange
 from planner.cost.message import Messages, is_sent
@@ -34,7 +34,7 @@ class _Passes(NamedTuple):
 
     forward: Messages
     backward: Messages
-    core_forward: Messages = ()
+    selected: Messages = ()
     """Of `forward`, what selective recomputation sends again."""
 
 
@@ -58,8 +58,7 @@ def layer_traffic(
     if isinstance(layer, Block) and layer.moe is not None:
         held.append(messages_of_experts(conditions, layer, strategy))
     gathered: StateMessages = StateMessages._make(sum(column, ()) for column in zip(*held, strict=True))
-    core = () if conditions.stack.selective_products else passes.core_forward
-    again = {Recompute.NONE: (), Recompute.SELECTIVE: core, Recompute.FULL: passes.forward}
+    again = {Recompute.NONE: (), Recompute.SELECTIVE: passes.selected, Recompute.FULL: passes.forward}
     return LayerTraffic(
         *(
             tuple(filter(is_sent, messages))
@@ -80,7 +79,7 @@ def _passes(conditions: Conditions, layer: AnyLayer, strategy: Strategy, part_of
         return _Passes(*head_messages(conditions, layer, strategy, part_of))
     if not isinstance(layer, Block):
         return _Passes((), ())
-    around, around_back = ring(conditions, layer.attention, strategy, part_of)
+    around, around_back = around_core(conditions, layer.attention, strategy, part_of)
     region = tensor_region(conditions, strategy, part_of)
     first, first_back = region, region
     if layer.cross_attention:
@@ -89,10 +88,13 @@ def _passes(conditions: Conditions, layer: AnyLayer, strategy: Strategy, part_of
         around, around_back = around + rings[0], around_back + rings[1]
         sent, sent_back = cross_region(conditions, strategy, part_of)
         first, first_back = region + sent, region + sent_back
+    selected = around
+    if conditions.stack.selective_products:
+        selected = head_exchange(conditions, layer.attention, strategy, part_of)
     if layer.moe is None:
         last = () if layer.parallel else region
-        return _Passes(around + first + last, around_back + first_back + last, around)
+        return _Passes(around + first + last, around_back + first_back + last, selected)
     assert strategy.experts is not None
     exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of.edge_tokens, load_ratio=1.0)
     experts = exchange + (region if layer.moe.shared_width else ())
-    return _Passes(around + first + experts, around_back + first_back + experts, around)
+    return _Passes(around + first + experts, around_back + first_back + experts, selected)

@@ -79,10 +79,10 @@ def _check_extra_slots(context: RunContext, plan: Plan) -> None:
 
 
 def _missing_bytes(context: RunContext, plan: Plan, extra: int) -> int:
-    """Of the fullest stage under balanced load, with so many extra slots; 0 if it fits."""
+    """Of the fullest stage, or of its host, under balanced load with so many extra slots; 0 if it fits."""
     placement = placement_at_start(context.model_copy(update={"extra_slots_per_rank": extra}), plan)
     found = estimate(context.model, context.cluster, context.training, plan, placement=placement)
-    return max(stage.missing_bytes for stage in found.stages)
+    return max(max(stage.missing_bytes, stage.missing_host_bytes) for stage in found.stages)
 
 
 def plan_of(context: RunContext, plan_id: str, field: str) -> Plan:

@@ -19,12 +19,12 @@ from planner.spec.plan import Plan, Schedule, ScheduleKind
 from planner.spec.strategy import AxisKind, Recompute, Sharding, Strategy
 from planner.spec.training import Training
 
-_DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "mbs")
+_DEGREES = ("tp", "pp", "dp", "cp", "ulysses", "ep", "etp", "vpp", "mbs")
 _WORD = re.compile(rf"(?P<name>{'|'.join(_DEGREES)})(?P<degree>[1-9]\d{{0,8}})")
 _SHARDING = {f"zero{level}": sharding for level, sharding in enumerate(Sharding)}
 _RECOMPUTE = {f"recompute:{recompute.value}": recompute for recompute in Recompute}
 _SCHEDULES = {"gpipe": ScheduleKind.GPIPE, "zb": ScheduleKind.ZERO_BUBBLE}
-_FLAGS = ("sp", *_SCHEDULES)
+_FLAGS = ("sp", "offload", *_SCHEDULES)
 _HELP = (
     f"a plan is words joined by '-': {' '.join(f'{name}N' for name in _DEGREES)}, {' '.join(_SHARDING)}, "
     f"{', '.join(_FLAGS)}, {' '.join(_RECOMPUTE)}"
@@ -41,8 +41,10 @@ def plan_from_shorthand(text: str, model: Model, cluster: Cluster, training: Tra
         raise InputError.at("training.global_batch_size", 'must be a number to price a plan, not "max"')
     given = {name: degrees.get(name, 1) for name in _DEGREES}
     given["dp"] = degrees.get("dp", _rest(cluster, given))
-    if prod(given[name] for name in ("tp", "pp", "dp", "cp")) != cluster.num_devices:
-        raise InputError.at("plan", f"tp x pp x dp x cp must be the cluster's {cluster.num_devices} devices: {text!r}")
+    if given["dp"] * _others(given) != cluster.num_devices:
+        raise InputError.at(
+            "plan", f"tp x pp x dp x cp x ulysses must be the cluster's {cluster.num_devices} devices: {text!r}"
+        )
     samples = given["mbs"] * given["dp"]
     if training.global_batch_size % samples:
         raise InputError.at("plan", f"mbs x dp ({samples}) must divide the batch of {training.global_batch_size}")
@@ -50,7 +52,8 @@ def plan_from_shorthand(text: str, model: Model, cluster: Cluster, training: Tra
         training.global_batch_size, given["pp"], training.global_batch_size // samples, _schedule(given, flags)
     )
     given["etp"] = degrees.get("etp", given["tp"])
-    strategies = _strategies(given, sharding, recompute, "sp" in flags, bool(model.moe_layers))
+    common = {"sharding": sharding, "sequence_parallel": "sp" in flags, "offload": "offload" in flags}
+    strategies = _strategies(given, common, recompute, bool(model.moe_layers))
     stages = _stages(model, family)
     chosen = [
         [strategies[_kind(model.layers[layer])] for first, end in each for layer in range(first, end)]
@@ -84,10 +87,17 @@ def _words(text: str) -> tuple[dict[str, int], Sharding, Recompute, set[str]]:
 
 
 def _rest(cluster: Cluster, given: Mapping[str, int]) -> int:
-    used = given["tp"] * given["pp"] * given["cp"]
+    used = _others(given)
     if cluster.num_devices % used:
-        raise InputError.at("plan", f"tp x pp x cp ({used}) must divide the cluster's {cluster.num_devices} devices")
+        raise InputError.at(
+            "plan", f"tp x pp x cp x ulysses ({used}) must divide the cluster's {cluster.num_devices} devices"
+        )
     return cluster.num_devices // used
+
+
+def _others(given: Mapping[str, int]) -> int:
+    """Devices that dp repeats."""
+    return prod(given[name] for name in ("tp", "pp", "cp", "ulysses"))
 
 
 def _schedule(given: Mapping[str, int], flags: set[str]) -> Schedule:
@@ -102,14 +112,13 @@ def _schedule(given: Mapping[str, int], flags: set[str]) -> Schedule:
 
 
 def _strategies(
-    given: Mapping[str, int], sharding: Sharding, recompute: Recompute, sequence_parallel: bool, moe: bool
+    given: Mapping[str, int], common: Mapping[str, object], recompute: Recompute, moe: bool
 ) -> dict[str, Strategy]:
     """By kind of layer: blocks recompute, MoE blocks have experts."""
-    axes = [
-        [kind.value, given[kind.value]] for kind in (AxisKind.DP, AxisKind.CP, AxisKind.TP) if given[kind.value] > 1
-    ]
-    devices = given["dp"] * given["cp"] * given["tp"]
-    common = {"axes": axes, "sharding": sharding, "sequence_parallel": sequence_parallel}
+    outside_in = (AxisKind.DP, AxisKind.CP, AxisKind.ULYSSES, AxisKind.TP)
+    axes = [[kind.value, given[kind.value]] for kind in outside_in if given[kind.value] > 1]
+    devices = prod(given[kind.value] for kind in outside_in)
+    common = {**common, "axes": axes}
     found = {
         "edge": parse(Strategy, common, "plan"),
         "dense": parse(Strategy, common | {"recompute": recompute}, "plan"),

@@ -27,7 +27,7 @@ from planner.search.table import Table
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_RATES = 6
+_RATES = 4
 """How many exchange rates of seconds for bytes the memory bound tries; any number of them is a valid bound."""
 
 _SPARE = 16
@@ -298,59 +298,102 @@ class _Ahead:
         return np.flatnonzero(~beaten(values, best))
 
 
+class _Within(NamedTuple):
+    """The layers of a stage whose largest workspace is in one range: sums from each layer on."""
+
+    level: Level
+    least_memory: list[int]
+    rates: list[float]
+    priced: list[list[float]]
+    """By exchange rate: the least of weighted seconds + rate x bytes."""
+
+
 class _Rest:
     """Lower bounds on the step from a label and the layers that it has not chosen yet.
 
     Two bounds. The bar's own, with sums of minima, memory apart. And with the bar's weights on beats and work once per
     step: for any exchange rate, sum of min(weighted seconds + rate x bytes) - rate x bytes left is at most what the
-    remaining layers add (Lagrangian relaxation of the memory constraint).
+    remaining layers add (Lagrangian relaxation of the memory constraint); for each range that the largest workspace of
+    the stage may lie in, with the options and the room that it leaves.
     """
 
     def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
         self._tick_s, self._bar, self._budget = tick_s, bar, budget
         distinct = {id(step): step for step in steps}
         order = [id(step) for step in steps]
-        self._memory = _suffix_sums([int(distinct[key].memory.min(initial=2**60)) for key in order])
-        self._workspace = _suffix_maxima([int(distinct[key].workspace.min(initial=2**60)) for key in order])
-        room = budget - self._workspace[0]
         self._once = _suffix_sums([float(distinct[key].once_s.min(initial=np.inf)) for key in order])
         slowest = {key: peaks(bar.rhythm, step.beats_s).min(axis=0, initial=np.inf) for key, step in distinct.items()}
         filled = {key: float(filling(bar.rhythm, step.beats_s).min(initial=np.inf)) for key, step in distinct.items()}
         self._peaks = _suffix_sums([slowest[key] for key in order], np.zeros(len(bar.rhythm.peaks)))
         self._filling = _suffix_sums([filled[key] for key in order])
         weighted = {key: bar.weigh(step.beats_s, step.once_s) for key, step in distinct.items()}
-        priced = []
-        for rate in exchange_rates([(weighted[key], distinct[key].memory) for key in distinct]):
-            cheapest = {
-                key: float((weighted[key] + rate * distinct[key].memory).min(initial=np.inf)) for key in distinct
-            }
-            priced.append((rate, _suffix_sums([cheapest[key] for key in order])))
-        # The rates that bound the whole stage best bound its ends well too.
-        self._priced = sorted(priced, key=lambda found: found[0] * room - found[1][0])[:_RATES]
+        rates = exchange_rates([(weighted[key], distinct[key].memory) for key in distinct])
+        least = max((int(step.workspace.min(initial=2**60)) for step in steps), default=0)
+        self._within = [
+            _within(level._replace(least=max(level.least, least)), distinct, weighted, order, rates, budget)
+            for level in workspace_levels([step.workspace for step in distinct.values()])
+            if level.most >= least
+        ]
 
     def useful(self, step: _Step) -> Integers:
         """The options of a layer with which the stage may still pass: the bound with one layer's option fixed."""
         weighted = self._bar.weigh(step.beats_s, step.once_s)
-        kept = np.ones(len(weighted), dtype=bool)
-        for rate, sums in self._priced:
-            priced = weighted + rate * step.memory
-            surplus = priced - priced.min(initial=np.inf)
-            whole = sums[0] - rate * (self._budget - self._workspace[0]) + self._bar.others_s + surplus
-            kept &= whole < self._bar.best_s
-        return np.flatnonzero(kept)
+        least = np.full(len(weighted), np.inf)
+        for within in self._within:
+            room = self._budget - np.maximum(step.workspace, within.level.least)
+            inside = step.workspace <= within.level.most
+            bound = np.full(len(weighted), -np.inf)
+            for rate, sums in zip(within.rates, within.priced, strict=True):
+                priced = weighted + rate * step.memory
+                bound = np.maximum(bound, sums[0] - rate * room + priced - priced[inside].min(initial=np.inf))
+            least = np.minimum(least, np.where(inside, bound, np.inf))
+        return np.flatnonzero(least + self._bar.others_s < self._bar.best_s)
 
     def at_least_s(self, labels: _Labels, number: int) -> Floats:
         """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
-        left = self._budget - labels.memory - np.maximum(labels.workspace, self._workspace[number])
         beats_s, once_s = _seconds(labels.beats, self._tick_s), _seconds(labels.once, self._tick_s)
         plain = self._bar.at_least_s(
             peaks(self._bar.rhythm, beats_s) + self._peaks[number],
             filling(self._bar.rhythm, beats_s) + self._filling[number],
             once_s + self._once[number],
         )
-        rest = np.max([sums[number] - rate * left for rate, sums in self._priced], axis=0)
+        rest = np.full(len(once_s), np.inf)
+        for within in self._within:
+            left = self._budget - labels.memory - np.maximum(labels.workspace, within.level.least)
+            bound = np.max(
+                [sums[number] - rate * left for rate, sums in zip(within.rates, within.priced, strict=True)], axis=0
+            )
+            fits = (labels.workspace <= within.level.most) & (left >= within.least_memory[number])
+            rest = np.minimum(rest, np.where(fits, bound, np.inf))
         relaxed = self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s
-        return np.where(left >= self._memory[number], np.maximum(plain, relaxed), np.inf)
+        return np.maximum(plain, relaxed)
+
+
+def _within(
+    level: Level,
+    steps: dict[int, _Step],
+    weighted: dict[int, Floats],
+    order: Sequence[int],
+    rates: Sequence[float],
+    budget: int,
+) -> _Within:
+    """Sums for one range of workspace, at the few rates that bound the whole stage best."""
+    inside = {key: step.workspace <= level.most for key, step in steps.items()}
+    memory = {key: int(step.memory[inside[key]].min(initial=2**60)) for key, step in steps.items()}
+    priced = []
+    for rate in rates:
+        least = {
+            key: float((weighted[key] + rate * step.memory)[inside[key]].min(initial=np.inf))
+            for key, step in steps.items()
+        }
+        priced.append((rate, _suffix_sums([least[key] for key in order])))
+    best = sorted(priced, key=lambda found: found[0] * (budget - level.least) - found[1][0])[:_RATES]
+    return _Within(
+        level=level,
+        least_memory=_suffix_sums([memory[key] for key in order]),
+        rates=[rate for rate, _ in best],
+        priced=[sums for _, sums in best],
+    )
 
 
 def _suffix_sums(values: Sequence[Any], zero: Any = 0) -> list[Any]:

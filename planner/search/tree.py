@@ -17,7 +17,7 @@ from planner.spec.strategy import Axis, AxisKind
 
 Path = tuple[Axis, ...]
 DATA = (AxisKind.DP, AxisKind.SDP)
-SEQUENCE = (AxisKind.CP,)
+SEQUENCE = (AxisKind.CP, AxisKind.ULYSSES)
 
 
 @lru_cache(maxsize=4096)
@@ -47,6 +47,11 @@ def cp_inside_dp(path: Path, rest: int, cluster: Cluster) -> bool:
     return path[-1].kind not in DATA or all(axis.kind not in SEQUENCE for axis in path[:-1])
 
 
+def ulysses_inside_cp(path: Path, rest: int, cluster: Cluster) -> bool:
+    """Ulysses' all-to-all is unhidden, ring attention hides under the compute."""
+    return path[-1].kind is not AxisKind.CP or all(axis.kind is not AxisKind.ULYSSES for axis in path[:-1])
+
+
 def tp_within_node(path: Path, rest: int, cluster: Cluster) -> bool:
     """Tensor parallelism stays inside the nearest tier of links, and tiles it."""
     return path[-1].kind is not AxisKind.TP or tiles_nearest(path[-1].degree, cluster)
@@ -57,7 +62,13 @@ def tiles_nearest(degree: int, cluster: Cluster) -> bool:
     return cluster.levels[0].num_devices % degree == 0
 
 
-PATH_RULES: tuple[PathRule, ...] = (dp_and_sdp_apart, tp_on_nearest_devices, cp_inside_dp, tp_within_node)
+PATH_RULES: tuple[PathRule, ...] = (
+    dp_and_sdp_apart,
+    tp_on_nearest_devices,
+    cp_inside_dp,
+    ulysses_inside_cp,
+    tp_within_node,
+)
 
 
 def rule_name(rule: Callable[..., object]) -> str:

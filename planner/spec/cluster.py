@@ -78,6 +78,16 @@ class KernelEfficiency(Value):
     """Compute and communication that overlap take this many times longer each."""
 
 
+class HostShare(Value):
+    """What one device has of the host of its node, when all devices of the node use it at once."""
+
+    link_bytes_per_s: Positive
+    """Reached by large copies from and to locked memory, in the slower direction."""
+    memory_bytes: Count
+    memory_bandwidth_bytes_per_s: Positive
+    """Reached by the host's processors, reads and writes together."""
+
+
 class Device(Value):
     """One accelerator."""
 
@@ -92,6 +102,8 @@ class Device(Value):
     """Memory that no tensor can have: context, libraries, communicators, fragmentation."""
     provenance: Provenance
     sources: tuple[str, ...] = ()
+    host: HostShare | None = None
+    """None: nothing is known of it, so that nothing can be offloaded to it."""
 
     def peak(self, precision: Precision) -> float | None:
         """Peak dense FLOP/s in this number format, None if the device has none."""

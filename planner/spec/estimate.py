@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.spec.cluster import Provenance
 from planner.spec.error_band import StepTimeBand
-from planner.spec.value import NonNegative, Positive, Value
+from planner.spec.value import Index, NonNegative, Positive, Value
 
 
 class StageTime(Value):
@@ -21,11 +21,20 @@ class StageEstimate(Value):
     peak_memory_bytes: int
     limit_bytes: int
     time: StageTime
+    host_bytes: Index = 0
+    """What each device of the stage keeps in the memory of its host: offloaded optimizer state."""
+    host_limit_bytes: Index = 0
+    """A device's share of the host's memory; 0 if nothing is known of the host."""
 
     @property
     def missing_bytes(self) -> int:
-        """What the stage lacks; 0 if it fits."""
+        """What the stage lacks on each device; 0 if it fits."""
         return max(0, self.peak_memory_bytes - self.limit_bytes)
+
+    @property
+    def missing_host_bytes(self) -> int:
+        """What the stage lacks of the host's memory, for each device; 0 if it fits."""
+        return max(0, self.host_bytes - self.host_limit_bytes)
 
 
 class Estimate(Value):

@@ -190,8 +190,16 @@ class Plan(Value):
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def id(self) -> str:
-        """Hash of the canonical JSON of everything but `id` and `summary`."""
-        return content_id(self.model_dump(mode="json", exclude={"id", "summary"}))
+        """Hash of the canonical JSON of everything but `id` and `summary`.
+
+        Fields that strategies got later count only where they are set: plans keep the ids that they had before.
+        """
+        content = self.model_dump(mode="json", exclude={"id", "summary"})
+        for stage in content["stages"]:
+            for run in stage["runs"]:
+                if not run["strategy"]["offload"]:
+                    del run["strategy"]["offload"]
+        return content_id(content)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -225,7 +233,12 @@ def _virtual(schedule: Schedule) -> str:
 
 def _degrees(strategy: Strategy) -> str:
     axes = " ".join(f"{axis.kind.value}{axis.degree}" for axis in reversed(strategy.axes)) or "dp1"
-    return axes + (" sp" if strategy.sequence_parallel else "") + _ZERO[strategy.sharding]
+    return (
+        axes
+        + (" sp" if strategy.sequence_parallel else "")
+        + _ZERO[strategy.sharding]
+        + (" offload" if strategy.offload else "")
+    )
 
 
 def _expert_degrees(sizes: dict[str, int]) -> str:

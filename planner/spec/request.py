@@ -17,16 +17,19 @@ from planner.spec.workload import Scenario
 
 MAX_DEVICES = 2**20
 """More than any cluster has; what is larger is a slip, and would only cost time and memory."""
-AxisName = Literal["dp", "sdp", "tp", "pp", "ep", "cp", "sp"]
+AxisName = Literal["dp", "sdp", "tp", "pp", "ep", "cp", "sp", "ulysses"]
 RuleName = Literal[
     "dp-and-sdp-apart",
     "tp-on-nearest-devices",
     "cp-inside-dp",
+    "ulysses-inside-cp",
     "tp-within-node",
     "sequence-parallel-where-possible",
     "1f1b-instead-of-gpipe",
 ]
-ALL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
+USUAL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
+"""What is searched unless asked otherwise."""
+ALL_AXES: tuple[AxisName, ...] = (*USUAL_AXES, "ulysses")
 
 
 class Target(StrEnum):
@@ -82,7 +85,7 @@ class Options(Value):
     shortlist_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 8
     target: Target = Target.ANY
     """Only plans that this framework can run."""
-    axes: tuple[AxisName, ...] = ALL_AXES
+    axes: tuple[AxisName, ...] = USUAL_AXES
     sharding: tuple[Sharding, ...] = tuple(Sharding)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)

@@ -16,13 +16,16 @@ class AxisKind(StrEnum):
 
     `dp` cuts the samples. `sdp` does too, and is written only beside `dp`: then `full` sharding happens inside the
     sdp axis and the dp axis replicates (hybrid sharding); alone, ZeRO-3 is `dp` with sharding `full`. `tp` cuts the
-    matrices, `cp` the sequence.
+    matrices. `cp` and `ulysses` cut the sequence: under `cp` keys and values pass around a ring (arXiv 2310.01889),
+    under `ulysses` an all-to-all before and after the attention core turns parts of the sequence into parts of the
+    heads (arXiv 2309.14509). Both together: a ring of such groups (arXiv 2405.07719).
     """
 
     DP = "dp"
     SDP = "sdp"
     TP = "tp"
     CP = "cp"
+    ULYSSES = "ulysses"
 
 
 class Axis(NamedTuple):
@@ -75,6 +78,8 @@ class Strategy(Value):
     recompute: Recompute = Recompute.NONE
     experts: ExpertStrategy | None = None
     """Set for MoE layers only."""
+    offload: bool = False
+    """Optimizer state lives in the host's memory, and the host updates the weights (ZeRO-Offload, arXiv 2101.06840)."""
 
     @model_validator(mode="after")
     def _possible(self) -> Strategy:
@@ -85,9 +90,9 @@ class Strategy(Value):
             raise ValueError('axes: sdp without dp is written ["dp", n] with sharding "full"')
         if AxisKind.SDP in kinds and self.sharding is not Sharding.FULL:
             raise ValueError('sharding: must be "full" where axes hold sdp')
-        if self.sharding is not Sharding.NONE and self.data_parallel_size * self.cp == 1:
+        if self.sharding is not Sharding.NONE and self.data_parallel_size * self.sequence_parts == 1:
             if self.experts is None or self.experts.expert_data_parallel_size == 1:
-                raise ValueError('sharding: must be "none" without data parallelism (dp or cp)')
+                raise ValueError('sharding: must be "none" without data parallelism (dp, cp or ulysses)')
         if self.sequence_parallel and self.tp == 1:
             raise ValueError("sequence_parallel: needs tp of at least 2")
         if self.experts and self.experts.num_devices != self.num_devices:
@@ -110,6 +115,16 @@ class Strategy(Value):
     def cp(self) -> int:
         """Context-parallel degree."""
         return self.degree(AxisKind.CP)
+
+    @cached_property
+    def ulysses(self) -> int:
+        """Degree of Ulysses' sequence parallelism."""
+        return self.degree(AxisKind.ULYSSES)
+
+    @cached_property
+    def sequence_parts(self) -> int:
+        """Parts into which every sample is cut, outside the attention core: cp times ulysses."""
+        return self.cp * self.ulysses
 
     @cached_property
     def data_parallel_size(self) -> int:

@@ -40,7 +40,8 @@ def expert_degrees(experts: ExpertStrategy) -> str:
 
 def strategy_short(strategy: Strategy) -> str:
     """One short line: `tp2 dp8 sp zero1 · etp1 ep8 edp2 · selective`."""
-    first = (degrees(strategy), "sp" if strategy.sequence_parallel else "", _SHORT_SHARDING[strategy.sharding])
+    flags = ("sp" if strategy.sequence_parallel else "", _SHORT_SHARDING[strategy.sharding])
+    first = (degrees(strategy), *flags, "offload" if strategy.offload else "")
     parts = [" ".join(word for word in first if word)]
     if strategy.experts:
         parts.append(expert_degrees(strategy.experts))
@@ -54,6 +55,8 @@ def strategy_lines(strategy: Strategy) -> tuple[str, ...]:
     lines = [_SHARDING[strategy.sharding], _RECOMPUTE[strategy.recompute]]
     if strategy.sequence_parallel:
         lines.insert(0, "sequence parallel between tensor-parallel regions")
+    if strategy.offload:
+        lines.append("optimizer states on the host")
     return tuple(lines)
 
 

@@ -71,7 +71,13 @@ def _s(count: int) -> str:
 
 
 def _misfit(estimate: Estimate) -> str:
-    """Which stage lacks most memory."""
+    """Which stage lacks most memory; of its host where no device lacks any."""
+    number, worst = max(enumerate(estimate.stages), key=lambda numbered: numbered[1].missing_host_bytes)
+    if not any(stage.missing_bytes for stage in estimate.stages):
+        return (
+            f"This plan does not fit: stage {number} lacks {memory(worst.missing_host_bytes)} "
+            f"of {memory(worst.host_bytes)} of its host's memory for each device."
+        )
     number, worst = max(enumerate(estimate.stages), key=lambda numbered: numbered[1].missing_bytes)
     return (
         f"This plan does not fit: stage {number} lacks {memory(worst.missing_bytes)} "

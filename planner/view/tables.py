@@ -121,6 +121,7 @@ def headline_table(plan: Plan, estimate: Estimate) -> Table:
         ("per device", f"{significant(estimate.tokens_per_s_per_device)} tokens/s"),
         ("model FLOP/s", f"{significant(estimate.tflops_per_device)} TFLOP/s per device, MFU {percent(estimate.mfu)}"),
         ("memory", _room(fullest)),
+        *((("host memory", _host_room(estimate)),) if any(stage.host_bytes for stage in estimate.stages) else ()),
         ("workload", estimate.workload),
         ("provenance", estimate.provenance.value),
     )
@@ -130,6 +131,12 @@ def headline_table(plan: Plan, estimate: Estimate) -> Table:
 def _room(stage: StageEstimate) -> str:
     peak = f"{memory(stage.peak_memory_bytes)} of {memory(stage.limit_bytes)} in the fullest stage"
     return f"{peak}, lacks {memory(stage.missing_bytes)}" if stage.missing_bytes else peak
+
+
+def _host_room(estimate: Estimate) -> str:
+    stage = max(estimate.stages, key=lambda each: each.host_bytes)
+    used = f"{memory(stage.host_bytes)} of {memory(stage.host_limit_bytes)} for each device of the fullest stage"
+    return f"{used}, lacks {memory(stage.missing_host_bytes)}" if stage.missing_host_bytes else used
 
 
 def stage_table(model: Model, plan: Plan) -> Table:

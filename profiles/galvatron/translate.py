@@ -11,8 +11,6 @@ from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
 from planner.spec.strategy import Axis, AxisKind, Recompute, Sharding, Strategy
 from profiles.galvatron.plan_file import PlanFile
 
-_ULYSSES: AxisKind | None = None
-"""The axis of Galvatron's `use_sp`; None: strategies have no such axis, and plans with it are refused."""
 _SCHEDULES = {"gpipe": ScheduleKind.GPIPE, "pipedream_flush": ScheduleKind.ONE_F_ONE_B}
 
 
@@ -91,9 +89,9 @@ def edge_degree(file: PlanFile, num_devices: int) -> int:
 
 
 def _edge_cut(file: PlanFile, degree: int) -> _Cut:
-    """Embedding and head. Cut along the sequence (`vsp`), weights are whole on each rank, as in context parallelism."""
+    """Embedding and head. Cut along the sequence (`vsp`), weights are whole on each rank, as under Ulysses."""
     tensor, along_sequence = (1, degree) if file.vsp else (degree, 1)
-    return _Cut(tensor, 1, along_sequence * file.vcp, True, bool(file.embed_sdp), Recompute.NONE)
+    return _Cut(tensor, along_sequence, file.vcp, True, bool(file.embed_sdp), Recompute.NONE)
 
 
 def _block_cut(file: PlanFile, block: int, field: str) -> _Cut:
@@ -103,11 +101,6 @@ def _block_cut(file: PlanFile, block: int, field: str) -> _Cut:
     tensor, ulysses = file.tp_sizes_enc[block], 1
     if file.use_sp[block]:
         tensor, ulysses = ulysses, tensor
-    if ulysses > 1 and _ULYSSES is None:
-        raise InputError.at(
-            f"{field}.use_sp[{block}]",
-            f"must be 0: block {block} is cut by Ulysses into {ulysses}, which our strategies do not know",
-        )
     return _Cut(
         tensor,
         ulysses,
@@ -129,12 +122,10 @@ def _strategy(cut: _Cut, file: PlanFile, recipe: Recipe, field: str) -> Strategy
         raise InputError.at(
             field, f"leaves data parallelism of {data}, which must divide the {samples} samples of a micro-batch"
         )
-    axes = [(AxisKind.DP, data), (AxisKind.CP, cut.context), (_ULYSSES, cut.ulysses), (AxisKind.TP, cut.tensor)]
+    axes = [(AxisKind.DP, data), (AxisKind.CP, cut.context), (AxisKind.ULYSSES, cut.ulysses), (AxisKind.TP, cut.tensor)]
     sharding = Sharding.FULL if cut.zero3 else _default_sharding(file, recipe)
     return Strategy(
-        axes=tuple(
-            Axis(kind, degree) for kind, degree in (axes if cut.consecutive else reversed(axes)) if kind and degree > 1
-        ),
+        axes=tuple(Axis(kind, degree) for kind, degree in (axes if cut.consecutive else reversed(axes)) if degree > 1),
         sharding=sharding if data * cut.context * cut.ulysses > 1 else Sharding.NONE,
         sequence_parallel=recipe.sequence_parallel and cut.tensor > 1,
         recompute=cut.recompute,

@@ -86,15 +86,16 @@ def instances(draw: st.DrawFn, moe: bool | None = None) -> Instance:
     context = draw(
         st.sampled_from([degree for degree in (1, 2) if degree <= rest // tensor and (flash or degree == 1)])
     )
-    data = rest // (tensor * context)
+    heads = draw(st.sampled_from([degree for degree in (1, 2) if rest % (tensor * context * degree) == 0]))
+    data = rest // (tensor * context * heads)
     schedules = ["1f1b", "gpipe", "zb"] + (["vpp2"] if pipeline > 1 else [])
     schedule = draw(st.sampled_from(schedules))
     micro_batch = draw(st.sampled_from([1, 2]))
     # Interleaving wants micro-batches in multiples of the stages.
     count = pipeline * draw(st.integers(1, 3))
-    words = [f"tp{tensor}", f"pp{pipeline}", f"cp{context}", f"dp{data}", f"mbs{micro_batch}"]
+    words = [f"tp{tensor}", f"pp{pipeline}", f"cp{context}", f"ulysses{heads}", f"dp{data}", f"mbs{micro_batch}"]
     words += [schedule] if schedule != "1f1b" else []
-    if data * context > 1:
+    if data * context * heads > 1:
         words.append(draw(st.sampled_from(["zero0", "zero1", "zero2", "zero3"])))
     if tensor > 1 and (has_experts or draw(st.booleans())):
         words.append("sp")

@@ -15,6 +15,7 @@ from planner.cost import estimate
 from planner.spec.cluster import (
     Cluster,
     Device,
+    HostShare,
     KernelEfficiency,
     Level,
     Link,
@@ -207,6 +208,11 @@ def devices(draw: st.DrawFn) -> Device:
         ),
         reserve_bytes=10**9,
         provenance=Provenance.DATASHEET,
+        host=HostShare(
+            link_bytes_per_s=draw(powers(8, 12)),
+            memory_bytes=10**12,
+            memory_bandwidth_bytes_per_s=draw(powers(8, 12)),
+        ),
     )
 
 
@@ -218,11 +224,14 @@ def _plans(draw: st.DrawFn, experts: bool) -> dict[str, object]:
     tensor = draw(st.sampled_from([degree for degree in (1, 2, 4) if degree <= rest]))
     flash = draw(st.booleans())
     context = draw(st.sampled_from([1, 2]) if flash and tensor < rest else st.just(1))
-    data = rest // (tensor * context)
+    heads = draw(st.sampled_from([degree for degree in (1, 2, 4) if rest % (tensor * context * degree) == 0]))
+    data = rest // (tensor * context * heads)
     micro_batch = draw(st.sampled_from([1, 2]))
-    words = [f"tp{tensor}", f"pp{stages}", f"cp{context}", f"dp{data}", f"mbs{micro_batch}"]
+    words = [f"tp{tensor}", f"pp{stages}", f"cp{context}", f"ulysses{heads}", f"dp{data}", f"mbs{micro_batch}"]
     if tensor > 1 and (experts or draw(st.booleans())):
         words.append("sp")
+    if draw(st.booleans()):
+        words.append("offload")
     if experts:
         parallel = draw(st.sampled_from([degree for degree in (1, 2, 4, 8) if degree <= rest]))
         words += [f"ep{parallel}", f"etp{draw(st.sampled_from([d for d in (1, 2) if parallel * d <= rest]))}"]
@@ -232,10 +241,12 @@ def _plans(draw: st.DrawFn, experts: bool) -> dict[str, object]:
         "schedule": schedule,
         "stages": stages,
         "pieces": stages * (2 if schedule == "vpp2" else 1),
-        "zero": draw(st.sampled_from([f"zero{level}" for level in range(4)])) if data * context > 1 else "zero0",
+        "zero": draw(st.sampled_from([f"zero{level}" for level in range(4)]))
+        if data * context * heads > 1
+        else "zero0",
         "micro_batches": stages * draw(st.integers(1, 3)),
         "samples": micro_batch * data,
-        "sequence_length": 256 * tensor * context * draw(st.sampled_from([1, 4])),
+        "sequence_length": 256 * tensor * context * heads * draw(st.sampled_from([1, 4])),
         "attention_kernel": AttentionKernel.FLASH if flash else AttentionKernel.UNFUSED,
     }
 

@@ -6,11 +6,12 @@ from cost_samples import cluster, gpt, moe_model
 from planner.cost.boundary import entry_messages
 from planner.cost.collectives import all_gather_s, all_to_all_s, reduce_scatter_s, send_receive_s, size
 from planner.cost.experts import moe_feed_forward
-from planner.cost.layer import part_without_experts
+from planner.cost.layer import layer_cost, part_without_experts
 from planner.cost.message import Collective, Message, messages_s
 from planner.cost.part import add, conditions, share
 from planner.cost.state import state_of_experts, state_without_experts
 from planner.cost.traffic import layer_traffic
+from planner.spec.stack import Stack
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
 from planner.spec.training import Training
 
@@ -28,10 +29,12 @@ DENSE = gpt(layers=1, hidden=MOE.hidden_size, heads=8).layers[1]
 
 
 def strategies():
-    """TP 2 with sequence parallelism, CP 2 and DP 4 in all orders that matter, under every stage of ZeRO."""
-    for kinds in (("dp", "cp", "tp"), ("tp", "dp", "cp"), ("cp", "tp", "dp")):
+    """TP 2 with sequence parallelism, CP or Ulysses and DP in all orders that matter, under every stage of ZeRO."""
+    orders = [("dp", "cp", "tp"), ("tp", "dp", "cp"), ("cp", "tp", "dp")]
+    orders += [("dp", "ulysses", "tp"), ("ulysses", "tp", "dp"), ("dp", "cp", "ulysses", "tp")]
+    for kinds in orders:
         for sharding in Sharding:
-            degrees = {"dp": 4, "cp": 2, "tp": 2}
+            degrees = {"dp": 2 if len(kinds) == 4 else 4, "cp": 2, "ulysses": 2, "tp": 2}
             axes = tuple(Axis(AxisKind(kind), degrees[kind]) for kind in kinds)
             yield Strategy(axes=axes, sharding=sharding, sequence_parallel=True)
 
@@ -89,6 +92,19 @@ def test_recomputation_sends_again_what_it_computes_again(recompute, collectives
     strategy = next(strategies()).model_copy(update={"recompute": recompute})
     said = layer_traffic(PRICE, DENSE, strategy, SAMPLES, SEQUENCE)
     assert [each.collective for each in said.recomputation] == collectives
+
+
+@pytest.mark.parametrize("keeps_products", [False, True])
+@pytest.mark.parametrize("recompute", list(Recompute))
+def test_what_is_sent_again_takes_as_long_as_recomputation_is_charged(recompute, keeps_products):
+    """Selective recomputation that keeps attention's output repeats Ulysses' exchanges, but no ring."""
+    price = PRICE._replace(stack=Stack(selective_products=keeps_products))
+    for strategy in strategies():
+        again = strategy.model_copy(update={"recompute": recompute})
+        plain, more = (layer_cost(price, DENSE, each, SAMPLES, SEQUENCE).backward for each in (strategy, again))
+        charged = sum(more[part] - plain[part] for part in (2, 3))
+        said = layer_traffic(price, DENSE, again, SAMPLES, SEQUENCE).recomputation
+        assert messages_s(LEVELS, said) == pytest.approx(charged, rel=1e-9)
 
 
 def test_messages_cost_what_their_collectives_cost_one_after_the_other():

@@ -41,9 +41,16 @@ def moe_block(shared_width: int = 0) -> Block:
     return Block(attention=block().attention, feed_forward=moe)
 
 
-def strategy(tp: int = 1, cp: int = 1, dp: int = 1, sp: bool = False, experts: tuple[int, int, int] | None = None):
+def strategy(
+    tp: int = 1,
+    cp: int = 1,
+    dp: int = 1,
+    sp: bool = False,
+    experts: tuple[int, int, int] | None = None,
+    ulysses: int = 1,
+):
     """`experts`: (expert, expert-tensor, expert-data) parallel sizes."""
-    degrees = ((AxisKind.DP, dp), (AxisKind.CP, cp), (AxisKind.TP, tp))
+    degrees = ((AxisKind.DP, dp), (AxisKind.CP, cp), (AxisKind.ULYSSES, ulysses), (AxisKind.TP, tp))
     names = ("expert_parallel_size", "expert_tensor_parallel_size", "expert_data_parallel_size")
     return Strategy(
         axes=tuple(Axis(kind, degree) for kind, degree in degrees if degree > 1),
@@ -70,6 +77,13 @@ CASES = [
         strategy(tp=2),
         "tp 2 must divide, or be a multiple of, the 3 key-value heads",
     ),
+    Case("ulysses-cuts-heads", block(), strategy(ulysses=16), "ulysses 16 must divide the 8 attention heads"),
+    Case(
+        "ulysses-cuts-heads",
+        block(heads=12, kv_heads=6),
+        strategy(tp=2, ulysses=2),
+        "tp 2 x ulysses 2 must divide, or be a multiple of, the 6 key-value heads",
+    ),
     Case("widths-divide", block(width=1022), strategy(tp=4), "tp 4 must divide the feed-forward width 1022"),
     Case(
         "widths-divide",
@@ -78,6 +92,20 @@ CASES = [
         "tp 4 must divide the feed-forward width 1022",
     ),
     Case("sequence-divides", block(), strategy(cp=2), "twice cp 2 must divide the sequence length 510", ODD_SEQUENCE),
+    Case(
+        "sequence-divides",
+        block(),
+        strategy(ulysses=4),
+        "ulysses 4 must divide the sequence length 510",
+        ODD_SEQUENCE,
+    ),
+    Case(
+        "sequence-divides",
+        Head(vocab_size=100),
+        strategy(cp=3, ulysses=2),
+        "twice cp 3 x ulysses 2 must divide the sequence length 510",
+        ODD_SEQUENCE,
+    ),
     Case(
         "sequence-divides",
         Embedding(vocab_size=100),
@@ -120,7 +148,7 @@ CASES = [
         "context-parallel-needs-one-sequence",
         PatchEmbedding(patch_values=48, tokens_per_sample=64),
         strategy(cp=2),
-        "cp must be 1 for a patch embedding, a merging, and attention in windows side by side",
+        "cp and ulysses must be 1 for a patch embedding, a merging, and attention in windows side by side",
     ),
     Case(
         "sequence-divides",
@@ -147,6 +175,8 @@ def test_every_rule_has_a_case_that_breaks_it():
         (block(heads=12, kv_heads=3, width=1536), strategy(tp=3)),
         (block(heads=12, kv_heads=3, width=1536), strategy(tp=6)),
         (block(), strategy(tp=4, cp=4, sp=True)),
+        (block(kv_heads=2), strategy(ulysses=8)),
+        (block(kv_heads=2), strategy(tp=2, cp=4, ulysses=4, sp=True)),
         (block(), strategy(dp=3)),
         (Head(vocab_size=101), strategy(tp=8)),
         (moe_block(shared_width=1024), strategy(dp=2, tp=4, sp=True, experts=(4, 2, 1))),

@@ -70,6 +70,7 @@ SHARED = {
         ],
     ),
     "order-of-axes-of-target": lambda: one_stage(DENSE, axes=axes(tp=2, dp=2), sharding=ZERO_2),
+    "offload-of-target": lambda: one_stage(DENSE, axes=axes(dp=4), sharding=ZERO_2, offload=True),
     "schedule-of-target": lambda: pipeline(ScheduleKind.ZERO_BUBBLE),
 }
 
@@ -109,6 +110,7 @@ COUNTER_EXAMPLES = {
         ),
     },
     Target.DEEPSPEED: {
+        "offload-of-target": SHARED["offload-of-target"],
         "one-layout": lambda: with_blocks_of(Strategy(axes=axes(dp=2, tp=2)), Strategy(axes=axes(tp=4))),
         "one-sharding": lambda: with_blocks_of(
             Strategy(axes=axes(dp=4), sharding=ZERO_1), Strategy(axes=axes(dp=4), sharding=ZERO_2)

@@ -100,6 +100,26 @@ def test_slower_memory_is_never_faster(question, factor):
     check_not_faster(question.with_device(memory_bandwidth_bytes_per_s=slower), question)
 
 
+@pytest.mark.parametrize("name", ["link_bytes_per_s", "memory_bandwidth_bytes_per_s"])
+@given(question=questions(), factor=factors)
+@modest
+def test_a_slower_host_is_never_faster(name, question, factor):
+    host = question.device.host
+    slower = host.model_copy(update={name: getattr(host, name) / factor})
+    check_not_faster(question.with_device(host=slower), question)
+
+
+@given(question=questions())
+@modest
+def test_offload_moves_bytes_from_the_device_to_its_host_and_never_the_other_way(question):
+    kept = tuple(word for word in question.words if word != "offload")
+    without, offloaded = question.but(words=kept).price(), question.but(words=(*kept, "offload")).price()
+    for before, after in zip(without.stages, offloaded.stages, strict=True):
+        assert after.memory["optimizer_states"] == before.host_bytes == 0
+        assert after.host_bytes > 0
+        assert all(after.memory[name] <= before.memory[name] for name in before.memory)
+
+
 @pytest.mark.parametrize("name", LESS_LINK)
 @given(question=questions(), factor=factors, data=st.data())
 @modest

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import (
     all_gather_single_autograd,
     all_to_all_single_autograd,
@@ -86,6 +87,42 @@ class TorchAttention(nn.Module):
         return self.output(seen.transpose(1, 2).flatten(2))
 
 
+class UlyssesAttention(TorchAttention):
+    """Each rank has a part of the sequence, but inside the core whole sequences of some of the heads.
+
+    Keys and values of fewer groups than ranks are copied first. Source: DeepSpeed-Ulysses (arXiv 2309.14509); copies as
+    in Hugging Face's integration of it.
+    """
+
+    def __init__(self, shape: Shape, ranks: ProcessGroup) -> None:
+        super().__init__(shape)
+        self.ranks = ranks
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            projection(tokens).unflatten(-1, (-1, self.head_dim)) for projection in (self.query, self.key, self.value)
+        )
+        query, key, value = (self._by_heads(each) for each in (self.query_norm(query), self.key_norm(key), value))
+        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return self.output(self._by_tokens(seen.transpose(1, 2)).flatten(2))
+
+    def _by_heads(self, part: torch.Tensor) -> torch.Tensor:
+        """[samples, tokens / ranks, heads, channels] to [samples, heads / ranks, tokens, channels]."""
+        if part.shape[2] < self.ranks.size():
+            part = part.repeat_interleave(self.ranks.size() // part.shape[2], 2)
+        sent = part.unflatten(2, (self.ranks.size(), -1)).movedim(2, 0)
+        return self._exchanged(sent).movedim(0, 1).flatten(1, 2).transpose(1, 2)
+
+    def _by_tokens(self, whole: torch.Tensor) -> torch.Tensor:
+        """[samples, tokens, heads / ranks, channels] to [samples, tokens / ranks, heads, channels]."""
+        sent = whole.unflatten(1, (self.ranks.size(), -1)).movedim(1, 0)
+        return self._exchanged(sent).movedim(0, 2).flatten(2, 3)
+
+    def _exchanged(self, sent: torch.Tensor) -> torch.Tensor:
+        rows = [1] * self.ranks.size()
+        return all_to_all_single_autograd(sent.contiguous(), rows, rows, self.ranks)
+
+
 class TorchFeedForward(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -98,10 +135,10 @@ class TorchFeedForward(nn.Module):
 
 
 class TorchBlock(nn.Module):
-    def __init__(self, shape: Shape, feed_forward: nn.Module | None = None) -> None:
+    def __init__(self, shape: Shape, feed_forward: nn.Module | None = None, attention: nn.Module | None = None) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(shape.hidden)
-        self.attention = TorchAttention(shape)
+        self.attention = attention or TorchAttention(shape)
         self.feed_forward_norm = nn.RMSNorm(shape.hidden)
         self.feed_forward = feed_forward or TorchFeedForward(shape)
 

@@ -32,7 +32,7 @@ def traffic(
 ) -> LayerTraffic:
     """What the model says, for a micro-batch of `shape.samples` on each data-parallel rank."""
     samples = shape.samples * strategy.data_parallel_size
-    sequence = shape.sequence * strategy.cp
+    sequence = shape.sequence * strategy.sequence_parts
     training = Training(
         global_batch_size=samples, sequence_length=sequence, precision=precision, gradient_precision=gradient_precision
     )

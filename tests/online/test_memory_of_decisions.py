@@ -6,6 +6,7 @@ from moe_runs import cluster, estimate_of, imbalance_price, run_context, window
 
 from planner.cost import estimate
 from planner.online import begin, decide, replay_context
+from planner.spec.cluster import HostShare
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement
@@ -141,6 +142,29 @@ def test_extra_slots_that_do_not_fit_are_refused_with_the_number_that_would(extr
     missing = first_peak(min(extra, 6)) - limit
     with pytest.raises(InputError, match=rf"extra_slots_per_rank: must be at most 2 .* lacks {missing} bytes"):
         begin(with_extra(extra, limit))
+
+
+def offloaded(extra: int, host_memory_bytes: int) -> RunContext:
+    context = run_context(layers=2, experts=8, ranks=4, extra_slots=extra)
+    host = HostShare(link_bytes_per_s=1e10, memory_bytes=host_memory_bytes, memory_bandwidth_bytes_per_s=1e10)
+    device = context.cluster.device.model_copy(update={"host": host})
+    (plan,) = context.plans
+    (stage,) = plan.stages
+    runs = [
+        run.model_copy(update={"strategy": run.strategy.model_copy(update={"offload": True})}) for run in stage.runs
+    ]
+    plan = plan.model_copy(update={"stages": (stage.model_copy(update={"runs": tuple(runs)}),)})
+    where = context.cluster.model_copy(update={"device": device})
+    return context.model_copy(update={"plans": (plan,), "cluster": where})
+
+
+def test_extra_slots_that_the_memory_of_the_host_cannot_hold_are_refused_too():
+    context = offloaded(2, 10**12)
+    (plan,), placement = context.plans, begin(context).placement
+    (stage,) = estimate(context.model, context.cluster, context.training, plan, placement=placement).stages
+    assert begin(offloaded(2, stage.host_bytes)).placement.slots_per_rank(0) == 4
+    with pytest.raises(InputError, match="extra_slots_per_rank: must be at most 2"):
+        begin(offloaded(3, stage.host_bytes))
 
 
 def test_extra_slots_are_not_blamed_for_a_plan_that_does_not_fit_without_them():

@@ -30,6 +30,8 @@ class Sizes:
     index_add: bool = False
     """Experts' outputs are summed by index_add instead of scatter_add."""
     vocab: int = 8192
+    ulysses: int = 1
+    """Parts of the sequence, which are parts of the heads inside the attention core."""
 
     @property
     def head_dim(self) -> int:
@@ -115,6 +117,27 @@ class FlashAttention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+class _Exchange(torch.autograd.Function):
+    """An all-to-all, as far as memory goes: something of another shape, and nothing kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.shape = x.shape
+        return x.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_empty(ctx.shape), None
+
+
+def ulysses(q: Tensor, k: Tensor, v: Tensor, ranks: int) -> Tensor:
+    """Whole sequences of some heads; fewer key heads than ranks are copied. Source: arXiv 2309.14509."""
+    batch, _, tokens, channels = q.shape
+    k, v = (part.repeat_interleave(max(1, ranks // part.shape[1]), 1) for part in (k, v))
+    by_heads = (_Exchange.apply(x, (batch, x.shape[1] // ranks, tokens * ranks, channels)) for x in (q, k, v))
+    return _Exchange.apply(flash(*by_heads), (batch, tokens, q.shape[1], channels)).transpose(1, 2)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
@@ -128,7 +151,10 @@ class Attention(nn.Module):
         self.key = nn.Linear(hidden, sizes.kv_heads * sizes.head_dim, bias=False)
         self.value = nn.Linear(hidden, sizes.kv_heads * sizes.head_dim, bias=False)
         self.output = nn.Linear(hidden, hidden, bias=False)
-        self.again = again
+        self.again, self.ranks = again, sizes.ulysses
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flash(q, k, v) if self.ranks == 1 else ulysses(q, k, v, self.ranks)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, hidden = x.shape
@@ -138,7 +164,8 @@ class Attention(nn.Module):
         )
         angles = x.new_ones(tokens, self.head_dim)
         q, k = rotate(q, angles, angles), rotate(k, angles, angles)
-        out = checkpoint(flash, q, k, v, use_reentrant=False) if self.again else flash(q, k, v)
+        core: Callable[..., Tensor] = self._core
+        out = checkpoint(core, q, k, v, use_reentrant=False) if self.again else core(q, k, v)
         return self.output(out.transpose(1, 2).reshape(batch, tokens, hidden))
 
 

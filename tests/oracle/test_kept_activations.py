@@ -17,7 +17,7 @@ from torch_latent import LatentBlock, LatentSizes
 from planner.spec.model import Block as PlannedBlock
 from planner.spec.model import DenseFeedForward, LatentAttention
 from planner.spec.stack import Stack
-from planner.spec.strategy import Recompute
+from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Strategy
 
 LLAMA = Sizes(hidden=1024, heads=16, kv_heads=16, width=2816)
 GROUPED = Sizes(hidden=2048, heads=16, kv_heads=4, width=7168)
@@ -41,6 +41,18 @@ def test_a_block_keeps_what_torch_keeps(name, samples, tokens, recompute, stack)
     counted = kept_bytes(lambda: block(sizes, recompute, not stack.eager_blocks), samples, tokens, sizes.hidden)
     spread = strategy(recompute, moe=sizes.experts > 0)
     predicted = price(sizes.hidden, llama_block(sizes), spread, training(tokens), samples, stack).activation_bytes
+    assert predicted == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize("recompute", list(Recompute))
+def test_a_block_under_ulysses_keeps_what_torch_keeps(name, ranks, recompute):
+    sizes = replace(SIZES[name], ulysses=ranks)
+    counted = kept_bytes(lambda: block(sizes, recompute), 2, 1024, sizes.hidden)
+    alone = ExpertStrategy(expert_data_parallel_size=ranks) if sizes.experts else None
+    spread = Strategy(axes=(Axis(AxisKind.ULYSSES, ranks),), recompute=recompute, experts=alone)
+    predicted = price(sizes.hidden, llama_block(sizes), spread, training(1024 * ranks), 2).activation_bytes
     assert predicted == pytest.approx(counted, rel=0.02)
 
 

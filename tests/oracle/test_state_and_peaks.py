@@ -1,6 +1,7 @@
 """Weights, gradients, optimizer state and peaks that torch's memory trackers count, against the planner's bytes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch_bytes import counter_bytes, peak_bytes, state_bytes
 from planner.spec.cluster import Precision
 from planner.spec.model import Head as PlannedHead
 from planner.spec.stack import Stack
-from planner.spec.strategy import Recompute
+from planner.spec.strategy import Axis, AxisKind, Recompute
 from planner.spec.training import Optimizer
 
 LLAMA = Sizes(hidden=1024, heads=16, kv_heads=4, width=2816)
@@ -119,6 +120,24 @@ def test_fsdp_holds_shards_exactly_and_peaks_within_a_tenth(name, recompute, sam
     found, peak = tracked_by_fsdp(sizes, recompute, samples, tokens)
     spread = strategy(recompute, DEVICES, moe=sizes.experts > 0)
     cost = price(sizes.hidden, llama_block(sizes), spread, training(tokens), samples, Stack(casts_shards=True))
+    assert BLOCKS * cost.weights_bytes == found["Sharded Param"]
+    assert BLOCKS * cost.gradients_bytes == found["Sharded Grad"]
+    assert BLOCKS * cost.optimizer_bytes == found["OptState"]
+    predicted = BLOCKS * (cost.fixed_bytes + cost.activation_bytes) + cost.workspace_bytes
+    assert predicted == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.usefixtures("eight_ranks")
+@pytest.mark.parametrize("recompute", list(Recompute))
+@pytest.mark.parametrize(("samples", "tokens"), [(1, 1024), (2, 4096)])
+def test_under_ulysses_fsdp_holds_shards_exactly_and_peaks_within_a_tenth(recompute, samples, tokens):
+    """Eight parts of each sequence, four groups of keys and values."""
+    sizes = replace(LLAMA, ulysses=DEVICES)
+    found, peak = tracked_by_fsdp(sizes, recompute, samples, tokens)
+    axes = (Axis(AxisKind.ULYSSES, DEVICES),)
+    spread = strategy(recompute, DEVICES).model_copy(update={"axes": axes})
+    recipe = training(tokens * DEVICES)
+    cost = price(sizes.hidden, llama_block(sizes), spread, recipe, samples, Stack(casts_shards=True))
     assert BLOCKS * cost.weights_bytes == found["Sharded Param"]
     assert BLOCKS * cost.gradients_bytes == found["Sharded Grad"]
     assert BLOCKS * cost.optimizer_bytes == found["OptState"]

@@ -84,7 +84,7 @@ def test_without_a_cut_embedding_and_head_are_cut_until_their_ranks_have_equally
 def test_a_vocabulary_under_sequence_parallelism_keeps_whole_weights_on_each_rank():
     embedding, *blocks, head = _strategies(_plan(LLAMA_PLAN))
     assert embedding == head
-    assert (_axes(head), head.sharding) == ([("dp", 4), ("cp", 2)], Sharding.FULL)
+    assert (_axes(head), head.sharding) == ([("dp", 4), ("ulysses", 2)], Sharding.FULL)
     assert [block.recompute for block in blocks] == [Recompute.FULL] * 20 + [Recompute.NONE] * 12
 
 
@@ -100,10 +100,12 @@ def test_context_parallelism_stands_between_data_and_tensor_parallelism():
     assert [_axes(s) for s in _strategies(_plan(content))[1:3]] == [[("dp", 2), ("cp", 2)], [("cp", 2), ("tp", 2)]]
 
 
-def test_ulysses_is_refused_by_the_number_of_its_block():
-    with pytest.raises(InputError, match="block 2 is cut by Ulysses into 2") as caught:
-        _plan(SMALL | {"use_sp": "1,0,1,0"})
-    assert caught.value.problems[0].field == "file.use_sp[2]"
+def test_ulysses_takes_the_degree_of_tensor_parallelism():
+    blocks = _strategies(_plan(SMALL | {"use_sp": "1,0,1,0"}))[1:-1]
+    plain = _strategies(_plan(SMALL))[1:-1]
+    assert _axes(plain[2]) == [("tp", 2), ("dp", 2)]
+    assert _axes(blocks[2]) == [("ulysses", 2), ("dp", 2)]
+    assert [blocks[n] for n in (0, 1, 3)] == [plain[n] for n in (0, 1, 3)]
 
 
 def test_plans_with_experts_are_refused():

@@ -11,7 +11,7 @@ from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError
 from planner.spec.model import Block, GroupedQueryAttention, LayerRun, Model
 from planner.spec.placement import Placement
-from planner.spec.strategy import Sharding
+from planner.spec.strategy import Axis, AxisKind, Sharding
 from runtime.comparison import Comparison, Trial, compare_placements
 from runtime.example import Job, LanguageModel, Progress, batches, can_run, library_text, train
 from runtime.launch import launch
@@ -65,15 +65,21 @@ def test_imbalance_of_the_comparison_is_that_of_the_tokens_under_either_placemen
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_only_plans_that_the_program_understands_are_run():
+@pytest.mark.parametrize(
+    "change",
+    [{"sharding": Sharding.OPTIMIZER}, {"offload": True}, {"axes": (Axis(AxisKind.ULYSSES, RANKS),)}],
+)
+def test_only_plans_that_the_program_understands_are_run(change):
     plan = sample_plan(RANKS)
     assert can_run(plan)
-    spread = plan.stages[0].runs[1]
-    sharded = spread.model_copy(
-        update={"strategy": spread.strategy.model_copy(update={"sharding": Sharding.OPTIMIZER})}
-    )
-    stage = plan.stages[0].model_copy(update={"runs": (plan.stages[0].runs[0], sharded)})
+    first, spread = plan.stages[0].runs[:2]
+    other = spread.model_copy(update={"strategy": spread.strategy.model_copy(update=change)})
+    stage = plan.stages[0].model_copy(update={"runs": (first, other)})
     assert not can_run(plan.model_copy(update={"stages": (stage,)}))
+
+
+def test_a_plan_for_other_ranks_is_refused():
+    plan = sample_plan(RANKS)
     job = Job(model=MODEL, plan=plan, service="http://127.0.0.1:9", search="s", run="r", num_steps=1, window_steps=1)
     with pytest.raises(InputError, match="cannot run"):
         train(lambda message: None, job)

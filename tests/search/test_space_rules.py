@@ -82,7 +82,7 @@ def test_a_batch_beyond_all_sense_is_refused():
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("tp3", "plan: tp x pp x cp"),
+        ("tp3", "plan: tp x pp x cp x ulysses"),
         ("tp2-foo", "'foo' is unknown"),
         ("tp2-tp4", "'tp4' is unknown or stands twice"),
         ("mbs7", "mbs x dp"),

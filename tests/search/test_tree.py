@@ -6,7 +6,7 @@ from planner.search.removed import Removed
 from planner.search.space import Space
 from planner.search.tree import PATH_RULES, count_paths, divisors, dp_and_sdp_apart, paths, tp_on_nearest_devices
 from planner.spec.cluster import Cluster
-from planner.spec.request import Options
+from planner.spec.request import ALL_AXES, USUAL_AXES, Options
 from planner.spec.strategy import AxisKind, Sharding
 from planner.spec.training import Training
 from profiles import cluster_from_shorthand, model_preset, resolve_cluster
@@ -86,6 +86,21 @@ def test_sdp_alone_is_written_as_dp_with_full_sharding_and_beside_dp_as_hybrid_s
     (only,) = space.grid(block, 4)
     assert only.axes == ((AxisKind.DP, 4),)
     assert only.sharding is Sharding.FULL
+
+
+def test_ulysses_is_searched_where_it_is_named_between_the_ring_and_tensor_parallelism():
+    block = model_preset("llama-3.1-8b").layers[1]
+    training = Training(global_batch_size=64, sequence_length=4096)
+    found = {}
+    for axes in (USUAL_AXES, ALL_AXES):
+        removed = Removed()
+        grid = Space(a_cluster("2x8:h100-sxm-80g"), training, Options(axes=axes), removed).grid(block, 16)
+        orders = {tuple(axis.kind.value for axis in shape.axes) for shape in grid.shapes}
+        found[axes] = {order for order in orders if "ulysses" in order}
+        assert ("ulysses-inside-cp" in removed.counts) == bool(found[axes])
+    assert not found[USUAL_AXES]
+    assert ("dp", "cp", "ulysses", "tp") in found[ALL_AXES]
+    assert all(set(order[order.index("ulysses") :]) <= {"ulysses", "tp"} for order in found[ALL_AXES])
 
 
 def test_every_rule_that_removes_something_is_counted_and_listed_by_its_name():

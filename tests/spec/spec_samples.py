@@ -40,7 +40,7 @@ TWO_STAGES = {
 }
 """Plain data of a sound plan."""
 
-KINDS = [AxisKind.DP, AxisKind.SDP, AxisKind.TP, AxisKind.CP]
+KINDS = list(AxisKind)
 
 
 @st.composite
@@ -64,13 +64,14 @@ def strategies(draw, num_devices):
         sequence_parallel=draw(st.booleans()) and AxisKind.TP in kinds,
         recompute=draw(st.sampled_from(list(Recompute))),
         experts=draw(st.none() | _experts(num_devices)),
+        offload=draw(st.booleans()),
     )
 
 
 def _shardings(kinds):
     if AxisKind.SDP in kinds:
         return st.just(Sharding.FULL)
-    return st.sampled_from(list(Sharding) if kinds & {AxisKind.DP, AxisKind.CP} else [Sharding.NONE])
+    return st.sampled_from(list(Sharding) if kinds - {AxisKind.TP} else [Sharding.NONE])
 
 
 def _experts(num_devices):

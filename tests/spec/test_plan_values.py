@@ -123,6 +123,7 @@ def test_the_id_does_not_depend_on_the_order_of_keys_nor_on_written_defaults():
         (("schedule",), {"kind": "zero_bubble"}),
         ((*STRATEGY, "axes"), [["tp", 2], ["dp", 2]]),
         ((*STRATEGY, "recompute"), "selective"),
+        ((*STRATEGY, "offload"), True),
         (("stages", 0, "runs", 1, "strategy", "experts"), {"expert_parallel_size": 4}),
     ],
 )

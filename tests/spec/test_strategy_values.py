@@ -51,7 +51,7 @@ def test_a_strategy_cannot_be_changed():
 def test_degrees_multiply_to_the_devices_and_strides_nest(case):
     num_devices, strategy = case
     assert prod(strategy.degree(kind) for kind in AxisKind) == strategy.num_devices == num_devices
-    assert strategy.data_parallel_size * strategy.tp * strategy.cp == num_devices
+    assert strategy.data_parallel_size * strategy.tp * strategy.sequence_parts == num_devices
     inside = 1
     for axis in reversed(strategy.axes):
         assert strategy.stride(axis.kind) == inside

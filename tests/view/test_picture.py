@@ -88,6 +88,12 @@ def test_what_is_beyond_the_limit_is_struck_through_and_named():
     assert "This plan does not fit: stage 0 lacks 21.0 GiB of 101 GiB on each device." in _texts(root)
 
 
+def test_a_plan_that_lacks_memory_of_its_host_alone_says_so():
+    texts = _texts(_parsed(samples.offloaded()))
+    assert "This plan does not fit: stage 1 lacks 44.0 GiB of 300 GiB of its host's memory for each device." in texts
+    assert "optimizer states on the host" in " ".join(filter(None, texts))
+
+
 def test_a_plan_that_fits_carries_no_warning():
     root = _parsed(samples.mixtral())
     assert not any("lacks" in (text or "") for text in root.itertext())

@@ -105,6 +105,15 @@ def test_memory_that_is_missing_is_negative_free_memory_and_named_in_the_headlin
     assert any("lacks 21.0 GiB" in value for value in _column(headline_table(plan, estimate), "value"))
 
 
+def test_what_the_host_keeps_is_named_where_it_keeps_anything():
+    _, plan, estimate = samples.offloaded()
+    table = headline_table(plan, estimate)
+    row = dict(zip(_column(table, "quantity"), _column(table, "value"), strict=True))
+    assert row["host memory"] == "300 GiB of 256 GiB for each device of the fullest stage, lacks 44.0 GiB"
+    _, plan, estimate = samples.mixtral()
+    assert "host memory" not in _column(headline_table(plan, estimate), "quantity")
+
+
 def test_the_error_band_stands_below_the_step_time_with_the_runs_that_it_is_of():
     _, plan, estimate = samples.mixtral()
     assert "error band" not in _column(headline_table(plan, estimate), "quantity")

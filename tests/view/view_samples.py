@@ -162,6 +162,16 @@ def one_device() -> tuple[Model, Plan, Estimate]:
     return model(dense=4, name="tiny"), plan, estimate(plan, peak_gib=3.1, limit_gib=8, step_time_s=0.0123)
 
 
+def offloaded() -> tuple[Model, Plan, Estimate]:
+    """The second of two stages keeps more on its host than there is."""
+    choice = strategy(dp=8, sharding=Sharding.OPTIMIZER).model_copy(update={"offload": True})
+    plan = even_plan([3, 3], choice)
+    found = estimate(plan)
+    held = zip(found.stages, (200 * GIB, 300 * GIB), strict=True)
+    stages = tuple(stage.model_copy(update={"host_bytes": kept, "host_limit_bytes": 256 * GIB}) for stage, kept in held)
+    return model(dense=4, name="tiny"), plan, found.model_copy(update={"stages": stages, "fits": False})
+
+
 def two_strategies_per_stage() -> tuple[Model, Plan, Estimate]:
     """Dense blocks without experts, MoE blocks with; the plan does not fit in its first stage."""
     dense = strategy(tp=2, dp=4, cp=2, sharding=Sharding.FULL, sequence_parallel=True, recompute=Recompute.FULL)
