@@ -39,7 +39,10 @@ def model_names() -> list[str]:
 def model_preset(name: str) -> Model:
     """The preset of this name or alias; raises NotFoundError with close matches."""
     found = catalogue.find("models", name)
-    return model_from_config(catalogue.content("models", found)["hf_config"], found)
+    content = catalogue.content("models", found)
+    if "spec" in content:
+        return parse(Model, content["spec"], found)
+    return model_from_config(content["hf_config"], found)
 
 
 def model_request_from_file(path: str) -> ModelRequest:

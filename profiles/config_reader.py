@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from planner.spec.errors import InputError
@@ -71,6 +72,37 @@ class ConfigReader:
             if kind not in ("full_attention", "sliding_attention"):
                 raise self.wrong("layer_types", f"must hold full_attention or sliding_attention, got {kind!r}")
         return tuple(kind == "sliding_attention" for kind in types)
+
+    def counts(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers of at least 1, at least one of them; required."""
+        numbers = self._list(key)
+        if not numbers:
+            raise self.wrong(key, "is required: a list of whole numbers")
+        return tuple(self._whole(key, number, 1) for number in numbers)
+
+    def sides(self, key: str, default: int) -> tuple[int, int]:
+        """(height, width): a whole number for both, or a list of two."""
+        value = self._value(key, default)
+        pair = value if isinstance(value, list | tuple) else (value, value)
+        if len(pair) != 2:
+            raise self.wrong(key, f"must be a whole number, or height and width, got {_shown(value)}")
+        return self._whole(key, pair[0], 1), self._whole(key, pair[1], 1)
+
+    def ratio(self, key: str, default: float) -> float:
+        """A finite number above 0."""
+        value = self._value(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
+            raise self.wrong(key, f"must be a number above 0, got {_shown(value)}")
+        return float(value)
+
+    def num_labels(self) -> int:
+        """Classes of a classifier: `num_labels`, else the entries of `id2label`, else 2."""
+        labels = self._value("id2label", None)
+        if labels is None or "num_labels" in self.content:
+            return self.count("num_labels", 2)
+        if not isinstance(labels, Mapping) or not labels:
+            raise self.wrong("id2label", f"must name at least one class, got {_shown(labels)}")
+        return len(labels)
 
     def multiple(self, key: str, value: int, divisor_key: str, divisor: int) -> int:
         """`value` over `divisor`; an error at `key` if it does not divide evenly."""

@@ -21,14 +21,27 @@ from planner.spec.model import (
 from profiles.config_reader import ConfigReader
 
 
-def decoder(config: ConfigReader, attentions: Sequence[Attention], feed_forwards: Sequence[FeedForward]) -> Model:
-    """Token embedding, one block for each pair of attention and feed-forward, RMS norm and head."""
+def decoder(
+    config: ConfigReader,
+    attentions: Sequence[Attention],
+    feed_forwards: Sequence[FeedForward],
+    *,
+    tied: bool = False,
+    norms_both_sides: bool = False,
+) -> Model:
+    """Token embedding, one block for each pair of attention and feed-forward, RMS norm and head.
+
+    `tied`: whether the library ties the head to the embedding where the file does not say.
+    """
     vocab_size = config.count("vocab_size")
-    blocks = [Block(attention=a, feed_forward=f) for a, f in zip(attentions, feed_forwards, strict=True)]
+    blocks = [
+        Block(attention=a, feed_forward=f, norms_both_sides=norms_both_sides)
+        for a, f in zip(attentions, feed_forwards, strict=True)
+    ]
     layers = [
         Embedding(vocab_size=vocab_size),
         *blocks,
-        Head(vocab_size=vocab_size, tied=config.flag("tie_word_embeddings", False)),
+        Head(vocab_size=vocab_size, tied=config.flag("tie_word_embeddings", tied)),
     ]
     return stack(config, config.count("hidden_size"), layers, config.optional_count("max_position_embeddings", None))
 

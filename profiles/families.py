@@ -7,6 +7,7 @@ only the file can know (sizes, numbers of layers, heads and experts) are require
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from planner.spec.model import (
     Block,
@@ -20,6 +21,7 @@ from planner.spec.model import (
     MoeFeedForward,
     Norm,
 )
+from profiles import encoders, layer_norm_decoders
 from profiles.config_reader import ConfigReader
 from profiles.decoder import decoder, dense, grouped_query, moe, no_windows, one_window, qwen_windows, stack
 
@@ -155,17 +157,70 @@ def _gpt2(config: ConfigReader) -> Model:
     return stack(config, hidden, layers, positions)
 
 
+def _gemma(config: ConfigReader) -> Model:
+    _refuse_both_ways(config)
+    bias = config.flag("attention_bias", False)
+    attentions = grouped_query(config, no_windows(config), kv_heads=16, head_dim=256, qkv_bias=bias, output_bias=bias)
+    return decoder(config, attentions, [dense(config)] * len(attentions), tied=True)
+
+
+def _gemma2(config: ConfigReader) -> Model:
+    return _gemma_with_windows(config, 2, qk_norm="none")
+
+
+def _gemma3_text(config: ConfigReader) -> Model:
+    return _gemma_with_windows(config, config.count("sliding_window_pattern", 6), qk_norm="per_head")
+
+
+def _gemma_with_windows(config: ConfigReader, pattern: int, qk_norm: Literal["none", "per_head"]) -> Model:
+    """Every `pattern`-th block sees all, the others a window; a norm on both sides of each part of a block."""
+    _refuse_both_ways(config)
+    layers = config.num_layers("num_hidden_layers")
+    window = config.optional_count("sliding_window", 4096)
+    slides = config.sliding_layers(layers) or [(number + 1) % pattern != 0 for number in range(layers)]
+    bias = config.flag("attention_bias", False)
+    windows = [window if sliding else None for sliding in slides]
+    attentions = grouped_query(
+        config, windows, kv_heads=4, head_dim=256, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm
+    )
+    return decoder(config, attentions, [dense(config)] * layers, tied=True, norms_both_sides=True)
+
+
+def _refuse_both_ways(config: ConfigReader) -> None:
+    if config.content.get("use_bidirectional_attention"):
+        raise config.wrong("use_bidirectional_attention", "must be false: only decoders are known of this family")
+
+
+def _phi3(config: ConfigReader) -> Model:
+    attentions = grouped_query(config, one_window(config, None))
+    return decoder(config, attentions, [dense(config)] * len(attentions))
+
+
 FAMILIES: dict[str, Callable[[ConfigReader], Model]] = {
+    "bert": encoders.bert,
+    "bloom": layer_norm_decoders.bloom,
+    "dbrx": layer_norm_decoders.dbrx,
     "deepseek_v2": _deepseek_v2,
     "deepseek_v3": _deepseek_v3,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3_text,
     "gpt2": _gpt2,
+    "gpt_neox": layer_norm_decoders.gpt_neox,
     "gpt_oss": _gpt_oss,
     "llama": _llama,
     "mistral": _mistral,
     "mixtral": _mixtral,
     "olmoe": _olmoe,
+    "opt": layer_norm_decoders.opt,
+    "phi": layer_norm_decoders.phi,
+    "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen2_moe": _qwen2_moe,
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
+    "swin": encoders.swin,
+    "switch_transformers": encoders.switch_transformers,
+    "t5": encoders.t5,
+    "vit": encoders.vit,
 }

@@ -40,6 +40,10 @@ RequiredBatch = Annotated[str, _BATCH]
 RequiredSequence = Annotated[int, _SEQUENCE]
 Batch = Annotated[str | None, _BATCH]
 Sequence = Annotated[int | None, _SEQUENCE]
+EncoderSequence = Annotated[
+    int | None,
+    typer.Option("--encoder-sequence-length", metavar="N", help="Tokens an encoder reads (T5); else as the decoder"),
+]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16, bf16, fp8, mxfp8 or nvfp4")]
 MemoryOption = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from api.commands.options import (
     AxesOption,
     CapacityFactor,
     ClusterArgument,
+    EncoderSequence,
     GradientOption,
     JsonOption,
     MaxBatch,
@@ -54,6 +55,7 @@ def plan(
     cluster: ClusterArgument,
     global_batch_size: RequiredBatch,
     sequence_length: RequiredSequence,
+    encoder_sequence_length: EncoderSequence = None,
     precision: PrecisionOption = "bf16",
     optimizer: OptimizerOption = "adam",
     max_global_batch_size: MaxBatch = None,
@@ -89,6 +91,7 @@ def plan(
     training = training_from(
         global_batch_size,
         sequence_length,
+        encoder_sequence_length=encoder_sequence_length,
         precision=precision,
         optimizer=optimizer,
         gradient_precision=gradient_precision,

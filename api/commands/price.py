@@ -11,6 +11,7 @@ import typer
 from api.commands.options import (
     Batch,
     ClusterArgument,
+    EncoderSequence,
     GradientOption,
     JsonOption,
     MemoryOption,
@@ -39,6 +40,7 @@ def estimate(
     plan: PlanArgument,
     global_batch_size: Batch = None,
     sequence_length: Sequence = None,
+    encoder_sequence_length: EncoderSequence = None,
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
@@ -46,7 +48,11 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """Predict the time and memory of PLAN, whether it fits or not."""
-    recipe = {"precision": precision, "gradient_precision": gradient_precision}
+    recipe = {
+        "precision": precision,
+        "gradient_precision": gradient_precision,
+        "encoder_sequence_length": encoder_sequence_length,
+    }
     resolved, chosen, priced = _priced(
         model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
     )
@@ -68,6 +74,7 @@ def picture(
     plan: PlanArgument,
     global_batch_size: Batch = None,
     sequence_length: Sequence = None,
+    encoder_sequence_length: EncoderSequence = None,
     precision: PrecisionOption = "bf16",
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
@@ -75,7 +82,11 @@ def picture(
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
 ) -> None:
     """Draw PLAN as SVG: stages, devices, layers, strategies, memory."""
-    recipe = {"precision": precision, "gradient_precision": gradient_precision}
+    recipe = {
+        "precision": precision,
+        "gradient_precision": gradient_precision,
+        "encoder_sequence_length": encoder_sequence_length,
+    }
     resolved, chosen, priced = _priced(
         model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
     )

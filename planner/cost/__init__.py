@@ -3,7 +3,7 @@
 kernels       one device: matrix products, memory-bound work, overlap
 collectives   groups of devices under tiers of links
 message       what is sent: collective, group, bytes, how often; a list of messages has a price
-part, dense, attention, experts, vocabulary, state
+part, dense, attention, experts, vocabulary, joints, state
               what one device pays for a part of a layer
 layer         one layer under one strategy
 traffic       all messages of a layer, as layer prices them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.spec.model import Model
+from planner.spec.model import Block, GroupedQueryAttention, Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, ScheduleKind
 from planner.spec.stack import Stack
@@ -24,6 +24,7 @@ def assumptions(
 ) -> tuple[str, ...]:
     """Short sentences; only those that can matter to this plan."""
     found = [
+        *_of_layers(model),
         *_of_traffic(stack, plan),
         *_of_host(stack),
         *_of_products(training, stack),
@@ -33,6 +34,14 @@ def assumptions(
     if model.moe_layers:
         found += _of_experts(training, workload, placement)
     return (*found, FULL_SEQUENCES, NOT_MODELLED)
+
+
+def _of_layers(model: Model) -> Iterator[str]:
+    if model.has_encoder:
+        yield "what the decoder reads is embedded in layer 0 and carried through the encoder's stages"
+    attentions = [each for run in model.runs if isinstance(run.layer, Block) for each in run.layer.attentions]
+    if any(isinstance(each, GroupedQueryAttention) and each.position_buckets for each in attentions):
+        yield "learned biases by relative position take the memory of their tables, and no time"
 
 
 def _of_traffic(stack: Stack, plan: Plan) -> Iterator[str]:

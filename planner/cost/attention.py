@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.dense import linear_s, tensor_region
+from planner.cost.dense import linear_s, tensor_region, whole_tokens
 from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, overlapped_s, unquantised
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.part import Conditions, Part, Share, add, context_group, head_group
+from planner.cost.part import Conditions, Part, Share, add, context_group, context_share, head_group
 from planner.spec.model import GroupedQueryAttention, LatentAttention
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel
+
+
+class Seen(NamedTuple):
+    """Whose tokens attend to whose."""
+
+    queries: Share
+    keys: Share
 
 
 class _Heads(NamedTuple):
@@ -33,12 +40,62 @@ def attention(
     """All of attention on one device, for one micro-batch."""
     heads = _local_heads(kind, strategy)
     projections = _projections(conditions, kind, heads, part_of)
-    core = _core(conditions, kind, heads, strategy, part_of)
+    core = _core(conditions, kind, heads, strategy, Seen(part_of, part_of))
     traffic = messages_s(conditions.levels, tensor_region(conditions, strategy, part_of))
-    parts = [projections, core, Part(tensor_forward_s=traffic, tensor_backward_s=traffic)]
+    sent = Part(tensor_forward_s=traffic, tensor_backward_s=traffic)
+    parts = [projections, core, _windows(conditions, kind, part_of), sent]
     if strategy.ulysses > 1:
         parts.append(_turned(conditions, kind, heads, strategy, part_of))
     return add(parts)
+
+
+def cross_attention(conditions: Conditions, kind: GroupedQueryAttention, strategy: Strategy, part_of: Share) -> Part:
+    """Attention whose keys and values are made of the encoder's output, on one device, for one micro-batch.
+
+    That output is not kept here: all blocks of a stage read one copy (planner.cost.boundary.carried_bytes).
+    """
+    heads, context = _local_heads(kind, strategy), context_share(conditions, strategy, part_of)
+    hidden, element = conditions.hidden_size, conditions.rate.element_bytes
+    pairs = [
+        linear_s(conditions, part_of.tokens, heads.query_width, hidden),
+        linear_s(conditions, context.tokens, heads.key_width + heads.value_width, hidden),
+        linear_s(conditions, part_of.tokens, hidden, heads.output_width),
+    ]
+    kept = part_of.tokens * heads.query_width + context.tokens * (heads.key_width + heads.value_width)
+    sent, sent_back = cross_region(conditions, strategy, part_of)
+    projections = Part(
+        forward_s=sum(pair[0] for pair in pairs),
+        backward_s=sum(pair[1] for pair in pairs),
+        tensor_forward_s=messages_s(conditions.levels, sent),
+        tensor_backward_s=messages_s(conditions.levels, sent_back),
+        stored_bytes=element * kept,
+        transient_bytes=element * kept,
+    )
+    return add((projections, _core(conditions, kind, heads, strategy, Seen(part_of, context))))
+
+
+def cross_region(conditions: Conditions, strategy: Strategy, part_of: Share) -> tuple[Messages, Messages]:
+    """(forward, backward) tensor-parallel messages: a region as any, and the gradient of the encoder's output.
+
+    With sequence parallelism that output is gathered before, and its gradient reduce-scattered: own derivation, from
+    the region's rules with another input for keys and values.
+    """
+    region, context = tensor_region(conditions, strategy, part_of), context_share(conditions, strategy, part_of)
+    if not strategy.sequence_parallel:
+        return region, (*region, whole_tokens(Collective.ALL_REDUCE, conditions, strategy, context))
+    return (
+        (*region, whole_tokens(Collective.ALL_GATHER, conditions, strategy, context)),
+        (*region, whole_tokens(Collective.REDUCE_SCATTER, conditions, strategy, context)),
+    )
+
+
+def _windows(conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, part_of: Share) -> Part:
+    """Tokens brought together by window, and back: each read and written twice, as much in the backward pass."""
+    if kind.causal or not getattr(kind, "window", None):
+        return Part()
+    elements = part_of.tokens * conditions.hidden_size
+    moved_s = elementwise_s(conditions.rate, 4.0 * conditions.rate.element_bytes * elements, 2)
+    return Part(forward_s=moved_s, backward_s=moved_s)
 
 
 def _local_heads(kind: GroupedQueryAttention | LatentAttention, strategy: Strategy) -> _Heads:
@@ -137,7 +194,7 @@ def _latent_matrices(kind: LatentAttention, heads: _Heads, hidden: int) -> list[
 def kept_products_bytes(
     conditions: Conditions, kind: GroupedQueryAttention | LatentAttention, strategy: Strategy, part_of: Share
 ) -> float:
-    """Of attention, what selective recomputation keeps to spare every second product: those, and the core's output."""
+    """Of self-attention, what selective recomputation keeps to spare every second product, and the core's output."""
     heads = _local_heads(kind, strategy)
     columns = heads.query_width + heads.key_width + heads.value_width
     if isinstance(kind, LatentAttention):
@@ -145,16 +202,26 @@ def kept_products_bytes(
     return part_of.tokens * (conditions.rate.element_bytes * (columns / 2 + heads.output_width) + 4.0 * heads.heads)
 
 
+def kept_cross_products_bytes(
+    conditions: Conditions, kind: GroupedQueryAttention, strategy: Strategy, part_of: Share
+) -> float:
+    """The same of cross-attention."""
+    heads, context = _local_heads(kind, strategy), context_share(conditions, strategy, part_of)
+    products = part_of.tokens * heads.query_width + context.tokens * (heads.key_width + heads.value_width)
+    outputs = part_of.tokens * heads.output_width
+    return conditions.rate.element_bytes * (products / 2 + outputs) + 4.0 * heads.heads * part_of.tokens
+
+
 def _core(
     conditions: Conditions,
     kind: GroupedQueryAttention | LatentAttention,
     heads: _Heads,
     strategy: Strategy,
-    part_of: Share,
+    seen: Seen,
 ) -> Part:
     if conditions.training.attention_kernel is AttentionKernel.UNFUSED:
-        return _unfused_core(conditions, heads, strategy, part_of)
-    return _flash_core(conditions, kind, heads, strategy, part_of)
+        return _unfused_core(conditions, kind, heads, strategy, seen)
+    return _flash_core(conditions, kind, heads, strategy, seen)
 
 
 def _flash_core(
@@ -162,7 +229,7 @@ def _flash_core(
     kind: GroupedQueryAttention | LatentAttention,
     heads: _Heads,
     strategy: Strategy,
-    part_of: Share,
+    seen: Seen,
 ) -> Part:
     """Two products per pair of tokens forward, five backward; only pairs inside mask and window are computed.
 
@@ -170,13 +237,12 @@ def _flash_core(
     around a ring under the compute (Ring Attention, arXiv 2310.01889), with load balanced under a causal mask.
     Recomputed or not, the output is kept: the projection after it reads it. Only the numbers of each row are saved.
     """
-    rate = conditions.rate
-    full = part_of.sequence * strategy.sequence_parts
-    pairs = part_of.samples * _pairs(kind, full) / strategy.sequence_parts
+    rate, part_of, parts = conditions.rate, seen.queries, strategy.sequence_parts
+    pairs = part_of.samples * _pairs(kind, part_of.sequence * parts, seen.keys.sequence * parts) / parts
     flops = 2.0 * pairs * (heads.query_width + heads.output_width)
     forward = flops / rate.attention_forward_flops_per_s + rate.launch_s
     backward = 2.5 * flops / rate.attention_backward_flops_per_s + 2 * rate.launch_s
-    ring_s, ring_back_s = (messages_s(conditions.levels, each) for each in ring(conditions, kind, strategy, part_of))
+    ring_s, ring_back_s = (messages_s(conditions.levels, each) for each in ring(conditions, kind, strategy, seen.keys))
     kept = part_of.tokens * (rate.element_bytes * heads.output_width + 4.0 * heads.heads)
     return Part(
         forward_s=forward,
@@ -198,6 +264,7 @@ def ring(
 ) -> tuple[Messages, Messages]:
     """(forward, backward): each of cp - 1 rounds passes one device's keys and values on to its neighbour.
 
+    `part_of` is of the tokens that keys and values are made of.
     Backward passes their gradients too; the ring turns the other way, so that they end where they belong without a
     further round, as in Transformer Engine.
     """
@@ -208,29 +275,38 @@ def ring(
     return (forward,), (forward, forward)
 
 
-def _unfused_core(conditions: Conditions, heads: _Heads, strategy: Strategy, part_of: Share) -> Part:
-    """Scores are written to memory, masked or not: two batched products, softmax, dropout.
+def _unfused_core(
+    conditions: Conditions,
+    kind: GroupedQueryAttention | LatentAttention,
+    heads: _Heads,
+    strategy: Strategy,
+    seen: Seen,
+) -> Part:
+    """Scores are written to memory, masked or not: two batched products, softmax, dropout; windows side by side apart.
 
     Bytes kept per score: softmax output, and with dropout its mask (1 byte) and output.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: 5 a s^2 b with 2-byte elements. A number of scores
     that the fused softmax does not take costs three more kernels each way.
     """
-    rate, stack = unquantised(conditions.rate), conditions.stack
-    sequence, groups = part_of.sequence * strategy.ulysses, part_of.samples * heads.heads / strategy.ulysses
+    rate, stack, part_of = unquantised(conditions.rate), conditions.stack, seen.queries
+    sequence, keys = part_of.sequence * strategy.ulysses, seen.keys.sequence * strategy.ulysses
+    windows = 1.0 if kind.causal else sequence / _window(kind, sequence)
+    groups = part_of.samples * heads.heads / strategy.ulysses * windows
+    sequence, keys = sequence / windows, keys / windows
     not_fused = groups % stack.fused_softmax_batch != 0
     query, value = heads.query_width / heads.heads, heads.output_width / heads.heads
-    scores = groups * sequence * sequence
+    scores = groups * sequence * keys
     element, dropout = rate.element_bytes, conditions.training.dropout
     aligned = is_aligned(rate, query, value)
-    products = matmul_s(rate, sequence, sequence, query, groups, aligned)
-    products += matmul_s(rate, sequence, value, sequence, groups, aligned)
+    products = matmul_s(rate, sequence, keys, query, groups, aligned)
+    products += matmul_s(rate, sequence, value, keys, groups, aligned)
     softmax = elementwise_s(rate, scores * 2 * element)
     undo_softmax = elementwise_s(rate, scores * 3 * element)
     drop = elementwise_s(rate, scores * (2 * element + 1)) if dropout else 0.0
     backward_products = (
-        matmul_s(rate, sequence, query, sequence, 2 * groups, aligned)
-        + matmul_s(rate, sequence, sequence, value, groups, aligned)
-        + matmul_s(rate, sequence, value, sequence, groups, aligned)
+        matmul_s(rate, sequence, query, keys, 2 * groups, aligned)
+        + matmul_s(rate, sequence, keys, value, groups, aligned)
+        + matmul_s(rate, keys, value, sequence, groups, aligned)
     )
     forward = products + softmax + drop
     if not_fused:
@@ -249,9 +325,11 @@ def _unfused_core(conditions: Conditions, heads: _Heads, strategy: Strategy, par
     )
 
 
-def _pairs(kind: GroupedQueryAttention | LatentAttention, sequence: float) -> float:
-    """Pairs of tokens of one sample that attend to each other: mask and sliding window."""
-    if not kind.causal:
-        return sequence * sequence
-    window = min(sequence, getattr(kind, "window", None) or sequence)
-    return window * sequence - window * window / 2.0
+def _pairs(kind: GroupedQueryAttention | LatentAttention, sequence: float, keys: float) -> float:
+    """Pairs of tokens of one sample that attend to each other: mask and window."""
+    window = _window(kind, keys)
+    return window * sequence - window * window / 2.0 if kind.causal else window * sequence
+
+
+def _window(kind: GroupedQueryAttention | LatentAttention, tokens: float) -> float:
+    return min(tokens, getattr(kind, "window", None) or tokens)

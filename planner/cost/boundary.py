@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
 from planner.cost.collectives import narrowest_bytes_per_s, point_to_point_s
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.part import Conditions, share, tensor_group
+from planner.cost.part import Conditions, at_entry, context_share, of_layer, share, tensor_group
 from planner.cost.state import gradient_bytes
-from planner.spec.model import Block, Embedding, Head
+from planner.spec.model import AnyLayer, Block, Head
 from planner.spec.strategy import AxisKind, Strategy
 
 Layout = tuple[tuple[AxisKind, int, int], ...]
@@ -21,10 +22,12 @@ class Entry(NamedTuple):
     pass_s: float
     """One message; a micro-batch needs one forward and one backward."""
     buffer_bytes: int
+    carried_bytes: int = 0
+    """Of what arrives, kept for each micro-batch in flight: see `carried_bytes`."""
 
 
 def activation_bytes(conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int) -> float:
-    """A device's share of the activation between two layers."""
+    """A device's share of the activation between two layers; conditions and tokens are those of `at_entry`."""
     edge = share(strategy, samples, sequence_length).edge_tokens
     return edge * conditions.hidden_size * conditions.rate.element_bytes
 
@@ -34,13 +37,34 @@ def entry(
 ) -> Entry:
     """From the stage that begins at device hop[0] into a piece, on the stage that ends at hop[1], under `strategy`.
 
-    Two buffers each for activation and gradient. Not overlapped.
+    `conditions` and tokens are those `at_entry` of its first layer. Two buffers each for activation and gradient. Not
+    overlapped.
     """
     share_bytes = activation_bytes(conditions, strategy, samples, sequence_length)
     sent, *arrived = entry_messages(conditions, strategy, samples, sequence_length)
     pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], sent.moved_bytes)
     pass_s += messages_s(conditions.levels, tuple(arrived))
     return Entry(pass_s + conditions.stack.message_host_s, 4 * int(share_bytes))
+
+
+def entry_into(
+    conditions: Conditions, layer: AnyLayer, strategy: Strategy, samples: int, hop: tuple[int, int]
+) -> Entry:
+    """The same into a piece that begins with this layer; `conditions` are the model's."""
+    arriving, tokens = at_entry(conditions, layer, conditions.training.sequence_length)
+    found = entry(arriving, strategy, samples, tokens, hop)
+    return found._replace(carried_bytes=carried_bytes(conditions, layer, strategy, samples))
+
+
+def carried_bytes(conditions: Conditions, layer: AnyLayer, strategy: Strategy, samples: int) -> int:
+    """The encoder's output on a device, which a piece of a stage that is entered at this layer keeps.
+
+    By micro-batch in flight, once for all its blocks with cross-attention; the stage of the encoder's end has it there.
+    """
+    if not isinstance(layer, Block) or not layer.cross_attention:
+        return 0
+    part_of = context_share(conditions, strategy, share(strategy, samples, 1))
+    return ceil(part_of.edge_tokens * of_layer(conditions, layer).hidden_size * conditions.rate.element_bytes)
 
 
 def entry_messages(conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int) -> Messages:
@@ -81,7 +105,10 @@ def _unbroken_cuts(strategy: Strategy) -> Layout:
 def transition_s(
     conditions: Conditions, before: Strategy, after: Strategy, samples: int, sequence_length: int
 ) -> tuple[float, float]:
-    """(forward, backward) seconds to cut an activation anew between two layers of a stage; 0 for equal layouts."""
+    """(forward, backward) seconds to cut an activation anew between two layers of a stage; 0 for equal layouts.
+
+    `conditions` and tokens are those `at_entry` of the layer after.
+    """
     if layout(before) == layout(after):
         return 0.0, 0.0
     return (
@@ -99,11 +126,11 @@ def arrival_s(conditions: Conditions, strategy: Strategy, samples: int, sequence
     return activation_bytes(conditions, strategy, samples, sequence_length) / bytes_per_s + latency_s
 
 
-def tied_gradient_s(
-    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, hop: tuple[int, int]
-) -> float:
+def tied_gradient_s(conditions: Conditions, layer: AnyLayer, strategy: Strategy, hop: tuple[int, int]) -> float:
     """Once per step: embedding and tied head on two stages add up their gradients (an all-reduce of two)."""
     if not isinstance(layer, Head) or not layer.tied:
         return 0.0
-    matrix = layer.vocab_size * conditions.hidden_size / strategy.tp * gradient_bytes(conditions.training)
+    matrix = (
+        layer.vocab_size * of_layer(conditions, layer).hidden_size / strategy.tp * gradient_bytes(conditions.training)
+    )
     return point_to_point_s(conditions.levels, hop[0], hop[1], matrix)

@@ -21,8 +21,16 @@ def check_plan(model: Model, cluster: Cluster, training: Training, plan: Plan) -
 
 
 def check_sequence(model: Model, training: Training) -> None:
-    """Learned positions end somewhere; raises InputError beyond."""
+    """Do the lengths of the recipe fit the model's layers? Learned positions end somewhere; raises InputError."""
     first = model.layers[0]
+    if training.encoder_sequence_length is not None and not model.has_encoder:
+        raise InputError.at("training.encoder_sequence_length", "must be left out: the model has no encoder apart")
+    if isinstance(first.tokens_per_sample, int) and training.sequence_length != first.tokens_per_sample:
+        raise InputError.at(
+            "training.sequence_length",
+            f"must be {first.tokens_per_sample}, the tokens that the model makes of an image, "
+            f"is {training.sequence_length}",
+        )
     if isinstance(first, Embedding) and 0 < first.num_positions < training.sequence_length:
         raise InputError.at(
             "training.sequence_length",

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from planner.cost.assumptions import assumptions
 from planner.cost.band import error_band
-from planner.cost.boundary import entry, tied_gradient_s, transition_s
+from planner.cost.boundary import Entry, entry_into, tied_gradient_s, transition_s
 from planner.cost.check import check_plan, tied_stage
-from planner.cost.flops import model_flops_per_token
+from planner.cost.flops import model_flops_per_sample
 from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
 from planner.cost.load import check_placement, check_workload, load_ratio
-from planner.cost.part import Conditions, conditions
+from planner.cost.part import Conditions, at_entry, conditions
 from planner.cost.pipeline import Pace, head_in_flight, in_flight, step_s
 from planner.spec.cluster import Cluster
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
-from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, Stage, StageRun
 from planner.spec.strategy import Strategy
@@ -73,7 +73,7 @@ class _Known(NamedTuple):
     costs: dict[_Priced, LayerCost]
     loads: dict[tuple[int, int, int], float]
     work: dict[tuple[object, ...], _Work]
-    entries: dict[tuple[int, int], tuple[float, int]]
+    entries: dict[tuple[int, int, int], Entry]
 
 
 _Priced = tuple[int, int, float, float]
@@ -134,7 +134,8 @@ def _estimate(case: _Case) -> Estimate:
     bills = _bills(case)
     step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
     tokens = plan.global_batch_size * plan.sequence_length
-    flops_per_s_per_device = model_flops_per_token(model, plan.sequence_length) * tokens / step / cluster.num_devices
+    flops = model_flops_per_sample(model, plan.sequence_length, training.encoder_length) * plan.global_batch_size
+    flops_per_s_per_device = flops / step / cluster.num_devices
     peak = cluster.device.peak(training.precision)
     assert peak is not None, "conditions() has checked the number format"
     times = {pace: _stage_time(pace) for pace in {bill.pace for bill in bills}}
@@ -213,7 +214,7 @@ def _stage_estimate(bill: _Bill, time: StageTime, cluster: Cluster) -> StageEsti
 
 def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
     plan, work = case.plan, _work(case, stage)
-    entries = [_entry(case, number, piece, runs[0].strategy) for piece, runs in enumerate(stage.pieces)]
+    entries = [_entry(case, number, piece, runs[0]) for piece, runs in enumerate(stage.pieces)]
     tied = 0.0
     if not tied_stage(case.model, plan):
         last = stage.runs[-1]
@@ -222,7 +223,8 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
     flight = in_flight(plan.schedule, len(plan.stages), plan.num_micro_batches, number)
     # Only the head has logits; its backward pass follows its forward pass at once, unless the schedule parts them.
     heads = head_in_flight(plan.schedule, plan.num_micro_batches)
-    boundary_s = sum(pass_s for pass_s, _ in entries)
+    boundary_s = sum(found.pass_s for found in entries)
+    kept_bytes = work.kept_bytes + sum(found.carried_bytes for found in entries)
     forward_s, backward_s = boundary_s + work.moves[0], boundary_s + work.moves[1]
     once_communication_s = work.once_communication_s + tied
     return _Bill(
@@ -240,10 +242,10 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
         ),
         memory={
             **work.held_bytes,
-            "activations": -(-flight.numerator * work.kept_bytes // flight.denominator) + heads * work.head_bytes,
+            "activations": -(-flight.numerator * kept_bytes // flight.denominator) + heads * work.head_bytes,
             "logits": heads * work.logits_bytes,
             "workspace": work.workspace_bytes,
-            "buffers": sum(buffer for _, buffer in entries),
+            "buffers": sum(found.buffer_bytes for found in entries),
             "reserve": case.cluster.reserve_bytes,
         },
         host_bytes=work.host_bytes,
@@ -253,9 +255,10 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
 def _work(case: _Case, stage: Stage) -> _Work:
     """What the layers take; stages with the same numbers of equal layers are summed once."""
     equal = _layer_costs(case, stage)
-    strategies = case.known.strategies
-    orders = tuple(tuple([id(strategies[id(run.strategy)]) for run in runs]) for runs in stage.pieces if len(runs) > 1)
-    key = (tuple(equal.items()), orders)
+    known, layers = case.known.strategies, case.model.layers
+    changing = [runs for runs in stage.pieces if len(runs) > 1]
+    orders = [tuple([(id(known[id(run.strategy)]), id(layers[run.first_layer])) for run in runs]) for runs in changing]
+    key = (tuple(equal.items()), tuple(orders))
     if key not in case.known.work:
         costs = [(case.known.costs[priced], number) for priced, number in equal.items()]
         case.known.work[key] = _summed(costs, list(_transitions(case, stage)))
@@ -311,7 +314,7 @@ def _layer_costs(case: _Case, stage: Stage) -> dict[_Priced, int]:
     return equal
 
 
-def _alike(case: _Case, run: StageRun) -> Iterator[tuple[Embedding | Block | Head, int, int]]:
+def _alike(case: _Case, run: StageRun) -> Iterator[tuple[AnyLayer, int, int]]:
     """Neighbours whose experts have equal loads: one by one where each MoE layer has its own."""
     for layer, first, end in case.model.stretches(run.first_layer, run.end_layer):
         if _has_own_load(case) and isinstance(layer, Block) and layer.moe is not None:
@@ -325,7 +328,7 @@ def _has_own_load(case: _Case) -> bool:
     return case.placement is not None or len(case.workload.expert_shares) > 1
 
 
-def _load_ratio(case: _Case, number: int, layer: Embedding | Block | Head, strategy: Strategy) -> float:
+def _load_ratio(case: _Case, number: int, layer: AnyLayer, strategy: Strategy) -> float:
     if strategy.experts is None or not isinstance(layer, Block) or layer.moe is None:
         return 1.0
     moe_layer = case.known.moe_layers[number]
@@ -342,7 +345,7 @@ def _load_ratio(case: _Case, number: int, layer: Embedding | Block | Head, strat
     return case.known.loads[key]
 
 
-def _copies_ratio(case: _Case, number: int, layer: Embedding | Block | Head) -> float:
+def _copies_ratio(case: _Case, number: int, layer: AnyLayer) -> float:
     """Expert slots of a rank over its even share; after `_load_ratio`, which checks that the placement matches."""
     if case.placement is None or not isinstance(layer, Block) or layer.moe is None:
         return 1.0
@@ -350,34 +353,31 @@ def _copies_ratio(case: _Case, number: int, layer: Embedding | Block | Head) -> 
     return slots / layer.moe.num_experts
 
 
-def _entry(case: _Case, number: int, piece: int, strategy: Strategy) -> tuple[float, int]:
+def _entry(case: _Case, number: int, piece: int, run: StageRun) -> Entry:
     """Nothing enters the first piece of the model; later pieces are entered from the stage before, in a ring."""
     plan = case.plan
     if number == 0 and piece == 0:
-        return 0.0, 0
+        return Entry(0.0, 0)
     stage = plan.stages[number]
     hop = (plan.stages[number - 1].first_device, stage.first_device + stage.num_devices - 1)
     # The price depends on the hop only by the nearest level whose islands hold both ends.
     begin, end = hop
     sizes = (level.num_devices for level in case.cluster.levels)
     level = next(size for size in sizes if begin // size == end // size)
-    key = (id(case.known.strategies[id(strategy)]), level)
+    layer, strategy, samples = case.model.layers[run.first_layer], run.strategy, plan.samples_per_micro_batch
+    key = (id(case.known.strategies[id(strategy)]), level, id(layer))
     if key not in case.known.entries:
-        found = entry(case.conditions, strategy, plan.samples_per_micro_batch, plan.sequence_length, hop)
-        case.known.entries[key] = (found.pass_s, found.buffer_bytes)
+        case.known.entries[key] = entry_into(case.conditions, layer, strategy, samples, hop)
     return case.known.entries[key]
 
 
 def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
     for runs in stage.pieces:
         for before, after in pairwise(runs):
-            yield transition_s(
-                case.conditions,
-                before.strategy,
-                after.strategy,
-                case.plan.samples_per_micro_batch,
-                case.plan.sequence_length,
+            arriving, tokens = at_entry(
+                case.conditions, case.model.layers[after.first_layer], case.plan.sequence_length
             )
+            yield transition_s(arriving, before.strategy, after.strategy, case.plan.samples_per_micro_batch, tokens)
 
 
 def _time_parts(plan: Plan, bills: list[_Bill], step: float, host_s: float) -> dict[str, float]:

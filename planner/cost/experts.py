@@ -74,7 +74,7 @@ def _routed(
     # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
     sorting = elementwise_s(rate, 4.0 * element * hidden * sent * load_ratio, 2)
     exchange = messages_s(conditions.levels, token_exchange(conditions, moe, experts, edge_tokens, load_ratio))
-    stored = feed_forward_bytes(conditions, width, moe.gated, rows) + (element + rate.operand_bytes) * hidden * rows
+    stored = feed_forward_bytes(conditions, moe, width, rows) + (element + rate.operand_bytes) * hidden * rows
     inner = element * rows * (width * (2 if moe.gated else 1) + hidden)
     return forward + sorting, backward + sorting, exchange, stored, inner
 
@@ -108,6 +108,6 @@ def shared_experts(conditions: Conditions, moe: MoeFeedForward, strategy: Strate
         backward_s=backward,
         tensor_forward_s=traffic,
         tensor_backward_s=traffic,
-        stored_bytes=feed_forward_bytes(conditions, width, moe.gated, part_of.tokens),
+        stored_bytes=feed_forward_bytes(conditions, moe, width, part_of.tokens),
         transient_bytes=conditions.rate.element_bytes * part_of.tokens * width,
     )

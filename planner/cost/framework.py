@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from planner.cost.rules import AnyLayer, Broken
+from planner.cost.rules import Broken
 from planner.spec.cluster import Precision
-from planner.spec.model import Model
+from planner.spec.model import AnyLayer, Model
 from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.request import AxisName
 from planner.spec.strategy import AxisKind, Recompute, Sharding, Strategy

@@ -6,15 +6,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost.attention import attention, head_exchange, kept_products_bytes
-from planner.cost.dense import dense_feed_forward, residual_stream
+from planner.cost.attention import (
+    attention,
+    cross_attention,
+    head_exchange,
+    kept_cross_products_bytes,
+    kept_products_bytes,
+)
+from planner.cost.dense import dense_feed_forward, edges_of, residual_stream
 from planner.cost.experts import moe_feed_forward
+from planner.cost.joints import encoder_end, merging, patch_embedding
 from planner.cost.kernels import Numbers, Rates, hidden_s, overlapped_s
 from planner.cost.message import messages_s
-from planner.cost.part import Conditions, Part, Share, add, share
+from planner.cost.part import Conditions, Part, Share, add, computed_tokens, of_layer, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
-from planner.spec.model import Block, DenseFeedForward, Embedding, Head
+from planner.spec.model import AnyLayer, Block, DenseFeedForward, Embedding, Head, Merging, PatchEmbedding
 from planner.spec.stack import Stack
 from planner.spec.strategy import Recompute, Strategy
 
@@ -78,7 +85,7 @@ class LayerCost(NamedTuple):
 
 def layer_cost(
     conditions: Conditions,
-    layer: Embedding | Block | Head,
+    layer: AnyLayer,
     strategy: Strategy,
     samples: int,
     sequence_length: int,
@@ -90,9 +97,12 @@ def layer_cost(
 
     `load_ratio` is the busiest expert-parallel rank's tokens over the mean; `own_copy` says whether a tied head
     holds its matrix itself (it does on another stage than the embedding). `copies_ratio` is expert slots of a rank
-    over its even share of the experts, above 1 with replicas.
+    over its even share of the experts, above 1 with replicas. `sequence_length` is that of the training; which tokens
+    and width are the layer's, planner.cost.part knows.
     """
-    part_of = share(strategy, samples, sequence_length)
+    conditions = of_layer(conditions, layer)
+    tokens = computed_tokens(layer, sequence_length, conditions.training.encoder_length)
+    part_of = share(strategy, samples, tokens)
     whole = part_without_experts(conditions, layer, strategy, part_of)
     held = state_without_experts(conditions, layer, strategy, own_copy)
     if isinstance(layer, Block) and layer.moe is not None:
@@ -104,7 +114,7 @@ def layer_cost(
     return whole_cost._replace(weight_gradient_s=put_off_s(layer, cost), host_bytes=int(cost.host_bytes))
 
 
-def put_off_s(layer: Embedding | Block | Head, cost: LayerCost) -> Numbers:
+def put_off_s(layer: AnyLayer, cost: LayerCost) -> Numbers:
     """Of a layer's backward pass, what zero-bubble puts off: the gradients of the weights of blocks.
 
     An embedding has no other gradient; a head that put its own off would hold the logits of many micro-batches.
@@ -112,18 +122,35 @@ def put_off_s(layer: Embedding | Block | Head, cost: LayerCost) -> Numbers:
     return cost.weight_gradient_s if isinstance(layer, Block) else np.zeros_like(cost.weight_gradient_s)[()]
 
 
-def part_without_experts(
-    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share
-) -> Part:
-    """All of a layer that its axes alone decide: everything but the Mixture-of-Experts part of a block."""
+def part_without_experts(conditions: Conditions, layer: AnyLayer, strategy: Strategy, part_of: Share) -> Part:
+    """All of a layer that its axes alone decide: everything but the Mixture-of-Experts part of a block.
+
+    `conditions` are the layer's (`of_layer`), `part_of` is of its `computed_tokens`.
+    """
+    if isinstance(layer, Block):
+        return _block_without_experts(conditions, layer, strategy, part_of)
     if isinstance(layer, Embedding):
         return embedding(conditions, layer, strategy, part_of)
     if isinstance(layer, Head):
         return head(conditions, layer, strategy, part_of)
-    parts = [attention(conditions, layer.attention, strategy, part_of), residual_stream(conditions, part_of)]
+    if isinstance(layer, PatchEmbedding):
+        return patch_embedding(conditions, layer, part_of)
+    if isinstance(layer, Merging):
+        return merging(conditions, layer, part_of)
+    return encoder_end(conditions, part_of)
+
+
+def _block_without_experts(conditions: Conditions, layer: Block, strategy: Strategy, part_of: Share) -> Part:
+    parts = [
+        attention(conditions, layer.attention, strategy, part_of),
+        residual_stream(conditions, part_of, edges_of(layer)),
+    ]
+    if layer.cross_attention:
+        parts.append(cross_attention(conditions, layer.cross_attention, strategy, part_of))
     if isinstance(layer.feed_forward, DenseFeedForward):
-        width, gated = layer.feed_forward.width, layer.feed_forward.gated
-        parts.append(dense_feed_forward(conditions, width, gated, strategy, part_of))
+        network = dense_feed_forward(conditions, layer.feed_forward, strategy, part_of)
+        # Outputs of parallel parts are added up before they are reduced: one region for both.
+        parts.append(network._replace(tensor_forward_s=0.0, tensor_backward_s=0.0) if layer.parallel else network)
     whole = add(parts)
     if not conditions.stack.selective_products:
         return whole
@@ -139,10 +166,12 @@ def _keeping_products(conditions: Conditions, layer: Block, whole: Part, strateg
     """
     network = layer.feed_forward if isinstance(layer.feed_forward, DenseFeedForward) else None
     inner = network.width / strategy.tp * (2 if network.gated else 1) if network else 0.0
-    # Input; half of the attention's last product; half of the network's.
-    edges = conditions.hidden_size * (2.0 if network else 1.5)
+    # Input; half of each attention's last product; half of the network's.
+    edges = conditions.hidden_size * (1.0 + len(layer.attentions) / 2 + (0.5 if network else 0.0))
     kept = conditions.rate.element_bytes * (part_of.tokens * inner / 2 + part_of.edge_tokens * edges)
     kept += kept_products_bytes(conditions, layer.attention, strategy, part_of)
+    if layer.cross_attention:
+        kept += kept_cross_products_bytes(conditions, layer.cross_attention, strategy, part_of)
     return whole._replace(
         core_bytes=max(0.0, whole.stored_bytes - kept),
         core_forward_s=(whole.forward_s - whole.core_forward_s) / 2,

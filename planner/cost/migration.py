@@ -47,7 +47,8 @@ def state_bytes(training: Training) -> int:
 
 def expert_state_bytes(model: Model, training: Training, moe_layer: int) -> int:
     """Bytes of one whole expert of the `moe_layer`-th MoE layer, weights and optimizer state."""
-    return expert_parameters(model.moe(model.moe_layers[moe_layer]), model.hidden_size) * state_bytes(training)
+    layer = model.moe_layers[moe_layer]
+    return expert_parameters(model.moe(layer), model.width(layer)) * state_bytes(training)
 
 
 def expert_ranks(model: Model, plan: Plan) -> int | None:
@@ -84,7 +85,8 @@ def migration_s(
         devices = rank_devices(stage, experts)
         senders.append(devices[pairs[:, 0]].ravel())
         receivers.append(devices[pairs[:, 1]].ravel())
-        parameters = expert_parameters(model.moe(model.moe_layers[moe_layer]), model.hidden_size)
+        layer = model.moe_layers[moe_layer]
+        parameters = expert_parameters(model.moe(layer), model.width(layer))
         moved = parameters * _moved_bytes(training, strategy, experts) / experts.expert_tensor_parallel_size
         sizes.append(np.full(senders[-1].size, moved))
     if not sizes:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from planner.spec.model import (
+    AnyLayer,
     Block,
     DenseFeedForward,
     Embedding,
     GroupedQueryAttention,
     Head,
     LatentAttention,
+    Merging,
     Model,
     MoeFeedForward,
     Norm,
+    PatchEmbedding,
 )
 
 
@@ -23,7 +26,7 @@ class LayerParameters(NamedTuple):
     split: int
     """Cut by tensor parallelism: matrices of attention, feed-forward, vocabulary, shared experts."""
     replicated: int
-    """On every tensor-parallel rank: norms, router, low-rank down-projections."""
+    """On every tensor-parallel rank: norms, router, low-rank down-projections, patch embedding and merging."""
     experts: int
     """All experts together; cut by expert and expert-tensor parallelism."""
     active_experts: int
@@ -40,9 +43,18 @@ class LayerParameters(NamedTuple):
         return self.split + self.replicated + self.active_experts
 
 
-def norm_parameters(norm: Norm, hidden_size: int) -> int:
-    """One norm."""
+def norm_parameters(norm: Norm | None, hidden_size: int) -> int:
+    """One norm; None: no norm."""
+    if norm is None:
+        return 0
     return hidden_size * (2 if norm is Norm.LAYER else 1)
+
+
+def num_norms(block: Block) -> int:
+    """Norms of a block beside those of queries and keys."""
+    if block.shared_norm:
+        return 1
+    return (1 + len(block.attentions)) * (2 if block.norms_both_sides else 1)
 
 
 def attention_parameters(attention: GroupedQueryAttention | LatentAttention, hidden_size: int) -> tuple[int, int]:
@@ -53,7 +65,7 @@ def attention_parameters(attention: GroupedQueryAttention | LatentAttention, hid
     keys_values = 2 * attention.num_kv_heads * attention.head_dim
     split = hidden_size * (queries + keys_values) + queries * hidden_size
     split += (queries + keys_values) if attention.qkv_bias else 0
-    split += attention.num_heads if attention.sinks else 0
+    split += attention.num_heads * ((1 if attention.sinks else 0) + attention.position_buckets)
     replicated = hidden_size if attention.output_bias else 0
     if attention.qk_norm == "per_head":
         replicated += 2 * attention.head_dim
@@ -94,16 +106,36 @@ def router_parameters(moe: MoeFeedForward, hidden_size: int) -> int:
     return hidden_size * moe.num_experts + (moe.num_experts if moe.router_bias else 0)
 
 
-def layer_parameters(layer: Embedding | Block | Head, hidden_size: int) -> LayerParameters:
-    """Parameters of one layer; a tied head counts its norm only."""
+def layer_parameters(layer: AnyLayer, hidden_size: int) -> LayerParameters:
+    """Parameters of one layer in a model of this width; a tied head does not count its matrix."""
+    width = layer.hidden_size or hidden_size
+    if isinstance(layer, Block):
+        return _block_parameters(layer, width)
     if isinstance(layer, Embedding):
-        return LayerParameters(layer.vocab_size * hidden_size, layer.num_positions * hidden_size, 0, 0)
+        replicated = (layer.num_positions + layer.num_token_types) * width + norm_parameters(layer.norm, width)
+        return LayerParameters(layer.vocab_size * width, replicated, 0, 0)
     if isinstance(layer, Head):
-        matrix = 0 if layer.tied else layer.vocab_size * hidden_size
-        return LayerParameters(matrix, norm_parameters(layer.norm, hidden_size), 0, 0)
-    split, replicated = attention_parameters(layer.attention, hidden_size)
-    replicated += 2 * norm_parameters(layer.norm, hidden_size)
-    feed_forward = layer.feed_forward
+        return _head_parameters(layer, width)
+    if isinstance(layer, Merging):
+        merged = layer.merged_tokens * layer.input_size
+        return LayerParameters(0, merged * width + norm_parameters(layer.norm, merged), 0, 0)
+    if isinstance(layer, PatchEmbedding):
+        vectors = layer.patch_values + 1 + layer.num_positions + (1 if layer.class_token else 0)
+        return LayerParameters(0, vectors * width + norm_parameters(layer.norm, width), 0, 0)
+    return LayerParameters(0, norm_parameters(layer.norm, width), 0, 0)
+
+
+def _head_parameters(head: Head, hidden_size: int) -> LayerParameters:
+    split = (0 if head.tied else head.vocab_size * hidden_size) + (head.vocab_size if head.bias else 0)
+    replicated = norm_parameters(head.norm, hidden_size)
+    return LayerParameters(split, replicated + (hidden_size + 1) * hidden_size * head.transform, 0, 0)
+
+
+def _block_parameters(block: Block, hidden_size: int) -> LayerParameters:
+    parts = [attention_parameters(attention, hidden_size) for attention in block.attentions]
+    split, replicated = (sum(column) for column in zip(*parts, strict=True))
+    replicated += num_norms(block) * norm_parameters(block.norm, hidden_size)
+    feed_forward = block.feed_forward
     if isinstance(feed_forward, DenseFeedForward):
         cut, whole = feed_forward_parameters(feed_forward.width, feed_forward.gated, feed_forward.bias, hidden_size)
         return LayerParameters(split + cut, replicated + whole, 0, 0)
@@ -130,5 +162,5 @@ def active_parameters(model: Model, embedding: bool = True) -> int:
     active = sum(run.num_layers * layer_parameters(run.layer, model.hidden_size).active for run in counted)
     last = model.layers[-1]
     if not embedding and isinstance(last, Head) and last.tied:
-        active += last.vocab_size * model.hidden_size
+        active += last.vocab_size * model.width(len(model.layers) - 1)
     return active

@@ -8,15 +8,17 @@ from typing import NamedTuple
 from planner.cost.collectives import Group
 from planner.cost.kernels import Rates, rates
 from planner.spec.cluster import Cluster, HostShare, Level
+from planner.spec.model import AnyLayer, Block, Embedding, Merging
 from planner.spec.stack import Stack
 from planner.spec.strategy import AxisKind, Strategy
 from planner.spec.training import Training
 
 
 class Conditions(NamedTuple):
-    """What all layers of a model have in common: the model's width, the device, the links, the recipe."""
+    """What a layer is priced under: width, device, links, recipe."""
 
     hidden_size: int
+    """Of the layer, once `of_layer` has seen it; before, the model's."""
     rate: Rates
     levels: tuple[Level, ...]
     training: Training
@@ -31,6 +33,37 @@ def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Condit
     return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack, cluster.device.host)
 
 
+def of_layer(conditions: Conditions, layer: AnyLayer) -> Conditions:
+    """Conditions with the layer's own width; what reads `hidden_size` for a layer has them from here."""
+    return conditions if layer.hidden_size is None else conditions._replace(hidden_size=layer.hidden_size)
+
+
+def arriving_tokens(layer: AnyLayer, sequence_length: int, encoder_length: int) -> tuple[int, ...]:
+    """Tokens of a sample in each activation that comes from the layer before: the layer's own, then what goes along.
+
+    Along an encoder go the embedded tokens of the decoder; along a decoder that attends to it, the encoder's output.
+    """
+    if layer.tokens_per_sample == "encoder":
+        return encoder_length, sequence_length
+    own = sequence_length if layer.tokens_per_sample is None else layer.tokens_per_sample
+    if isinstance(layer, Merging):
+        return (own * layer.merged_tokens,)
+    return (own, encoder_length) if isinstance(layer, Block) and layer.cross_attention else (own,)
+
+
+def computed_tokens(layer: AnyLayer, sequence_length: int, encoder_length: int) -> int:
+    """Tokens of a sample that a layer computes on: those of its input; an embedding puts out all that arrives later."""
+    arriving = arriving_tokens(layer, sequence_length, encoder_length)
+    return sum(arriving) if isinstance(layer, Embedding) else arriving[0]
+
+
+def at_entry(conditions: Conditions, layer: AnyLayer, sequence_length: int) -> tuple[Conditions, int]:
+    """(conditions, tokens of a sample) of all that crosses into a layer."""
+    width = layer.input_size if isinstance(layer, Merging) else of_layer(conditions, layer).hidden_size
+    arriving = arriving_tokens(layer, sequence_length, conditions.training.encoder_length)
+    return conditions._replace(hidden_size=width), sum(arriving)
+
+
 class Share(NamedTuple):
     """What one device gets of a micro-batch under a strategy."""
 
@@ -42,6 +75,13 @@ class Share(NamedTuple):
     """samples x sequence: what the tensor-parallel regions see."""
     edge_tokens: float
     """What the regions between them see: tokens / tp with sequence parallelism."""
+
+
+def context_share(conditions: Conditions, strategy: Strategy, part_of: Share) -> Share:
+    """Of the encoder's output, what the same device reads in cross-attention."""
+    sequence = conditions.training.encoder_length / strategy.sequence_parts
+    tokens = part_of.samples * sequence
+    return Share(part_of.samples, sequence, tokens, tokens / strategy.tp if strategy.sequence_parallel else tokens)
 
 
 def share(strategy: Strategy, samples: int, sequence_length: int) -> Share:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from planner.cost.part import arriving_tokens
 from planner.spec.cluster import Device
-from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head
+from planner.spec.model import (
+    AnyLayer,
+    Block,
+    DenseFeedForward,
+    GroupedQueryAttention,
+    Head,
+    Merging,
+    PatchEmbedding,
+)
 from planner.spec.strategy import Strategy
 from planner.spec.training import AttentionKernel, Training
-
-AnyLayer = Embedding | Block | Head
 
 
 class Broken(NamedTuple):
@@ -27,13 +34,13 @@ def heads_divide(layer: AnyLayer, strategy: Strategy, training: Training) -> str
     """Tensor parallelism cuts between heads; groups of keys and values are cut or replicated whole."""
     if not isinstance(layer, Block):
         return None
-    heads = layer.attention.num_heads
-    if heads % strategy.tp:
-        return f"tp {strategy.tp} must divide the {heads} attention heads"
-    if isinstance(layer.attention, GroupedQueryAttention):
-        groups = layer.attention.num_kv_heads
-        if groups % strategy.tp and strategy.tp % groups:
-            return f"tp {strategy.tp} must divide, or be a multiple of, the {groups} key-value heads"
+    for attention in layer.attentions:
+        if attention.num_heads % strategy.tp:
+            return f"tp {strategy.tp} must divide the {attention.num_heads} attention heads"
+        if isinstance(attention, GroupedQueryAttention):
+            groups = attention.num_kv_heads
+            if groups % strategy.tp and strategy.tp % groups:
+                return f"tp {strategy.tp} must divide, or be a multiple of, the {groups} key-value heads"
     return None
 
 
@@ -68,13 +75,39 @@ def sequence_divides(layer: AnyLayer, strategy: Strategy, training: Training) ->
     parallelism cut them once more.
     """
     chunks = (2 * strategy.cp if strategy.cp > 1 else 1) * strategy.ulysses
-    if training.sequence_length % chunks:
-        cuts = [f"twice cp {strategy.cp}"] if strategy.cp > 1 else []
-        cuts += [f"ulysses {strategy.ulysses}"] if strategy.ulysses > 1 else []
-        return f"{' x '.join(cuts)} must divide the sequence length {training.sequence_length}"
-    part = training.sequence_length // strategy.sequence_parts
-    if strategy.sequence_parallel and part % strategy.tp:
-        return f"tp {strategy.tp} must divide the {part} tokens of a sequence part"
+    for tokens in sequence_cuts(layer, training):
+        if tokens % chunks:
+            cuts = [f"twice cp {strategy.cp}"] if strategy.cp > 1 else []
+            cuts += [f"ulysses {strategy.ulysses}"] if strategy.ulysses > 1 else []
+            return f"{' x '.join(cuts)} must divide the sequence length {tokens}"
+        part = tokens // strategy.sequence_parts
+        if strategy.sequence_parallel and part % strategy.tp:
+            return f"tp {strategy.tp} must divide the {part} tokens of a sequence part"
+    return None
+
+
+def sequence_cuts(layer: AnyLayer, training: Training) -> tuple[int, ...]:
+    """Numbers of tokens of a sample that are cut evenly when the sequence is.
+
+    A merging is cut between what it puts out; what a pooled head scores is one token.
+    """
+    if isinstance(layer, Head) and layer.pooled:
+        return (1,)
+    if isinstance(layer, Merging):
+        return (layer.tokens_per_sample,)
+    return arriving_tokens(layer, training.sequence_length, training.encoder_length)
+
+
+def context_parallel_needs_one_sequence(layer: AnyLayer, strategy: Strategy, training: Training) -> str | None:
+    """Cuts of the sequence are for text: the tokens of an image are neighbours in two directions.
+
+    Ulysses beside cross-attention is not known either: it would exchange heads of two sequences.
+    """
+    windows = isinstance(layer, Block) and not layer.attention.causal and getattr(layer.attention, "window", None)
+    if strategy.sequence_parts > 1 and (windows or isinstance(layer, PatchEmbedding | Merging)):
+        return "cp and ulysses must be 1 for a patch embedding, a merging, and attention in windows side by side"
+    if strategy.ulysses > 1 and isinstance(layer, Block) and layer.cross_attention:
+        return "ulysses must be 1 for a block with cross-attention"
     return None
 
 
@@ -127,6 +160,7 @@ SHAPE_RULES: tuple[Rule, ...] = (
     ulysses_cuts_heads,
     widths_divide,
     sequence_divides,
+    context_parallel_needs_one_sequence,
     experts_need_sequence_parallel,
     context_parallel_needs_flash,
 )

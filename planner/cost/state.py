@@ -11,10 +11,10 @@ from planner.cost.collectives import Group, size
 from planner.cost.experts import expert_data_group
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.parameters import layer_parameters
-from planner.cost.part import Conditions, tensor_group
+from planner.cost.part import Conditions, of_layer, tensor_group
 from planner.spec.cluster import Precision
 from planner.spec.errors import InputError
-from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head
+from planner.spec.model import AnyLayer, Block, Embedding, GroupedQueryAttention, Head
 from planner.spec.strategy import AxisKind, Sharding, Strategy
 from planner.spec.training import Optimizer, Training
 
@@ -82,15 +82,13 @@ def optimizer_bytes(training: Training) -> int:
     return moments + (0 if training.precision is Precision.FP32 else 4)
 
 
-def state_without_experts(
-    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool
-) -> State:
+def state_without_experts(conditions: Conditions, layer: AnyLayer, strategy: Strategy, own_copy: bool) -> State:
     """State of everything but routed experts; a tied head counts the shared matrix only if it has an `own_copy`."""
     return _state(conditions, strategy, _dense(conditions, layer, strategy, own_copy))
 
 
 def messages_without_experts(
-    conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool
+    conditions: Conditions, layer: AnyLayer, strategy: Strategy, own_copy: bool
 ) -> StateMessages:
     """Traffic of everything but routed experts, as `state_without_experts` prices it."""
     return _messages(conditions, strategy.sharding, _dense(conditions, layer, strategy, own_copy))
@@ -116,7 +114,7 @@ def add_states(one: State, other: State) -> State:
     return State._make(map(float.__add__, one, other))
 
 
-def local_parameters(hidden_size: int, layer: Embedding | Block | Head, strategy: Strategy) -> tuple[float, float]:
+def local_parameters(hidden_size: int, layer: AnyLayer, strategy: Strategy) -> tuple[float, float]:
     """(dense, expert) parameters that a device computes with."""
     parameters = layer_parameters(layer, hidden_size)
     experts = strategy.experts
@@ -125,16 +123,21 @@ def local_parameters(hidden_size: int, layer: Embedding | Block | Head, strategy
     return dense, parameters.experts / cut
 
 
-def _copied_groups(hidden_size: int, layer: Embedding | Block | Head, tp: int) -> float:
+def _copied_groups(hidden_size: int, layer: AnyLayer, tp: int) -> float:
     """What a rank holds of keys and values beyond its 1/tp: fewer groups than ranks are copied whole."""
-    if not isinstance(layer, Block) or not isinstance(layer.attention, GroupedQueryAttention):
+    if not isinstance(layer, Block):
         return 0.0
-    attention = layer.attention
-    group = 2 * attention.head_dim * (hidden_size + (1 if attention.qkv_bias else 0))
-    return max(0.0, group - group * attention.num_kv_heads / tp)
+    copied = 0.0
+    for attention in layer.attentions:
+        if isinstance(attention, GroupedQueryAttention):
+            inputs = (layer.hidden_size or hidden_size) + (1 if attention.qkv_bias else 0)
+            group = 2 * attention.head_dim * inputs
+            copied += max(0.0, group - group * attention.num_kv_heads / tp)
+    return copied
 
 
-def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, own_copy: bool) -> _Held:
+def _dense(conditions: Conditions, layer: AnyLayer, strategy: Strategy, own_copy: bool) -> _Held:
+    conditions = of_layer(conditions, layer)
     parameters, _ = local_parameters(conditions.hidden_size, layer, strategy)
     if isinstance(layer, Head) and layer.tied and own_copy:
         parameters += layer.vocab_size * conditions.hidden_size / strategy.tp
@@ -150,7 +153,7 @@ def _dense(conditions: Conditions, layer: Embedding | Block | Head, strategy: St
     return _Held(parameters, sharded, replicated, partial, tensor_group(strategy))
 
 
-def _partial(layer: Embedding | Block | Head, hidden_size: int, strategy: Strategy) -> float:
+def _partial(layer: AnyLayer, hidden_size: int, strategy: Strategy) -> float:
     """What every tensor-parallel rank holds and sees a part of: other tokens, or other heads.
 
     With sequence parallelism norms, router and low-rank projections see other tokens (position embeddings are added
@@ -161,12 +164,12 @@ def _partial(layer: Embedding | Block | Head, hidden_size: int, strategy: Strate
         return 0.0
     if strategy.sequence_parallel:
         return float(layer_parameters(layer, hidden_size).replicated)
-    if isinstance(layer, Head) or not isinstance(layer.attention, GroupedQueryAttention):
+    if not isinstance(layer, Block) or not isinstance(layer.attention, GroupedQueryAttention):
         return 0.0
     return 2.0 * layer.attention.head_dim if layer.attention.qk_norm == "per_head" else 0.0
 
 
-def _experts(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy) -> _Held:
+def _experts(conditions: Conditions, layer: AnyLayer, strategy: Strategy) -> _Held:
     assert strategy.experts is not None
     _, parameters = local_parameters(conditions.hidden_size, layer, strategy)
     group = expert_data_group(strategy.experts)

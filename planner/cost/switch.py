@@ -21,7 +21,7 @@ from planner.cost.redistribution import Redistribution
 from planner.cost.state import optimizer_bytes, weight_bytes
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
-from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, Model
+from planner.spec.model import AnyLayer, Block, GroupedQueryAttention, Model
 from planner.spec.plan import Plan
 from planner.spec.strategy import Strategy
 from planner.spec.training import Training
@@ -229,7 +229,7 @@ def _parameters(model: Model, known: Known) -> tuple[tuple[Part, ...], Integers]
     return found
 
 
-def _parts(layer: Embedding | Block | Head, hidden_size: int) -> dict[Part, int]:
+def _parts(layer: AnyLayer, hidden_size: int) -> dict[Part, int]:
     """Parameters of a layer by part."""
     parameters = layer_parameters(layer, hidden_size)
     heads, keys_values = _keys_values(layer, hidden_size)
@@ -242,10 +242,10 @@ def _parts(layer: Embedding | Block | Head, hidden_size: int) -> dict[Part, int]
     return {part: count for part, count in counts.items() if count}
 
 
-def _keys_values(layer: Embedding | Block | Head, hidden_size: int) -> tuple[int, int]:
+def _keys_values(layer: AnyLayer, hidden_size: int) -> tuple[int, int]:
     """Key-value heads and the parameters that make them; 0 of 0 where there are none."""
     if not isinstance(layer, Block) or not isinstance(layer.attention, GroupedQueryAttention):
         return 0, 0
     attention = layer.attention
-    inputs = hidden_size + (1 if attention.qkv_bias else 0)
+    inputs = (layer.hidden_size or hidden_size) + (1 if attention.qkv_bias else 0)
     return attention.num_kv_heads, 2 * attention.num_kv_heads * attention.head_dim * inputs

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.cost.attention import around_core, head_exchange
+from planner.cost.attention import around_core, cross_region, head_exchange, ring
 from planner.cost.dense import tensor_region
 from planner.cost.experts import token_exchange
 from planner.cost.message import Messages, is_sent
-from planner.cost.part import Conditions, Share, share
+from planner.cost.part import Conditions, Share, computed_tokens, context_share, of_layer, share
 from planner.cost.state import StateMessages, messages_of_experts, messages_without_experts
 from planner.cost.vocabulary import embedding_messages, head_messages
-from planner.spec.model import Block, Embedding, Head
+from planner.spec.model import AnyLayer, Block, Embedding, Head
 from planner.spec.strategy import Recompute, Strategy
 
 
@@ -40,7 +40,7 @@ class _Passes(NamedTuple):
 
 def layer_traffic(
     conditions: Conditions,
-    layer: Embedding | Block | Head,
+    layer: AnyLayer,
     strategy: Strategy,
     samples: int,
     sequence_length: int,
@@ -51,7 +51,9 @@ def layer_traffic(
     Bytes are those of one device, by the convention of `Message.moved_bytes`; groups of one are left out. The
     arguments mean what they mean to `layer_cost`.
     """
-    passes = _passes(conditions, layer, strategy, share(strategy, samples, sequence_length))
+    conditions = of_layer(conditions, layer)
+    tokens = computed_tokens(layer, sequence_length, conditions.training.encoder_length)
+    passes = _passes(conditions, layer, strategy, share(strategy, samples, tokens))
     held = [messages_without_experts(conditions, layer, strategy, own_copy)]
     if isinstance(layer, Block) and layer.moe is not None:
         held.append(messages_of_experts(conditions, layer, strategy))
@@ -70,19 +72,29 @@ def layer_traffic(
     )
 
 
-def _passes(conditions: Conditions, layer: Embedding | Block | Head, strategy: Strategy, part_of: Share) -> _Passes:
+def _passes(conditions: Conditions, layer: AnyLayer, strategy: Strategy, part_of: Share) -> _Passes:
     if isinstance(layer, Embedding):
         return _Passes(*embedding_messages(conditions, strategy, part_of))
     if isinstance(layer, Head):
-        return _Passes(*head_messages(conditions, strategy, part_of))
+        return _Passes(*head_messages(conditions, layer, strategy, part_of))
+    if not isinstance(layer, Block):
+        return _Passes((), ())
     around, around_back = around_core(conditions, layer.attention, strategy, part_of)
+    region = tensor_region(conditions, strategy, part_of)
+    first, first_back = region, region
+    if layer.cross_attention:
+        context = context_share(conditions, strategy, part_of)
+        rings = ring(conditions, layer.cross_attention, strategy, context)
+        around, around_back = around + rings[0], around_back + rings[1]
+        sent, sent_back = cross_region(conditions, strategy, part_of)
+        first, first_back = region + sent, region + sent_back
     selected = around
     if conditions.stack.selective_products:
         selected = head_exchange(conditions, layer.attention, strategy, part_of)
-    region = tensor_region(conditions, strategy, part_of)
     if layer.moe is None:
-        return _Passes(around + region + region, around_back + region + region, selected)
+        last = () if layer.parallel else region
+        return _Passes(around + first + last, around_back + first_back + last, selected)
     assert strategy.experts is not None
     exchange = token_exchange(conditions, layer.moe, strategy.experts, part_of.edge_tokens, load_ratio=1.0)
-    both = region + exchange + (region if layer.moe.shared_width else ())
-    return _Passes(around + both, around_back + both, selected)
+    experts = exchange + (region if layer.moe.shared_width else ())
+    return _Passes(around + first + experts, around_back + first_back + experts, selected)

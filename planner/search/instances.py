@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.flops import wide_matrix_flops_per_token
+from planner.cost.flops import wide_matrix_flops_per_sample
 from planner.cost.kernels import rates
 from planner.cost.pipeline import Beats, beat, beats_of, in_flight, rhythm
 from planner.search.bounds import Pipeline, promising
@@ -73,7 +73,7 @@ class Instances:
     def least_per_sample_s(self) -> float:
         """No plan is faster: the wide matrix products of the model, spread over all devices at their full rate."""
         cluster, training = self._space.cluster, self._space.training
-        flops = wide_matrix_flops_per_token(self.model, training.capacity_factor) * training.sequence_length
+        flops = wide_matrix_flops_per_sample(self.model, training)
         return flops / cluster.num_devices / rates(cluster.device, cluster.stack, training.precision).matmul_flops_per_s
 
     def no_strategy(self) -> InputError:

@@ -75,14 +75,13 @@ class Outlook:
             return {samples: {beats: np.full(size[beats], np.inf) for beats in Beats} for samples in all_samples}
         # [cuts, spreads of the experts, or 1]
         parts = np.array([pricing.part(number, of) for of in rows])[:, None, :]
-        edge_tokens = np.array([pricing.share(of).edge_tokens for of in rows])
+        edge_tokens = np.array([pricing.share(number, of).edge_tokens for of in rows])
         if grid.has_experts:
             allowed = np.flatnonzero(np.bincount(grid.spread, minlength=len(grid.spreads)))
             routed = np.stack([pricing.routed(number, tokens, grid.spreads)[allowed] for tokens in edge_tokens])
             parts = parts + routed
-        cost = compose(
-            pricing.conditions, Recompute.NONE, edge_tokens[:, None], Part(*np.moveaxis(parts, 2, 0)), _NOTHING
-        )
+        whole = Part(*np.moveaxis(parts, 2, 0))
+        cost = compose(pricing.conditions_of(number), Recompute.NONE, edge_tokens[:, None], whole, _NOTHING)
         passes = cost.forward_s, cost.backward_s, put_off_s(layer, cost)
         least = {beats: np.stack([each.min(axis=1) for each in beat(beats, *passes)], axis=1) for beats in Beats}
         return {

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from planner.cost.experts import routed_experts, shared_experts
 from planner.cost.layer import LayerCost, compose, part_without_experts, put_off_s
 from planner.cost.load import load_ratio
-from planner.cost.part import Conditions, Part, Share, add, share
-from planner.cost.rules import AnyLayer
+from planner.cost.part import Conditions, Part, Share, add, at_entry, computed_tokens, of_layer, share
 from planner.cost.state import State, state_of_experts, state_without_experts
 from planner.search.grid import RECOMPUTE, SHARDING, Grid, Shape
-from planner.spec.model import Block, Model, MoeFeedForward
+from planner.spec.model import AnyLayer, Block, Model, MoeFeedForward
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Sharding, Strategy
 from planner.spec.workload import Workload
 
@@ -78,8 +77,9 @@ class Pricing:
         self.conditions = conditions
         self.workload = workload
         self._parts: dict[tuple[int, Cut], Part] = {}
-        self._shares: dict[Cut, Share] = {}
+        self._shares: dict[tuple[int, Cut], Share] = {}
         self._states: dict[tuple[object, ...], State] = {}
+        self._arriving: dict[int, tuple[Conditions, int]] = {}
         self._routed: dict[tuple[int, float, int, int], Part] = {}
         self._spread: dict[tuple[int, float, int], Floats] = {}
         self._ratios: dict[tuple[int, int, int], float] = {}
@@ -104,32 +104,45 @@ class Pricing:
         layer, _ = self.layer_classes[0][number]
         shapes = _present(grid.shape, len(grid.shapes))
         cuts = {int(shape): cut(grid.shapes[shape], samples) for shape in shapes}
-        edge_tokens = self._by_shape(grid, [(shape, [self.share(cuts[shape]).edge_tokens]) for shape in cuts])[:, 0]
+        edges = {shape: self.share(number, cuts[shape]).edge_tokens for shape in cuts}
+        edge_tokens = self._by_shape(grid, [(shape, [edges[shape]]) for shape in cuts])[:, 0]
         whole = Part(*self._by_shape(grid, [(shape, self.part(number, cuts[shape])) for shape in cuts]).T)
         held = self._states_of(layer, grid, own_copy)
         if isinstance(layer, Block) and layer.moe is not None:
-            routed = [(shape, self.routed(number, self.share(cuts[shape]).edge_tokens, grid.spreads)) for shape in cuts]
+            routed = [(shape, self.routed(number, edges[shape], grid.spreads)) for shape in cuts]
             whole = add_columns(whole, Part(*self._by_shape(grid, routed)[np.arange(len(grid)), grid.spread].T))
             held = State._make(map(np.add, held, self._states_of_experts(layer, grid)))
-        costs = _compose_each(self.conditions, grid.recompute, edge_tokens, whole, held)
+        costs = _compose_each(self.conditions_of(number), grid.recompute, edge_tokens, whole, held)
         return costs._replace(weight_gradient_s=put_off_s(layer, costs))
 
-    def share(self, of: Cut) -> Share:
-        """What one device gets of a micro-batch."""
-        if of not in self._shares:
-            length = self.conditions.training.sequence_length
-            self._shares[of] = share(of.shape.strategy(), of.samples, length)
-        return self._shares[of]
+    def conditions_of(self, number: int) -> Conditions:
+        """Conditions of a layer of class `number`."""
+        return of_layer(self.conditions, self.layer_classes[0][number].layer)
+
+    def at_entry(self, number: int) -> tuple[Conditions, int]:
+        """(conditions, tokens of a sample) of what crosses into a layer of class `number`."""
+        if number not in self._arriving:
+            layer, length = self.layer_classes[0][number].layer, self.conditions.training.sequence_length
+            self._arriving[number] = at_entry(self.conditions, layer, length)
+        return self._arriving[number]
+
+    def share(self, number: int, of: Cut) -> Share:
+        """What one device gets of a micro-batch in a layer of class `number`."""
+        training, layer = self.conditions.training, self.layer_classes[0][number].layer
+        key = computed_tokens(layer, training.sequence_length, training.encoder_length), of
+        if key not in self._shares:
+            self._shares[key] = share(of.shape.strategy(), of.samples, key[0])
+        return self._shares[key]
 
     def part(self, number: int, of: Cut) -> Part:
         """A layer of class `number` but for its routed experts."""
         layer = self.layer_classes[0][number].layer
         key = (id(layer), of)
         if key not in self._parts:
-            strategy, part_of = of.shape.strategy(), self.share(of)
-            found = part_without_experts(self.conditions, layer, strategy, part_of)
+            strategy, part_of, given = of.shape.strategy(), self.share(number, of), self.conditions_of(number)
+            found = part_without_experts(given, layer, strategy, part_of)
             if isinstance(layer, Block) and layer.moe is not None:
-                found = add((found, shared_experts(self.conditions, layer.moe, strategy, part_of)))
+                found = add((found, shared_experts(given, layer.moe, strategy, part_of)))
             self._parts[key] = found
         return self._parts[key]
 
@@ -155,7 +168,7 @@ class Pricing:
         key = (number, edge_tokens, ranks, tensor)
         if key not in self._routed:
             ratio = self._load_ratio(number, moe, moe_layer, ranks)
-            self._routed[key] = routed_experts(self.conditions, moe, spread, edge_tokens, ratio)
+            self._routed[key] = routed_experts(self.conditions_of(number), moe, spread, edge_tokens, ratio)
         return self._routed[key]
 
     def _load_ratio(self, number: int, moe: MoeFeedForward, moe_layer: int, ranks: int) -> float:

@@ -13,7 +13,7 @@ from planner.search.assemble import assemble
 from planner.search.families import Family
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
-from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan, Schedule, ScheduleKind
 from planner.spec.strategy import AxisKind, Recompute, Sharding, Strategy
@@ -136,7 +136,7 @@ def _strategies(
     return found
 
 
-def _kind(layer: Embedding | Block | Head) -> str:
+def _kind(layer: AnyLayer) -> str:
     if not isinstance(layer, Block):
         return "edge"
     return "dense" if layer.moe is None else "moe"

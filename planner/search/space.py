@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.framework import Framework, Used, broken_strategy_rules
-from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, AnyLayer, Rule, broken_rules
+from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, Rule, broken_rules
 from planner.cost.targets import FRAMEWORKS
 from planner.search.grid import RECOMPUTE, SHARDING, Grid, Shape
 from planner.search.removed import Removed
 from planner.search.tree import PATH_RULES, Path, divisors, paths, rule_name, tiles_nearest
 from planner.spec.cluster import Cluster
-from planner.spec.model import Block
+from planner.spec.model import AnyLayer, Block
 from planner.spec.request import Options
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
 from planner.spec.training import Training

@@ -185,7 +185,7 @@ def _step(position: Position, table: Table, flight: Fraction) -> _Step:
     memory = choices.fixed_bytes * flight.denominator + choices.flight_bytes * flight.numerator
     if position.entered is not None:
         beats = beats + choices.entry_s[:, position.entered, None] * np.array(table.message_beats)
-        memory = memory + choices.entry_bytes * flight.denominator
+        memory = memory + choices.entry_bytes * flight.denominator + choices.carried_bytes * flight.numerator
     follows = position.entered is None and not position.first
     none = np.zeros(0, dtype=np.int64)
     workspace = choices.workspace_bytes * flight.denominator

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.boundary import Entry, arrival_s, entry, layout, tied_gradient_s
+from planner.cost.boundary import Entry, Layout, arrival_s, entry_into, layout, tied_gradient_s
 from planner.cost.layer import LayerCost
+from planner.cost.part import Conditions
 from planner.cost.pipeline import Beats, beat
 from planner.search.grid import Grid, Shape
 from planner.search.pareto import undominated
 from planner.search.pricing import Pricing
-from planner.spec.model import Head
+from planner.spec.model import Block, Head
 from planner.spec.strategy import Strategy
 
 Floats = NDArray[np.float64]
@@ -34,10 +35,12 @@ class Choices(NamedTuple):
     """For each micro-batch in flight."""
     workspace_bytes: Integers
     layout: Integers
-    """Index of the activation's layout; equal ones follow each other for free."""
+    """Index of the layout of the activation that arrives."""
     entry_s: Floats
     """[strategies, tiers]: one message from the stage before, by the tier of links that it crosses."""
     entry_bytes: Integers
+    carried_bytes: Integers
+    """What a piece that is entered here keeps for each micro-batch in flight, beside what its layers keep."""
 
     def row_of(self, part: Choices, row: int) -> int:
         """The row of a strategy that is given as a row of some of these choices."""
@@ -58,6 +61,7 @@ class Choices(NamedTuple):
             layout=self.layout[kept],
             entry_s=self.entry_s[kept],
             entry_bytes=self.entry_bytes[kept],
+            carried_bytes=self.carried_bytes[kept],
         )
 
 
@@ -86,36 +90,52 @@ class Boundaries:
         self._pricing = pricing
         self._samples = samples
         self._shapes = shapes
-        self._layouts: dict[object, int] = {}
-        self._first: list[Strategy] = []
-        self._entries: dict[int, list[Entry]] = {}
+        self._layouts: dict[tuple[int, int, Layout], int] = {}
+        self._first: list[tuple[Conditions, int, Strategy]] = []
+        self._entries: dict[tuple[int, int, bool, int], list[Entry]] = {}
 
-    def layout(self, shape: int) -> int:
-        """The number of the layout that a shape hands over."""
+    def layout(self, number: int, shape: int) -> int:
+        """The number of the layout in which a shape takes what arrives at a layer of class `number`.
+
+        Activations of another width or length have layouts of their own, so that a change is priced by what arrives.
+        """
+        conditions, tokens = self._pricing.at_entry(number)
         strategy = self._shapes[shape].strategy()
-        known = self._layouts.setdefault(layout(strategy), len(self._layouts))
+        key = (conditions.hidden_size, tokens, layout(strategy))
+        known = self._layouts.setdefault(key, len(self._layouts))
         if known == len(self._first):
-            self._first.append(strategy)
+            self._first.append((conditions, tokens, strategy))
         return known
 
-    def entries(self, shape: int) -> list[Entry]:
-        """One message over each tier of links."""
-        if shape not in self._entries:
-            conditions = self._pricing.conditions
+    def entries(self, number: int, shape: int) -> list[Entry]:
+        """One message over each tier of links, into a layer of class `number`."""
+        conditions, layer = self._pricing.conditions, self._pricing.layer_classes[0][number].layer
+        arriving, tokens = self._pricing.at_entry(number)
+        carries = isinstance(layer, Block) and layer.cross_attention is not None
+        key = (arriving.hidden_size, tokens, carries, shape)
+        if key not in self._entries:
             # The nearest device that only this tier reaches.
             peers = [0, *(level.num_devices for level in conditions.levels)]
             hops = [(0, max(1, below) if level > 1 else 0) for below, level in pairwise(peers)]
-            strategy, length = self._shapes[shape].strategy(), conditions.training.sequence_length
-            self._entries[shape] = [entry(conditions, strategy, self._samples, length, hop) for hop in hops]
-        return self._entries[shape]
+            strategy = self._shapes[shape].strategy()
+            self._entries[key] = [entry_into(conditions, layer, strategy, self._samples, hop) for hop in hops]
+        return self._entries[key]
 
     def transitions(self, beats: Beats) -> Floats:
         """[layouts, layouts, beats] of all layouts that were asked for."""
-        conditions, length = self._pricing.conditions, self._pricing.conditions.training.sequence_length
-        arrival = np.array([arrival_s(conditions, each, self._samples, length) for each in self._first])
+        arriving: dict[tuple[int, int], Conditions] = {(c.hidden_size, n): c for c, n, _ in self._first}
+        strategies = [strategy for *_, strategy in self._first]
+        # [layouts, layouts]: seconds for what arrives in the layout after to take the cut of the one before.
+        by_size = {
+            (width, tokens): [arrival_s(given, each, self._samples, tokens) for each in strategies]
+            for (width, tokens), given in arriving.items()
+        }
+        arrival = np.array([by_size[(given.hidden_size, tokens)] for given, tokens, _ in self._first]).T
         # Activations arrive in the layout after, their gradients in the layout before.
-        table = np.stack(np.broadcast_arrays(*beat(beats, arrival[None, :], arrival[:, None], 0.0)), axis=2)
-        table[np.arange(len(arrival)), np.arange(len(arrival))] = 0.0
+        table = np.stack(np.broadcast_arrays(*beat(beats, arrival.diagonal()[None, :], arrival, 0.0)), axis=2)
+        known: dict[Layout, int] = {}
+        cuts = np.array([known.setdefault(layout(strategy), len(known)) for strategy in strategies], dtype=np.int64)
+        table[cuts[:, None] == cuts[None, :]] = 0.0
         return table
 
 
@@ -140,7 +160,7 @@ def _choices(
 ) -> Choices:
     layer = pricing.layer_classes[0][number].layer
     present = np.flatnonzero(np.bincount(grid.shape, minlength=len(grid.shapes))).tolist()
-    entries = {shape: boundaries.entries(shape) for shape in present}
+    entries = {shape: boundaries.entries(number, shape) for shape in present}
     flying = costs.activation_bytes + costs.logits_bytes
     # planner.cost.pipeline.head_in_flight: one micro-batch, but for GPipe, which alone parts its passes here.
     held = flying if isinstance(layer, Head) and beats is not Beats.PASSES else np.zeros(len(grid))
@@ -150,11 +170,12 @@ def _choices(
             tied[shape] = tied_gradient_s(pricing.conditions, layer, grid.shapes[shape].strategy(), (0, tied_hop))
     entry_s = np.zeros((len(grid.shapes), len(pricing.conditions.levels)))
     entry_bytes = np.zeros(len(grid.shapes), dtype=np.int64)
-    layouts = np.zeros(len(grid.shapes), dtype=np.int64)
+    carried, layouts = (np.zeros(len(grid.shapes), dtype=np.int64) for _ in range(2))
     for shape, found in entries.items():
         entry_s[shape] = [message.pass_s for message in found]
         entry_bytes[shape] = found[0].buffer_bytes
-        layouts[shape] = boundaries.layout(shape)
+        carried[shape] = found[0].carried_bytes
+        layouts[shape] = boundaries.layout(number, shape)
     return Choices(
         strategies=grid,
         beats_s=np.stack(beat(beats, costs.forward_s, costs.backward_s, costs.weight_gradient_s), axis=1),
@@ -165,12 +186,13 @@ def _choices(
         layout=layouts[grid.shape],
         entry_s=entry_s[grid.shape],
         entry_bytes=entry_bytes[grid.shape],
+        carried_bytes=carried[grid.shape],
     )
 
 
 def without_dominated(choices: Choices) -> Choices:
     """Only strategies that no other with the same layout and entry beats or equals in every number."""
-    places = np.column_stack([choices.layout, choices.entry_bytes, choices.entry_s])
+    places = np.column_stack([choices.layout, choices.entry_bytes, choices.carried_bytes, choices.entry_s])
     _, labels = np.unique(places, axis=0, return_inverse=True)
     values = np.column_stack(
         [choices.beats_s, choices.once_s, choices.fixed_bytes, choices.flight_bytes, choices.workspace_bytes]

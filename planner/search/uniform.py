@@ -176,5 +176,6 @@ def _stage(problem: Pipeline, uniform: Uniform, kind: _Kind, number: int) -> tup
         choices, rows = table.choices[class_number], uniform.rows[:, class_number]
         beats += choices.entry_s[rows, kind.tier][:, None] * np.array(table.message_beats)
         fixed += choices.entry_bytes[rows]
+        flying += choices.carried_bytes[rows]
     needed = fixed + workspace - (-flying * flight.numerator // flight.denominator)
     return beats, once, needed - problem.limits_bytes[number]

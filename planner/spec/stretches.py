@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.model import Block, Embedding, Head, Model, PatchEmbedding
 from planner.spec.plan import StageRun
 from planner.spec.strategy import Strategy
 
@@ -22,7 +22,7 @@ def equal_pieces(model: Model, num_stages: int, virtual_stages: int) -> tuple[St
     size, rest = divmod(len(blocks), num_stages * virtual_stages)
     if rest or not size:
         return None
-    starts = [blocks[0] + piece * size for piece in range(num_stages * virtual_stages)]
+    starts = [blocks[piece * size] for piece in range(num_stages * virtual_stages)]
     starts[0] = 0
     ends = [*starts[1:], len(model.layers)]
     pieces = list(zip(starts, ends, strict=True))
@@ -31,7 +31,7 @@ def equal_pieces(model: Model, num_stages: int, virtual_stages: int) -> tuple[St
 
 def even_stretches(model: Model, num_stages: int) -> tuple[Stretches, ...] | None:
     """Stages with as equal numbers of blocks as possible, fewer where the embedding and the head are."""
-    edges = sum(isinstance(layer, Embedding | Head) for layer in model.layers)
+    edges = sum(isinstance(layer, Embedding | PatchEmbedding | Head) for layer in model.layers)
     blocks = len(model.layers) - edges
     size, rest = divmod(blocks, num_stages)
     if not size:
@@ -39,7 +39,7 @@ def even_stretches(model: Model, num_stages: int) -> tuple[Stretches, ...] | Non
     # The middle stages first, then the first, then the last.
     order = sorted(range(num_stages), key=lambda stage: (stage == num_stages - 1, stage == 0, stage))
     longer = set(order[:rest])
-    ends = [isinstance(model.layers[0], Embedding) + 0]
+    ends = [isinstance(model.layers[0], Embedding | PatchEmbedding) + 0]
     for stage in range(num_stages):
         ends.append(ends[-1] + size + (stage in longer))
     ends[0], ends[-1] = 0, len(model.layers)

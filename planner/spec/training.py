@@ -33,6 +33,9 @@ class Training(Value):
     global_batch_size: Annotated[Count, Field(le=MAX_BATCH_SIZE)] | Literal["max"]
     """Samples per step; `max`: the batch size of highest throughput, up to `max_global_batch_size`."""
     sequence_length: Count
+    """Tokens of a sample; of what the decoder reads, where the model has an encoder."""
+    encoder_sequence_length: Count | None = None
+    """Tokens of a sample that an encoder reads; None: as many as the decoder."""
     precision: Precision = Precision.BF16
     optimizer: Optimizer = Optimizer.ADAM
     gradient_precision: Literal[Precision.FP32, Precision.BF16, Precision.FP16] = Precision.FP32
@@ -44,3 +47,8 @@ class Training(Value):
     """Tokens that an expert takes at most, over its even share; None: dropless."""
     max_global_batch_size: Annotated[Count, Field(le=MAX_BATCH_SIZE)] = 4096
     """Upper end for `global_batch_size` = `max`."""
+
+    @property
+    def encoder_length(self) -> int:
+        """Tokens of a sample that an encoder reads, given or not."""
+        return self.encoder_sequence_length or self.sequence_length

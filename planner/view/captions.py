@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from planner.spec.error_band import StepTimeBand
-from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.plan import Plan, Schedule, ScheduleKind, StageRun
 from planner.spec.strategy import ExpertStrategy, Recompute, Sharding, Strategy
 from planner.view.quantities import seconds, span
@@ -60,11 +60,11 @@ def strategy_lines(strategy: Strategy) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def layer_kind(layer: Embedding | Block | Head) -> str:
-    """`embedding`, `dense block`, `MoE block` or `head`."""
+def layer_kind(layer: AnyLayer) -> str:
+    """`embedding`, `patch embedding`, `dense block`, `MoE block`, `merging`, `encoder end` or `head`."""
     if isinstance(layer, Block):
         return "MoE block" if layer.moe else "dense block"
-    return "embedding" if isinstance(layer, Embedding) else "head"
+    return layer.kind.replace("_", " ")
 
 
 def layer_kinds(model: Model, first_layer: int, num_layers: int) -> tuple[tuple[str, int], ...]:

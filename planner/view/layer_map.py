@@ -20,6 +20,9 @@ _CHARACTER = 6.3
 """Mean width of a character of the small labels."""
 _KIND_LOOKS = {
     "embedding": Look("gold"),
+    "patch embedding": Look("gold"),
+    "merging": Look("gold", "dots"),
+    "encoder end": Look("gold", "dots"),
     "dense block": Look("grey"),
     "MoE block": Look("grey", "dots"),
     "head": Look("gold", "bars"),

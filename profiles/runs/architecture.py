@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from planner.cost.parameters import total_parameters
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.model import (
+    AnyLayer,
     Attention,
     Block,
     DenseFeedForward,
@@ -101,7 +102,7 @@ def _traits(facts: ModelFacts) -> Traits | None:
 def _build(facts: ModelFacts, traits: Traits, sequence_length: int) -> Model:
     assert facts.layers and facts.hidden and facts.vocab
     positions = max(sequence_length, facts.seq or 1) if traits.positions else 0
-    layers: list[Embedding | Block | Head] = [Embedding(vocab_size=facts.vocab, num_positions=positions)]
+    layers: list[AnyLayer] = [Embedding(vocab_size=facts.vocab, num_positions=positions)]
     sparse = _sparse(facts)
     window, every_other = _window(facts, traits)
     for number in range(facts.layers):
@@ -113,8 +114,8 @@ def _build(facts: ModelFacts, traits: Traits, sequence_length: int) -> Model:
     return Model(name=facts.name, hidden_size=facts.hidden, runs=_runs(layers))
 
 
-def _runs(layers: list[Embedding | Block | Head]) -> tuple[LayerRun, ...]:
-    runs: list[tuple[Embedding | Block | Head, int]] = []
+def _runs(layers: list[AnyLayer]) -> tuple[LayerRun, ...]:
+    runs: list[tuple[AnyLayer, int]] = []
     for layer in layers:
         if runs and runs[-1][0] == layer:
             runs[-1] = (layer, runs[-1][1] + 1)

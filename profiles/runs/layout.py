@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 
 from planner.spec.errors import InputError
-from planner.spec.model import Block, Embedding, Head, Model
+from planner.spec.model import AnyLayer, Block, Embedding, Head, Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
 from planner.spec.strategy import AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
@@ -217,7 +217,7 @@ def _runs(model: Model, piece: range, strategies: Mapping[str, Strategy]) -> lis
     return runs
 
 
-def _kind(layer: Embedding | Block | Head) -> str:
+def _kind(layer: AnyLayer) -> str:
     if not isinstance(layer, Block):
         return "edge"
     return "dense" if layer.moe is None else "moe"

@@ -6,10 +6,20 @@ import pytest
 from cost_samples import DEVICE, cluster, even_plan, gpt, moe_model
 
 from planner.cost import estimate
-from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, AnyLayer, broken_rules
+from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, broken_rules
 from planner.spec.cluster import Cluster, PeakFlops, Precision
 from planner.spec.errors import InputError
-from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head, Model, MoeFeedForward
+from planner.spec.model import (
+    AnyLayer,
+    Block,
+    DenseFeedForward,
+    Embedding,
+    GroupedQueryAttention,
+    Head,
+    Model,
+    MoeFeedForward,
+    PatchEmbedding,
+)
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, Stage, StageRun
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Sharding, Strategy
@@ -133,6 +143,18 @@ CASES = [
         moe_block(),
         strategy(tp=2, experts=(2, 1, 1)),
         "sequence_parallel must be true for an MoE layer under tensor parallelism",
+    ),
+    Case(
+        "context-parallel-needs-one-sequence",
+        PatchEmbedding(patch_values=48, tokens_per_sample=64),
+        strategy(cp=2),
+        "cp and ulysses must be 1 for a patch embedding, a merging, and attention in windows side by side",
+    ),
+    Case(
+        "sequence-divides",
+        Head(vocab_size=100, pooled=True),
+        strategy(tp=4, sp=True),
+        "tp 4 must divide the 1 tokens of a sequence part",
     ),
     Case("context-parallel-needs-flash", block(), strategy(cp=2), "cp must be 1 without flash attention", UNFUSED),
 ]

@@ -35,11 +35,31 @@ DEEPSEEK = {
     "v_head_dim": 10,
 }
 GPT2 = {"model_type": "gpt2", "vocab_size": 96, "n_positions": 40, "n_embd": 48, "n_layer": 3, "n_head": 6}
+BERT = {**LLAMA, "model_type": "bert"}
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SWIN = {
+    "model_type": "swin",
+    "image_size": 56,
+    "patch_size": 2,
+    "embed_dim": 24,
+    "depths": [2, 1, 3],
+    "num_heads": [3, 6, 12],
+}
+T5 = {"model_type": "t5", "vocab_size": 96, "d_model": 48, "d_kv": 8, "d_ff": 80, "num_layers": 3, "num_heads": 6}
+DEFAULTS = ("model_type", "num_key_value_heads", "image_size", "patch_size")
 REQUIRED = [
     (config, key)
-    for config in (LLAMA, MIXTRAL, DEEPSEEK, GPT2)
+    for config in (LLAMA, MIXTRAL, DEEPSEEK, GPT2, BERT, VIT, SWIN, T5)
     for key in config
-    if key not in ("model_type", "num_key_value_heads")
+    if key not in DEFAULTS
 ]
 NO_COUNTS = [0, -1, 2.0, "4", True, math.nan, math.inf, [4], 2**60, None]
 
@@ -78,6 +98,20 @@ def test_a_size_that_is_no_count_is_an_error_that_names_it(config, key, value):
         ({**MIXTRAL, "num_experts_per_tok": 5}, "num_experts_per_tok"),
         ({**MIXTRAL, "sliding_window": 0}, "sliding_window"),
         ({**GPT2, "n_embd": 50}, "n_embd"),
+        ({**BERT, "is_decoder": True}, "is_decoder"),
+        ({**VIT, "image_size": 33}, "image_size"),
+        ({**VIT, "image_size": [32, 32, 3]}, "image_size"),
+        ({**VIT, "id2label": {}}, "id2label"),
+        ({**SWIN, "num_heads": [3, 6]}, "num_heads"),
+        ({**SWIN, "depths": 3}, "depths"),
+        ({**SWIN, "depths": []}, "depths"),
+        ({**SWIN, "window_size": 5}, "window_size"),
+        ({**SWIN, "image_size": 30, "window_size": 15}, "image_size"),
+        ({**SWIN, "mlp_ratio": 0}, "mlp_ratio"),
+        ({**T5, "feed_forward_proj": "swish"}, "feed_forward_proj"),
+        ({**T5, "num_layers": 9000, "num_decoder_layers": 9000}, "num_decoder_layers"),
+        ({**T5, "model_type": "switch_transformers", "num_sparse_encoder_layers": 4}, "num_sparse_encoder_layers"),
+        ({**LLAMA, "model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({**GPT2, "add_cross_attention": True}, "add_cross_attention"),
         ({**DEEPSEEK, "q_lora_rank": 0}, "q_lora_rank"),
         ({**DEEPSEEK, "moe_layer_freq": 0}, "moe_layer_freq"),
@@ -103,7 +137,7 @@ def test_what_cannot_be_built_is_an_error_that_names_the_key(config, field):
     assert fields(config) == f"hf_config.{field}"
 
 
-@pytest.mark.parametrize("model_type", ["bert", "", 7, ["llama"], None])
+@pytest.mark.parametrize("model_type", ["mamba", "", 7, ["llama"], None])
 def test_an_unknown_model_type_is_an_error_that_lists_the_known_ones(model_type):
     with pytest.raises(InputError) as caught:
         model_from_config({**LLAMA, "model_type": model_type})

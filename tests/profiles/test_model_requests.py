@@ -126,3 +126,22 @@ def test_config_files_as_users_have_them_equal_the_presets(file, preset):
     model = resolve_model(model_request_from_file(str(CONFIGS / file)))
     assert model.runs == model_preset(preset).runs
     assert total_parameters(model) == total_parameters(model_preset(preset))
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="the folder of real config files is not beside this checkout")
+@pytest.mark.parametrize(
+    ("file", "lacks", "preset"),
+    [
+        (
+            "galvatron-bert-huge-uncased-32.json",
+            {"model_type": "bert", "type_vocab_size": 2, "intermediate_size": 5120},
+            "bert-huge-32",
+        ),
+        ("galvatron-vit-huge-patch16-224.json", {"model_type": "vit"}, "vit-huge"),
+        ("galvatron-swin-huge-patch4-window7-224.json", {"model_type": "swin"}, "swin-huge-48"),
+        ("galvatron-t5-large.json", {"model_type": "t5"}, "t5-large"),
+    ],
+)
+def test_config_files_of_galvatron_equal_the_presets_once_they_say_their_type(file, lacks, preset):
+    content = {**json.loads((CONFIGS / file).read_text()), **lacks}
+    assert resolve_model(ModelRequest(hf_config=content)).runs == model_preset(preset).runs

@@ -33,7 +33,65 @@ LATENT = {
     "topk_group": 1,
 }
 GPT2 = {"vocab_size": 96, "n_positions": 40, "n_embd": 48, "n_layer": 3, "n_head": 6}
+BERT = {**LLAMA, "max_position_embeddings": 40}
+VIT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SWIN = {"image_size": 56, "patch_size": 2, "embed_dim": 24, "depths": [2, 1, 3], "num_heads": [3, 6, 12]}
+T5 = {"vocab_size": 96, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_layers": 3, "num_heads": 6}
+NEOX = {**LLAMA, "max_position_embeddings": 40}
+OPT = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "ffn_dim": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 40,
+}
+BLOOM = {"vocab_size": 96, "hidden_size": 48, "n_layer": 3, "n_head": 6}
+DBRX = {
+    "vocab_size": 96,
+    "d_model": 48,
+    "n_heads": 6,
+    "n_layers": 3,
+    "max_seq_len": 40,
+    "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+    "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 2},
+}
 CASES = [
+    ("bert", BERT),
+    ("bert", {**BERT, "type_vocab_size": 3, "num_hidden_layers": 2}),
+    ("vit", VIT),
+    ("vit", {**VIT, "image_size": [32, 48], "num_channels": 1, "qkv_bias": False, "num_labels": 10}),
+    ("swin", SWIN),
+    ("swin", {**SWIN, "use_absolute_embeddings": True, "mlp_ratio": 2.5, "qkv_bias": False, "num_labels": 10}),
+    ("swin", {**SWIN, "image_size": 28, "window_size": 14, "depths": [1, 1], "num_heads": [3, 3]}),
+    ("t5", T5),
+    ("t5", {**T5, "num_decoder_layers": 2, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8}),
+    ("switch_transformers", {**T5, "num_layers": 6, "num_decoder_layers": 4, "num_sparse_decoder_layers": 2}),
+    ("switch_transformers", {**T5, "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 0, "num_experts": 5}),
+    ("gemma", {**LLAMA, "num_key_value_heads": 2, "head_dim": 10}),
+    ("gemma", {**LLAMA, "num_attention_heads": 16, "tie_word_embeddings": False, "attention_bias": True}),
+    ("gemma2", {**LLAMA, "num_key_value_heads": 2, "head_dim": 10}),
+    ("gemma2", {**LLAMA, "num_attention_heads": 8, "tie_word_embeddings": False}),
+    ("gemma3_text", {**LLAMA, "num_key_value_heads": 2, "head_dim": 10}),
+    ("gemma3_text", {**LLAMA, "num_attention_heads": 8, "attention_bias": True}),
+    ("gpt_neox", NEOX),
+    ("gpt_neox", {**NEOX, "use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True}),
+    ("opt", OPT),
+    ("opt", {**OPT, "enable_bias": False, "_remove_final_layer_norm": True, "tie_word_embeddings": False}),
+    ("bloom", BLOOM),
+    ("bloom", {**BLOOM, "tie_word_embeddings": False}),
+    ("phi", NEOX),
+    ("phi", {**NEOX, "num_key_value_heads": 3}),
+    ("phi3", {**LLAMA, "num_key_value_heads": 2, "pad_token_id": 0}),
+    ("phi3", {**LLAMA, "tie_word_embeddings": True, "sliding_window": 8, "pad_token_id": 0}),
+    ("dbrx", DBRX),
     ("llama", LLAMA),
     ("llama", {**LLAMA, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True, "mlp_bias": True}),
     ("llama", {**LLAMA, "num_key_value_heads": None, "tie_word_embeddings": True}),
@@ -82,11 +140,20 @@ CASES = [
 ]
 
 
+_LIBRARY_CLASSES = {
+    "bert": transformers.AutoModelForMaskedLM,
+    "vit": transformers.AutoModelForImageClassification,
+    "swin": transformers.AutoModelForImageClassification,
+    "t5": transformers.AutoModelForSeq2SeqLM,
+    "switch_transformers": transformers.AutoModelForSeq2SeqLM,
+}
+
+
 def library_parameters(model_type, config):
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         settings = transformers.AutoConfig.for_model(model_type, **config)
-        model = transformers.AutoModelForCausalLM.from_config(settings)
+        model = _LIBRARY_CLASSES.get(model_type, transformers.AutoModelForCausalLM).from_config(settings)
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -125,6 +192,10 @@ WINDOWS = [
     ("qwen3_moe", {**MOE, "num_attention_heads": 4, "use_sliding_window": True, "sliding_window": 32}),
     ("qwen3_moe", {**MOE, "num_attention_heads": 4, "sliding_window": 32}),
     ("gpt_oss", {**LLAMA, "num_attention_heads": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("gemma2", {**LLAMA, "num_hidden_layers": 5, "num_attention_heads": 8, "sliding_window": 16}),
+    ("gemma3_text", {**LLAMA, "num_hidden_layers": 13, "num_attention_heads": 8}),
+    ("gemma3_text", {**LLAMA, "num_hidden_layers": 5, "num_attention_heads": 8, "sliding_window_pattern": 2}),
+    ("phi3", {**LLAMA, "sliding_window": 8, "pad_token_id": 0}),
 ]
 
 

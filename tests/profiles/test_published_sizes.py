@@ -36,13 +36,31 @@ TOTALS = [
     ("deepseek-v2", 236e9, "arXiv 2405.04434"),
     ("deepseek-v2-lite", 15.7e9, "arXiv 2405.04434, appendix B"),
     ("olmoe-1b-7b", 6.92e9, "Hugging Face's count for allenai/OLMoE-1B-7B-0924"),
+    ("bert-large", 336e6, "model card of google-bert/bert-large-uncased"),
+    ("bert-huge-32", 672e6, "Galvatron (arXiv 2211.13878), table 2"),
+    ("bert-huge-48", 987e6, "Galvatron (arXiv 2211.13878), table 2"),
+    ("vit-huge", 632e6, "Galvatron (arXiv 2211.13878), table 2"),
+    ("swin-huge-32", 701e6, "Galvatron (arXiv 2211.13878), table 2"),
+    ("swin-huge-48", 1016e6, "Galvatron (arXiv 2211.13878), table 2"),
+    ("t5-large", 737e6, "Galvatron (arXiv 2211.13878), table 2"),
+    ("switch-base-128", 7.4e9, "Switch Transformers (arXiv 2101.03961), table 9"),
+    ("gemma-2-9b", 9_241_705_984, "arXiv 2408.00118, table 2: 917,962,752 of the embedding and 8,324,201,984 others"),
+    ("gemma-2-27b", 27.23e9, "arXiv 2408.00118, table 2: 1,180,237,824 of the embedding and 26,047,480,320 others"),
+    ("gemma-3-27b", 27.0e9, "arXiv 2503.19786, table 1: 1,416M of the embedding and 25,600M others"),
+    ("gpt-neox-20b", 20.55e9, "arXiv 2204.06745, section 2: 20,554,567,680"),
+    ("opt-175b", 175e9, "arXiv 2205.01068"),
+    ("bloom-176b", 176_247_271_424, "arXiv 2211.05100, table 3"),
+    ("dbrx", 132e9, "model card of databricks/dbrx-base"),
 ]
+ROUNDED_TOTALS = [("glam-64b-64e", 1.2e12, 0.05 / 1.2, "arXiv 2112.06905, table 4: 1.2T")]
 ACTIVE_WITH_EMBEDDING = [
     ("mixtral-8x7b", 12.9e9, 0.005, "mistral.ai/news/mixtral-of-experts: 12.9B"),
     ("mixtral-8x22b", 39e9, 0.005, "mistral.ai/news/mixtral-8x22b: 39B"),
     ("qwen3-30b-a3b", 3.3e9, 0.1 / 3.3, "model card: 3.3B, cut off after the first digit"),
     ("qwen3-235b-a22b", 22e9, 0.01, "model card: 22B"),
     ("olmoe-1b-7b", 1.3e9, 0.05 / 1.3, "arXiv 2409.02060: 1.3B"),
+    ("glam-64b-64e", 96.6e9, 0.005, "arXiv 2112.06905, table 4: 96.6B"),
+    ("dbrx", 36e9, 0.5 / 36, "model card: 36B"),
 ]
 ACTIVE_WITHOUT_EMBEDDING = [
     ("deepseek-v3", 36.7e9, 0.005, "README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 36.7B; the paper rounds to 37B"),
@@ -56,6 +74,11 @@ ACTIVE_WITHOUT_EMBEDDING = [
 @pytest.mark.parametrize(("name", "published", "source"), TOTALS, ids=[row[0] for row in TOTALS])
 def test_total_parameters_agree_with_the_published_count(name, published, source):
     assert total_parameters(model_preset(name)) == pytest.approx(published, rel=0.005), source
+
+
+@pytest.mark.parametrize(("name", "published", "tolerance", "source"), ROUNDED_TOTALS)
+def test_total_parameters_agree_with_a_count_of_few_digits(name, published, tolerance, source):
+    assert total_parameters(model_preset(name)) == pytest.approx(published, rel=tolerance), source
 
 
 @pytest.mark.parametrize(
@@ -81,4 +104,4 @@ def test_a_tied_head_is_active_even_where_the_embedding_is_not_counted():
 
 
 def test_every_preset_is_compared():
-    assert sorted(row[0] for row in TOTALS) == model_names()
+    assert sorted(row[0] for row in [*TOTALS, *ROUNDED_TOTALS]) == model_names()

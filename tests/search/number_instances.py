@@ -60,6 +60,7 @@ def _choices(draw, rhythms: int, layouts: int) -> Choices:
         layout=np.array([value % layouts for value in column(5)], dtype=np.int64),
         entry_s=np.array([column(4), column(8)], dtype=float).T.reshape(size, 2),
         entry_bytes=np.array(column(3), dtype=np.int64),
+        carried_bytes=np.array(column(2), dtype=np.int64),
     )
 
 
@@ -104,6 +105,7 @@ def price(problem: Pipeline, stages, rows) -> float:
                     message = choices.entry_s[row, problem.tiers[stage]]
                     beats = beats + message * np.array(table.message_beats)
                     fixed += int(choices.entry_bytes[row])
+                    flying += int(choices.carried_bytes[row])
                 elif layer > first:
                     before = table.choices[problem.sequence[layer - 1]].layout[rows[layer - 1]]
                     beats = beats + table.transition_s[before, choices.layout[row]]
