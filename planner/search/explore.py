@@ -1,5 +1,5 @@
-"""The search under one workload: of all problems the one with the least bound is looked at more closely, until none
-can hold a better plan than the best.
+"""The search under one workload: problems are looked at more and more closely until none can hold a better plan than
+the best.
 
 A family is bounded four times, each bound closer and dearer than the one before: by what its layers compute (outlook);
 by the table of its strategies, memory apart; with memory (bounds); by an exact solution in which work once per step
@@ -60,8 +60,13 @@ class _Look(IntEnum):
 
 
 class _Open(NamedTuple):
-    """A problem that may still hold a better plan; the least bound comes first, of equals the first made."""
+    """A problem that may still hold a better plan.
 
+    What is dear waits until good plans were looked for everywhere; then the least bound comes first, of equals the
+    first made.
+    """
+
+    is_tried: bool
     bound_per_sample_s: float
     order: int
     look: _Look
@@ -148,7 +153,7 @@ def _priced(
         for instance in instances.of(group):
             pool.offer_uniform(instance)
             for problem, bound in _parts(instances, instance, bounds[instance.family], pool):
-                found.append(_Open(bound, len(found), _Look.PRICED, instance.family, problem))
+                found.append(_Open(False, bound, len(found), _Look.PRICED, instance.family, problem))
     return found, inf
 
 
@@ -171,7 +176,7 @@ def _solved(
     limits: Limits,
     most: int | None = None,
 ) -> int:
-    """Look at the problem with the least bound until none is better than the best plan; counts those solved.
+    """Look at the problem with the least bound, until no bound is better than the best plan; counts those solved.
 
     Takes what is done with out of `waiting`. `most`: solve none, and look at no more after so many narrow passes.
     """
@@ -185,9 +190,10 @@ def _solved(
         if pool.best and (spent > limits.effort or limits.out_of_time()):
             raise TimeoutError("time or effort has run out")
 
-    while waiting and not _beaten(waiting[0].bound_per_sample_s, pool):
+    while waiting:
         found = heapq.heappop(waiting)
-        if most is not None and found.look is _Look.TRIED:
+        if _beaten(found.bound_per_sample_s, pool) or (most is not None and found.is_tried):
+            done += 1
             continue
         tried += found.look is _Look.BOUNDED
         if pool.best and (limits.out_of_time() or tried == most):
@@ -202,7 +208,7 @@ def _solved(
             heapq.heappush(waiting, closer)
         else:
             done += 1
-            solved += found.look is _Look.TRIED
+            solved += found.is_tried
     return solved
 
 
@@ -217,7 +223,7 @@ def _look(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int],
     if found.look is _Look.BOUNDED:
         problem = instances.without_dominated(problem)
         _offer(found._replace(problem=problem), pool, spend, width=NARROW)
-        return found._replace(look=_Look.TRIED, problem=problem)
+        return found._replace(is_tried=True, look=_Look.TRIED, problem=problem)
     closer = _closer(instances, found._replace(problem=problem), pool, spend)
     if not _beaten(closer.bound_per_sample_s, pool):
         _offer(closer, pool, spend, width=None)

@@ -62,6 +62,11 @@ class Grid:
         return np.array([prod(axis.degree for axis in shape.axes if axis.kind in data) for shape in self.shapes])
 
     @cached_property
+    def tensor_degrees(self) -> Integers:
+        """[shapes] of the tensor-parallel degree."""
+        return np.array([shape.strategy().tp for shape in self.shapes], dtype=np.int64)
+
+    @cached_property
     def shards_dense(self) -> NDArray[np.bool_]:
         """[shapes] whether some ranks hold the same weights of what is no expert."""
         return np.array([any(axis.kind is not AxisKind.TP for axis in shape.axes) for shape in self.shapes], dtype=bool)

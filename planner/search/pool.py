@@ -85,7 +85,7 @@ class Pool:
         priced = price_uniform(instance.problem, uniform, stages)
         for row in fastest_by_degrees(uniform, priced):
             per_sample_s = self.per_sample_s(float(priced.step_s[row]), batch)
-            key = (instance.family.num_stages, instance.family.schedule, int(uniform.degrees[row]))
+            key = (instance.family.num_stages, int(uniform.degrees[row]))
             known = self._alternatives.get(key)
             if known is None or per_sample_s < known.per_sample_s:
                 build = self._builder(instance, stages, uniform.rows[row].tolist())

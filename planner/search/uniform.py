@@ -23,7 +23,7 @@ class Uniform(NamedTuple):
     rows: Integers
     """[uniform choices, classes]."""
     degrees: Integers
-    """[uniform choices]: equal for choices that differ in sharding and recomputation only."""
+    """[uniform choices]: equal for what a user would call one plan: equal tensor parallelism and experts."""
 
     def only(self, kept: Integers) -> Uniform:
         """Only these choices."""
@@ -46,7 +46,7 @@ def uniform_choices(grids: Sequence[Grid], sequence: Sequence[int]) -> Uniform:
     head = grids[leader]
     rows = np.stack([_matching(head, grid) for grid in grids], axis=1)
     complete = np.flatnonzero((rows >= 0).all(axis=1))
-    degrees = head.shape * len(head.spreads) + head.spread
+    degrees = head.tensor_degrees[head.shape] * len(head.spreads) + head.spread
     return Uniform(rows[complete], degrees[complete])
 
 
