@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from api.commands.explain import diff, explain
 from api.commands.import_galvatron import import_galvatron
 from api.commands.options import shown
 from api.commands.plan import plan
@@ -37,7 +38,7 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (plan, estimate, picture, profile, import_galvatron, replay, serve, validate):
+    for command in (plan, explain, estimate, diff, picture, profile, import_galvatron, replay, serve, validate):
         app.command()(command)
     return app
 

@@ -17,7 +17,8 @@ Plans the parallelism of Transformer training, and keeps re-planning while the t
 
 1. `POST /v1/searches` finds a **shortlist** of plans for a model on a cluster. Try it: the filled-in request plans
    Mixtral-8x7B on 8 nodes with 8 H100. With `Prefer: wait=30` the answer is the finished search.
-2. `GET /v1/plans/{plan_id}/picture` shows a plan; the finished search names its best one.
+2. `GET /v1/plans/{plan_id}/picture` shows a plan, `GET /v1/plans/{plan_id}/explanation` says why it is as it is; the
+   finished search names its best one.
 3. `POST /v1/runs` begins a training job on that shortlist; `POST /v1/runs/{run_id}/windows` takes its token counts and
    answers with a decision: keep, rebalance the experts, or switch to another plan.
 
@@ -25,7 +26,7 @@ Errors are problem documents (RFC 9457) whose `errors` point into the input.
 """
 TAGS: list[dict[str, Any]] = [
     {"name": "searches", "description": "The offline stage: searches are jobs that end with a shortlist"},
-    {"name": "plans", "description": "Plans, their prices and their pictures"},
+    {"name": "plans", "description": "Plans, their prices, pictures and explanations"},
     {"name": "runs", "description": "The online stage: windows of token counts in, decisions out"},
     {"name": "presets", "description": "Models and devices that are known by name"},
     {"name": "health", "description": "For those who watch the service"},

@@ -27,6 +27,8 @@ class Found:
     """A plan with all that its search knew."""
 
     entry: ShortlistEntry
+    shortlist: Shortlist
+    """Of which the entry is one."""
     model: Model
     cluster: Cluster
     training: Training
@@ -186,7 +188,8 @@ class SearchStore:
                 raise NotFoundError(f"no search{f' {search_id}' if search_id else ''} found a plan {plan_id!r}")
             row, rank = pair
             assert row.shortlist is not None
-            return Found(row.shortlist.plans[rank - 1], row.model, row.cluster, row.request.training)
+            found = row.shortlist
+            return Found(found.plans[rank - 1], found, row.model, row.cluster, row.request.training)
 
     def conditions(self, search_id: str) -> SearchJob:
         """What a search was about, resolved; raises NotFoundError."""

@@ -41,6 +41,7 @@ class SearchLinks(Value):
     shortlist: str | None = None
     best_plan: str | None = None
     best_plan_picture: str | None = None
+    best_plan_explanation: str | None = None
 
 
 class Search(Value):
@@ -67,7 +68,13 @@ class Search(Value):
         own, plan = f"/v1/searches/{self.id}", f"/v1/plans/{self.best_plan_id}"
         if self.best_plan_id is None:
             return SearchLinks(self=own)
-        return SearchLinks(self=own, shortlist=f"{own}/shortlist", best_plan=plan, best_plan_picture=f"{plan}/picture")
+        return SearchLinks(
+            self=own,
+            shortlist=f"{own}/shortlist",
+            best_plan=plan,
+            best_plan_picture=f"{plan}/picture",
+            best_plan_explanation=f"{plan}/explanation",
+        )
 
 
 class SearchJob(Value):

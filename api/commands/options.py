@@ -16,6 +16,7 @@ from planner.spec.errors import InputError, TrimtabError
 from planner.spec.model import Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan
+from planner.spec.request import Options
 from planner.spec.shortlist import Shortlist
 from planner.spec.training import Training
 from profiles import cluster_request_from_file, model_request_from_file, parse_bytes, stack_names
@@ -52,6 +53,18 @@ StackOption = Annotated[
     str | None,
     typer.Option(help="Software that trains, as megatron-core-2026 (the usual), megatron-core-2024 or pytorch-fsdp"),
 ]
+OptimizerOption = Annotated[str, typer.Option(help="adam or sgd")]
+MaxBatch = Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")]
+CapacityFactor = Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")]
+AxesOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")]
+ShardingOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")]
+RecomputeOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")]
+SchedulesOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe zero_bubble")]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds after which a search takes the best so far")]
+TargetOption = Annotated[
+    str | None, typer.Option(help="Only plans that this framework can run: any, megatron, torchtitan or deepspeed")
+]
+UniformOption = Annotated[bool, typer.Option("--uniform", help="Only plans with one strategy for all blocks")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
 GradientOption = Annotated[
     str | None, typer.Option("--gradient-precision", help="fp32 (the usual), bf16 or fp16: of sums of gradients")
@@ -80,8 +93,23 @@ def training_from(batch: str | None, sequence_length: int | None, **recipe: obje
     return parse(Training, {key: value for key, value in given.items() if value is not None}, "training")
 
 
+def parts_of(text: str | None) -> tuple[str, ...] | None:
+    """Words with commas between."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def options_from(**given: object) -> Options:
+    """What the search may do, as far as it is given; raises InputError that names the option."""
+    return parse(Options, {key: value for key, value in given.items() if value is not None}, "options")
+
+
 def read_plan(text: str, model: Model, cluster: Cluster, training: Training | None) -> Plan:
     """A plan from a file (a shortlist's: its first), or from shorthand, which needs the training; raises InputError."""
+    return read_plans(text, model, cluster, training)[0]
+
+
+def read_plans(text: str, model: Model, cluster: Cluster, training: Training | None) -> tuple[Plan, ...]:
+    """One plan, or all of a shortlist, the best first; raises InputError."""
     if not text.strip():
         raise InputError.at("plan", "is empty; it must be a plan's JSON file, or short: tp2-pp4-dp8-mbs1-zero1")
     if not looks_like_file(text):
@@ -89,11 +117,11 @@ def read_plan(text: str, model: Model, cluster: Cluster, training: Training | No
             raise InputError.at(
                 "training.global_batch_size", "is required for a plan in shorthand, and so is sequence_length"
             )
-        return plan_from_shorthand(text, model, cluster, training)
+        return (plan_from_shorthand(text, model, cluster, training),)
     data = read_json_file(Path(text), "plan")
     if "plans" in data:
-        return parse(Shortlist, data, "plan").plans[0].plan
-    return parse(Plan, data, "plan")
+        return tuple(entry.plan for entry in parse(Shortlist, data, "plan").plans)
+    return (parse(Plan, data, "plan"),)
 
 
 def training_of(plan: Plan, **recipe: object) -> Training:

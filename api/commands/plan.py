@@ -8,17 +8,29 @@ from typing import Annotated
 import typer
 
 from api.commands.options import (
+    AxesOption,
+    CapacityFactor,
     ClusterArgument,
     EncoderSequence,
     GradientOption,
     JsonOption,
+    MaxBatch,
     MemoryOption,
     ModelArgument,
+    OptimizerOption,
     PrecisionOption,
+    RecomputeOption,
     RequiredBatch,
     RequiredSequence,
+    SchedulesOption,
+    ShardingOption,
     StackOption,
+    TargetOption,
+    TimeLimit,
+    UniformOption,
     check_writable,
+    options_from,
+    parts_of,
     read_model_and_cluster,
     training_from,
     write_text,
@@ -26,8 +38,6 @@ from api.commands.options import (
 from api.commands.terminal import certificate_line, progress_bar, say, show
 from planner.search import compare_baselines, search
 from planner.spec.model import Model
-from planner.spec.parse import parse
-from planner.spec.request import Options
 from planner.spec.shortlist import Shortlist
 from planner.view import (
     assumption_table,
@@ -47,28 +57,20 @@ def plan(
     sequence_length: RequiredSequence,
     encoder_sequence_length: EncoderSequence = None,
     precision: PrecisionOption = "bf16",
-    optimizer: Annotated[str, typer.Option(help="adam or sgd")] = "adam",
-    max_global_batch_size: Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")] = None,
-    capacity_factor: Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")] = None,
+    optimizer: OptimizerOption = "adam",
+    max_global_batch_size: MaxBatch = None,
+    capacity_factor: CapacityFactor = None,
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
     gradient_precision: GradientOption = None,
     shortlist_size: Annotated[int | None, typer.Option(help="Plans to hand out at most")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Only plans that this framework can run: any, megatron, torchtitan or deepspeed"),
-    ] = None,
-    uniform: Annotated[bool, typer.Option("--uniform", help="Only plans with one strategy for all blocks")] = False,
-    axes: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp, and ulysses, which is searched only if named"),
-    ] = None,
-    sharding: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")] = None,
-    recompute: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")] = None,
-    schedules: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe zero_bubble")
-    ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which a search takes the best so far")] = None,
+    target: TargetOption = None,
+    uniform: UniformOption = False,
+    axes: AxesOption = None,
+    sharding: ShardingOption = None,
+    recompute: RecomputeOption = None,
+    schedules: SchedulesOption = None,
+    time_limit: TimeLimit = None,
     compare: Annotated[
         bool,
         typer.Option("--compare-baselines", help="Also search restricted spaces, and show how much slower they are"),
@@ -96,14 +98,14 @@ def plan(
         max_global_batch_size=max_global_batch_size,
         capacity_factor=capacity_factor,
     )
-    options = _options(
+    options = options_from(
         shortlist_size=shortlist_size,
         target=target,
         uniform=uniform or None,
-        axes=_parts(axes),
-        sharding=_parts(sharding),
-        recompute=_parts(recompute),
-        schedules=_parts(schedules),
+        axes=parts_of(axes),
+        sharding=parts_of(sharding),
+        recompute=parts_of(recompute),
+        schedules=parts_of(schedules),
         time_limit_s=time_limit,
     )
     with progress_bar("Searching") as report:
@@ -124,14 +126,6 @@ def plan(
         say(text)
     else:
         _show(resolved, shortlist)
-
-
-def _parts(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-def _options(**given: object) -> Options:
-    return parse(Options, {key: value for key, value in given.items() if value is not None}, "options")
 
 
 def _show(model: Model, shortlist: Shortlist) -> None:

@@ -15,8 +15,10 @@ from api.search_store import SearchStore
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
 from planner.spec.estimate import Estimate
+from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.plan import Plan
-from planner.view import plan_picture
+from planner.spec.shortlist import CertificateStatus
+from planner.view import Rival, explain, plan_diff, plan_picture
 
 
 class SvgResponse(Response):
@@ -60,6 +62,22 @@ class PlanRoutes:
             responses={200: {"description": "Devices, layers and strategies; memory of each stage"}, **misses},
         )
         add(
+            f"{one}/explanation",
+            self.explanation,
+            methods=["GET"],
+            operation_id="explain_plan",
+            summary="Why a plan is as it is",
+            responses=misses,
+        )
+        add(
+            f"{one}/diff/{{other_plan_id}}",
+            self.diff,
+            methods=["GET"],
+            operation_id="diff_plans",
+            summary="How two plans differ, and why one is faster",
+            responses=misses,
+        )
+        add(
             f"{one}/estimate",
             self.what_if,
             methods=["POST"],
@@ -89,6 +107,26 @@ class PlanRoutes:
         """Stages, devices, layers and strategies, with memory bars."""
         found = self._store.found(plan_id, search_id)
         return SvgResponse(plan_picture(found.model, found.entry.plan, found.entry.estimate))
+
+    def explanation(self, plan_id: PlanId, search_id: FoundBy = None) -> Explanation:
+        """What binds each stage, what the plans one step away would take, and how the runner-up differs.
+
+        A plan that is not the best of its search stands beside the best instead of the runner-up.
+        """
+        found = self._store.found(plan_id, search_id)
+        plans = found.shortlist.plans
+        is_best = found.entry.rank == 1
+        rivals = [Rival(plan.plan) for plan in plans[1:2]] if is_best else [Rival(plans[0].plan, "the best plan")]
+        optimal = is_best and found.shortlist.certificate.status is CertificateStatus.OPTIMAL
+        rival = next(iter(rivals), None)
+        return explain(found.model, found.cluster, found.training, found.entry.plan, rival, optimal)
+
+    def diff(self, plan_id: PlanId, other_plan_id: PlanId, search_id: FoundBy = None) -> PlanDiff:
+        """Choices, seconds and bytes that differ, both plans priced under the conditions of the first one's search."""
+        found, other = self._store.found(plan_id, search_id), self._store.found(other_plan_id, search_id).entry.plan
+        prices = (estimate(found.model, found.cluster, found.training, plan) for plan in (found.entry.plan, other))
+        one, two = zip((found.entry.plan, other), prices, strict=True)
+        return plan_diff(found.model, one, two)
 
     def what_if(
         self,

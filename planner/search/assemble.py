@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.search.families import Family, Stretches
+from planner.search.families import Family
 from planner.spec.cluster import Cluster
-from planner.spec.plan import Plan, Stage, StageRun
+from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import Strategy
+from planner.spec.stretches import Stretches, runs_of
 from planner.spec.training import Training
 
 
@@ -28,22 +29,7 @@ def assemble(
         num_micro_batches=family.num_micro_batches,
         schedule=family.schedule,
         stages=tuple(
-            Stage(first_device=number * devices, num_devices=devices, runs=_runs(stretches, chosen))
+            Stage(first_device=number * devices, num_devices=devices, runs=runs_of(stretches, chosen))
             for number, (stretches, chosen) in enumerate(zip(stages, strategies, strict=True))
         ),
     )
-
-
-def _runs(stretches: Stretches, strategies: Sequence[Strategy]) -> tuple[StageRun, ...]:
-    runs: list[StageRun] = []
-    remaining = iter(strategies)
-    for first, end in stretches:
-        begin = first
-        current = next(remaining)
-        for layer in range(first + 1, end):
-            following = next(remaining)
-            if following != current:
-                runs.append(StageRun(first_layer=begin, num_layers=layer - begin, strategy=current))
-                begin, current = layer, following
-        runs.append(StageRun(first_layer=begin, num_layers=end - begin, strategy=current))
-    return tuple(runs)

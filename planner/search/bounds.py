@@ -244,7 +244,7 @@ class _Relaxed:
         self._weights = weights
         stages = range(len(problem.flights))
         rates = np.array(_rates(problem, weights, once_weight))
-        levels = workspace_levels([c.workspace_bytes for table in problem.tables for c in table.choices])
+        levels = workspace_levels(_workspaces(problem))
         # [rates, stages, levels, classes] of the least seconds + rate x bytes
         costs = _least(problem, weights, once_weight, rates, levels)
         # [rates, stages, levels] of what the room of a stage is worth
@@ -432,6 +432,11 @@ def _least_by_class(problem: Pipeline, least: Callable[[Choices], Floats | float
 
 def _distinct(tables: Sequence[Table]) -> list[Table]:
     return list({id(table): table for table in tables}.values())
+
+
+def _workspaces(problem: Pipeline) -> Integers:
+    """Of all strategies, ascending."""
+    return np.unique(np.concatenate([c.workspace_bytes for table in problem.tables for c in table.choices]))
 
 
 def _rates(problem: Pipeline, weights: Sequence[float], once_weight: float) -> list[float]:

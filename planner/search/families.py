@@ -13,15 +13,12 @@ from planner.search.removed import Removed
 from planner.search.tree import divisors
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
-from planner.spec.model import Block, Embedding, Head, Model, PatchEmbedding
+from planner.spec.model import Model
 from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.request import Options
 from planner.spec.strategy import AxisKind
+from planner.spec.stretches import Stretches, equal_pieces
 from planner.spec.training import Training
-
-Stretches = tuple[tuple[int, int], ...]
-"""Unbroken stretches of layers: (first layer, end layer)."""
-
 
 GPIPE_RULE = "1f1b-instead-of-gpipe"
 """1F1B has the same bubble as GPipe, with fewer micro-batches in flight."""
@@ -72,39 +69,6 @@ def families(model: Model, cluster: Cluster, training: Training, options: Option
     if not found:
         raise no_strategy(cluster, training, options)
     return found
-
-
-def equal_pieces(model: Model, num_stages: int, virtual_stages: int) -> tuple[Stretches, ...] | None:
-    """Stretches of each stage when the blocks are cut into equal pieces, dealt to the stages in turn.
-
-    The embedding joins the first piece, the head the last. None if the blocks do not divide.
-    """
-    blocks = [number for number, layer in enumerate(model.layers) if isinstance(layer, Block)]
-    size, rest = divmod(len(blocks), num_stages * virtual_stages)
-    if rest or not size:
-        return None
-    starts = [blocks[piece * size] for piece in range(num_stages * virtual_stages)]
-    starts[0] = 0
-    ends = [*starts[1:], len(model.layers)]
-    pieces = list(zip(starts, ends, strict=True))
-    return tuple(tuple(pieces[stage::num_stages]) for stage in range(num_stages))
-
-
-def even_stretches(model: Model, num_stages: int) -> tuple[Stretches, ...] | None:
-    """Stages with as equal numbers of blocks as possible, fewer where the embedding and the head are."""
-    edges = sum(isinstance(layer, Embedding | PatchEmbedding | Head) for layer in model.layers)
-    blocks = len(model.layers) - edges
-    size, rest = divmod(blocks, num_stages)
-    if not size:
-        return None
-    # The middle stages first, then the first, then the last.
-    order = sorted(range(num_stages), key=lambda stage: (stage == num_stages - 1, stage == 0, stage))
-    longer = set(order[:rest])
-    ends = [isinstance(model.layers[0], Embedding | PatchEmbedding) + 0]
-    for stage in range(num_stages):
-        ends.append(ends[-1] + size + (stage in longer))
-    ends[0], ends[-1] = 0, len(model.layers)
-    return tuple(((first, end),) for first, end in pairwise(ends))
 
 
 def cuts(model: Model, num_stages: int, options: Options) -> list[tuple[Stretches, ...]] | None:

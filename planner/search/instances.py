@@ -12,7 +12,7 @@ from planner.cost.flops import wide_matrix_flops_per_sample
 from planner.cost.kernels import rates
 from planner.cost.pipeline import Beats, beat, beats_of, in_flight, rhythm
 from planner.search.bounds import Pipeline, promising
-from planner.search.families import Family, Stretches, cuts, equal_pieces, even_stretches, no_strategy
+from planner.search.families import Family, cuts, no_strategy
 from planner.search.grid import Grid
 from planner.search.outlook import Outlook
 from planner.search.pricing import Pricing
@@ -21,6 +21,7 @@ from planner.search.table import Boundaries, Choices, Priced, Table, all_choices
 from planner.search.uniform import Uniform, each_uniform, uniform_choices
 from planner.spec.errors import InputError
 from planner.spec.model import Head, Model
+from planner.spec.stretches import Stretches, equal_pieces, even_stretches
 
 Integers = NDArray[np.int64]
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from math import prod
 
 from planner.search.assemble import assemble
-from planner.search.families import Family, Stretches, equal_pieces, even_stretches
+from planner.search.families import Family
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
 from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan, Schedule, ScheduleKind
 from planner.spec.strategy import AxisKind, Recompute, Sharding, Strategy
+from planner.spec.stretches import Stretches, equal_pieces, even_stretches
 from planner.spec.training import Training
 
 _DEGREES = ("tp", "pp", "dp", "cp", "ulysses", "ep", "etp", "vpp", "mbs")

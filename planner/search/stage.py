@@ -10,6 +10,7 @@ number, or when no completion can fit or beat the bar. Nothing is rounded: bytes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -136,7 +137,7 @@ def solve_stage(
     ticked = {position: _in_ticks(step, tick_s) for position, step in distinct.items()}
     steps = [ticked[position] for position in positions]
     transitions = np.rint(table.transition_s / tick_s).astype(np.int64)
-    rest = _Rest(steps, tick_s, bar, budget)
+    rest = _Rest(steps, table.transition_s, tick_s, bar, budget)
     useful = {id(step): rest.useful(step) for step in ticked.values()}
     ahead = _Ahead([_of(step, useful[id(step)]) for step in steps], transitions, tick_s, bar, budget)
     labels = _start(steps[0].beats.shape[1], len(positions))
@@ -304,8 +305,10 @@ class _Within(NamedTuple):
     level: Level
     least_memory: list[int]
     rates: list[float]
-    priced: list[list[float]]
-    """By exchange rate: the least of weighted seconds + rate x bytes."""
+    whole: list[float]
+    """By exchange rate: the least of weighted seconds + rate x bytes of all layers, changes of layout apart."""
+    ahead: list[Floats]
+    """By exchange rate, [layers + 1, layouts]: the same of the layers from each on, after a layer of each layout."""
 
 
 class _Rest:
@@ -313,11 +316,11 @@ class _Rest:
 
     Two bounds. The bar's own, with sums of minima, memory apart. And with the bar's weights on beats and work once per
     step: for any exchange rate, sum of min(weighted seconds + rate x bytes) - rate x bytes left is at most what the
-    remaining layers add (Lagrangian relaxation of the memory constraint); for each range that the largest workspace of
-    the stage may lie in, with the options and the room that it leaves.
+    remaining layers add (Lagrangian relaxation of the memory constraint), changes of layout included; for each range
+    that the largest workspace of the stage may lie in, with the options and the room that it leaves.
     """
 
-    def __init__(self, steps: Sequence[_Step], tick_s: float, bar: Bar, budget: int) -> None:
+    def __init__(self, steps: Sequence[_Step], changes_s: Floats, tick_s: float, bar: Bar, budget: int) -> None:
         self._tick_s, self._bar, self._budget = tick_s, bar, budget
         distinct = {id(step): step for step in steps}
         order = [id(step) for step in steps]
@@ -328,12 +331,10 @@ class _Rest:
         self._filling = _suffix_sums([filled[key] for key in order])
         weighted = {key: bar.weigh(step.beats_s, step.once_s) for key, step in distinct.items()}
         rates = exchange_rates([(weighted[key], distinct[key].memory) for key in distinct])
-        least = max((int(step.workspace.min(initial=2**60)) for step in steps), default=0)
-        self._within = [
-            _within(level._replace(least=max(level.least, least)), distinct, weighted, order, rates, budget)
-            for level in workspace_levels([step.workspace for step in distinct.values()])
-            if level.most >= least
-        ]
+        # [layouts, layouts] of what a change adds
+        priced = _Priced(steps, weighted, weighed(bar.weights, changes_s))
+        levels = workspace_levels(_possible(priced, rates, budget, bar.best_s - bar.others_s))
+        self._within = [_within(priced, level, rates, budget) for level in levels]
 
     def useful(self, step: _Step) -> Integers:
         """The options of a layer with which the stage may still pass: the bound with one layer's option fixed."""
@@ -343,9 +344,9 @@ class _Rest:
             room = self._budget - np.maximum(step.workspace, within.level.least)
             inside = step.workspace <= within.level.most
             bound = np.full(len(weighted), -np.inf)
-            for rate, sums in zip(within.rates, within.priced, strict=True):
+            for rate, whole in zip(within.rates, within.whole, strict=True):
                 priced = weighted + rate * step.memory
-                bound = np.maximum(bound, sums[0] - rate * room + priced - priced[inside].min(initial=np.inf))
+                bound = np.maximum(bound, whole - rate * room + priced - priced[inside].min(initial=np.inf))
             least = np.minimum(least, np.where(inside, bound, np.inf))
         return np.flatnonzero(least + self._bar.others_s < self._bar.best_s)
 
@@ -361,39 +362,78 @@ class _Rest:
         for within in self._within:
             left = self._budget - labels.memory - np.maximum(labels.workspace, within.level.least)
             bound = np.max(
-                [sums[number] - rate * left for rate, sums in zip(within.rates, within.priced, strict=True)], axis=0
+                [
+                    ahead[number][labels.layout] - rate * left
+                    for rate, ahead in zip(within.rates, within.ahead, strict=True)
+                ],
+                axis=0,
             )
             fits = (labels.workspace <= within.level.most) & (left >= within.least_memory[number])
             rest = np.minimum(rest, np.where(fits, bound, np.inf))
-        relaxed = self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s
-        return np.maximum(plain, relaxed)
+        both: Floats = np.maximum(plain, self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s)
+        return both
 
 
-def _within(
-    level: Level,
-    steps: dict[int, _Step],
-    weighted: dict[int, Floats],
-    order: Sequence[int],
-    rates: Sequence[float],
-    budget: int,
-) -> _Within:
+class _Priced(NamedTuple):
+    """The layers of a stage in one measure of seconds."""
+
+    steps: Sequence[_Step]
+    weighted: dict[int, Floats]
+    """By step: [options] seconds."""
+    changes: Floats
+    """[layouts, layouts] seconds, from the layout before to the one after."""
+
+
+def _possible(priced: _Priced, rates: Sequence[float], budget: int, most_s: float) -> Integers:
+    """Workspaces, ascending, that the largest of a stage may be if the stage is to stay below `most_s`."""
+    distinct = {id(step): step for step in priced.steps}
+    values = np.unique(np.concatenate([step.workspace for step in distinct.values()]))
+    every = np.array(rates)[:, None]
+    wholes = np.zeros((len(rates), len(values)))
+    for key, count in Counter(map(id, priced.steps)).items():
+        step, order = distinct[key], np.argsort(distinct[key].workspace, kind="stable")
+        cost = (priced.weighted[key] + every * step.memory)[:, order]
+        least = np.concatenate([np.full((len(rates), 1), np.inf), np.minimum.accumulate(cost, axis=1)], axis=1)
+        wholes += count * least[:, np.searchsorted(step.workspace[order], values, side="right")]
+    possible: Integers = values[(wholes - every * (budget - values)).max(axis=0, initial=-np.inf) < most_s]
+    return possible
+
+
+def _within(priced: _Priced, level: Level, rates: Sequence[float], budget: int) -> _Within:
     """Sums for one range of workspace, at the few rates that bound the whole stage best."""
-    inside = {key: step.workspace <= level.most for key, step in steps.items()}
-    memory = {key: int(step.memory[inside[key]].min(initial=2**60)) for key, step in steps.items()}
-    priced = []
-    for rate in rates:
-        least = {
-            key: float((weighted[key] + rate * step.memory)[inside[key]].min(initial=np.inf))
-            for key, step in steps.items()
-        }
-        priced.append((rate, _suffix_sums([least[key] for key in order])))
-    best = sorted(priced, key=lambda found: found[0] * (budget - level.least) - found[1][0])[:_RATES]
+    distinct = {id(step): step for step in priced.steps}
+    inside = {key: step.workspace <= level.most for key, step in distinct.items()}
+    memory = {key: int(step.memory[inside[key]].min(initial=2**60)) for key, step in distinct.items()}
+    counts = Counter(map(id, priced.steps))
+    wholes = [
+        sum(
+            count * float((priced.weighted[key] + rate * distinct[key].memory)[inside[key]].min(initial=np.inf))
+            for key, count in counts.items()
+        )
+        for rate in rates
+    ]
+    best = sorted(range(len(rates)), key=lambda i: rates[i] * (budget - level.least) - wholes[i])[:_RATES]
     return _Within(
         level=level,
-        least_memory=_suffix_sums([memory[key] for key in order]),
-        rates=[rate for rate, _ in best],
-        priced=[sums for _, sums in best],
+        least_memory=_suffix_sums([memory[id(step)] for step in priced.steps]),
+        rates=[rates[i] for i in best],
+        whole=[wholes[i] for i in best],
+        ahead=[_ahead(priced, inside, rates[i]) for i in best],
     )
+
+
+def _ahead(priced: _Priced, inside: dict[int, NDArray[np.bool_]], rate: float) -> Floats:
+    """[layers + 1, layouts] of the least of seconds + rate x bytes of the layers from each on, by the layout before."""
+    found = np.zeros((len(priced.steps) + 1, len(priced.changes)))
+    for number in reversed(range(len(priced.steps))):
+        step, allowed = priced.steps[number], inside[id(priced.steps[number])]
+        layout = step.layout[allowed]
+        cost = priced.weighted[id(step)][allowed] + rate * step.memory[allowed] + found[number + 1][layout]
+        # By layout after it, then by layout before it.
+        after = np.full(len(priced.changes), np.inf)
+        np.minimum.at(after, layout, cost)
+        found[number] = (priced.changes + after).min(axis=1) if step.follows else after.min(initial=np.inf)
+    return found
 
 
 def _suffix_sums(values: Sequence[Any], zero: Any = 0) -> list[Any]:
@@ -439,11 +479,10 @@ class Level(NamedTuple):
     """The largest: strategies that need more are not on such a stage."""
 
 
-def workspace_levels(workspaces: Sequence[Integers]) -> list[Level]:
-    """Workspaces of all strategies in a few ranges, ascending; the largest workspace of a stage is in one of them."""
-    values = np.unique(np.concatenate(workspaces)) if len(workspaces) else np.zeros(1, dtype=np.int64)
-    if len(values) == 0:
-        return [Level(0, 0)]
+def workspace_levels(values: Integers) -> list[Level]:
+    """Workspaces, ascending, in a few ranges; the largest workspace of a stage is in one of them."""
+    if not len(values):
+        return []
     places = np.unique(np.linspace(0, len(values), _LEVELS + 1).astype(np.int64)[1:])
     places = places[places > 0]
     first = np.concatenate([[0], places[:-1]])

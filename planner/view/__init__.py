@@ -1,5 +1,8 @@
-"""A plan for human eyes: pictures and tables."""
+"""A plan for human eyes: pictures, tables, explanations."""
 
+from planner.view.diff import plan_diff
+from planner.view.explanation import Rival, explain
+from planner.view.explanation_tables import binding_table, diff_table, neighbour_table, reason_table
 from planner.view.picture import plan_picture
 from planner.view.tables import (
     Column,
@@ -16,13 +19,20 @@ from planner.view.tables import (
 
 __all__ = [
     "Column",
+    "Rival",
     "Table",
     "assumption_table",
     "baseline_table",
+    "binding_table",
     "decision_table",
+    "diff_table",
+    "explain",
     "headline_table",
     "memory_table",
+    "neighbour_table",
+    "plan_diff",
     "plan_picture",
+    "reason_table",
     "shortlist_table",
     "stage_table",
     "time_table",

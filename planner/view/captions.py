@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from planner.spec.error_band import StepTimeBand
 from planner.spec.model import AnyLayer, Block, Model
@@ -98,6 +98,18 @@ def schedule(value: Schedule) -> str:
     return names[value.kind]
 
 
+def schedule_short(value: Schedule) -> str:
+    """`1F1B`, or `interleaved vpp3`."""
+    if value.kind is ScheduleKind.INTERLEAVED:
+        return f"interleaved vpp{value.virtual_stages}"
+    return schedule(value)
+
+
+def sharding_short(strategy: Strategy) -> str:
+    """`none`, or `zero1` to `zero3`."""
+    return _SHORT_SHARDING[strategy.sharding] or "none"
+
+
 def batch(plan: Plan) -> str:
     """`1,024 samples of 4,096 tokens: 64 micro-batches of 16, 1 per data-parallel rank`, or `1 to 4` in mixed plans."""
     degrees = {run.strategy.data_parallel_size for stage in plan.stages for run in stage.runs}
@@ -119,3 +131,8 @@ def error_band(band: StepTimeBand) -> str:
 def joined(words: Iterable[str]) -> str:
     """Words with commas, a dash for none."""
     return ", ".join(words) or "–"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

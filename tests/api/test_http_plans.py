@@ -8,6 +8,7 @@ from invented_searches import TINY_REQUEST, plan_with
 
 from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
 from planner.spec.estimate import Estimate
+from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist
 
@@ -118,3 +119,35 @@ def test_presets_are_listed_and_shown(client):
     assert "mixtral-8x7b" in models and "h100-sxm-80g" in devices
     assert client.get("/v1/models/mixtral-8x7b").json()["hidden_size"] == 4096
     assert client.get("/v1/devices/h100-sxm-80g").json()["device"]["memory_bytes"] > 79 * 10**9
+
+
+def test_the_explanation_of_the_best_plan_sets_the_runner_up_beside_it(client, search):
+    explanation = Explanation.model_validate(client.get(search["links"]["best_plan_explanation"]).json())
+    shortlist = Shortlist.model_validate(client.get(search["links"]["shortlist"]).json())
+    assert explanation.plan.id == search["best_plan_id"]
+    assert explanation.estimate == shortlist.plans[0].estimate
+    assert explanation.rival is not None
+    assert explanation.rival.second_plan_id == shortlist.plans[1].plan.id
+    assert explanation.rival.reason.startswith("The runner-up takes ")
+
+
+def test_any_other_plan_is_explained_beside_the_best(client, search):
+    other = plan_with(micro_batch_size=1).id
+    explanation = Explanation.model_validate(client.get(f"/v1/plans/{other}/explanation").json())
+    assert explanation.rival is not None
+    assert explanation.rival.second_plan_id == search["best_plan_id"]
+    assert explanation.rival.reason.startswith("The best plan takes ")
+
+
+def test_two_plans_differ_in_what_their_searches_chose(client, search):
+    first, second = search["best_plan_id"], plan_with(micro_batch_size=1).id
+    diff = PlanDiff.model_validate(client.get(f"/v1/plans/{first}/diff/{second}").json())
+    assert [(d.choice, d.first, d.second) for d in diff.differences] == [("mbs", "2", "1"), ("micro-batches", "1", "2")]
+    price = client.get(f"/v1/plans/{second}/estimate").json()
+    assert diff.second_step_time_s == price["step_time_s"]
+
+
+@pytest.mark.parametrize("path", ["none/explanation", "none/diff/{best}", "{best}/diff/none"])
+def test_plans_that_nobody_found_are_not_explained(client, search, path):
+    answer = client.get(f"/v1/plans/{path.format(best=search['best_plan_id'])}")
+    assert answer.status_code == 404

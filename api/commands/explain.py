@@ -1,0 +1,184 @@
+"""`trimtab explain` and `trimtab diff`: why a plan is as it is, and how two plans differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from api.commands.options import (
+    AxesOption,
+    Batch,
+    CapacityFactor,
+    ClusterArgument,
+    EncoderSequence,
+    GradientOption,
+    JsonOption,
+    MaxBatch,
+    MemoryOption,
+    ModelArgument,
+    OptimizerOption,
+    PlanArgument,
+    PrecisionOption,
+    RecomputeOption,
+    SchedulesOption,
+    Sequence,
+    ShardingOption,
+    StackOption,
+    TargetOption,
+    TimeLimit,
+    UniformOption,
+    options_from,
+    parts_of,
+    read_model_and_cluster,
+    read_plan,
+    read_plans,
+    training_from,
+    training_of,
+)
+from api.commands.terminal import certificate_line, progress_bar, say, show
+from planner.cost import estimate
+from planner.search import search
+from planner.spec.cluster import Cluster
+from planner.spec.errors import InputError
+from planner.spec.explanation import Explanation
+from planner.spec.model import Model
+from planner.spec.plan import Plan
+from planner.spec.request import Options
+from planner.spec.shortlist import CertificateStatus, Shortlist
+from planner.spec.training import Training
+from planner.view import Rival, binding_table, diff_table, neighbour_table, plan_diff, reason_table
+from planner.view import explain as explanation_of
+
+ExplainedPlan = Annotated[
+    str | None,
+    typer.Argument(metavar="PLAN", help="A plan's or shortlist's JSON file, or short; without it, search the best"),
+]
+
+
+def explain(
+    model: ModelArgument,
+    cluster: ClusterArgument,
+    plan: ExplainedPlan = None,
+    global_batch_size: Batch = None,
+    sequence_length: Sequence = None,
+    precision: PrecisionOption = "bf16",
+    optimizer: OptimizerOption = "adam",
+    max_global_batch_size: MaxBatch = None,
+    capacity_factor: CapacityFactor = None,
+    memory_limit: MemoryOption = None,
+    stack: StackOption = None,
+    gradient_precision: GradientOption = None,
+    encoder_sequence_length: EncoderSequence = None,
+    target: TargetOption = None,
+    uniform: UniformOption = False,
+    axes: AxesOption = None,
+    sharding: ShardingOption = None,
+    recompute: RecomputeOption = None,
+    schedules: SchedulesOption = None,
+    time_limit: TimeLimit = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say why the best plan, or PLAN, is as it is: what binds each stage, what its neighbours cost, who came next.
+
+    trimtab explain mixtral-8x7b 8x8:h100-sxm-80g --global-batch-size 1024 --sequence-length 4096
+    """
+    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
+    given = {
+        "target": target,
+        "uniform": uniform or None,
+        "axes": parts_of(axes),
+        "sharding": parts_of(sharding),
+        "recompute": parts_of(recompute),
+        "schedules": parts_of(schedules),
+        "time_limit_s": time_limit,
+    }
+    recipe = {
+        "precision": precision,
+        "optimizer": optimizer,
+        "gradient_precision": gradient_precision,
+        "encoder_sequence_length": encoder_sequence_length,
+        "max_global_batch_size": max_global_batch_size,
+        "capacity_factor": capacity_factor,
+    }
+    asked = None
+    if plan is None or global_batch_size is not None or sequence_length is not None:
+        asked = training_from(global_batch_size, sequence_length, **recipe)
+    shortlist = None
+    if plan is None:
+        assert asked is not None
+        explanation, shortlist = _of_search(resolved, devices, asked, options_from(**given))
+    else:
+        _refuse(given)
+        best, *others = read_plans(plan, resolved, devices, asked)
+        training = asked or training_of(best, **recipe)
+        explanation = explanation_of(resolved, devices, training, best, _runner_up(others))
+    if as_json:
+        say(explanation.model_dump_json(indent=2))
+    else:
+        _show(explanation, shortlist)
+
+
+def _of_search(model: Model, cluster: Cluster, training: Training, options: Options) -> tuple[Explanation, Shortlist]:
+    with progress_bar("Searching") as report:
+        shortlist = search(model, cluster, training, options, report)
+    best, *others = (entry.plan for entry in shortlist.plans)
+    optimal = shortlist.certificate.status is CertificateStatus.OPTIMAL
+    return explanation_of(model, cluster, training, best, _runner_up(others), optimal), shortlist
+
+
+def _runner_up(others: list[Plan]) -> Rival | None:
+    return Rival(others[0]) if others else None
+
+
+def _refuse(given: Mapping[str, object]) -> None:
+    """Options of a search have no effect where a plan is given."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError.at(f"options.{name.removesuffix('_s')}", "is for a search; PLAN is given, so leave it out")
+
+
+def _show(explanation: Explanation, shortlist: Shortlist | None) -> None:
+    show(reason_table(explanation), binding_table(explanation), neighbour_table(explanation))
+    if explanation.rival is not None:
+        show(diff_table(explanation.rival, ("this plan", "the other")))
+    if shortlist is not None:
+        say(certificate_line(shortlist))
+
+
+def diff(
+    model: ModelArgument,
+    cluster: ClusterArgument,
+    first: PlanArgument,
+    second: PlanArgument,
+    global_batch_size: Batch = None,
+    sequence_length: Sequence = None,
+    precision: PrecisionOption = "bf16",
+    memory_limit: MemoryOption = None,
+    stack: StackOption = None,
+    gradient_precision: GradientOption = None,
+    encoder_sequence_length: EncoderSequence = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set two plans side by side: what they choose differently, which seconds and bytes differ, which is faster.
+
+    trimtab diff llama-2-7b 1x8:a100-sxm-80g tp8-mbs1 tp4-mbs1-zero1 --global-batch-size 64 --sequence-length 4096
+    """
+    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
+    recipe = {
+        "precision": precision,
+        "gradient_precision": gradient_precision,
+        "encoder_sequence_length": encoder_sequence_length,
+    }
+    given = None
+    if global_batch_size is not None or sequence_length is not None:
+        given = training_from(global_batch_size, sequence_length, **recipe)
+    plans = [read_plan(text, resolved, devices, given) for text in (first, second)]
+    one, other = ((plan, estimate(resolved, devices, given or training_of(plan, **recipe), plan)) for plan in plans)
+    found = plan_diff(resolved, one, other)
+    if as_json:
+        say(found.model_dump_json(indent=2))
+    else:
+        show(diff_table(found))
+        say(f"{found.reason}.")
