@@ -133,8 +133,9 @@ class Boundaries:
         arrival = np.array([by_size[(given.hidden_size, tokens)] for given, tokens, _ in self._first]).T
         # Activations arrive in the layout after, their gradients in the layout before.
         table = np.stack(np.broadcast_arrays(*beat(beats, arrival.diagonal()[None, :], arrival, 0.0)), axis=2)
-        cuts = [layout(strategy) for strategy in strategies]
-        table[np.array([[one == other for other in cuts] for one in cuts])] = 0.0
+        known: dict[Layout, int] = {}
+        cuts = np.array([known.setdefault(layout(strategy), len(known)) for strategy in strategies], dtype=np.int64)
+        table[cuts[:, None] == cuts[None, :]] = 0.0
         return table
 
 
