@@ -17,11 +17,12 @@ from functools import partial
 from math import inf
 from typing import NamedTuple
 
-from planner.search.bounds import Bounds, Pipeline, mean_step_s, promising
+from planner.search.bounds import Bounds, mean_step_s, promising
 from planner.search.families import Family
 from planner.search.instances import Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
+from planner.search.problem import Pipeline
 from planner.spec.errors import NoPlanFitsError
 from planner.spec.plan import ScheduleKind
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from planner.cost.flops import wide_matrix_flops_per_sample
 from planner.cost.kernels import rates
 from planner.cost.pipeline import Beats, beat, beats_of, in_flight, rhythm
-from planner.search.bounds import Pipeline, promising
+from planner.search.bounds import promising
 from planner.search.families import Family, cuts, no_strategy
 from planner.search.grid import Grid
 from planner.search.outlook import Outlook
 from planner.search.pricing import Pricing
+from planner.search.problem import Pipeline
 from planner.search.space import Space
 from planner.search.table import Boundaries, Choices, Priced, Table, all_choices, without_dominated
 from planner.search.uniform import Uniform, each_uniform, uniform_choices

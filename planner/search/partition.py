@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.pipeline import Rhythm
-from planner.search.bounds import Bounds, Interval, Pipeline
+from planner.search.bounds import Bounds
+from planner.search.labels import Position
 from planner.search.pareto import undominated
+from planner.search.problem import Interval, Pipeline
 from planner.search.rhythm import filling, peaks
-from planner.search.stage import Front, Position, Room, solve_stage
+from planner.search.stage import Front, Room, solve_stage
 from planner.search.table import Choices
 
 Floats = NDArray[np.float64]

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.search.assemble import assemble
-from planner.search.bounds import Pipeline
 from planner.search.families import Family
 from planner.search.instances import Instance
 from planner.search.partition import Solution
+from planner.search.problem import Pipeline
 from planner.search.uniform import Uniform, fastest_by_degrees, mean_stage_s, price_uniform
 from planner.spec.cluster import Cluster
 from planner.spec.errors import NearestMiss

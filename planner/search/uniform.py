@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.bounds import Pipeline
 from planner.search.grid import Grid
+from planner.search.problem import Pipeline
 from planner.search.rhythm import filling, peaks
 from planner.search.table import Choices, Table
 

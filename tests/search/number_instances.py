@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from planner.cost.pipeline import beat, beats_of, rhythm
-from planner.search.bounds import Pipeline
+from planner.search.problem import Pipeline
 from planner.search.table import Choices, Table
 from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.strategy import Strategy
