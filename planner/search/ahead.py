@@ -125,25 +125,31 @@ class Rest:
     def at_least_s(self, labels: Labels, number: int) -> Floats:
         """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
         beats_s, once_s = in_seconds(labels.beats, self._tick_s), in_seconds(labels.once, self._tick_s)
-        plain = self._bar.at_least_s(
+        found: Floats = self._bar.at_least_s(
             peaks(self._bar.rhythm, beats_s) + self._peaks[number],
             filling(self._bar.rhythm, beats_s) + self._filling[number],
             once_s + self._once[number],
         )
-        rest = np.full(len(once_s), np.inf)
+        # The dearer bound only where the first lets a label pass.
+        open_rows = np.flatnonzero(found < self._bar.best_s)
+        own_s = self._bar.weigh(beats_s[open_rows], once_s[open_rows]) + self._bar.others_s
+        rest = self._rest_s(labels.rows(open_rows), number)
+        found[open_rows] = np.maximum(found[open_rows], own_s + rest)
+        return found
+
+    def _rest_s(self, labels: Labels, number: int) -> Floats:
+        """[labels] of what the layers from `number` on add to the weighed seconds; inf where they cannot fit."""
+        rest = np.full(len(labels.once), np.inf)
         for within in self._within:
             left = self._budget - labels.memory - np.maximum(labels.workspace, within.level.least)
-            bound = np.max(
-                [
-                    ahead[number][labels.layout] - rate * left
-                    for rate, ahead in zip(within.rates, within.ahead, strict=True)
-                ],
-                axis=0,
-            )
             fits = (labels.workspace <= within.level.most) & (left >= within.least_memory[number])
-            rest = np.minimum(rest, np.where(fits, bound, np.inf))
-        both: Floats = np.maximum(plain, self._bar.weigh(beats_s, once_s) + rest + self._bar.others_s)
-        return both
+            rows = np.flatnonzero(fits)
+            layouts, left = labels.layout[rows], left[rows]
+            bound = np.full(len(rows), -np.inf)
+            for rate, ahead in zip(within.rates, within.ahead, strict=True):
+                np.maximum(bound, ahead[number][layouts] - rate * left, out=bound)
+            rest[rows] = np.minimum(rest[rows], bound)
+        return rest
 
 
 class _Priced(NamedTuple):

@@ -33,8 +33,8 @@ ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
 _GLANCED = 8
 """Groups that are priced in a search without a certificate."""
-_GLANCES = 4
-"""And narrow passes over their families."""
+_GLANCES = 1
+"""And narrow passes over their families: uniform plans tell most of what a scenario wants."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
 
