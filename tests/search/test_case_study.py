@@ -58,7 +58,7 @@ def test_layers_with_large_activations_are_cut_by_samples_and_those_with_many_pa
 @pytest.mark.parametrize("name", LENGTHS)
 def test_what_binds_changes_from_memory_to_time(name):
     binds = []
-    for size in (GIGABYTES[0], GIGABYTES[-1]):
+    for size in (GIGABYTES[0], 24):
         question, found = answer(name, size)
         stages = explain(*question, found.plans[0].plan, best_of_space=True).stages
         binds.append({constraint for stage in stages for constraint in stage.binding})
