@@ -18,6 +18,7 @@ from api.commands.options import (
     MaxBatch,
     MemoryOption,
     ModelArgument,
+    OffloadOption,
     OptimizerOption,
     PlanArgument,
     PrecisionOption,
@@ -73,6 +74,7 @@ def explain(
     encoder_sequence_length: EncoderSequence = None,
     target: TargetOption = None,
     uniform: UniformOption = False,
+    offload: OffloadOption = False,
     axes: AxesOption = None,
     sharding: ShardingOption = None,
     recompute: RecomputeOption = None,
@@ -88,6 +90,7 @@ def explain(
     given = {
         "target": target,
         "uniform": uniform or None,
+        "offload": offload or None,
         "axes": parts_of(axes),
         "sharding": parts_of(sharding),
         "recompute": parts_of(recompute),

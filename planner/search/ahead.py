@@ -24,8 +24,13 @@ _RATES = 4
 class Ahead:
     """Which labels can still become better than others, given what the layers ahead may add at most and at least."""
 
-    def __init__(self, steps: Sequence[Step], transitions: Integers, tick_s: float, bar: Bar, budget: int) -> None:
+    def __init__(
+        self, steps: Sequence[Step], transitions: Integers, tick_s: float, bar: Bar, budget: int, host_limit: int
+    ) -> None:
         self._budget = budget
+        self._host_limit = host_limit
+        self._most_host = suffix_sums([int(step.host.max(initial=0)) for step in steps])
+        self._least_host = suffix_sums([int(step.host.min()) if len(step.host) else 0 for step in steps])
         self._weights = [round(weight) for weight in bar.weights] if bar.alone else None
         # By time: the most that a change of layout costs.
         changes = transitions.reshape(-1, transitions.shape[2])
@@ -39,6 +44,11 @@ class Ahead:
         self._most_once = suffix_sums([int(step.once.max(initial=0)) for step in steps])
         self._least_workspace = suffix_maxima([int(step.workspace.min(initial=2**60)) for step in steps])
         self._most_workspace = suffix_maxima([int(step.workspace.max(initial=0)) for step in steps])
+
+    def fit_host(self, labels: Labels, number: int) -> NDArray[np.bool_]:
+        """Labels with which the layers from `number` on can still fit the host."""
+        fits: NDArray[np.bool_] = labels.host + self._least_host[number] <= self._host_limit
+        return fits
 
     def undominated(self, labels: Labels, number: int) -> Integers:
         """Rows that no other with the same last layout is at least as good as, whatever the layers from `number` on do.
@@ -58,6 +68,8 @@ class Ahead:
             np.maximum(labels.memory + np.maximum(labels.workspace, ahead[number]), harmless)
             for ahead in (self._least_workspace, self._most_workspace)
         ]
+        if self._most_host[0] > self._host_limit:
+            needed.append(np.maximum(labels.host, self._host_limit - self._most_host[number]))
         values = np.column_stack([*times, *needed])
         kept = undominated(values, labels.layout)
         return kept[self._close(values[kept])]

@@ -151,6 +151,7 @@ class Instances:
             ),
             tiers=tuple(self._tier(stage, stages) for stage in range(stages)),
             limits_bytes=(cluster.usable_bytes - cluster.reserve_bytes,) * stages,
+            host_limits_bytes=(cluster.device.host.memory_bytes if cluster.device.host else 0,) * stages,
             rhythm=rhythm(family.schedule, stages, family.num_micro_batches),
         )
 

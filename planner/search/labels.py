@@ -34,6 +34,8 @@ class Labels(NamedTuple):
     memory: Integers
     """Bytes without workspace, times the denominator of the number in flight."""
     workspace: Integers
+    host: Integers
+    """Bytes on the host."""
     layout: Integers
     chosen: Integers
 
@@ -52,6 +54,7 @@ class Step(NamedTuple):
     once: Integers
     memory: Integers
     workspace: Integers
+    host: Integers
     layout: Integers
     follows: bool
     """Takes its activation from the layer before, so that a change of layout costs."""
@@ -68,7 +71,7 @@ def step_of(position: Position, table: Table, flight: Fraction) -> Step:
     follows = position.entered is None and not position.first
     none = np.zeros(0, dtype=np.int64)
     workspace = choices.workspace_bytes * flight.denominator
-    return Step(beats, choices.once_s, none, none, memory, workspace, choices.layout, follows)
+    return Step(beats, choices.once_s, none, none, memory, workspace, choices.host_bytes, choices.layout, follows)
 
 
 def tick_of(steps: Sequence[Step], table: Table, bar: Bar) -> float:
@@ -94,7 +97,8 @@ def in_seconds(ticks: Integers, tick_s: float) -> Floats:
 def no_layers(rhythms: int, layers: int) -> Labels:
     """The one choice for no layer."""
     zero = np.zeros(1, dtype=np.int64)
-    return Labels(np.zeros((1, rhythms), dtype=np.int64), zero, zero, zero, zero, np.zeros((1, layers), dtype=np.int64))
+    beats, chosen = np.zeros((1, rhythms), dtype=np.int64), np.zeros((1, layers), dtype=np.int64)
+    return Labels(beats, zero, zero, zero, zero, zero, chosen)
 
 
 def grow(labels: Labels, step: Step, useful: Integers, transitions: Integers) -> tuple[Labels, Integers, Integers]:
@@ -110,6 +114,7 @@ def grow(labels: Labels, step: Step, useful: Integers, transitions: Integers) ->
         labels.once[old] + step.once[new],
         labels.memory[old] + step.memory[new],
         np.maximum(labels.workspace[old], step.workspace[new]),
+        labels.host[old] + step.host[new],
         step.layout[new],
         np.zeros((len(old), 0), dtype=np.int64),
     )
@@ -125,5 +130,6 @@ def some_options(step: Step, rows: Integers) -> Step:
         once=step.once[rows],
         memory=step.memory[rows],
         workspace=step.workspace[rows],
+        host=step.host[rows],
         layout=step.layout[rows],
     )

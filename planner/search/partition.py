@@ -68,7 +68,7 @@ def solve_pipeline(
     for stage in range(num_stages):
         found: dict[int, list[_Partial]] = {}
         for positions, intervals in _contents(problem, stage, ends, partial(bounds.may_pass, best_s=best_s)).items():
-            room = Room(problem.flights[stage], problem.limits_bytes[stage])
+            room = Room(problem.flights[stage], problem.limits_bytes[stage], problem.host_limits_bytes[stage])
             front = solve_stage(
                 positions, problem.tables[stage], room, bounds.bar(stage, intervals, best_s), spend, width
             )

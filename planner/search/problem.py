@@ -31,6 +31,8 @@ class Pipeline(NamedTuple):
     """Tier of links over which each stage is entered."""
     limits_bytes: tuple[int, ...]
     """What the layers of each stage may take of a device."""
+    host_limits_bytes: tuple[int, ...]
+    """And of its share of the host."""
     rhythm: Rhythm
     """How the stages' beats make a step."""
 

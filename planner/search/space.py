@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.framework import Framework, Used, broken_strategy_rules
-from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, Rule, broken_rules
+from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, Rule, broken_rules, offload_needs_host
 from planner.cost.targets import FRAMEWORKS
 from planner.search.grid import RECOMPUTE, SHARDING, Grid, Shape
 from planner.search.removed import Removed
@@ -63,13 +63,24 @@ class Space:
         moe = isinstance(layer, Block) and layer.moe is not None
         spreads: tuple[ExpertStrategy | None, ...] = self._spreads_on(num_devices) if moe else (None,)
         again = self.options.recompute if isinstance(layer, Block) else (Recompute.NONE,)
-        # [recompute, sharding, shape, spread]
-        possible = np.zeros((len(RECOMPUTE), len(SHARDING), len(shapes), len(spreads)), dtype=bool)
-        possible[[RECOMPUTE.index(kind) for kind in again]] = self._shardable(shapes, spreads)
+        # [recompute, offload, sharding, shape, spread]
+        possible = np.zeros((len(RECOMPUTE), 2, len(SHARDING), len(shapes), len(spreads)), dtype=bool)
+        for offload in (False, True) if self._offloads else (False,):
+            possible[[RECOMPUTE.index(kind) for kind in again], int(offload)] = self._shardable(shapes, spreads)
         possible &= self._spreadable(layer, spreads, possible)
         possible &= self._shapeable(layer, list(shapes), possible)
         grid = Grid(tuple(shapes), spreads, *(part.astype(np.int64) for part in np.nonzero(possible)))
         return grid if self.framework is None else self._run_by(self.framework, layer, grid, num_devices)
+
+    @cached_property
+    def _offloads(self) -> bool:
+        """Whether optimizer state may go to the host, and something is known of it."""
+        if not self.options.offload:
+            return False
+        broken = next(offload_needs_host(Strategy(offload=True), self.cluster.device), None)
+        if broken is not None:
+            self.removed.note(broken.rule, 1, broken.message)
+        return broken is None
 
     def _run_by(self, framework: Framework, layer: AnyLayer, grid: Grid, num_devices: int) -> Grid:
         """The strategies that the framework can run."""
@@ -143,7 +154,7 @@ class Space:
         kept = np.ones((len(shapes), 1), dtype=bool)
         passed = set()
         for number, shape in enumerate(shapes):
-            lost = int(possible[:, :, number].sum())
+            lost = int(possible[:, :, :, number].sum())
             if not shape.sequence_parallel and (*shape.axes, True) in passed and self.holds(SEQUENCE_PARALLEL):
                 self.removed.note(SEQUENCE_PARALLEL, lost, _shape_name(shape))
                 kept[number] = False

@@ -43,6 +43,8 @@ class Room(NamedTuple):
     flight: Fraction
     """Micro-batches in flight."""
     limit_bytes: int
+    host_limit_bytes: int
+    """Of the host, the share of one device."""
 
 
 def solve_stage(
@@ -66,12 +68,19 @@ def solve_stage(
     transitions = np.rint(table.transition_s / tick_s).astype(np.int64)
     rest = Rest(steps, table.transition_s, tick_s, bar, budget)
     useful = {id(step): rest.useful(step) for step in ticked.values()}
-    ahead = Ahead([some_options(step, useful[id(step)]) for step in steps], transitions, tick_s, bar, budget)
+    ahead = Ahead(
+        [some_options(step, useful[id(step)]) for step in steps],
+        transitions,
+        tick_s,
+        bar,
+        budget,
+        room.host_limit_bytes,
+    )
     labels = no_layers(steps[0].beats.shape[1], len(positions))
     for number, step in enumerate(steps):
         grown, old, new = grow(labels, step, useful[id(step)], transitions)
         bounds = rest.at_least_s(grown, number + 1)
-        kept = np.flatnonzero(bounds < bar.best_s)
+        kept = np.flatnonzero((bounds < bar.best_s) & ahead.fit_host(grown, number + 1))
         if width is not None:
             kept = _least(kept, bounds, width * _SPARE)
         spend(len(kept) * len(labels.once))

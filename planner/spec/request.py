@@ -89,6 +89,8 @@ class Options(Value):
     sharding: tuple[Sharding, ...] = tuple(Sharding)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
+    offload: bool = False
+    """Whether layers may keep their optimizer state on the host, which updates the weights."""
     without_rules: tuple[RuleName, ...] = ()
     """Rules that prune the space by experience, switched off: a larger space, and a longer search."""
     uniform: bool = False

@@ -35,6 +35,7 @@ def pipelines(draw, kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B) -> Pipeline:
         pieces=pieces,
         flights=tuple(Fraction(draw(st.integers(1, 6)), draw(st.integers(1, 2))) for _ in range(num_stages)),
         tiers=tuple(draw(st.integers(0, 1)) for _ in range(num_stages)),
+        host_limits_bytes=tuple(draw(st.integers(0, 12)) for _ in range(num_stages)),
         limits_bytes=tuple(draw(st.integers(5, 120)) for _ in range(num_stages)),
         rhythm=rhythm(Schedule(kind=kind, virtual_stages=virtual), num_stages, micro_batches),
     )
@@ -61,6 +62,7 @@ def _choices(draw, rhythms: int, layouts: int) -> Choices:
         entry_s=np.array([column(4), column(8)], dtype=float).T.reshape(size, 2),
         entry_bytes=np.array(column(3), dtype=np.int64),
         carried_bytes=np.array(column(2), dtype=np.int64),
+        host_bytes=np.array(column(3), dtype=np.int64),
     )
 
 
@@ -91,7 +93,7 @@ def price(problem: Pipeline, stages, rows) -> float:
     total = longest = 0.0
     for stage, stretches in enumerate(stages):
         table = problem.tables[stage]
-        beats, once, fixed, flying, workspace = np.zeros_like(filling), 0.0, 0, 0, 0
+        beats, once, fixed, flying, workspace, host = np.zeros_like(filling), 0.0, 0, 0, 0, 0
         for first, end in stretches:
             for layer in range(first, end):
                 choices = table.choices[problem.sequence[layer]]
@@ -101,6 +103,7 @@ def price(problem: Pipeline, stages, rows) -> float:
                 fixed += int(choices.fixed_bytes[row])
                 flying += int(choices.flight_bytes[row])
                 workspace = max(workspace, int(choices.workspace_bytes[row]))
+                host += int(choices.host_bytes[row])
                 if layer == first and layer > 0:
                     message = choices.entry_s[row, problem.tiers[stage]]
                     beats = beats + message * np.array(table.message_beats)
@@ -109,7 +112,10 @@ def price(problem: Pipeline, stages, rows) -> float:
                 elif layer > first:
                     before = table.choices[problem.sequence[layer - 1]].layout[rows[layer - 1]]
                     beats = beats + table.transition_s[before, choices.layout[row]]
-        if fixed + problem.flights[stage] * flying + workspace > problem.limits_bytes[stage]:
+        if (
+            fixed + problem.flights[stage] * flying + workspace > problem.limits_bytes[stage]
+            or host > problem.host_limits_bytes[stage]
+        ):
             return float("inf")
         slowest = np.maximum(slowest, peaks @ beats)
         total += float(filling @ beats)
