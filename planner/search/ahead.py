@@ -13,6 +13,7 @@ from planner.search.bar import Bar
 from planner.search.exchange import Level, exchange_rates, workspace_levels
 from planner.search.labels import Labels, Step, in_seconds
 from planner.search.pareto import beaten, undominated
+from planner.search.progress import Tick
 from planner.search.rhythm import filling, peaks, weighed
 
 Floats = NDArray[np.float64]
@@ -40,7 +41,7 @@ class Ahead:
         self._least_workspace = suffix_maxima([int(step.workspace.min(initial=2**60)) for step in steps])
         self._most_workspace = suffix_maxima([int(step.workspace.max(initial=0)) for step in steps])
 
-    def undominated(self, labels: Labels, number: int) -> Integers:
+    def undominated(self, labels: Labels, number: int, tick: Tick) -> Integers:
         """Rows that no other with the same last layout is at least as good as, whatever the layers from `number` on do.
 
         Memory is compared with the least and with the most workspace ahead: in between, the difference of two labels
@@ -52,23 +53,23 @@ class Ahead:
         else:
             times = [labels.beats, np.maximum(labels.once, self._once - self._most_once[number])]
         if number == len(self._most_memory) - 1:
-            return undominated(np.column_stack(times))
+            return undominated(np.column_stack(times), tick=tick)
         harmless = self._budget - self._most_memory[number]
         needed = [
             np.maximum(labels.memory + np.maximum(labels.workspace, ahead[number]), harmless)
             for ahead in (self._least_workspace, self._most_workspace)
         ]
         values = np.column_stack([*times, *needed])
-        kept = undominated(values, labels.layout)
-        return kept[self._close(values[kept])]
+        kept = undominated(values, labels.layout, tick)
+        return kept[self._close(values[kept], tick)]
 
-    def _close(self, values: Integers) -> Integers:
+    def _close(self, values: Integers, tick: Tick) -> Integers:
         """Rows that no other beats even if it changes its layout next: then it can do what the row goes on to do."""
         if not self._change.any():
             return np.arange(len(values))
-        best = values[undominated(values)]
+        best = values[undominated(values, tick=tick)]
         best[:, : len(self._change)] += self._change
-        return np.flatnonzero(~beaten(values, best))
+        return np.flatnonzero(~beaten(values, best, tick))
 
 
 class _Within(NamedTuple):

@@ -55,7 +55,7 @@ def solve_stage(
 ) -> Front:
     """All undominated (beats, once) of a stage that fits its room and can pass the bar; maybe none.
 
-    `spend(comparisons)` is called before each layer's comparison of labels; it may raise to stop the work. `width`:
+    `spend(comparisons)` is called before each layer's comparison of labels, with 0 in between; it may raise. `width`:
     keep only so many labels after each layer, those of least bound; the front is then feasible, but not all of it.
     """
     flight, budget = room.flight, room.limit_bytes * room.flight.denominator
@@ -70,12 +70,13 @@ def solve_stage(
     labels = no_layers(steps[0].beats.shape[1], len(positions))
     for number, step in enumerate(steps):
         grown, old, new = grow(labels, step, useful[id(step)], transitions)
+        spend(0)
         bounds = rest.at_least_s(grown, number + 1)
         kept = np.flatnonzero(bounds < bar.best_s)
         if width is not None:
             kept = _least(kept, bounds, width * _SPARE)
         spend(len(kept) * len(labels.once))
-        kept = kept[ahead.undominated(grown.rows(kept), number + 1)]
+        kept = kept[ahead.undominated(grown.rows(kept), number + 1, lambda: spend(0))]
         if width is not None:
             kept = _least(kept, bounds, width)
         chosen = labels.chosen[old[kept]]
