@@ -102,7 +102,8 @@ class Options(Value):
     """Comparisons of partial choices after which the best plan so far is returned with its bound; some ten seconds of
     one core. Unlike a time limit it gives the same answer on every machine."""
     time_limit_s: Positive | None = None
-    """Wall-clock time after which the best plan so far is returned with its bound."""
+    """Wall-clock time after which the best plan so far is returned with its bound, within about a second. While no plan
+    is known the search goes on; scenarios that it has not come to are left to the plans that are known."""
 
     @model_validator(mode="after")
     def _scenarios_sum_to_one(self) -> Options:

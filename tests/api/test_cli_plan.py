@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from xml.etree import ElementTree
 
 import pytest
@@ -167,6 +169,27 @@ def test_progress_is_shown_on_a_terminal_and_stays_off_stdout(tiny):
     assert process.returncode == 0
     assert Shortlist.model_validate_json(out)
     assert "Searching" in err
+
+
+def test_ctrl_c_ends_a_search_with_one_line_and_no_traceback():
+    ours, theirs = os.openpty()
+    options = ("--global-batch-size", "15360", "--sequence-length", "4096")
+    command = [sys.executable, "-m", "api.cli", "plan", "deepseek-v3", "256x8:h100-sxm-80g", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    err = ""
+    while "Searching" not in err:
+        err += os.read(ours, 100_000).decode(errors="replace")
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # the terminal's other end is gone
+        while piece := os.read(ours, 100_000):
+            err += piece.decode(errors="replace")
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    # After the last sequence that clears the bar's line.
+    assert err.rpartition("\x1b[2K")[2].strip() == "trimtab: stopped"
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(tiny):
