@@ -29,8 +29,10 @@ class Shape(NamedTuple):
     sequence_parallel: bool
 
     def strategy(self) -> Strategy:
-        """The strategy of this shape that does nothing else."""
-        return Strategy(axes=self.axes, sequence_parallel=self.sequence_parallel)
+        """The strategy of this shape that does nothing else; an sdp axis beside dp shards fully, or it is none."""
+        hybrid = any(axis.kind is AxisKind.SDP for axis in self.axes)
+        sharding = Sharding.FULL if hybrid else Sharding.NONE
+        return Strategy(axes=self.axes, sharding=sharding, sequence_parallel=self.sequence_parallel)
 
 
 class Grid:

@@ -23,6 +23,7 @@ from planner.search.instances import Instances
 from planner.search.pool import Candidate, Pool
 from planner.search.pricing import Pricing
 from planner.search.progress import Checkpoint, Progress, Report, ignore
+from planner.search.reasons import pruned_rules
 from planner.search.removed import Removed
 from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
@@ -257,4 +258,5 @@ def _certificate(explored: Explored, space: Space, num_families: int) -> Certifi
         ),
         evaluated=explored.solved,
         pruned=dict(sorted(space.removed.counts.items())),
+        pruned_rules=pruned_rules(space.removed) if options.explain_pruning else (),
     )

@@ -22,7 +22,6 @@ from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sha
 from planner.spec.training import Training
 
 SEQUENCE_PARALLEL = "sequence-parallel-where-possible"
-"""Tensor parallelism with sequence parallelism has the same traffic and less memory, so it is not tried without."""
 EXPERTS_WITHIN_NODE = "tp-within-node"
 
 
@@ -152,7 +151,7 @@ class Space:
             self.tick()
             lost = int(possible[:, :, number].sum())
             if not shape.sequence_parallel and (*shape.axes, True) in passed and self.holds(SEQUENCE_PARALLEL):
-                self.removed.note(SEQUENCE_PARALLEL, lost, _shape_name(shape))
+                self.removed.note(SEQUENCE_PARALLEL, lost, f"{_shape_name(shape)} without sp")
                 kept[number] = False
                 continue
             kept[number] = self._computable(layer, shape.strategy(), SHAPE_RULES, lost)

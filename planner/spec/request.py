@@ -91,6 +91,8 @@ class Options(Value):
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
     without_rules: tuple[RuleName, ...] = ()
     """Rules that prune the space by experience, switched off: a larger space, and a longer search."""
+    explain_pruning: bool = False
+    """Let the certificate say why each rule removed what, with examples."""
     uniform: bool = False
     """Only plans with one strategy for all blocks; the embedding and the head follow."""
     max_virtual_stages: Count = 8

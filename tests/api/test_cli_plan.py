@@ -85,6 +85,27 @@ def test_baselines_are_not_searched_unless_asked_for(tiny, capsys):
     assert Shortlist.model_validate_json(result.out).baselines == ()
 
 
+def test_pruning_is_explained_to_people_and_programs_where_they_ask(tiny, capsys):
+    asked = ("--explain-pruning", "--without-rule", "cp-inside-dp", "--without-rule", "dp-and-sdp-apart")
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *asked, "--json")
+    assert (result.code, result.err) == (0, "")
+    certificate = Shortlist.model_validate_json(result.out).certificate
+    rules = {each.rule: each for each in certificate.pruned_rules}
+    assert set(rules) == set(certificate.pruned)
+    assert not {"cp-inside-dp", "dp-and-sdp-apart"} & set(rules)
+    assert rules["tp-on-nearest-devices"].examples and "fastest links" in rules["tp-on-nearest-devices"].why
+    shown = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *asked).out
+    assert "Pruning" in shown and "--without-rule" in shown
+    assert "Pruning" not in trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING).out
+
+
+def test_a_rule_that_there_is_not_is_refused_with_those_that_there_are(tiny, capsys):
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--without-rule", "tp-everywhere")
+    assert result.code == 2
+    [line] = result.err.splitlines()
+    assert line.startswith("trimtab: --without-rule: ") and "tp-within-node" in line
+
+
 def test_the_largest_batch_can_be_searched(tiny, capsys):
     options = ("--global-batch-size", "max", "--max-global-batch-size", 16, "--sequence-length", 128)
     result = trimtab(capsys, "plan", tiny, CLUSTER, *options, "--json")
