@@ -23,8 +23,8 @@ from planner.search.families import Family
 from planner.search.instances import Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
-from planner.search.progress import Checkpoint
 from planner.search.problem import Pipeline
+from planner.search.progress import Checkpoint
 from planner.spec.errors import NoPlanFitsError
 from planner.spec.plan import ScheduleKind
 

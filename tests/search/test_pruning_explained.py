@@ -17,7 +17,7 @@ from planner.search.removed import Removed
 from planner.search.space import Space
 from planner.search.tree import PATH_RULES, count_paths, paths, rule_name
 from planner.spec.plan import ScheduleKind
-from planner.spec.request import Options, RuleName
+from planner.spec.request import ALL_AXES, Options, RuleName
 from planner.spec.shortlist import RuleKind
 from planner.spec.strategy import Axis, AxisKind
 from planner.spec.training import Training
@@ -72,8 +72,8 @@ def test_what_real_spaces_count_can_all_be_explained(target, model):
 
 @pytest.mark.parametrize("rule", get_args(RuleName))
 def test_a_rule_that_is_switched_off_removes_nothing_and_leaves_a_larger_space(rule):
-    with_it, *before = space_of(Options(schedules=SCHEDULES), "llama-3.1-8b")
-    without, *after = space_of(Options(schedules=SCHEDULES, without_rules=(rule,)), "llama-3.1-8b")
+    with_it, *before = space_of(Options(axes=ALL_AXES, schedules=SCHEDULES), "llama-3.1-8b")
+    without, *after = space_of(Options(axes=ALL_AXES, schedules=SCHEDULES, without_rules=(rule,)), "llama-3.1-8b")
     assert with_it.counts[rule] > 0 and rule not in without.counts
     assert all(fewer <= more for fewer, more in zip(before, after, strict=True))
     assert before != after
