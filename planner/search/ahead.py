@@ -123,7 +123,7 @@ class Rest:
             least = np.minimum(least, np.where(inside, bound, np.inf))
         return np.flatnonzero(least + self._bar.others_s < self._bar.best_s)
 
-    def at_least_s(self, labels: Labels, number: int) -> Floats:
+    def at_least_s(self, labels: Labels, number: int, tick: Tick) -> Floats:
         """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
         beats_s, once_s = in_seconds(labels.beats, self._tick_s), in_seconds(labels.once, self._tick_s)
         found: Floats = self._bar.at_least_s(
@@ -142,6 +142,7 @@ class Rest:
         """[labels] of what the layers from `number` on add to the weighed seconds; inf where they cannot fit."""
         rest = np.full(len(labels.once), np.inf)
         for within in self._within:
+            tick()
             left = self._budget - labels.memory - np.maximum(labels.workspace, within.level.least)
             fits = (labels.workspace <= within.level.most) & (left >= within.least_memory[number])
             rows = np.flatnonzero(fits)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -67,16 +68,17 @@ def solve_stage(
     rest = Rest(steps, table.transition_s, tick_s, bar, budget)
     useful = {id(step): rest.useful(step) for step in ticked.values()}
     ahead = Ahead([some_options(step, useful[id(step)]) for step in steps], transitions, tick_s, bar, budget)
+    tick = partial(spend, 0)
     labels = no_layers(steps[0].beats.shape[1], len(positions))
     for number, step in enumerate(steps):
         grown, old, new = grow(labels, step, useful[id(step)], transitions)
-        spend(0)
-        bounds = rest.at_least_s(grown, number + 1)
+        tick()
+        bounds = rest.at_least_s(grown, number + 1, tick)
         kept = np.flatnonzero(bounds < bar.best_s)
         if width is not None:
             kept = _least(kept, bounds, width * _SPARE)
         spend(len(kept) * len(labels.once))
-        kept = kept[ahead.undominated(grown.rows(kept), number + 1, lambda: spend(0))]
+        kept = kept[ahead.undominated(grown.rows(kept), number + 1, tick)]
         if width is not None:
             kept = _least(kept, bounds, width)
         chosen = labels.chosen[old[kept]]
