@@ -134,11 +134,11 @@ class Rest:
         # The dearer bound only where the first lets a label pass.
         open_rows = np.flatnonzero(found < self._bar.best_s)
         own_s = self._bar.weigh(beats_s[open_rows], once_s[open_rows]) + self._bar.others_s
-        rest = self._rest_s(labels.rows(open_rows), number)
+        rest = self._rest_s(labels.rows(open_rows), number, tick)
         found[open_rows] = np.maximum(found[open_rows], own_s + rest)
         return found
 
-    def _rest_s(self, labels: Labels, number: int) -> Floats:
+    def _rest_s(self, labels: Labels, number: int, tick: Tick) -> Floats:
         """[labels] of what the layers from `number` on add to the weighed seconds; inf where they cannot fit."""
         rest = np.full(len(labels.once), np.inf)
         for within in self._within:
