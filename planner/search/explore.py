@@ -40,7 +40,7 @@ _OUTLOOK = 0.1
 """Progress after the first bounds: the share of the time that they usually take."""
 _PRICED = 0.35
 """Progress after the prices."""
-_TRIED = 0.65
+_TRIED = 0.6
 """Progress after good plans were looked for everywhere."""
 
 

@@ -42,7 +42,7 @@ from planner.spec.workload import BALANCED, Scenario, Workload
 
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
-_EXACT, _GLANCE, _CHOICE = 2.0, 1.0, 0.1
+_EXACT, _GLANCE, _CHOICE = 6.0, 1.0, 0.2
 """How long the search under balanced load, under another, and the choice of the shortlist usually take: for progress
 alone."""
 AGREEMENT = 1e-9
