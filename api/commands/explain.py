@@ -30,6 +30,7 @@ from api.commands.options import (
     TargetOption,
     TimeLimit,
     UniformOption,
+    WithoutRuleOption,
     options_from,
     parts_of,
     read_model_and_cluster,
@@ -79,6 +80,7 @@ def explain(
     sharding: ShardingOption = None,
     recompute: RecomputeOption = None,
     schedules: SchedulesOption = None,
+    without_rule: WithoutRuleOption = None,
     time_limit: TimeLimit = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,6 +97,7 @@ def explain(
         "sharding": parts_of(sharding),
         "recompute": parts_of(recompute),
         "schedules": parts_of(schedules),
+        "without_rules": without_rule or None,
         "time_limit_s": time_limit,
     }
     recipe = {

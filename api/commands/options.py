@@ -70,6 +70,10 @@ TargetOption = Annotated[
 OffloadOption = Annotated[
     bool, typer.Option("--offload", help="Layers may keep their optimizer state on the host, which updates the weights")
 ]
+WithoutRuleOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Switch off a rule that prunes by experience; may be given several times"),
+]
 UniformOption = Annotated[bool, typer.Option("--uniform", help="Only plans with one strategy for all blocks")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
 GradientOption = Annotated[
@@ -159,6 +163,8 @@ def shown(error: TrimtabError) -> str:
         for root in ("training.", "options."):
             if field.startswith(root):
                 field = "--" + field.removeprefix(root).replace("_", "-")
+        if field.startswith("--without-rules."):
+            field = "--without-rule"
         # A row's id stands in the field; its line breaks are to be seen.
         lines.append(f"{printable(field)}: {problem.message}")
     return printable(" ".join("; ".join(lines).split()))

@@ -29,6 +29,7 @@ from api.commands.options import (
     TargetOption,
     TimeLimit,
     UniformOption,
+    WithoutRuleOption,
     check_writable,
     options_from,
     parts_of,
@@ -45,6 +46,7 @@ from planner.view import (
     baseline_table,
     headline_table,
     memory_table,
+    pruning_table,
     shortlist_table,
     stage_table,
     time_table,
@@ -72,6 +74,10 @@ def plan(
     sharding: ShardingOption = None,
     recompute: RecomputeOption = None,
     schedules: SchedulesOption = None,
+    without_rule: WithoutRuleOption = None,
+    explain_pruning: Annotated[
+        bool, typer.Option("--explain-pruning", help="Show what each rule removed from the space, and why")
+    ] = False,
     time_limit: TimeLimit = None,
     compare: Annotated[
         bool,
@@ -87,6 +93,8 @@ def plan(
     trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --compare-baselines
 
     trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --target megatron
+
+    trimtab plan llama-2-7b 2x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --explain-pruning
     """
     check_writable(output)
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
@@ -109,6 +117,8 @@ def plan(
         sharding=parts_of(sharding),
         recompute=parts_of(recompute),
         schedules=parts_of(schedules),
+        without_rules=without_rule or None,
+        explain_pruning=explain_pruning or None,
         time_limit_s=time_limit,
     )
     with progress_bar("Searching") as report:
@@ -143,4 +153,6 @@ def _show(model: Model, shortlist: Shortlist) -> None:
         memory_table(best.plan, best.estimate),
         assumption_table(best.estimate),
     )
+    if shortlist.certificate.pruned_rules:
+        show(pruning_table(shortlist.certificate))
     say(certificate_line(shortlist))

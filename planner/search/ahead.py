@@ -13,6 +13,7 @@ from planner.search.bar import Bar
 from planner.search.exchange import Level, exchange_rates, workspace_levels
 from planner.search.labels import Labels, Step, in_seconds
 from planner.search.pareto import beaten, undominated
+from planner.search.progress import Tick
 from planner.search.rhythm import filling, peaks, weighed
 
 Floats = NDArray[np.float64]
@@ -50,7 +51,7 @@ class Ahead:
         fits: NDArray[np.bool_] = labels.host + self._least_host[number] <= self._host_limit
         return fits
 
-    def undominated(self, labels: Labels, number: int) -> Integers:
+    def undominated(self, labels: Labels, number: int, tick: Tick) -> Integers:
         """Rows that no other with the same last layout is at least as good as, whatever the layers from `number` on do.
 
         Memory is compared with the least and with the most workspace ahead: in between, the difference of two labels
@@ -62,7 +63,7 @@ class Ahead:
         else:
             times = [labels.beats, np.maximum(labels.once, self._once - self._most_once[number])]
         if number == len(self._most_memory) - 1:
-            return undominated(np.column_stack(times))
+            return undominated(np.column_stack(times), tick=tick)
         harmless = self._budget - self._most_memory[number]
         needed = [
             np.maximum(labels.memory + np.maximum(labels.workspace, ahead[number]), harmless)
@@ -71,16 +72,16 @@ class Ahead:
         if self._most_host[0] > self._host_limit:
             needed.append(np.maximum(labels.host, self._host_limit - self._most_host[number]))
         values = np.column_stack([*times, *needed])
-        kept = undominated(values, labels.layout)
-        return kept[self._close(values[kept])]
+        kept = undominated(values, labels.layout, tick)
+        return kept[self._close(values[kept], tick)]
 
-    def _close(self, values: Integers) -> Integers:
+    def _close(self, values: Integers, tick: Tick) -> Integers:
         """Rows that no other beats even if it changes its layout next: then it can do what the row goes on to do."""
         if not self._change.any():
             return np.arange(len(values))
-        best = values[undominated(values)]
+        best = values[undominated(values, tick=tick)]
         best[:, : len(self._change)] += self._change
-        return np.flatnonzero(~beaten(values, best))
+        return np.flatnonzero(~beaten(values, best, tick))
 
 
 class _Within(NamedTuple):
@@ -134,7 +135,7 @@ class Rest:
             least = np.minimum(least, np.where(inside, bound, np.inf))
         return np.flatnonzero(least + self._bar.others_s < self._bar.best_s)
 
-    def at_least_s(self, labels: Labels, number: int) -> Floats:
+    def at_least_s(self, labels: Labels, number: int, tick: Tick) -> Floats:
         """[labels] of the step once the layers from `number` on are chosen; inf where they cannot fit."""
         beats_s, once_s = in_seconds(labels.beats, self._tick_s), in_seconds(labels.once, self._tick_s)
         found: Floats = self._bar.at_least_s(
@@ -145,14 +146,15 @@ class Rest:
         # The dearer bound only where the first lets a label pass.
         open_rows = np.flatnonzero(found < self._bar.best_s)
         own_s = self._bar.weigh(beats_s[open_rows], once_s[open_rows]) + self._bar.others_s
-        rest = self._rest_s(labels.rows(open_rows), number)
+        rest = self._rest_s(labels.rows(open_rows), number, tick)
         found[open_rows] = np.maximum(found[open_rows], own_s + rest)
         return found
 
-    def _rest_s(self, labels: Labels, number: int) -> Floats:
+    def _rest_s(self, labels: Labels, number: int, tick: Tick) -> Floats:
         """[labels] of what the layers from `number` on add to the weighed seconds; inf where they cannot fit."""
         rest = np.full(len(labels.once), np.inf)
         for within in self._within:
+            tick()
             left = self._budget - labels.memory - np.maximum(labels.workspace, within.level.least)
             fits = (labels.workspace <= within.level.most) & (left >= within.least_memory[number])
             rows = np.flatnonzero(fits)

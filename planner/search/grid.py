@@ -1,8 +1,8 @@
 """The strategies of one layer on the devices of a stage, as rows of small numbers.
 
 A strategy is one choice for each of five things that are free of one another: recomputation, offload, sharding, the
-shape (axes and sequence parallelism), the spread of the experts. Rows are in this order; a Strategy is built for a row that
-somebody looks at.
+shape (axes and sequence parallelism), the spread of the experts. Rows are in this order; a Strategy is built for a row
+that somebody looks at.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class Shape(NamedTuple):
     sequence_parallel: bool
 
     def strategy(self) -> Strategy:
-        """The strategy of this shape that does nothing else."""
-        return Strategy(axes=self.axes, sequence_parallel=self.sequence_parallel)
+        """The strategy of this shape that does nothing else; an sdp axis beside dp shards fully, or it is none."""
+        hybrid = any(axis.kind is AxisKind.SDP for axis in self.axes)
+        sharding = Sharding.FULL if hybrid else Sharding.NONE
+        return Strategy(axes=self.axes, sharding=sharding, sequence_parallel=self.sequence_parallel)
 
 
 class Grid:

@@ -66,6 +66,9 @@ def cut(shape: Shape, samples: int) -> Cut:
     inner, ranks = shape.axes, 1
     while inner and inner[0].kind in _DATA:
         ranks, inner = ranks * inner[0].degree, inner[1:]
+    if all(axis.kind is not AxisKind.DP for axis in inner):
+        # Strategies write sdp only beside dp; here it stands for samples alone.
+        inner = tuple(Axis(AxisKind.DP, axis.degree) if axis.kind is AxisKind.SDP else axis for axis in inner)
     return Cut(Shape(inner, shape.sequence_parallel), samples // ranks)
 
 

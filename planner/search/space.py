@@ -12,6 +12,7 @@ from planner.cost.framework import Framework, Used, broken_strategy_rules
 from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, Rule, broken_rules, offload_needs_host
 from planner.cost.targets import FRAMEWORKS
 from planner.search.grid import RECOMPUTE, SHARDING, Grid, Shape
+from planner.search.progress import Tick, nothing
 from planner.search.removed import Removed
 from planner.search.tree import PATH_RULES, Path, divisors, paths, rule_name, tiles_nearest
 from planner.spec.cluster import Cluster
@@ -21,18 +22,20 @@ from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sha
 from planner.spec.training import Training
 
 SEQUENCE_PARALLEL = "sequence-parallel-where-possible"
-"""Tensor parallelism with sequence parallelism has the same traffic and less memory, so it is not tried without."""
 EXPERTS_WITHIN_NODE = "tp-within-node"
 
 
 class Space:
     """What the options allow on one kind of device, and what each rule removed from it."""
 
-    def __init__(self, cluster: Cluster, training: Training, options: Options, removed: Removed) -> None:
+    def __init__(
+        self, cluster: Cluster, training: Training, options: Options, removed: Removed, tick: Tick = nothing
+    ) -> None:
         self.cluster = cluster
         self.training = training
         self.options = options
         self.removed = removed
+        self.tick = tick
         self._shapes: dict[int, dict[Shape, frozenset[Sharding]]] = {}
         self._spreads: dict[int, tuple[ExpertStrategy, ...]] = {}
         self._grids: dict[tuple[int, int], Grid] = {}
@@ -86,6 +89,7 @@ class Space:
         """The strategies that the framework can run."""
         stages, kept = self.cluster.num_devices // num_devices, []
         for row, strategy in enumerate(grid):
+            self.tick()
             broken = next(broken_strategy_rules(framework, Used(layer, strategy, self.training, stages)), None)
             if broken is None:
                 kept.append(row)
@@ -99,6 +103,7 @@ class Space:
             rules = [rule for rule in PATH_RULES if self.holds(rule_name(rule))]
             found: dict[Shape, frozenset[Sharding]] = {}
             for path in paths(num_devices, self.kinds, self.cluster, rules, self.removed):
+                self.tick()
                 axes, shardings = written(path, self.options)
                 tensor = any(axis.kind is AxisKind.TP for axis in axes)
                 for sequence_parallel in (True, False) if tensor and "sp" in self.options.axes else (False,):
@@ -154,9 +159,10 @@ class Space:
         kept = np.ones((len(shapes), 1), dtype=bool)
         passed = set()
         for number, shape in enumerate(shapes):
+            self.tick()
             lost = int(possible[:, :, :, number].sum())
             if not shape.sequence_parallel and (*shape.axes, True) in passed and self.holds(SEQUENCE_PARALLEL):
-                self.removed.note(SEQUENCE_PARALLEL, lost, _shape_name(shape))
+                self.removed.note(SEQUENCE_PARALLEL, lost, f"{_shape_name(shape)} without sp")
                 kept[number] = False
                 continue
             kept[number] = self._computable(layer, shape.strategy(), SHAPE_RULES, lost)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,7 @@ def solve_stage(
 ) -> Front:
     """All undominated (beats, once) of a stage that fits its room and can pass the bar; maybe none.
 
-    `spend(comparisons)` is called before each layer's comparison of labels; it may raise to stop the work. `width`:
+    `spend(comparisons)` is called before each layer's comparison of labels, with 0 in between; it may raise. `width`:
     keep only so many labels after each layer, those of least bound; the front is then feasible, but not all of it.
     """
     flight, budget = room.flight, room.limit_bytes * room.flight.denominator
@@ -76,15 +77,17 @@ def solve_stage(
         budget,
         room.host_limit_bytes,
     )
+    tick = partial(spend, 0)
     labels = no_layers(steps[0].beats.shape[1], len(positions))
     for number, step in enumerate(steps):
         grown, old, new = grow(labels, step, useful[id(step)], transitions)
-        bounds = rest.at_least_s(grown, number + 1)
+        tick()
+        bounds = rest.at_least_s(grown, number + 1, tick)
         kept = np.flatnonzero((bounds < bar.best_s) & ahead.fit_host(grown, number + 1))
         if width is not None:
             kept = _least(kept, bounds, width * _SPARE)
         spend(len(kept) * len(labels.once))
-        kept = kept[ahead.undominated(grown.rows(kept), number + 1)]
+        kept = kept[ahead.undominated(grown.rows(kept), number + 1, tick)]
         if width is not None:
             kept = _least(kept, bounds, width)
         chosen = labels.chosen[old[kept]]

@@ -16,6 +16,7 @@ from planner.cost.pipeline import Beats, beat
 from planner.search.grid import Grid, Shape
 from planner.search.pareto import undominated
 from planner.search.pricing import Pricing
+from planner.search.progress import Tick
 from planner.spec.model import Block, Head
 from planner.spec.strategy import Strategy
 
@@ -194,7 +195,7 @@ def _choices(
     )
 
 
-def without_dominated(choices: Choices) -> Choices:
+def without_dominated(choices: Choices, tick: Tick) -> Choices:
     """Only strategies that no other with the same layout and entry beats or equals in every number."""
     places = np.column_stack([choices.layout, choices.entry_bytes, choices.carried_bytes, choices.entry_s])
     _, labels = np.unique(places, axis=0, return_inverse=True)
@@ -208,4 +209,4 @@ def without_dominated(choices: Choices) -> Choices:
             choices.host_bytes,
         ]
     )
-    return choices.rows(undominated(values, labels.reshape(-1)))
+    return choices.rows(undominated(values, labels.reshape(-1), tick))
