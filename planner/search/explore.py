@@ -14,12 +14,13 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
+from itertools import count
 from math import inf
 from typing import NamedTuple
 
 from planner.search.bounds import Bounds, mean_step_s, promising
 from planner.search.families import Family
-from planner.search.instances import Instance, Instances, groups
+from planner.search.instances import Group, Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
 from planner.search.problem import Pipeline
@@ -31,10 +32,8 @@ Checkpoint = Callable[[float, str], None]
 
 ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
-_GLANCED = 8
-"""Groups that are priced in a search without a certificate."""
-_GLANCES = 1
-"""And narrow passes over their families: uniform plans tell most of what a scenario wants."""
+_GLANCES = 2
+"""Families in which a search without a certificate makes a narrow pass."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
 
@@ -49,6 +48,11 @@ class Explored(NamedTuple):
     """Families solved, rather than excluded by their bound."""
     alternatives: tuple[Candidate, ...]
     """The fastest uniform plan for each set of degrees, fastest first."""
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether the best plan is proven to be the best."""
+        return self.lower_bound_per_sample_s >= self.best.per_sample_s
 
 
 class _Look(IntEnum):
@@ -91,10 +95,20 @@ def explore(
     Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are not solved are left
     open with their bounds; finding a plan at all is part of any answer.
     """
+    explored = explore_if_any(instances, families, pool, checkpoint, limits)
+    if explored is None:
+        raise _nothing_fits(instances, families, pool, checkpoint)
+    return explored
+
+
+def explore_if_any(
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
+) -> Explored | None:
+    """Search the families exactly; None if no plan fits. Raises what the checkpoint raises."""
     waiting, least = _priced(instances, families, pool, checkpoint, limits.out_of_time)
     solved = _solved(instances, waiting, pool, checkpoint, limits)
     if pool.best is None:
-        raise _nothing_fits(instances, families, pool, checkpoint)
+        return None
     bound = min([pool.best.per_sample_s, least, *(found.bound_per_sample_s for found in waiting)])
     return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES))
 
@@ -102,11 +116,32 @@ def explore(
 def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
-    """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
-    waiting, _ = _priced(instances, families, pool, checkpoint, limits.out_of_time, _GLANCED)
-    _solved(instances, waiting, pool, checkpoint, limits, most=_GLANCES)
+    """Search the families quickly, without a bound: the best plan, if any is found, and alternatives.
+
+    Uniform plans of all families that their first bound does not exclude, then narrow passes where these are the best.
+    """
+    ranked: list[tuple[float, int, Instance]] = []
+    grouped, numbers = _by_bound(_first_bounds(instances, families, pool)), count()
+    for done, (least, _, group) in enumerate(grouped):
+        if _beaten(least, pool) or (limits.out_of_time() and pool.best):
+            break
+        checkpoint(0.5 * done / len(grouped), _pricing(group))
+        ranked += [(pool.offer_uniform(instance), next(numbers), instance) for instance in instances.of(group)]
+        ranked = sorted(ranked)[:_GLANCES]
+    for done, (least, number, instance) in enumerate(ranked):
+        if least == inf or limits.out_of_time():
+            break
+        family = instance.family
+        spend = partial(_tell, checkpoint, 0.5 + 0.5 * done / len(ranked), f"trying {_name(family)}")
+        for problem in instances.parts(instance, partial(pool.best_step_s, family.global_batch_size)):
+            found = _Open(False, least, number, _Look.BOUNDED, family, problem)
+            _look(instances, found, pool, spend)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
+
+
+def _tell(checkpoint: Checkpoint, share: float, what: str, work: int) -> None:
+    checkpoint(share, what)
 
 
 def _nothing_fits(
@@ -127,35 +162,45 @@ def _priced(
     pool: Pool,
     checkpoint: Checkpoint,
     out_of_time: Callable[[], bool],
-    most: int | None = None,
 ) -> tuple[list[_Open], float]:
     """Price tables and uniform plans in the order of the first bounds; the problems that are left, with their second.
 
-    Also a bound for the families that time did not allow. `most`: groups that are priced, once a plan is known.
+    Also a bound for the families that time did not allow.
     """
     found: list[_Open] = []
-    bounds = {family: pool.per_sample_s(instances.at_least_s(family), family.global_batch_size) for family in families}
-    grouped = sorted(
-        (min(bounds[family] for family in group.families), number, group)
-        for number, group in enumerate(groups(families))
-    )
+    bounds = _first_bounds(instances, families, pool)
+    grouped = _by_bound(bounds)
     more = _MORE
     for number, (least, _, group) in enumerate(grouped):
         if least == inf:
             break
-        if pool.best and (out_of_time() or number == most):
+        if pool.best and out_of_time():
             return found, max(least, instances.least_per_sample_s())
         if _beaten(least, pool):
             if more == 0 or least >= COMPARABLE * _best(pool):
                 break
             more -= 1
-        what = f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
-        checkpoint(0.5 * number / len(grouped), what)
+        checkpoint(0.5 * number / len(grouped), _pricing(group))
         for instance in instances.of(group):
             pool.offer_uniform(instance)
             for problem, bound in _parts(instances, instance, bounds[instance.family], pool):
                 found.append(_Open(False, bound, len(found), _Look.PRICED, instance.family, problem))
     return found, inf
+
+
+def _first_bounds(instances: Instances, families: Sequence[Family], pool: Pool) -> dict[Family, float]:
+    """Seconds per sample that no plan of a family falls below."""
+    return {family: pool.per_sample_s(instances.at_least_s(family), family.global_batch_size) for family in families}
+
+
+def _by_bound(bounds: dict[Family, float]) -> list[tuple[float, int, Group]]:
+    """The groups of the families with their bounds, the least first."""
+    numbered = enumerate(groups(list(bounds)))
+    return sorted((min(bounds[family] for family in group.families), number, group) for number, group in numbered)
+
+
+def _pricing(group: Group) -> str:
+    return f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
 
 
 def _parts(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
@@ -175,14 +220,13 @@ def _solved(
     pool: Pool,
     checkpoint: Checkpoint,
     limits: Limits,
-    most: int | None = None,
 ) -> int:
     """Look at the problem with the least bound, until no bound is better than the best plan; counts those solved.
 
-    Takes what is done with out of `waiting`. `most`: solve none, and look at no more after so many narrow passes.
+    Takes what is done with out of `waiting`.
     """
     heapq.heapify(waiting)
-    total, done, solved, spent, tried = max(1, len(waiting)), 0, 0, 0, 0
+    total, done, solved, spent = max(1, len(waiting)), 0, 0, 0
 
     def spend(work: int) -> None:
         nonlocal spent
@@ -193,11 +237,10 @@ def _solved(
 
     while waiting:
         found = heapq.heappop(waiting)
-        if _beaten(found.bound_per_sample_s, pool) or (most is not None and found.is_tried):
+        if _beaten(found.bound_per_sample_s, pool):
             done += 1
             continue
-        tried += found.look is _Look.BOUNDED
-        if pool.best and (limits.out_of_time() or tried == most):
+        if pool.best and limits.out_of_time():
             heapq.heappush(waiting, found)
             break
         try:

@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from math import isclose, isfinite
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from math import isclose
 
 from planner.cost import estimate
 from planner.cost.check import check_sequence
 from planner.cost.framework import broken_training_rules
-from planner.cost.load import check_workload
-from planner.cost.part import conditions
-from planner.cost.switch import Known, switch_plan_s
 from planner.cost.targets import FRAMEWORKS
-from planner.search.explore import Explored, Limits, explore, glance
-from planner.search.families import families
-from planner.search.instances import Instances
+from planner.search.elsewhere import Aim, Elsewhere, aims
+from planner.search.explore import Explored, Limits, explore
+from planner.search.ground import Ground
+from planner.search.members import AGREEMENT, members
 from planner.search.pool import Candidate, Pool
-from planner.search.pricing import Pricing
+from planner.search.question import Question
 from planner.search.removed import Removed
 from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
-from planner.search.shortlist import choose, regrets
-from planner.search.space import Space
 from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, InternalError
-from planner.spec.estimate import Estimate
 from planner.spec.model import Model
-from planner.spec.plan import Plan
 from planner.spec.request import Options
-from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
-from planner.spec.strategy import ExpertStrategy
+from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
 from planner.spec.training import Training
-from planner.spec.workload import BALANCED, Scenario, Workload
+from planner.spec.workload import BALANCED
 
 Report = Callable[[float, str], None]
-Floats = NDArray[np.float64]
 _EVERYTHING = Options()
-AGREEMENT = 1e-9
-"""Relative difference up to which times are one: the search and estimate() sum in another order."""
 
 
 def ignore(progress: float, message: str) -> None:
     """Nobody listens."""
-
-
-class _Question(NamedTuple):
-    """What is planned."""
-
-    model: Model
-    cluster: Cluster
-    training: Training
 
 
 def search(
@@ -73,31 +51,31 @@ def search(
     began = clock()
     options = for_target(options)
     _check_target(training, options)
-    question = _Question(model, cluster, training)
-    scenarios = _scenarios(model, options)
     check_sequence(model, training)
-    removed = Removed()
-    space = Space(cluster, training, options, removed)
-    found = families(model, cluster, training, options, removed)
-    skewed = [scenario.workload for scenario in scenarios if scenario.workload != BALANCED]
-    stages = [_scaled(report, number, 1 + len(skewed)) for number in range(1 + len(skewed))]
-    limits = Limits(_deadline(options, began, clock), options.effort_limit)
-    pricing = Pricing(model, conditions(model.hidden_size, cluster, training), BALANCED)
-    instances = Instances(space, pricing, found)
-    explored = explore(instances, found, Pool(cluster, training), stages[0], limits)
+    question = Question(model, cluster, training)
+    scenarios = options.scenarios or standard_scenarios(model)
+    scenario_aims = aims(question, scenarios)
+    out_of_time = _deadline(options, began, clock)
+    ground = Ground(question, options, Removed())
+    elsewhere = Elsewhere(ground, options, scenario_aims, out_of_time)
+    total = 1 + len(set(scenario_aims) - {Aim(question, BALANCED)})
+    limits, pool = Limits(out_of_time, options.effort_limit), Pool(cluster, training)
+    explored = explore(ground.instances(BALANCED), ground.families, pool, _scaled(report, 0, total), limits)
     _agrees(question, explored.best)
-    plans = {plan.id: plan for plan in _unlike((explored.best, *explored.alternatives))}
-    for workload, stage in zip(skewed, stages[1:], strict=True):
-        skewed_instances = Instances(space, pricing.under(workload), found)
-        pool = Pool(cluster, training, _quickest(question, plans.values(), workload))
-        more = glance(skewed_instances, found, pool, stage, limits)
-        plans |= {plan.id: plan for plan in _unlike(more)}
+    elsewhere.add(Aim(question, BALANCED), (explored.best, *explored.alternatives), explored.is_optimal)
+    for number, aim in enumerate(elsewhere.open_aims, start=1):
+        elsewhere.explore(aim, _scaled(report, number, total))
     report(1.0, "choosing the shortlist")
-    entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
+    priced = {plan: elsewhere.prices.of(plan) for plan in elsewhere.plans.values()}
+    found = members(question, scenarios, priced, options.shortlist_size)
+    kept = {scenario.name for scenario in found.scenarios}
+    proven = zip(scenarios, elsewhere.proven(), strict=True)
     return Shortlist(
-        plans=entries,
-        certificate=_certificate(explored, space, len(found)),
-        scenarios=kept,
+        plans=found.entries,
+        certificate=_certificate(explored, ground),
+        scenarios=found.scenarios,
+        proven_in=tuple(scenario.name for scenario, is_proven in proven if is_proven),
+        without_plan=tuple(scenario.name for scenario in scenarios if scenario.name not in kept),
         provenance=cluster.provenance,
         search_time_s=clock() - began,
     )
@@ -109,26 +87,6 @@ def _check_target(training: Training, options: Options) -> None:
     broken = next(broken_training_rules(framework, training), None) if framework else None
     if broken is not None:
         raise InputError.at("options.target", f"{options.target} cannot run this training: {broken.message}")
-
-
-def _unlike(candidates: Sequence[Candidate]) -> list[Plan]:
-    """The first of the plans with equal pipeline, tensor and expert parallelism: what a user would call one plan."""
-    found: dict[tuple[int, ...], Plan] = {}
-    for plan in (candidate.plan for candidate in candidates):
-        experts = plan.main_strategy.experts or ExpertStrategy()
-        sizes = (experts.expert_parallel_size, experts.expert_tensor_parallel_size)
-        found.setdefault((len(plan.stages), plan.main_strategy.tp, *sizes), plan)
-    return list(found.values())
-
-
-def _scenarios(model: Model, options: Options) -> tuple[Scenario, ...]:
-    scenarios = options.scenarios or standard_scenarios(model)
-    for number, scenario in enumerate(scenarios):
-        try:
-            check_workload(len(model.moe_layers), scenario.workload)
-        except InputError as error:
-            raise error.under(f"options.scenarios[{number}]") from None
-    return scenarios
 
 
 def _scaled(report: Report, number: int, total: int) -> Report:
@@ -148,14 +106,7 @@ def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Cal
     return lambda: limit is not None and clock() - began > limit
 
 
-def _quickest(question: _Question, known: Iterable[Plan], workload: Workload) -> Candidate | None:
-    """The quickest of the known plans under a workload, if any fits."""
-    candidates = [Candidate(_per_sample_s(question, plan, workload), plan) for plan in known]
-    best = min(candidates, key=lambda candidate: candidate.per_sample_s)
-    return best if isfinite(best.per_sample_s) else None
-
-
-def _agrees(question: _Question, best: Candidate) -> None:
+def _agrees(question: Question, best: Candidate) -> None:
     """The search's numbers and estimate() are one; anything else is a bug."""
     price = estimate(*question, best.plan)
     per_sample_s = price.step_time_s / best.plan.global_batch_size
@@ -166,92 +117,19 @@ def _agrees(question: _Question, best: Candidate) -> None:
         )
 
 
-def _shortlist(
-    question: _Question, plans: list[Plan], scenarios: tuple[Scenario, ...], size: int
-) -> tuple[tuple[ShortlistEntry, ...], tuple[Scenario, ...]]:
-    """The entries, and the scenarios in which some plan fits, with probabilities scaled to sum to 1."""
-    balanced = [estimate(*question, plan) for plan in plans]
-    times = np.array(
-        [
-            [
-                _fitting(price, plan)
-                if scenario.workload == BALANCED
-                else _per_sample_s(question, plan, scenario.workload)
-                for scenario in scenarios
-            ]
-            for plan, price in zip(plans, balanced, strict=True)
-        ]
-    )
-    feasible = np.flatnonzero(np.isfinite(times).any(axis=0))
-    if not len(feasible):
-        raise InputError.at(
-            "options.scenarios", "no plan fits in memory under any of them; add a milder one, or memory"
-        )
-    times = times[:, feasible]
-    total = sum(scenarios[i].probability for i in feasible)
-    kept = tuple(scenarios[i].model_copy(update={"probability": scenarios[i].probability / total}) for i in feasible)
-    probabilities = np.array([scenario.probability for scenario in kept])
-    chosen = choose(times, probabilities, min(size, len(plans)))
-    loss = regrets(times)
-    quickest = times[chosen].min(axis=0)
-    known: Known = {}
-    entries = tuple(
-        ShortlistEntry(
-            rank=rank,
-            plan=plans[plan],
-            estimate=balanced[plan],
-            best_for=tuple(
-                s.workload.name
-                for s, t, q in zip(kept, times[plan], quickest, strict=True)
-                if np.isfinite(t) and isclose(t, q, rel_tol=AGREEMENT)
-            ),
-            out_of_memory_in=tuple(
-                s.workload.name for s, t in zip(kept, times[plan], strict=True) if not np.isfinite(t)
-            ),
-            regret_ratio=_expected(loss[plan], probabilities),
-            switch_cost_s={
-                plans[other].id: switch_plan_s(*question, plans[plan], plans[other], known=known)
-                for other in chosen
-                if other != plan
-            },
-        )
-        for rank, plan in enumerate(chosen, start=1)
-    )
-    return entries, kept
-
-
-def _expected(loss: Floats, probabilities: Floats) -> float:
-    """Expected regret over the scenarios in which the plan fits; 0 for the balanced optimum that fits in none."""
-    fits = np.isfinite(loss)
-    if not fits.any():
-        return 0.0
-    return float(loss[fits] @ probabilities[fits] / probabilities[fits].sum())
-
-
-def _per_sample_s(question: _Question, plan: Plan, workload: Workload) -> float:
-    return _fitting(estimate(*question, plan, workload), plan)
-
-
-def _fitting(price: Estimate, plan: Plan) -> float:
-    """Seconds per sample, inf for a plan that does not fit."""
-    return price.step_time_s / plan.global_batch_size if price.fits else float("inf")
-
-
-def _certificate(explored: Explored, space: Space, num_families: int) -> Certificate:
-    best = explored.best
+def _certificate(explored: Explored, ground: Ground) -> Certificate:
+    best, options = explored.best, ground.space.options
     batch = best.plan.global_batch_size
-    optimal = explored.lower_bound_per_sample_s >= best.per_sample_s
-    options = space.options
     return Certificate(
-        status=CertificateStatus.OPTIMAL if optimal else CertificateStatus.BOUNDED,
+        status=CertificateStatus.OPTIMAL if explored.is_optimal else CertificateStatus.BOUNDED,
         lower_bound_s=explored.lower_bound_per_sample_s * batch,
         gap_ratio=best.per_sample_s / explored.lower_bound_per_sample_s - 1.0,
         space=(
-            f"{num_families} families of batch size, stages, micro-batches and schedule; for each layer any of "
+            f"{len(ground.families)} families of batch size, stages, micro-batches and schedule; for each layer any of "
             f"axes {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, recompute "
             f"{' '.join(options.recompute)}; up to {options.max_micro_batch_size} samples per micro-batch and rank, "
             f"up to {options.max_virtual_stages} virtual stages"
         ),
         evaluated=explored.solved,
-        pruned=dict(sorted(space.removed.counts.items())),
+        pruned=dict(sorted(ground.space.removed.counts.items())),
     )
