@@ -8,16 +8,18 @@ known for the scenario.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from math import isfinite
+from math import isclose, isfinite
 from typing import NamedTuple
 
+from planner.cost import estimate
 from planner.search.explore import Checkpoint, Limits, explore_if_any, glance
 from planner.search.ground import Ground
+from planner.search.members import AGREEMENT
 from planner.search.pool import Candidate, Pool
 from planner.search.prices import Prices
 from planner.search.question import Question, carried, under
 from planner.search.removed import Removed
-from planner.spec.errors import InputError
+from planner.spec.errors import InputError, InternalError
 from planner.spec.plan import Plan
 from planner.spec.request import Options
 from planner.spec.strategy import ExpertStrategy
@@ -82,9 +84,10 @@ class Elsewhere:
         """[scenarios]: whether no plan of the declared space that can run the question is faster there."""
         return [self._proven[aim] for aim in self._aims]
 
-    def add(self, aim: Aim, candidates: Iterable[Candidate], proven: bool) -> None:
+    def add(self, aim: Aim, candidates: Sequence[Candidate], proven: bool) -> None:
         """Plans found for an aim, the best first, and whether that is proven to be the best."""
         self._proven[aim] = proven
+        _agrees(aim, candidates[0])
         there = {other.id for plan in self.plans.values() if (other := self._carried(plan, aim.question))}
         for plan in unlike(candidates):
             # What is known already, with the batch of a scenario, is no other plan.
@@ -131,3 +134,14 @@ class Elsewhere:
                 return None
             self._grounds[aim.question] = made
         return self._grounds[aim.question]
+
+
+def _agrees(aim: Aim, best: Candidate) -> None:
+    """The search's numbers and estimate() are one; anything else is a bug."""
+    price = estimate(*aim.question, best.plan, aim.workload)
+    per_sample_s = price.step_time_s / best.plan.global_batch_size
+    if not isclose(per_sample_s, best.per_sample_s, rel_tol=AGREEMENT) or not price.fits:
+        raise InternalError(
+            f"search and estimate disagree on plan {best.plan.id}: {best.per_sample_s!r} against {per_sample_s!r} "
+            f"seconds per sample, fits: {price.fits}"
+        )

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from math import isclose
 
-from planner.cost import estimate
 from planner.cost.check import check_sequence
 from planner.cost.framework import broken_training_rules
 from planner.cost.targets import FRAMEWORKS
 from planner.search.elsewhere import Aim, Elsewhere, aims
 from planner.search.explore import Explored, Limits, explore
 from planner.search.ground import Ground
-from planner.search.members import AGREEMENT, members
-from planner.search.pool import Candidate, Pool
+from planner.search.members import members
+from planner.search.pool import Pool
 from planner.search.question import Question
 from planner.search.removed import Removed
 from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
 from planner.spec.cluster import Cluster
-from planner.spec.errors import InputError, InternalError
+from planner.spec.errors import InputError
 from planner.spec.model import Model
 from planner.spec.request import Options
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
@@ -61,7 +59,6 @@ def search(
     total = 1 + len(set(scenario_aims) - {Aim(question, BALANCED)})
     limits, pool = Limits(out_of_time, options.effort_limit), Pool(cluster, training)
     explored = explore(ground.instances(BALANCED), ground.families, pool, _scaled(report, 0, total), limits)
-    _agrees(question, explored.best)
     elsewhere.add(Aim(question, BALANCED), (explored.best, *explored.alternatives), explored.is_optimal)
     for number, aim in enumerate(elsewhere.open_aims, start=1):
         elsewhere.explore(aim, _scaled(report, number, total))
@@ -104,17 +101,6 @@ def _scaled(report: Report, number: int, total: int) -> Report:
 def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Callable[[], bool]:
     limit = options.time_limit_s
     return lambda: limit is not None and clock() - began > limit
-
-
-def _agrees(question: Question, best: Candidate) -> None:
-    """The search's numbers and estimate() are one; anything else is a bug."""
-    price = estimate(*question, best.plan)
-    per_sample_s = price.step_time_s / best.plan.global_batch_size
-    if not isclose(per_sample_s, best.per_sample_s, rel_tol=AGREEMENT) or not price.fits:
-        raise InternalError(
-            f"search and estimate disagree on plan {best.plan.id}: {best.per_sample_s!r} against {per_sample_s!r} "
-            f"seconds per sample, fits: {price.fits}"
-        )
 
 
 def _certificate(explored: Explored, ground: Ground) -> Certificate:
