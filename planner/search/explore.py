@@ -32,7 +32,7 @@ Checkpoint = Callable[[float, str], None]
 
 ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
-_GLANCES = 2
+_GLANCES = 1
 """Families in which a search without a certificate makes a narrow pass."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
@@ -118,7 +118,7 @@ def glance(
 ) -> tuple[Candidate, ...]:
     """Search the families quickly, without a bound: the best plan, if any is found, and alternatives.
 
-    Uniform plans of all families that their first bound does not exclude, then narrow passes where these are the best.
+    Uniform plans of all families that their first bound does not exclude, then a narrow pass where these are the best.
     """
     ranked: list[tuple[float, int, Instance]] = []
     grouped, numbers = _by_bound(_first_bounds(instances, families, pool)), count()
