@@ -138,7 +138,7 @@ def _show(model: Model, shortlist: Shortlist) -> None:
         show(baseline_table(shortlist))
     show(
         headline_table(best.plan, best.estimate),
-        stage_table(model, best.plan),
+        stage_table(model, best.plan, best.estimate),
         time_table(best.estimate),
         memory_table(best.plan, best.estimate),
         assumption_table(best.estimate),

@@ -27,9 +27,9 @@ from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
 from planner.search.shortlist import choose, regrets
 from planner.search.space import Space
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, InternalError
 from planner.spec.estimate import Estimate
+from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.request import Options
@@ -53,13 +53,13 @@ class _Question(NamedTuple):
     """What is planned."""
 
     model: Model
-    cluster: Cluster
+    cluster: AnyCluster
     training: Training
 
 
 def search(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     options: Options = _EVERYTHING,
     report: Report = ignore,
@@ -73,6 +73,10 @@ def search(
     began = clock()
     options = for_target(options)
     _check_target(training, options)
+    if isinstance(cluster, MixedCluster):
+        raise InputError.at(
+            "cluster.groups", "cannot be searched yet; search each group by itself, or price a plan over all of them"
+        )
     question = _Question(model, cluster, training)
     scenarios = _scenarios(model, options)
     check_sequence(model, training)
