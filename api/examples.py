@@ -89,11 +89,42 @@ MIXTRAL_PLAN: Json = {
 }
 """Mixtral-8x7B (embedding, 32 blocks, head) in 4 stages of 16 devices."""
 
+GROUPS: Json = {
+    "groups": [
+        {"nodes": 1, "devices_per_node": 8, "device": "a100-sxm-80g"},
+        {"nodes": 1, "devices_per_node": 8, "device": "v100-sxm2-32g"},
+    ]
+}
+GPT2_PLAN: Json = {
+    "global_batch_size": 64,
+    "sequence_length": 1024,
+    "micro_batch_size": 1,
+    "num_micro_batches": 8,
+    "stages": [
+        {
+            "first_device": 8 * number,
+            "num_devices": 8,
+            "runs": [{"first_layer": first, "num_layers": layers, "strategy": {"axes": [["dp", 8]]}}],
+        }
+        for number, (first, layers) in enumerate(((0, 37), (37, 13)))
+    ],
+}
+"""GPT-2 XL (embedding, 48 blocks, head): three quarters of it on the faster devices."""
+
 ESTIMATE_EXAMPLES: dict[str, Example] = {
     "mixtral": {
         "summary": "Mixtral-8x7B on 64 H100: pp4, tp2, dp8, ep8",
         "value": {"model": MIXTRAL, "cluster": H100_8X8, "training": TRAINING, "plan": MIXTRAL_PLAN},
-    }
+    },
+    "groups": {
+        "summary": "GPT-2 XL on unlike devices: a stage on 8 A100, a shorter one on 8 V100",
+        "value": {
+            "model": {"preset": "gpt2-xl"},
+            "cluster": GROUPS,
+            "training": {"global_batch_size": 64, "sequence_length": 1024, "precision": "fp16"},
+            "plan": GPT2_PLAN,
+        },
+    },
 }
 WHAT_IF_EXAMPLES: dict[str, Example] = {
     "skew": {

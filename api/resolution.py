@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.request import ClusterRequest, ModelRequest
+from planner.spec.request import ClusterRequest, MixedClusterRequest, ModelRequest
 from profiles import resolve_cluster, resolve_model
 
 
-def resolve(model: ModelRequest, cluster: ClusterRequest) -> tuple[Model, Cluster]:
+def resolve(model: ModelRequest, cluster: ClusterRequest | MixedClusterRequest) -> tuple[Model, AnyCluster]:
     """Model and cluster; raises InputError under `model` and `cluster`."""
     return model_of(model), cluster_of(cluster)
 
@@ -22,7 +22,7 @@ def model_of(request: ModelRequest) -> Model:
         raise error.under("model") from None
 
 
-def cluster_of(request: ClusterRequest) -> Cluster:
+def cluster_of(request: ClusterRequest | MixedClusterRequest) -> AnyCluster:
     """The cluster; raises InputError under `cluster`."""
     try:
         return resolve_cluster(request)

@@ -13,8 +13,8 @@ from api.database import Database
 from api.problems import ProblemDocument
 from api.tables import PlanRow, SearchRow
 from api.values import Search, SearchJob, SearchState
-from planner.spec.cluster import Cluster
 from planner.spec.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.request import SearchRequest
 from planner.spec.shortlist import Shortlist, ShortlistEntry
@@ -30,7 +30,7 @@ class Found:
     shortlist: Shortlist
     """Of which the entry is one."""
     model: Model
-    cluster: Cluster
+    cluster: AnyCluster
     training: Training
 
 
@@ -43,7 +43,7 @@ class SearchStore:
         self._new_id = new_id
 
     def add(
-        self, request: SearchRequest, model: Model, cluster: Cluster, key: str | None = None, max_waiting: int = 1000
+        self, request: SearchRequest, model: Model, cluster: AnyCluster, key: str | None = None, max_waiting: int = 1000
     ) -> Search:
         """Queue a search, or find the one that the same key and request made before.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import BigInteger, DateTime, Enum, ForeignKey, Index, String, Text, TypeDecorator, UniqueConstraint
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -13,8 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from api.problems import ProblemDocument
 from api.values import SearchState
 from planner.online import RunState
-from planner.spec.cluster import Cluster
 from planner.spec.decision import Decision
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.request import SearchRequest
 from planner.spec.run import Run
@@ -50,9 +50,10 @@ class Json(TypeDecorator[V], Generic[V]):
     impl = Text
     cache_ok = True
 
-    def __init__(self, kind: type[V]) -> None:
+    def __init__(self, kind: Any) -> None:
+        """`kind`: a class of values, or a union of some."""
         super().__init__()
-        self.kind = kind
+        self.kind: TypeAdapter[V] = TypeAdapter(kind)
 
     def process_bind_param(self, value: V | None, dialect: Dialect) -> str | None:
         """To the database."""
@@ -60,7 +61,7 @@ class Json(TypeDecorator[V], Generic[V]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> V | None:
         """From the database, checked again."""
-        return None if value is None else self.kind.model_validate_json(value)
+        return None if value is None else self.kind.validate_json(value)
 
 
 class Table(DeclarativeBase):
@@ -91,7 +92,7 @@ class SearchRow(Table):
     best_plan_id: Mapped[str | None] = mapped_column(String(ID_LENGTH))
     model: Mapped[Model] = mapped_column(Json(Model), deferred=True)
     """As it was resolved when the search was asked for; presets may change later."""
-    cluster: Mapped[Cluster] = mapped_column(Json(Cluster), deferred=True)
+    cluster: Mapped[AnyCluster] = mapped_column(Json(AnyCluster), deferred=True)
     shortlist: Mapped[Shortlist | None] = mapped_column(Json(Shortlist), deferred=True)
 
 

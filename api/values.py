@@ -8,10 +8,10 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import Field, computed_field
 
 from api.problems import ProblemDocument
-from planner.spec.cluster import Cluster
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
+from planner.spec.request import AnyClusterRequest, ModelRequest, Options, SearchRequest
 from planner.spec.training import Training
 from planner.spec.value import Name, StrEnum, Value
 from planner.spec.workload import BALANCED, Workload
@@ -82,7 +82,7 @@ class SearchJob(Value):
 
     id: Name
     model: Model
-    cluster: Cluster
+    cluster: AnyCluster
     training: Training
     options: Options
 
@@ -105,7 +105,7 @@ class WhatIfRequest(Value):
     """Other conditions for a plan; what is left out is as in the plan's search."""
 
     workload: Workload = BALANCED
-    cluster: ClusterRequest | None = None
+    cluster: AnyClusterRequest | None = None
     training: Training | None = None
 
 
@@ -120,7 +120,7 @@ class EstimateRequest(Value):
     """A plan, whoever made it, with all that its price depends on."""
 
     model: ModelRequest
-    cluster: ClusterRequest
+    cluster: AnyClusterRequest
     training: Training
     plan: Plan
     workload: Workload = BALANCED

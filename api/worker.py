@@ -15,8 +15,8 @@ from typing import Protocol
 
 from api.problems import ProblemDocument, problem_of
 from api.values import SearchJob
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InternalError, TrimtabError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.request import Options
 from planner.spec.shortlist import Shortlist
@@ -31,7 +31,7 @@ class SearchFunction(Protocol):
     """The offline stage: planner.search.search. It crosses to the worker by name, so it is a module's function."""
 
     def __call__(
-        self, model: Model, cluster: Cluster, training: Training, options: Options, report: Report
+        self, model: Model, cluster: AnyCluster, training: Training, options: Options, report: Report
     ) -> Shortlist:
         """The shortlist; raises InputError and NoPlanFitsError."""
         ...

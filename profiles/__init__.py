@@ -5,7 +5,8 @@ software stack each) and `models/*.json` (one config.json with its source each).
 """
 
 from profiles.architectures import model_names, model_preset, model_request_from_file, resolve_model
-from profiles.clusters import cluster_from_shorthand, cluster_request_from_file, resolve_cluster
+from profiles.cluster_reader import cluster_from_shorthand, cluster_request_from_file
+from profiles.clusters import resolve_cluster
 from profiles.devices import HardwarePreset, device_names, device_preset
 from profiles.huggingface import model_from_config, model_types
 from profiles.stacks import StackPreset, stack_names, stack_preset

@@ -1,36 +1,85 @@
-"""From what a user asks for to a cluster: devices by name, links of the usual node, shorthand of the command line."""
+"""From what a user asks for to a cluster: devices by name, links of the usual node, or tiers of a graph of links."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
+from typing import overload
 
 from planner.spec.cluster import Cluster, Device, Level, Link, Provenance
 from planner.spec.errors import InputError, NotFoundError
+from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.parse import parse
-from planner.spec.request import ClusterRequest
+from planner.spec.request import ClusterRequest, MixedClusterRequest
 from planner.spec.stack import Stack
-from profiles.devices import HardwarePreset, MeasuredProfile, device_preset, profile_from_file
-from profiles.error_bands import error_bands
-from profiles.files import looks_like_file, read_json_file
+from profiles.devices import HardwarePreset, device_preset
+from profiles.error_bands import error_bands, widest_error_bands
+from profiles.link_graph import Tiers, group_tiers, link_tiers
 from profiles.stacks import USUAL_STACK, stack_preset
 
-_SHORTHAND = re.compile(r"(?P<nodes>\d{1,9})x(?P<devices_per_node>\d{1,9}):(?P<device>\S+)")
+
+@overload
+def resolve_cluster(request: ClusterRequest) -> Cluster: ...
 
 
-def resolve_cluster(request: ClusterRequest) -> Cluster:
+@overload
+def resolve_cluster(request: MixedClusterRequest) -> MixedCluster: ...
+
+
+def resolve_cluster(request: ClusterRequest | MixedClusterRequest) -> AnyCluster:
     """The cluster that a request describes.
 
-    Raises InputError whose fields are seen from the request (`device`, `intra_node`, …).
+    Raises InputError whose fields are seen from the request (`device`, `intra_node`, `groups[1].device`, …).
     """
+    return _mixed(request) if isinstance(request, MixedClusterRequest) else _equal(request)
+
+
+def _mixed(request: MixedClusterRequest) -> MixedCluster:
+    joined = None
+    if request.links is not None:
+        sizes = [(group.nodes * group.devices_per_node, group.devices_per_node) for group in request.groups]
+        joined = group_tiers(request.links, sizes)
+    groups = []
+    for number, group in enumerate(request.groups):
+        try:
+            groups.append(_equal(group, joined.groups[number] if joined else None))
+        except InputError as error:
+            raise error.under(f"groups[{number}]") from None
+    cluster = MixedCluster(groups=tuple(groups), inter_group=_inter_group(request, joined.link if joined else None))
+    if cluster.provenance is Provenance.MEASURED:
+        return cluster
+    machines = [(group.device, group.stack) for group in groups]
+    return cluster.model_copy(update={"error_bands": widest_error_bands(machines)})
+
+
+def _inter_group(request: MixedClusterRequest, found: Link | None) -> Link:
+    """The link that is asked for or found, reaching what the groups' networks reach; else the narrowest of these."""
+    given = request.inter_group or found
+    usual = []
+    for number, group in enumerate(request.groups):
+        try:
+            usual.append(_inter_node(group, None if isinstance(group.device, Device) else _preset(group.device)))
+        except InputError:
+            if given is None:
+                raise InputError.at(
+                    "inter_group", f"is required, because groups[{number}] does not say its inter_node"
+                ) from None
+    narrowest = min(usual, key=lambda link: (link.bytes_per_s, -link.latency_s), default=None)
+    if given is not None:
+        return _as_usual(given, narrowest)
+    assert narrowest is not None, "a request has groups"
+    return narrowest
+
+
+def _equal(request: ClusterRequest, found: Tiers | None = None) -> Cluster:
+    """The cluster, with the tiers that were `found` in a graph of links around it."""
     preset = None if isinstance(request.device, Device) else _preset(request.device)
     device = request.device if isinstance(request.device, Device) else preset and preset.device
+    tiers = _tiers(request, preset, found)
     content = {
         "nodes": request.nodes,
         "devices_per_node": request.devices_per_node,
         "device": device,
-        "levels": request.levels or _levels(request, preset),
+        "levels": tiers.levels,
+        "device_order": tiers.device_order,
         "stack": _stack(request, preset),
         "memory_limit_bytes": request.memory_limit_bytes,
     }
@@ -39,69 +88,6 @@ def resolve_cluster(request: ClusterRequest) -> Cluster:
         # Published runs say nothing of a machine that was measured itself.
         return cluster
     return cluster.model_copy(update={"error_bands": error_bands(cluster.device, cluster.stack)})
-
-
-def cluster_from_shorthand(text: str) -> ClusterRequest:
-    """Read `nodes x devices per node : device`, as `8x8:h100-sxm-80g`, or with a measured profile `1x4:mine.json`.
-
-    Raises InputError under `cluster`.
-    """
-    match = _SHORTHAND.fullmatch(text.strip())
-    if match is None:
-        raise InputError.at("cluster", f"must look like 8x8:h100-sxm-80g (nodes x devices: device), got {text!r}")
-    content = {
-        "nodes": int(match["nodes"]),
-        "devices_per_node": int(match["devices_per_node"]),
-        "device": match["device"],
-    }
-    return _request(content, Path())
-
-
-def cluster_request_from_file(path: str) -> ClusterRequest:
-    """A cluster from a JSON file, or from shorthand where no such file is; raises InputError under `cluster`.
-
-    The `device` of the file may be the path of a measured profile, seen from the folder of the file.
-    """
-    is_shorthand = _SHORTHAND.fullmatch(path.strip()) and not Path(path).exists()
-    if is_shorthand or not looks_like_file(path):
-        return cluster_from_shorthand(path)
-    return _request(read_json_file(Path(path), "cluster"), Path(path).parent)
-
-
-def _request(content: dict[str, Any], folder: Path) -> ClusterRequest:
-    """The request, with what a measured profile knows where its device is the path of one."""
-    device = content.get("device")
-    if not isinstance(device, str) or not device.endswith(".json"):
-        return parse(ClusterRequest, content, "cluster")
-    profile = profile_from_file(folder / device, "cluster.device")
-    request = parse(ClusterRequest, {**content, "device": profile.device}, "cluster")
-    filled: dict[str, Any] = {"stack": request.stack or profile.stack}
-    if request.levels is None:
-        filled["intra_node"] = request.intra_node or _measured_inside(request, profile)
-        filled["inter_node"] = request.inter_node or _measured_between(request, profile)
-    return request.model_copy(update=filled)
-
-
-def _measured_inside(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
-    """The measured link; a device that is alone reaches itself through its memory."""
-    if request.devices_per_node == 1:
-        alone = Link(bandwidth_bytes_per_s=profile.device.memory_bandwidth_bytes_per_s, latency_s=0.0)
-        return profile.intra_node or alone
-    if profile.intra_node is None or request.devices_per_node > profile.devices_per_node:
-        raise InputError.at(
-            "cluster.devices_per_node",
-            f"{profile.name} was measured with {profile.devices_per_node} in a node; for {request.devices_per_node} "
-            "give intra_node or levels in a cluster file",
-        )
-    return profile.intra_node
-
-
-def _measured_between(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
-    if request.nodes > 1 and profile.inter_node is None:
-        raise InputError.at(
-            "cluster.nodes", f"{profile.name} was measured on one node; for more give inter_node in a cluster file"
-        )
-    return profile.inter_node
 
 
 def _preset(name: str) -> HardwarePreset:
@@ -123,6 +109,16 @@ def _stack(request: ClusterRequest, preset: HardwarePreset | None) -> Stack:
         raise InputError.at("stack", str(error)) from None
 
 
+def _tiers(request: ClusterRequest, preset: HardwarePreset | None, found: Tiers | None) -> Tiers:
+    """As they were found, or as they are given, or as they are found in the graph that is given, or as is usual."""
+    if found is None and request.links is None:
+        return Tiers(tuple(request.levels or _levels(request, preset)), ())
+    if found is None:
+        assert request.links is not None
+        found = link_tiers(request.links, request.nodes * request.devices_per_node, request.devices_per_node)
+    return found if preset is None else Tiers(_reached(found.levels, request, preset), found.device_order)
+
+
 def _levels(request: ClusterRequest, preset: HardwarePreset | None) -> list[Level]:
     """Tiers inside the node, between nodes of a rack, and between all nodes, each only where it joins something."""
     levels = []
@@ -139,9 +135,24 @@ def _levels(request: ClusterRequest, preset: HardwarePreset | None) -> list[Leve
 
 
 def _devices_of_rack(limit: int, request: ClusterRequest) -> int:
-    """Devices of the cluster in each rack: as many whole nodes as fit and share the cluster evenly."""
-    fitting = range(1, max(1, limit // request.devices_per_node) + 1)
-    return request.devices_per_node * max(nodes for nodes in fitting if request.nodes % nodes == 0)
+    """Devices of the cluster in each rack, in whole nodes.
+
+    Equal shares where they fill half of a rack at least, as schedulers hand them out (18 nodes of a rack, of 32 nodes
+    16 in each of two); else full racks, of which the last may be smaller (37 nodes: 18, 18 and 1).
+    """
+    most = max(1, limit // request.devices_per_node)
+    even = max(nodes for nodes in range(1, most + 1) if request.nodes % nodes == 0)
+    return request.devices_per_node * (even if 2 * even >= most else min(most, request.nodes))
+
+
+def _reached(levels: tuple[Level, ...], request: ClusterRequest, preset: HardwarePreset) -> tuple[Level, ...]:
+    """Tiers of a graph; what large messages reach of them is as usual inside a node or rack, or between nodes."""
+    inside = max(request.devices_per_node, preset.rack.num_devices if preset.rack else 0)
+    found = []
+    for level in levels:
+        usual = preset.intra_node if level.num_devices <= inside else preset.inter_node
+        found.append(level.model_copy(update={"link": _as_usual(level.link, usual)}))
+    return tuple(found)
 
 
 def _as_usual(link: Link, usual: Link | None) -> Link:

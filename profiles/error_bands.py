@@ -49,8 +49,18 @@ def error_classes() -> tuple[ErrorClass, ...]:
 
 def error_bands(device: Device, stack: Stack) -> ErrorBands:
     """Bands of both kinds of models; a device or stack of other numbers than its preset's is not the preset."""
-    names = (_device_name(device), _stack_name(stack))
-    return ErrorBands(dense=band_of(*names, "dense"), moe=band_of(*names, "moe"))
+    return widest_error_bands([(device, stack)])
+
+
+def widest_error_bands(machines: Sequence[tuple[Device, Stack]]) -> ErrorBands:
+    """Bands that hold for devices of all these kinds, each under its stack."""
+    names = [(_device_name(device), _stack_name(stack)) for device, stack in machines]
+    return ErrorBands(dense=_widest(names, "dense"), moe=_widest(names, "moe"))
+
+
+def _widest(names: Sequence[tuple[str, str]], kind: Kind) -> ErrorBand:
+    found = {each: None for device, stack in names for each in _nearest(device, stack, kind, error_classes())}
+    return _band(list(found))
 
 
 def band_of(device_name: str, stack_name: str, kind: Kind, classes: Sequence[ErrorClass] | None = None) -> ErrorBand:
@@ -58,7 +68,12 @@ def band_of(device_name: str, stack_name: str, kind: Kind, classes: Sequence[Err
 
     Raises InternalError if there is not even one of all runs.
     """
-    known = {(each.device, each.stack, each.kind): each for each in (error_classes() if classes is None else classes)}
+    return _band(_nearest(device_name, stack_name, kind, error_classes() if classes is None else classes))
+
+
+def _nearest(device_name: str, stack_name: str, kind: Kind, classes: Sequence[ErrorClass]) -> list[ErrorClass]:
+    """The classes that are nearest, one or several."""
+    known = {(each.device, each.stack, each.kind): each for each in classes}
     nearest = (
         [(device_name, stack_name, kind)],
         [(ANY, stack_name, kind), (device_name, ANY, kind)],
@@ -68,7 +83,7 @@ def band_of(device_name: str, stack_name: str, kind: Kind, classes: Sequence[Err
     for names in nearest:
         found = [known[name] for name in names if name in known]
         if found:
-            return _band(found)
+            return found
     raise InternalError("profiles/fit/record.json has no error of all runs (device, stack and kind *)")
 
 

@@ -42,9 +42,9 @@ from api.commands.options import (
 from api.commands.terminal import certificate_line, progress_bar, say, show
 from planner.cost import estimate
 from planner.search import search
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
 from planner.spec.explanation import Explanation
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.request import Options
@@ -126,7 +126,9 @@ def explain(
         _show(explanation, shortlist)
 
 
-def _of_search(model: Model, cluster: Cluster, training: Training, options: Options) -> tuple[Explanation, Shortlist]:
+def _of_search(
+    model: Model, cluster: AnyCluster, training: Training, options: Options
+) -> tuple[Explanation, Shortlist]:
     with progress_bar("Searching") as report:
         shortlist = search(model, cluster, training, options, report)
     best, *others = (entry.plan for entry in shortlist.plans)

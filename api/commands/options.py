@@ -11,12 +11,12 @@ import typer
 from api.commands.terminal import printable
 from api.resolution import resolve
 from planner.search import plan_from_shorthand
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, TrimtabError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan
-from planner.spec.request import Options
+from planner.spec.request import ClusterRequest, MixedClusterRequest, Options
 from planner.spec.shortlist import Shortlist
 from planner.spec.training import Training
 from profiles import cluster_request_from_file, model_request_from_file, parse_bytes, stack_names
@@ -28,7 +28,9 @@ ModelArgument = Annotated[
 ClusterArgument = Annotated[
     str,
     typer.Argument(
-        metavar="CLUSTER", help="Nodes x devices : device, as 8x8:h100-sxm-80g or 1x4:my-profile.json, or a JSON file"
+        metavar="CLUSTER",
+        help="Nodes x devices : device, as 8x8:h100-sxm-80g or 1x4:my-profile.json, groups joined by +, as "
+        "1x8:a100-sxm-80g+1x8:v100-sxm2-32g, or a JSON file",
     ),
 ]
 PlanArgument = Annotated[
@@ -83,17 +85,25 @@ GradientOption = Annotated[
 
 def read_model_and_cluster(
     model: str, cluster: str, memory_limit: str | None, stack: str | None = None
-) -> tuple[Model, Cluster]:
+) -> tuple[Model, AnyCluster]:
     """What the arguments name; raises InputError."""
     request = cluster_request_from_file(cluster)
     if memory_limit is not None:
         limit = parse_bytes(memory_limit, "--memory-limit")
-        request = request.model_copy(update={"memory_limit_bytes": limit})
+        request = _of_each_group(request, memory_limit_bytes=limit)
     if stack is not None:
         if not stack.strip():
             raise InputError.at("--stack", f"must name a software stack: {', '.join(stack_names())}")
-        request = request.model_copy(update={"stack": stack})
+        request = _of_each_group(request, stack=stack)
     return resolve(model_request_from_file(model), request)
+
+
+def _of_each_group(
+    request: ClusterRequest | MixedClusterRequest, **changes: object
+) -> ClusterRequest | MixedClusterRequest:
+    if isinstance(request, ClusterRequest):
+        return request.model_copy(update=changes)
+    return request.model_copy(update={"groups": tuple(group.model_copy(update=changes) for group in request.groups)})
 
 
 def training_from(batch: str | None, sequence_length: int | None, **recipe: object) -> Training:
@@ -113,12 +123,12 @@ def options_from(**given: object) -> Options:
     return parse(Options, {key: value for key, value in given.items() if value is not None}, "options")
 
 
-def read_plan(text: str, model: Model, cluster: Cluster, training: Training | None) -> Plan:
+def read_plan(text: str, model: Model, cluster: AnyCluster, training: Training | None) -> Plan:
     """A plan from a file (a shortlist's: its first), or from shorthand, which needs the training; raises InputError."""
     return read_plans(text, model, cluster, training)[0]
 
 
-def read_plans(text: str, model: Model, cluster: Cluster, training: Training | None) -> tuple[Plan, ...]:
+def read_plans(text: str, model: Model, cluster: AnyCluster, training: Training | None) -> tuple[Plan, ...]:
     """One plan, or all of a shortlist, the best first; raises InputError."""
     if not text.strip():
         raise InputError.at("plan", "is empty; it must be a plan's JSON file, or short: tp2-pp4-dp8-mbs1-zero1")

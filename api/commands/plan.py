@@ -131,7 +131,10 @@ def plan(
         explain_pruning=explain_pruning or None,
         time_limit_s=time_limit,
         scenarios=scenarios_from(
-            Question(resolved, devices, training), scenarios, Also(also_batch, also_length, also_capacity, also_top_k)
+            # No scenario depends on the devices.
+            Question(resolved, devices.groups[0], training),
+            scenarios,
+            Also(also_batch, also_length, also_capacity, also_top_k),
         ),
     )
     with progress_bar("Searching") as report:
@@ -163,7 +166,7 @@ def _show(model: Model, shortlist: Shortlist) -> None:
         show(baseline_table(shortlist))
     show(
         headline_table(best.plan, best.estimate),
-        stage_table(model, best.plan),
+        stage_table(model, best.plan, best.estimate),
         time_table(best.estimate),
         memory_table(best.plan, best.estimate),
         assumption_table(best.estimate),

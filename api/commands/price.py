@@ -61,7 +61,7 @@ def estimate(
     else:
         show(
             headline_table(chosen, priced),
-            stage_table(resolved, chosen),
+            stage_table(resolved, chosen, priced),
             time_table(priced),
             memory_table(chosen, priced),
             assumption_table(priced),

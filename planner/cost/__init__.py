@@ -7,6 +7,7 @@ part, dense, attention, experts, vocabulary, joints, state
               what one device pays for a part of a layer
 layer         one layer under one strategy
 traffic       all messages of a layer, as layer prices them
+work          what the layers of a stage take and hold together
 boundary      between layers and stages
 pipeline      from stages to the step
 timeline      the same run event by event: the oracle of pipeline

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.model import Block, GroupedQueryAttention, Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, ScheduleKind
@@ -20,20 +21,47 @@ FULL_SEQUENCES = "every sequence is full: no padding, and no packing of shorter 
 
 
 def assumptions(
-    model: Model, training: Training, stack: Stack, plan: Plan, workload: Workload, placement: Placement | None
+    model: Model,
+    cluster: AnyCluster,
+    training: Training,
+    plan: Plan,
+    workload: Workload,
+    placement: Placement | None,
 ) -> tuple[str, ...]:
     """Short sentences; only those that can matter to this plan."""
-    found = [
-        *_of_layers(model),
-        *_of_traffic(stack, plan),
-        *_of_host(stack),
-        *_of_products(training, stack),
-        *_of_pipeline(plan),
-        *_of_offload(plan),
-    ]
+    found = [*_of_cluster(cluster), *_of_layers(model)]
+    for stack in dict.fromkeys(group.stack for group in cluster.groups):
+        found += [*_of_traffic(stack, plan), *_of_host(stack), *_of_products(training, stack)]
+    found += [*_of_pipeline(plan), *_of_offload(plan)]
     if model.moe_layers:
         found += _of_experts(training, workload, placement)
-    return (*found, FULL_SEQUENCES, NOT_MODELLED)
+    return (*dict.fromkeys(found), FULL_SEQUENCES, NOT_MODELLED)
+
+
+def _of_cluster(cluster: AnyCluster) -> Iterator[str]:
+    if isinstance(cluster, MixedCluster):
+        rate = cluster.inter_group.pair_bytes_per_s / 1e9
+        yield (
+            f"the cluster has {len(cluster.groups)} groups, {cluster.describe()}: each stage is priced on its own, "
+            f"messages between them at {rate:.3g} GB/s; no measured run of unlike devices is known"
+        )
+    for first, group in zip(cluster.first_devices, cluster.groups, strict=True):
+        if group.device_order:
+            yield (
+                f"devices from {first} on are renumbered so that islands are consecutive; counted from {first}, they "
+                f"are {_numbers(group.device_order)} of the graph of links"
+            )
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """`0–7, 16–23, 8`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
 
 
 def _of_layers(model: Model) -> Iterator[str]:

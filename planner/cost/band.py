@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from planner.spec.cluster import Cluster
 from planner.spec.error_band import StepTimeBand
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 
 
-def error_band(model: Model, cluster: Cluster, step: float) -> StepTimeBand | None:
+def error_band(model: Model, cluster: AnyCluster, step: float) -> StepTimeBand | None:
     """The predicted step under the errors of runs of this kind of model."""
     if cluster.error_bands is None:
         return None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import ceil
 from typing import NamedTuple
 
-from planner.cost.collectives import narrowest_bytes_per_s, point_to_point_s
+from planner.cost.collectives import narrowest_bytes_per_s, pair_s
 from planner.cost.message import Collective, Message, Messages, messages_s
 from planner.cost.part import Conditions, at_entry, context_share, of_layer, share, tensor_group
 from planner.cost.state import gradient_bytes
+from planner.spec.cluster import Link
 from planner.spec.model import AnyLayer, Block, Head
 from planner.spec.strategy import AxisKind, Strategy
 
@@ -33,26 +34,37 @@ def activation_bytes(conditions: Conditions, strategy: Strategy, samples: int, s
 
 
 def entry(
-    conditions: Conditions, strategy: Strategy, samples: int, sequence_length: int, hop: tuple[int, int]
+    conditions: Conditions,
+    strategy: Strategy,
+    samples: int,
+    sequence_length: int,
+    link: Link,
+    senders: int | None = None,
 ) -> Entry:
-    """From the stage that begins at device hop[0] into a piece, on the stage that ends at hop[1], under `strategy`.
+    """Into a piece, from the stage before, over the `link` between the first device there and the last here.
 
-    `conditions` and tokens are those `at_entry` of its first layer. Two buffers each for activation and gradient. Not
-    overlapped.
+    `conditions` and tokens are those `at_entry` of its first layer. `senders`: devices of the stage before; None: as
+    many as here. Two buffers each for activation and gradient. Not overlapped.
     """
     share_bytes = activation_bytes(conditions, strategy, samples, sequence_length)
     sent, *arrived = entry_messages(conditions, strategy, samples, sequence_length)
-    pass_s = point_to_point_s(conditions.levels, hop[0], hop[1], sent.moved_bytes)
-    pass_s += messages_s(conditions.levels, tuple(arrived))
+    # The side with fewer devices has the larger share of the activation on each.
+    busiest_bytes = sent.moved_bytes * max(1.0, strategy.num_devices / (senders or strategy.num_devices))
+    pass_s = pair_s(link, busiest_bytes) + messages_s(conditions.levels, tuple(arrived))
     return Entry(pass_s + conditions.stack.message_host_s, 4 * int(share_bytes))
 
 
 def entry_into(
-    conditions: Conditions, layer: AnyLayer, strategy: Strategy, samples: int, hop: tuple[int, int]
+    conditions: Conditions,
+    layer: AnyLayer,
+    strategy: Strategy,
+    samples: int,
+    link: Link,
+    senders: int | None = None,
 ) -> Entry:
     """The same into a piece that begins with this layer; `conditions` are the model's."""
     arriving, tokens = at_entry(conditions, layer, conditions.training.sequence_length)
-    found = entry(arriving, strategy, samples, tokens, hop)
+    found = entry(arriving, strategy, samples, tokens, link, senders)
     return found._replace(carried_bytes=carried_bytes(conditions, layer, strategy, samples))
 
 
@@ -126,11 +138,12 @@ def arrival_s(conditions: Conditions, strategy: Strategy, samples: int, sequence
     return activation_bytes(conditions, strategy, samples, sequence_length) / bytes_per_s + latency_s
 
 
-def tied_gradient_s(conditions: Conditions, layer: AnyLayer, strategy: Strategy, hop: tuple[int, int]) -> float:
-    """Once per step: embedding and tied head on two stages add up their gradients (an all-reduce of two)."""
+def tied_gradient_s(conditions: Conditions, layer: AnyLayer, strategy: Strategy, link: Link) -> float:
+    """Once per step: embedding and tied head, on two stages joined by `link`, add up their gradients.
+
+    An all-reduce of two devices.
+    """
     if not isinstance(layer, Head) or not layer.tied:
         return 0.0
-    matrix = (
-        layer.vocab_size * of_layer(conditions, layer).hidden_size / strategy.tp * gradient_bytes(conditions.training)
-    )
-    return point_to_point_s(conditions.levels, hop[0], hop[1], matrix)
+    hidden_size = of_layer(conditions, layer).hidden_size
+    return pair_s(link, layer.vocab_size * hidden_size / strategy.tp * gradient_bytes(conditions.training))

@@ -88,7 +88,9 @@ def _peers(num_devices: int, island: int) -> Iterator[Devices]:
     """[some shifts, devices]: other devices of each device's island, in every row another one of each device."""
     devices = np.arange(num_devices)
     begin = devices // island * island
+    # The last island may be smaller: there, some peers come up again.
+    size = np.minimum(island, num_devices - begin)
     step = max(1, _AT_ONCE // num_devices)
     for shift in range(1, island, step):
         shifts = np.arange(shift, min(shift + step, island))[:, None]
-        yield begin + (devices - begin + shifts) % island
+        yield begin + (devices - begin + shifts) % size

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from planner.cost.rules import Broken, broken_rules, offload_needs_host
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Embedding, Head, Model
 from planner.spec.plan import Plan
 from planner.spec.training import Training
 
 
-def check_plan(model: Model, cluster: Cluster, training: Training, plan: Plan) -> None:
+def check_plan(model: Model, cluster: AnyCluster, training: Training, plan: Plan) -> None:
     """Raise InputError if the plan cannot train this model here in this way."""
     check_sequence(model, training)
-    problems = [*_sizes(model, cluster, training, plan)]
+    problems = [*_sizes(model, cluster, training, plan), *_places(cluster, plan)]
     if not problems:
         problems = [*_layers(model, cluster, training, plan)]
     if problems:
@@ -44,7 +46,7 @@ def tied_stage(model: Model, plan: Plan) -> bool:
     return isinstance(last, Head) and last.tied and len(plan.stages) == 1
 
 
-def _sizes(model: Model, cluster: Cluster, training: Training, plan: Plan) -> list[Problem]:
+def _sizes(model: Model, cluster: AnyCluster, training: Training, plan: Plan) -> list[Problem]:
     expected = [
         ("plan.stages", "devices of all stages", cluster.num_devices, plan.num_devices),
         ("plan.stages", "layers of all stages", len(model.layers), plan.num_layers),
@@ -61,12 +63,25 @@ def _sizes(model: Model, cluster: Cluster, training: Training, plan: Plan) -> li
     ]
 
 
-def _layers(model: Model, cluster: Cluster, training: Training, plan: Plan) -> list[Problem]:
+def _places(cluster: AnyCluster, plan: Plan) -> Iterator[Problem]:
+    """Stages that lie in no one group of the cluster, if the plan has the right number of devices at all."""
+    if plan.num_devices != cluster.num_devices:
+        return
+    for number, stage in enumerate(plan.stages):
+        try:
+            cluster.group_number(stage.first_device, stage.num_devices)
+        except ValueError as error:
+            last = stage.first_device + stage.num_devices - 1
+            yield Problem(f"plan.stages[{number}]", f"has devices {stage.first_device}–{last}; a stage {error}")
+
+
+def _layers(model: Model, cluster: AnyCluster, training: Training, plan: Plan) -> list[Problem]:
     problems = []
     known: dict[tuple[int, int], list[Broken]] = {}
     for number, stage in enumerate(plan.stages):
+        device = cluster.group_of(stage.first_device, stage.num_devices).device
         for index, run in enumerate(stage.runs):
-            found = [*offload_needs_host(run.strategy, cluster.device)]
+            found = [*offload_needs_host(run.strategy, device)]
             for layer, _, _ in model.stretches(run.first_layer, run.end_layer):
                 key = (id(layer), id(run.strategy))
                 if key not in known:

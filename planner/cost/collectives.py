@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import ceil, gcd, log2, prod
 from typing import NamedTuple
 
-from planner.spec.cluster import Level
+from planner.spec.cluster import Level, Link, link_between
 
 Group = tuple[tuple[int, int], ...]
 """Dimensions (degree, stride), any order."""
@@ -34,7 +34,9 @@ def tiers(levels: tuple[Level, ...], group: Group) -> tuple[Tier, ...]:
     found = []
     below = 1
     for level in levels:
-        members = prod(_members(degree, stride, level.num_devices) for degree, stride in group)
+        # The last tier joins all devices, also those of a group whose blocks do not fill it evenly.
+        inside = [_members(degree, stride, level.num_devices) for degree, stride in group]
+        members = size(group) if level is levels[-1] else prod(inside)
         if members > below:
             link = level.link
             found.append(Tier(members, below, link.bytes_per_s, link.pair_bytes_per_s, link.latency_s))
@@ -98,8 +100,24 @@ def point_to_point_s(levels: tuple[Level, ...], sender: int, receiver: int, move
     """One device to another, by their numbers."""
     if sender == receiver:
         return 0.0
-    link = next(lv.link for lv in levels if sender // lv.num_devices == receiver // lv.num_devices)
+    return pair_s(link_between(levels, sender, receiver), moved_bytes)
+
+
+def pair_s(link: Link, moved_bytes: float) -> float:
+    """One device to another over the link that joins them."""
     return moved_bytes / link.pair_bytes_per_s + link.latency_s
+
+
+def levels_from(levels: tuple[Level, ...], first_device: int, num_devices: int) -> tuple[Level, ...]:
+    """The tiers as blocks of consecutive devices find them that begin at `first_device`, of which there are so many.
+
+    Blocks that begin at a multiple of their size find the tiers as they are. Others begin anywhere in an island of i
+    devices; from there gcd(i, first_device) devices at a time surely share one, so islands count as that large.
+    """
+    if first_device % num_devices == 0:
+        return levels
+    found = [lv.model_copy(update={"num_devices": gcd(lv.num_devices, first_device)}) for lv in levels[:-1]]
+    return (*found, levels[-1])
 
 
 def narrowest_bytes_per_s(levels: tuple[Level, ...], num_devices: int) -> tuple[float, float]:

@@ -13,39 +13,18 @@ from planner.cost.check import check_plan, tied_stage
 from planner.cost.flops import model_flops_per_sample
 from planner.cost.layer import PASS_PARTS, LayerCost, layer_cost
 from planner.cost.load import check_placement, check_workload, load_ratio
-from planner.cost.part import Conditions, at_entry, conditions
+from planner.cost.part import Conditions, at_entry, conditions, stage_conditions
 from planner.cost.pipeline import Pace, head_in_flight, in_flight, step_s
+from planner.cost.work import Work, summed
 from planner.spec.cluster import Cluster
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, Stage, StageRun
 from planner.spec.strategy import Strategy
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED, Workload
-
-
-class _Work(NamedTuple):
-    """What the layers of a stage take and hold, wherever the stage stands in the pipeline."""
-
-    forward: tuple[float, ...]
-    backward: tuple[float, ...]
-    pass_s: tuple[float, float]
-    """The sums of both."""
-    once_communication_s: float
-    optimizer_s: float
-    weight_gradient_s: float
-    moves: tuple[float, float]
-    """Transitions between its layers, forward and backward."""
-    transition_s: float
-    held_bytes: dict[str, int]
-    """Weights, gradients and optimizer states."""
-    kept_bytes: int
-    """Activations of a micro-batch in flight, but for the head's."""
-    head_bytes: int
-    logits_bytes: int
-    workspace_bytes: int
-    host_bytes: int
 
 
 class _Bill(NamedTuple):
@@ -72,29 +51,33 @@ class _Known(NamedTuple):
     """The first of equal ones, by identity."""
     costs: dict[_Priced, LayerCost]
     loads: dict[tuple[int, int, int], float]
-    work: dict[tuple[object, ...], _Work]
-    entries: dict[tuple[int, int, int], Entry]
+    work: dict[tuple[object, ...], Work]
+    entries: dict[tuple[int, ...], Entry]
+    conditions: tuple[Conditions, ...]
+    """Of each group of the cluster."""
+    places: dict[tuple[int, int], Conditions]
+    """Of a stage, by its first device and number of devices."""
 
 
-_Priced = tuple[int, int, float, float]
-"""What a layer's price depends on: layer, strategy, load, copies of experts."""
+_Priced = tuple[int, int, int, float, float]
+"""What a layer's price depends on: conditions, layer, strategy, load, copies of experts."""
 
 
 class _Case(NamedTuple):
     """What an estimate is asked about."""
 
     model: Model
-    cluster: Cluster
+    cluster: AnyCluster
+    training: Training
     plan: Plan
     workload: Workload
     placement: Placement | None
-    conditions: Conditions
     known: _Known
 
 
 def estimate(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     plan: Plan,
     workload: Workload = BALANCED,
@@ -111,7 +94,7 @@ def estimate(
 
 
 def estimates(
-    model: Model, cluster: Cluster, training: Training, plan: Plan, workloads: Sequence[Workload]
+    model: Model, cluster: AnyCluster, training: Training, plan: Plan, workloads: Sequence[Workload]
 ) -> list[Estimate]:
     """The price of a plan under each workload, as `estimate` tells it; what they have in common is priced once."""
     return list(_estimates(model, cluster, training, plan, workloads, None))
@@ -119,7 +102,7 @@ def estimates(
 
 def _estimates(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     plan: Plan,
     workloads: Sequence[Workload],
@@ -130,36 +113,46 @@ def _estimates(
 
 
 def _estimate(case: _Case) -> Estimate:
-    model, cluster, plan, training = case.model, case.cluster, case.plan, case.conditions.training
+    model, cluster, plan, training = case.model, case.cluster, case.plan, case.training
     bills = _bills(case)
-    step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + cluster.stack.step_host_s
+    host_s = max(group.stack.step_host_s for group in cluster.groups)
+    step = step_s(plan.schedule, [bill.pace for bill in bills], plan.num_micro_batches) + host_s
     tokens = plan.global_batch_size * plan.sequence_length
     flops = model_flops_per_sample(model, plan.sequence_length, training.encoder_length) * plan.global_batch_size
-    flops_per_s_per_device = flops / step / cluster.num_devices
-    peak = cluster.device.peak(training.precision)
-    assert peak is not None, "conditions() has checked the number format"
+    flops_per_s = flops / step
     times = {pace: _stage_time(pace) for pace in {bill.pace for bill in bills}}
-    stages = tuple(_stage_estimate(bill, times[bill.pace], cluster) for bill in bills)
+    groups = [cluster.group_of(stage.first_device, stage.num_devices) for stage in plan.stages]
+    stages = tuple(_stage_estimate(bill, times[bill.pace], group) for bill, group in zip(bills, groups, strict=True))
     return Estimate(
         plan_id=plan.id,
         workload=case.workload.name,
         step_time_s=step,
         tokens_per_s=tokens / step,
         tokens_per_s_per_device=tokens / step / cluster.num_devices,
-        tflops_per_device=flops_per_s_per_device / 1e12,
-        mfu=flops_per_s_per_device / peak,
-        time=_time_parts(plan, bills, step, cluster.stack.step_host_s),
+        tflops_per_device=flops_per_s / cluster.num_devices / 1e12,
+        mfu=flops_per_s / _peak_flops_per_s(cluster, training),
+        time=_time_parts(plan, bills, step, host_s),
         stages=stages,
         fits=all(stage.missing_bytes == stage.missing_host_bytes == 0 for stage in stages),
         provenance=cluster.provenance,
         error_band=error_band(model, cluster, step),
-        assumptions=assumptions(model, training, cluster.stack, plan, case.workload, case.placement),
+        assumptions=assumptions(model, cluster, training, plan, case.workload, case.placement),
     )
+
+
+def _peak_flops_per_s(cluster: AnyCluster, training: Training) -> float:
+    """Of all devices together."""
+    total = 0.0
+    for group in cluster.groups:
+        peak = group.device.peak(training.precision)
+        assert peak is not None, "conditions() has checked the number format"
+        total += group.num_devices * peak
+    return total
 
 
 def stage_paces(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     plan: Plan,
     workload: Workload = BALANCED,
@@ -172,7 +165,7 @@ def stage_paces(
 
 def _cases(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     plan: Plan,
     workloads: Sequence[Workload],
@@ -180,15 +173,26 @@ def _cases(
 ) -> Iterator[_Case]:
     check_plan(model, cluster, training, plan)
     check_placement(len(model.moe_layers), placement)
-    known = _Known(dict(zip(model.moe_layers, count(), strict=False)), _first_of_equal(plan), {}, {}, {}, {})
-    common = conditions(model.hidden_size, cluster, training)
+    of_groups = tuple(conditions(model.hidden_size, group, training) for group in cluster.groups)
+    moe_layers = dict(zip(model.moe_layers, count(), strict=False))
+    known = _Known(moe_layers, _first_of_equal(plan), {}, {}, {}, {}, of_groups, {})
     for workload in workloads:
         check_workload(len(model.moe_layers), workload)
-        yield _Case(model, cluster, plan, workload, placement, common, known._replace(loads={}))
+        yield _Case(model, cluster, training, plan, workload, placement, known._replace(loads={}))
 
 
 def _bills(case: _Case) -> list[_Bill]:
     return [_bill(case, number, stage) for number, stage in enumerate(case.plan.stages)]
+
+
+def _conditions(case: _Case, stage: Stage) -> Conditions:
+    """Of a stage; the same object for stages of one group that find the same."""
+    place = (stage.first_device, stage.num_devices)
+    if place not in case.known.places:
+        number = case.cluster.group_number(*place)
+        first = stage.first_device - case.cluster.first_devices[number]
+        case.known.places[place] = stage_conditions(case.known.conditions[number], first, stage.num_devices)
+    return case.known.places[place]
 
 
 def _first_of_equal(plan: Plan) -> dict[int, Strategy]:
@@ -201,25 +205,26 @@ def _stage_time(pace: Pace) -> StageTime:
     return StageTime(micro_batch_s=pace.forward_s + pace.backward_s, once_per_step_s=pace.once_s)
 
 
-def _stage_estimate(bill: _Bill, time: StageTime, cluster: Cluster) -> StageEstimate:
+def _stage_estimate(bill: _Bill, time: StageTime, group: Cluster) -> StageEstimate:
     return StageEstimate(
+        device=group.device.name,
         memory=bill.memory,
         peak_memory_bytes=sum(bill.memory.values()),
-        limit_bytes=cluster.usable_bytes,
+        limit_bytes=group.usable_bytes,
         time=time,
         host_bytes=bill.host_bytes,
-        host_limit_bytes=cluster.device.host.memory_bytes if cluster.device.host else 0,
+        host_limit_bytes=group.device.host.memory_bytes if group.device.host else 0,
     )
 
 
 def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
-    plan, work = case.plan, _work(case, stage)
+    plan, here, work = case.plan, _conditions(case, stage), _work(case, stage)
     entries = [_entry(case, number, piece, runs[0]) for piece, runs in enumerate(stage.pieces)]
     tied = 0.0
     if not tied_stage(case.model, plan):
         last = stage.runs[-1]
         layer = case.model.layers[last.end_layer - 1]
-        tied = tied_gradient_s(case.conditions, layer, last.strategy, (0, stage.first_device))
+        tied = tied_gradient_s(here, layer, last.strategy, case.cluster.link_between(0, stage.first_device))
     flight = in_flight(plan.schedule, len(plan.stages), plan.num_micro_batches, number)
     # Only the head has logits; its backward pass follows its forward pass at once, unless the schedule parts them.
     heads = head_in_flight(plan.schedule, plan.num_micro_batches)
@@ -246,13 +251,13 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
             "logits": heads * work.logits_bytes,
             "workspace": work.workspace_bytes,
             "buffers": sum(found.buffer_bytes for found in entries),
-            "reserve": case.cluster.reserve_bytes,
+            "reserve": case.cluster.group_of(stage.first_device, stage.num_devices).reserve_bytes,
         },
         host_bytes=work.host_bytes,
     )
 
 
-def _work(case: _Case, stage: Stage) -> _Work:
+def _work(case: _Case, stage: Stage) -> Work:
     """What the layers take; stages with the same numbers of equal layers are summed once."""
     equal = _layer_costs(case, stage)
     known, layers = case.known.strategies, case.model.layers
@@ -261,47 +266,22 @@ def _work(case: _Case, stage: Stage) -> _Work:
     key = (tuple(equal.items()), tuple(orders))
     if key not in case.known.work:
         costs = [(case.known.costs[priced], number) for priced, number in equal.items()]
-        case.known.work[key] = _summed(costs, list(_transitions(case, stage)))
+        case.known.work[key] = summed(costs, list(_transitions(case, stage)))
     return case.known.work[key]
-
-
-def _summed(costs: list[tuple[LayerCost, int]], moves: list[tuple[float, float]]) -> _Work:
-    """`costs`: (cost, how many); `moves`: (forward, backward)."""
-    forward = tuple(sum(cost.forward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS)))
-    backward = tuple(sum(cost.backward[i] * n for cost, n in costs) for i in range(len(PASS_PARTS)))
-    return _Work(
-        forward=forward,
-        backward=backward,
-        pass_s=(sum(forward), sum(backward)),
-        once_communication_s=sum(cost.once_communication_s * n for cost, n in costs),
-        optimizer_s=sum(cost.optimizer_s * n for cost, n in costs),
-        weight_gradient_s=sum(cost.weight_gradient_s * n for cost, n in costs),
-        moves=(sum(forward for forward, _ in moves), sum(backward for _, backward in moves)),
-        transition_s=sum(forward + backward for forward, backward in moves),
-        held_bytes={
-            "weights": sum(cost.weights_bytes * n for cost, n in costs),
-            "gradients": sum(cost.gradients_bytes * n for cost, n in costs),
-            "optimizer_states": sum(cost.optimizer_bytes * n for cost, n in costs),
-        },
-        kept_bytes=sum(cost.activation_bytes * n for cost, n in costs if not cost.logits_bytes),
-        head_bytes=sum(cost.activation_bytes * n for cost, n in costs if cost.logits_bytes),
-        logits_bytes=sum(cost.logits_bytes * n for cost, n in costs),
-        workspace_bytes=max(cost.workspace_bytes for cost, _ in costs),
-        host_bytes=sum(cost.host_bytes * n for cost, n in costs),
-    )
 
 
 def _layer_costs(case: _Case, stage: Stage) -> dict[_Priced, int]:
     """How many of the stage's layers have which price; equal ones are priced once in all stages."""
     equal: dict[_Priced, int] = {}
+    here = _conditions(case, stage)
     for run in stage.runs:
         strategy = case.known.strategies[id(run.strategy)]
         for layer, first, end in _alike(case, run):
             load, copies = _load_ratio(case, first, layer, strategy), _copies_ratio(case, first, layer)
-            key = (id(layer), id(strategy), load, copies)
+            key = (id(here), id(layer), id(strategy), load, copies)
             if key not in case.known.costs:
                 case.known.costs[key] = layer_cost(
-                    case.conditions,
+                    here,
                     layer,
                     strategy,
                     case.plan.samples_per_micro_batch,
@@ -340,7 +320,7 @@ def _load_ratio(case: _Case, number: int, layer: AnyLayer, strategy: Strategy) -
             strategy.experts.expert_parallel_size,
             case.workload,
             case.placement,
-            case.conditions.training.capacity_factor,
+            case.training.capacity_factor,
         )
     return case.known.loads[key]
 
@@ -358,25 +338,21 @@ def _entry(case: _Case, number: int, piece: int, run: StageRun) -> Entry:
     plan = case.plan
     if number == 0 and piece == 0:
         return Entry(0.0, 0)
-    stage = plan.stages[number]
-    hop = (plan.stages[number - 1].first_device, stage.first_device + stage.num_devices - 1)
-    # The price depends on the hop only by the nearest level whose islands hold both ends.
-    begin, end = hop
-    sizes = (level.num_devices for level in case.cluster.levels)
-    level = next(size for size in sizes if begin // size == end // size)
+    stage, before = plan.stages[number], plan.stages[number - 1]
+    here = _conditions(case, stage)
+    link = case.cluster.link_between(before.first_device, stage.first_device + stage.num_devices - 1)
     layer, strategy, samples = case.model.layers[run.first_layer], run.strategy, plan.samples_per_micro_batch
-    key = (id(case.known.strategies[id(strategy)]), level, id(layer))
+    key = (id(here), id(case.known.strategies[id(strategy)]), before.num_devices, id(link), id(layer))
     if key not in case.known.entries:
-        case.known.entries[key] = entry_into(case.conditions, layer, strategy, samples, hop)
+        case.known.entries[key] = entry_into(here, layer, strategy, samples, link, before.num_devices)
     return case.known.entries[key]
 
 
 def _transitions(case: _Case, stage: Stage) -> Iterator[tuple[float, float]]:
+    here = _conditions(case, stage)
     for runs in stage.pieces:
         for before, after in pairwise(runs):
-            arriving, tokens = at_entry(
-                case.conditions, case.model.layers[after.first_layer], case.plan.sequence_length
-            )
+            arriving, tokens = at_entry(here, case.model.layers[after.first_layer], case.plan.sequence_length)
             yield transition_s(arriving, before.strategy, after.strategy, case.plan.samples_per_micro_batch, tokens)
 
 

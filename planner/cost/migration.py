@@ -17,8 +17,8 @@ from planner.cost.parameters import expert_parameters
 from planner.cost.state import optimizer_bytes, weight_bytes
 from planner.cost.switch import switch_plan_s
 from planner.cost.transfer import transfer_s
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.placement import Move
 from planner.spec.plan import Plan, Stage
@@ -34,6 +34,8 @@ __all__ = [
     "state_bytes",
     "switch_plan_s",
 ]
+
+Devices = NDArray[np.int64]
 
 PAUSE_S = 0.05
 """Assumed, not measured: what training stands still for any move besides the transfer itself, while queued kernels
@@ -64,7 +66,7 @@ def expert_ranks(model: Model, plan: Plan) -> int | None:
 
 def migration_s(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     plan: Plan,
     moves: Sequence[Move],
@@ -77,22 +79,28 @@ def migration_s(
     optimizer state, of what is sharded over the g groups 1/g (optimizer state from ZeRO-1 on, weights under ZeRO-3).
     """
     owners = _owners(model, plan)
-    senders, receivers, sizes = [], [], []
+    # Of each group of the cluster, which no move leaves: senders, receivers, sizes.
+    messages: dict[int, tuple[list[Devices], list[Devices], list[NDArray[np.float64]]]] = {}
     for moe_layer in sorted({move.layer for move in moves}):
         stage, strategy = owners[model.moe_layers[moe_layer]]
         experts = _experts(strategy, model.moe_layers[moe_layer])
         pairs = np.array([(move.from_rank, move.to_rank) for move in moves if move.layer == moe_layer])
-        devices = rank_devices(stage, experts)
+        number = cluster.group_number(stage.first_device, stage.num_devices)
+        devices = rank_devices(stage, experts) - cluster.first_devices[number]
+        senders, receivers, sizes = messages.setdefault(number, ([], [], []))
         senders.append(devices[pairs[:, 0]].ravel())
         receivers.append(devices[pairs[:, 1]].ravel())
         layer = model.moe_layers[moe_layer]
         parameters = expert_parameters(model.moe(layer), model.width(layer))
         moved = parameters * _moved_bytes(training, strategy, experts) / experts.expert_tensor_parallel_size
         sizes.append(np.full(senders[-1].size, moved))
-    if not sizes:
+    if not messages:
         return 0.0
-    messages = (np.concatenate(senders), np.concatenate(receivers), np.concatenate(sizes))
-    return transfer_s(cluster.levels, *messages) + pause_s
+    busy_s = [
+        transfer_s(cluster.groups[number].levels, *(np.concatenate(each) for each in lists))
+        for number, lists in messages.items()
+    ]
+    return max(busy_s) + pause_s
 
 
 def rank_devices(stage: Stage, experts: ExpertStrategy) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from planner.cost.collectives import Group
+from planner.cost.collectives import Group, levels_from
 from planner.cost.kernels import Rates, rates
 from planner.spec.cluster import Cluster, HostShare, Level
 from planner.spec.model import AnyLayer, Block, Embedding, Merging
@@ -31,6 +31,15 @@ def conditions(hidden_size: int, cluster: Cluster, training: Training) -> Condit
     """Conditions for a model of this width; raises InputError if the device lacks the number format."""
     rate = rates(cluster.device, cluster.stack, training.precision)
     return Conditions(hidden_size, rate, cluster.levels, training, cluster.stack, cluster.device.host)
+
+
+def stage_conditions(of_group: Conditions, first_device: int, num_devices: int) -> Conditions:
+    """What holds on the consecutive devices of a stage, numbered from the first of their group.
+
+    The tiers are as the stage finds them; the very same object where it begins at a multiple of its size.
+    """
+    levels = levels_from(of_group.levels, first_device, num_devices)
+    return of_group if levels is of_group.levels else of_group._replace(levels=levels)
 
 
 def of_layer(conditions: Conditions, layer: AnyLayer) -> Conditions:

@@ -190,7 +190,10 @@ class Redistribution:
 
 
 def island_pairs(devices: Devices, island: int) -> list[tuple[Devices, Devices]]:
-    """Pairs (another device of the same island, device), so that no device stands twice on one side of a list item."""
+    """Pairs (another device of the same island, device), so that no device stands twice on one side of a list item.
+
+    In a last island that is smaller some of the others do not exist: their numbers are beyond all devices.
+    """
     begin = devices // island * island
     return [(begin + (devices - begin + shift) % island, devices) for shift in range(1, island)]
 

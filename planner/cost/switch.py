@@ -19,8 +19,8 @@ from planner.cost.nested import Flow, Integers, Moves, nested
 from planner.cost.parameters import layer_parameters
 from planner.cost.redistribution import Redistribution
 from planner.cost.state import optimizer_bytes, weight_bytes
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import AnyLayer, Block, GroupedQueryAttention, Model
 from planner.spec.plan import Plan
 from planner.spec.strategy import Strategy
@@ -39,7 +39,7 @@ are made anew. Dominates for small jobs; replace it by the job's own start-up ti
 
 def switch_plan_s(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     current: Plan,
     target: Plan,

@@ -19,9 +19,9 @@ from planner.cost.migration import PAUSE_S, expert_ranks, migration_s, switch_pl
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.placement import Options, afresh, moves_between, options
 from planner.online.state import placement_of, slots_per_rank
-from planner.spec.cluster import Cluster
 from planner.spec.decision import Action
 from planner.spec.estimate import Estimate
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.placement import Move, Placement
 from planner.spec.plan import Plan
@@ -29,7 +29,7 @@ from planner.spec.run import RunContext
 from planner.spec.training import Training
 from planner.spec.workload import Workload
 
-Price = Callable[[Model, Cluster, Training, Plan, Workload, Placement | None], Estimate]
+Price = Callable[[Model, AnyCluster, Training, Plan, Workload, Placement | None], Estimate]
 """`planner.cost.estimate`, or a double of it."""
 
 STRICTNESS = 2.0

@@ -20,9 +20,9 @@ from planner.online.forecast import window_shares
 from planner.online.placement import options
 from planner.online.policy import decide
 from planner.online.state import begin, placement_of, plan_of
-from planner.spec.cluster import Cluster
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, LayerRun, Model, MoeFeedForward, Norm
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, Stage, StageRun
@@ -120,7 +120,7 @@ def best_fixed(windows: tuple[Window, ...], start: Placement, training: Training
 
 
 def replay_context(
-    tokens: ArrayLike, top_k: int, cluster: Cluster, num_ranks: int, extra_slots: int = 0, model: Model | None = None
+    tokens: ArrayLike, top_k: int, cluster: AnyCluster, num_ranks: int, extra_slots: int = 0, model: Model | None = None
 ) -> RunContext:
     """A context for a trace: all devices data parallel, experts over `num_ranks` of them, ZeRO-1.
 

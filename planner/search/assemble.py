@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.search.families import Family
-from planner.spec.cluster import Cluster
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import Strategy
 from planner.spec.stretches import Stretches, runs_of
@@ -13,7 +13,7 @@ from planner.spec.training import Training
 
 
 def assemble(
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     family: Family,
     stages: Sequence[Stretches],

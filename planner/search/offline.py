@@ -19,8 +19,8 @@ from planner.search.reasons import pruned_rules
 from planner.search.removed import Removed
 from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
+from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.model import Model
 from planner.spec.request import Options
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
@@ -34,7 +34,7 @@ _EXACT, _GLANCE, _CHOICE = 6.0, 2.0, 1.0
 
 def search(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     options: Options = _EVERYTHING,
     report: Report = ignore,
@@ -49,6 +49,10 @@ def search(
     began = clock()
     options = for_target(options)
     _check_target(training, options)
+    if isinstance(cluster, MixedCluster):
+        raise InputError.at(
+            "cluster.groups", "cannot be searched yet; search each group by itself, or price a plan over all of them"
+        )
     check_sequence(model, training)
     question = Question(model, cluster, training)
     scenarios = options.scenarios or standard_scenarios(model)

@@ -11,8 +11,8 @@ from math import prod
 
 from planner.search.assemble import assemble
 from planner.search.families import Family
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import AnyLayer, Block, Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan, Schedule, ScheduleKind
@@ -32,7 +32,7 @@ _HELP = (
 )
 
 
-def plan_from_shorthand(text: str, model: Model, cluster: Cluster, training: Training) -> Plan:
+def plan_from_shorthand(text: str, model: Model, cluster: AnyCluster, training: Training) -> Plan:
     """The plan that `text` names; raises InputError at field `plan` that says what would be right.
 
     Degrees left out are 1, but dp is what remains of the devices and etp equals tp, as Megatron-Core has it.
@@ -87,7 +87,7 @@ def _words(text: str) -> tuple[dict[str, int], Sharding, Recompute, set[str]]:
     return degrees, sharding, recompute, flags
 
 
-def _rest(cluster: Cluster, given: Mapping[str, int]) -> int:
+def _rest(cluster: AnyCluster, given: Mapping[str, int]) -> int:
     used = _others(given)
     if cluster.num_devices % used:
         raise InputError.at(

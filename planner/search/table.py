@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from planner.search.grid import Grid, Shape
 from planner.search.pareto import undominated
 from planner.search.pricing import Pricing
 from planner.search.progress import Tick
+from planner.spec.cluster import link_between
 from planner.spec.model import Block, Head
 from planner.spec.strategy import Strategy
 
@@ -118,11 +118,9 @@ class Boundaries:
         carries = isinstance(layer, Block) and layer.cross_attention is not None
         key = (arriving.hidden_size, tokens, carries, shape)
         if key not in self._entries:
-            # The nearest device that only this tier reaches.
-            peers = [0, *(level.num_devices for level in conditions.levels)]
-            hops = [(0, max(1, below) if level > 1 else 0) for below, level in pairwise(peers)]
             strategy = self._shapes[shape].strategy()
-            self._entries[key] = [entry_into(conditions, layer, strategy, self._samples, hop) for hop in hops]
+            links = [level.link for level in conditions.levels]
+            self._entries[key] = [entry_into(conditions, layer, strategy, self._samples, link) for link in links]
         return self._entries[key]
 
     def transitions(self, beats: Beats) -> Floats:
@@ -170,8 +168,9 @@ def _choices(
     held = flying if isinstance(layer, Head) and beats is not Beats.PASSES else np.zeros(len(grid))
     tied = np.zeros(len(grid.shapes))
     if tied_hop:
+        joined = link_between(pricing.conditions.levels, 0, tied_hop)
         for shape in present:
-            tied[shape] = tied_gradient_s(pricing.conditions, layer, grid.shapes[shape].strategy(), (0, tied_hop))
+            tied[shape] = tied_gradient_s(pricing.conditions, layer, grid.shapes[shape].strategy(), joined)
     entry_s = np.zeros((len(grid.shapes), len(pricing.conditions.levels)))
     entry_bytes = np.zeros(len(grid.shapes), dtype=np.int64)
     carried, layouts = (np.zeros(len(grid.shapes), dtype=np.int64) for _ in range(2))

@@ -1,4 +1,7 @@
-"""Devices and links. SI units; a link's bandwidth is per device and direction."""
+"""Devices and links. SI units; a link's bandwidth is per device and direction.
+
+Clusters of unlike devices are in `planner.spec.mixed_cluster`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pydantic import Field, model_validator
 
 from planner.spec.error_band import ErrorBands
 from planner.spec.stack import Stack
-from planner.spec.value import Count, Name, NonNegative, Positive, Ratio, StrEnum, Value
+from planner.spec.value import Count, Index, Name, NonNegative, Positive, Ratio, StrEnum, Value
 
 
 class Precision(StrEnum):
@@ -133,11 +136,19 @@ class Link(Value):
 
 
 class Level(Value):
-    """One tier of the network: islands of `num_devices` consecutive devices, joined inside by `link`."""
+    """One tier of the network: islands of `num_devices` consecutive devices, joined inside by `link`.
+
+    The last island may be smaller: 19 nodes of four devices fill one rack of 72 and begin another.
+    """
 
     name: Name
     num_devices: Count
     link: Link
+
+
+def link_between(levels: tuple[Level, ...], one: int, other: int) -> Link:
+    """The link of the nearest tier that joins two devices, by their numbers."""
+    return next(lv.link for lv in levels if one // lv.num_devices == other // lv.num_devices)
 
 
 class Cluster(Value):
@@ -153,16 +164,23 @@ class Cluster(Value):
     """What a plan may use of one device; None: all that the device has."""
     error_bands: ErrorBands | None = None
     """How far prices were from measured runs on the nearest devices and stacks; None: not looked up."""
+    device_order: tuple[Index, ...] = ()
+    """Which device of the request's graph of links each device is; empty: numbered as there, or no graph given."""
 
     @model_validator(mode="after")
     def _levels_nest(self) -> Cluster:
         size = 1
-        for level in self.levels:
-            if level.num_devices % size or level.num_devices < size:
+        for level in self.levels[:-1]:
+            if level.num_devices % size:
                 raise ValueError(f"levels: {level.name} spans {level.num_devices} devices, no multiple of {size}")
             size = level.num_devices
-        if size != self.num_devices:
-            raise ValueError(f"levels: the last must span all {self.num_devices} devices, it spans {size}")
+        last = self.levels[-1].num_devices
+        if last != self.num_devices:
+            raise ValueError(f"levels: the last must span all {self.num_devices} devices, it spans {last}")
+        if size > last:
+            raise ValueError(f"levels: an island of {size} devices is larger than the cluster of {last}")
+        if self.device_order and sorted(self.device_order) != list(range(self.num_devices)):
+            raise ValueError(f"device_order: must name each of {self.num_devices} devices once")
         if self.memory_limit_bytes is not None and self.memory_limit_bytes > self.device.memory_bytes:
             raise ValueError(f"memory_limit_bytes: exceeds the {self.device.memory_bytes} bytes of the device")
         return self
@@ -171,6 +189,30 @@ class Cluster(Value):
     def num_devices(self) -> int:
         """All devices."""
         return self.nodes * self.devices_per_node
+
+    @property
+    def groups(self) -> tuple[Cluster, ...]:
+        """One group: the devices are equal."""
+        return (self,)
+
+    @property
+    def first_devices(self) -> tuple[int, ...]:
+        """Of the one group."""
+        return (0,)
+
+    def group_number(self, first_device: int, num_devices: int = 1) -> int:
+        """0 for consecutive devices of this cluster; raises ValueError beyond its end."""
+        if first_device + num_devices > self.num_devices:
+            raise ValueError(f"must be among the {self.num_devices} devices of the cluster")
+        return 0
+
+    def group_of(self, first_device: int, num_devices: int = 1) -> Cluster:
+        """The equal devices among which a stage is: all; raises ValueError beyond the end."""
+        return self.groups[self.group_number(first_device, num_devices)]
+
+    def link_between(self, one: int, other: int) -> Link:
+        """The link of the nearest tier that joins two devices, by their numbers."""
+        return link_between(self.levels, one, other)
 
     @cached_property
     def usable_bytes(self) -> int:

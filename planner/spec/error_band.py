@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated
 
-from planner.spec.value import Count, Name, Positive, Value
+from pydantic import Field, model_validator
+
+from planner.spec.value import Count, Positive, Value
 
 
 class ErrorBand(Value):
@@ -14,7 +16,7 @@ class ErrorBand(Value):
     high_ratio: Positive
     rows: Count
     """Measured runs of the class."""
-    basis: Name
+    basis: Annotated[str, Field(min_length=1)]
     """The class in words, such as `74 runs of dense models on a100-sxm-80g with megatron-deepspeed`."""
 
     @model_validator(mode="after")
@@ -40,4 +42,4 @@ class StepTimeBand(Value):
     step_time_low_s: Positive
     step_time_high_s: Positive
     rows: Count
-    basis: Name
+    basis: Annotated[str, Field(min_length=1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.spec.cluster import Provenance
 from planner.spec.error_band import StepTimeBand
-from planner.spec.value import Index, NonNegative, Positive, Value
+from planner.spec.value import Index, Name, NonNegative, Positive, Value
 
 
 class StageTime(Value):
@@ -17,6 +17,8 @@ class StageTime(Value):
 class StageEstimate(Value):
     """Predicted bytes on each device of a stage, in named parts that sum to the peak."""
 
+    device: Name | None = None
+    """Of which kind the devices of the stage are; None: estimates of earlier versions do not say."""
     memory: dict[str, int]
     peak_memory_bytes: int
     limit_bytes: int
@@ -48,7 +50,7 @@ class Estimate(Value):
     tflops_per_device: Positive
     """Model FLOPs (no recomputation) per second and device, in 10^12."""
     mfu: Positive
-    """Model FLOPs over the peak of the device in the training's number format."""
+    """Model FLOPs over the summed peak of the devices in the training's number format."""
     time: dict[str, float]
     """Named parts in seconds; they sum to `step_time_s`."""
     stages: tuple[StageEstimate, ...]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from planner.spec.cluster import Device, Level, Link
 from planner.spec.model import Model
@@ -12,7 +13,7 @@ from planner.spec.plan import ScheduleKind
 from planner.spec.stack import Stack
 from planner.spec.strategy import Recompute, Sharding
 from planner.spec.training import Training
-from planner.spec.value import Count, Name, Positive, StrEnum, Value
+from planner.spec.value import Count, Index, Name, NonNegative, Positive, StrEnum, Value
 from planner.spec.workload import Scenario
 
 MAX_DEVICES = 2**20
@@ -56,6 +57,22 @@ class ModelRequest(Value):
         return self
 
 
+class Connection(Value):
+    """One edge of a graph of links: a device is a number from 0 on, a switch is a name."""
+
+    a: Index | Name
+    b: Index | Name
+    bandwidth_bytes_per_s: Positive
+    """Per direction, of the whole connection; several between the same two add up."""
+    latency_s: NonNegative
+
+    @model_validator(mode="after")
+    def _joins_two(self) -> Connection:
+        if self.a == self.b:
+            raise ValueError(f"b: must be another end than a, {self.a!r}")
+        return self
+
+
 class ClusterRequest(Value):
     """A cluster with its device by name or inline; links default to the usual node of the device."""
 
@@ -66,6 +83,8 @@ class ClusterRequest(Value):
     inter_node: Link | None = None
     levels: tuple[Level, ...] | None = None
     """All tiers of links, nearest first; instead of intra_node and inter_node."""
+    links: tuple[Connection, ...] | None = None
+    """A graph of links in which the tiers are found; instead of all of the above."""
     stack: Name | Stack | None = None
     """The software, by name or inline; None: the one that is usual today."""
     memory_limit_bytes: Count | None = None
@@ -74,9 +93,43 @@ class ClusterRequest(Value):
     def _links_once(self) -> ClusterRequest:
         if self.levels is not None and (self.intra_node or self.inter_node):
             raise ValueError("levels: give either levels or intra_node and inter_node")
+        if self.links is not None and (self.intra_node or self.inter_node or self.levels):
+            raise ValueError("links: give either links or levels, or intra_node and inter_node")
         if (total := self.nodes * self.devices_per_node) > MAX_DEVICES:
             raise ValueError(f"nodes: a cluster may have at most {MAX_DEVICES} devices, this has {total}")
         return self
+
+
+class MixedClusterRequest(Value):
+    """A cluster of several groups, each of equal nodes; its devices are numbered group after group."""
+
+    groups: tuple[ClusterRequest, ...]
+    inter_group: Link | None = None
+    """Between devices of different groups; None: the narrowest of the groups' networks between nodes."""
+    links: tuple[Connection, ...] | None = None
+    """A graph of links between all devices, numbered group after group; instead of any links of the groups."""
+
+    @model_validator(mode="after")
+    def _several_and_not_too_large(self) -> MixedClusterRequest:
+        if len(self.groups) < 2:
+            raise ValueError("groups: must be at least two; one alone is written without groups")
+        own = any(group.intra_node or group.inter_node or group.levels or group.links for group in self.groups)
+        if self.links is not None and (own or self.inter_group):
+            raise ValueError("links: give either links of the cluster, or links of its groups and inter_group")
+        if (total := sum(group.nodes * group.devices_per_node for group in self.groups)) > MAX_DEVICES:
+            raise ValueError(f"groups: a cluster may have at most {MAX_DEVICES} devices, this has {total}")
+        return self
+
+
+def _form(value: object) -> str:
+    """Which of the two forms a request has, by a word that is no field of either."""
+    mixed = isinstance(value, MixedClusterRequest) or (isinstance(value, Mapping) and "groups" in value)
+    return "mixed" if mixed else "equal"
+
+
+AnyClusterRequest = Annotated[
+    Annotated[ClusterRequest, Tag("equal")] | Annotated[MixedClusterRequest, Tag("mixed")], Discriminator(_form)
+]
 
 
 class Options(Value):
@@ -126,6 +179,6 @@ class SearchRequest(Value):
     """The body of a search."""
 
     model: ModelRequest
-    cluster: ClusterRequest
+    cluster: AnyClusterRequest
     training: Training
     options: Options = Options()

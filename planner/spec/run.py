@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from planner.spec.cluster import Cluster
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
@@ -19,7 +19,7 @@ class RunContext(Value):
     """All that a decision may depend on besides windows: given to the agent too, so that it can decide alone."""
 
     model: Model
-    cluster: Cluster
+    cluster: AnyCluster
     training: Training
     plans: Annotated[tuple[Plan, ...], Field(min_length=1)]
     """The shortlist; the run begins with the first."""

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from planner.cost import estimate
 from planner.cost.rules import Broken
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, Neighbour, PlanDiff, RefusedNeighbour
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.training import Training
@@ -31,7 +31,7 @@ class Rival(NamedTuple):
 
 def explain(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     plan: Plan,
     rival: Rival | None = None,
@@ -62,7 +62,7 @@ def _order(neighbour: Neighbour) -> tuple[bool, float, str]:
 
 
 def _outcome(
-    model: Model, cluster: Cluster, training: Training, price: Estimate, change: str, result: Plan | Broken
+    model: Model, cluster: AnyCluster, training: Training, price: Estimate, change: str, result: Plan | Broken
 ) -> Neighbour | RefusedNeighbour:
     if isinstance(result, Broken):
         return RefusedNeighbour(change=change, rule=result.rule, message=result.message)
@@ -84,7 +84,7 @@ def _outcome(
 
 def _beside(
     model: Model,
-    cluster: Cluster,
+    cluster: AnyCluster,
     training: Training,
     explained: tuple[Plan, Estimate],
     rival: Rival | None,

@@ -101,9 +101,9 @@ def _description(model: Model, plan: Plan, estimate: Estimate) -> str:
     """What the picture shows, in sentences."""
     fullest = max(estimate.stages, key=lambda stage: stage.peak_memory_bytes - stage.limit_bytes)
     stages = "; ".join(
-        f"{fold.name} on devices {fold.device_span}, "
+        f"{fold.name} on devices {fold.devices}, "
         f"at most {memory(max(estimate.stages[number].peak_memory_bytes for number in fold.numbers))}"
-        for fold in fold_stages(model, plan)
+        for fold in fold_stages(model, plan, estimate)
     )
     return (
         f"{len(model.layers)} layers in {len(plan.stages)} stage{_s(len(plan.stages))} on {plan.num_devices} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
@@ -17,12 +17,14 @@ from planner.view.memory_bars import BAR_LEFT, Bar, Scale, draw_axis, draw_bar, 
 from planner.view.parts import memory_parts, part_name
 from planner.view.quantities import memory
 from planner.view.strategy_panel import StrategyMark
-from planner.view.svg import Panel, fitted, group, label
+from planner.view.svg import Panel, fitted, group, label, tooltip
 from planner.view.theme import part_look
 
 MOST_SINGLE_STAGES = 16
 """Up to so many stages each has a row of its own, so that the staircase of the pipeline shows."""
 _HEAD = 70.0
+_LIMIT_WIDTH = 110.0
+"""Of the words beside a limit."""
 
 
 class Row(NamedTuple):
@@ -63,7 +65,7 @@ def stage_panel(model: Model, plan: Plan, estimate: Estimate, marks: Mapping[Str
 
 def _rows(model: Model, plan: Plan, estimate: Estimate) -> tuple[Row, ...]:
     few = len(plan.stages) <= MOST_SINGLE_STAGES
-    folds = single_stages(model, plan) if few else fold_stages(model, plan)
+    folds = single_stages(model, plan, estimate) if few else fold_stages(model, plan, estimate)
     bars = [Bar(number, stage) for number, stage in enumerate(estimate.stages)]
     return tuple(
         Row(fold, max((bars[number] for number in fold.numbers), key=lambda bar: bar.stage.peak_memory_bytes))
@@ -80,15 +82,30 @@ def _draw_headings(panel: Element, rows: Sequence[Row], scale: Scale) -> None:
     label(panel, MAP_LEFT, 14, "Layers and their strategies", "h2")
     folded = any(row.fold.num_stages > 1 for row in rows)
     label(panel, BAR_LEFT, 14, "Memory per device, GiB" + (" (fullest stage)" if folded else ""), "h2")
-    limit = rows[0].fullest.stage.limit_bytes
-    label(panel, scale.place(limit), 35, f"limit {memory(limit)}", "small alarm strong", anchor="middle")
+    for place, text in _limits(sorted({row.fullest.stage.limit_bytes for row in rows}), scale):
+        label(panel, place, 35, text, "small alarm strong", anchor="middle")
+
+
+def _limits(limits: Sequence[int], scale: Scale) -> Iterator[tuple[float, str]]:
+    """Where to write which limits, from low to high; those too near to each other share their words."""
+    near = [limits[0]]
+    for limit in (*limits[1:], None):
+        if limit is not None and scale.place(limit) - scale.place(near[-1]) < _LIMIT_WIDTH:
+            near.append(limit)
+            continue
+        text = f"limit {memory(near[0])}" if len(near) == 1 else f"limits {memory(near[0])} to {memory(near[-1])}"
+        yield (scale.place(near[0]) + scale.place(near[-1])) / 2, text
+        if limit is not None:
+            near = [limit]
 
 
 def _draw_name(element: Element, fold: Fold, height: float) -> None:
     several = fold.num_stages > 1 or fold.first_stage.num_devices > 1
-    devices = f"device{'s' if several else ''} {fold.device_span}"
+    devices = fold.devices if fold.device else f"device{'s' if several else ''} {fold.device_span}"
     if height < 30:
         label(element, 0, height / 2 + 4, fitted(f"{fold.name}: {devices}", MAP_LEFT - 8, 11.5), "small num")
     else:
         label(element, 0, height / 2 - 2, fitted(fold.name, MAP_LEFT - 8), "strong num")
         label(element, 0, height / 2 + 13, fitted(devices, MAP_LEFT - 8, 11.5), "small muted num")
+    if fold.device:
+        tooltip(element, f"{fold.name}: devices {fold.devices}")

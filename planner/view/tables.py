@@ -1,17 +1,17 @@
 """Plans, estimates and decisions as tables: rows of text in human units. Knows no terminal; the CLI renders them.
 
-Table(title, columns, rows)     every row has as many cells as there are columns
-Column(title, numeric)          numeric columns read best when aligned to the right
+Table(title, columns, rows)         every row has as many cells as there are columns
+Column(title, numeric)              numeric columns read best when aligned to the right
 
-shortlist_table(shortlist)      one row per plan, the best first
-headline_table(plan, estimate)  what the plan is and what it reaches
-stage_table(model, plan)        one row per stage and strategy: devices, layers, strategy; equal stages once
-time_table(estimate)            named parts of the step, their share
-memory_table(plan, estimate)    one row per stage (equal neighbours once), one column per named part, in GiB
-pruning_table(certificate)      what each named rule removed from the space, and why
-baseline_table(shortlist)       the best plan of each restricted space, and how much faster the best of all is
-assumption_table(estimate)      what the price takes for granted and does not model
-decision_table(decisions)       the online stage's history, one row per window
+shortlist_table(shortlist)          one row per plan, the best first
+headline_table(plan, estimate)      what the plan is and what it reaches
+stage_table(model, plan, estimate)  one row per stage and strategy: devices, layers, strategy; equal stages once
+time_table(estimate)                named parts of the step, their share
+memory_table(plan, estimate)        one row per stage (equal neighbours once), one column per named part, in GiB
+pruning_table(certificate)          what each named rule removed from the space, and why
+baseline_table(shortlist)           the best plan of each restricted space, and how much faster the best of all is
+assumption_table(estimate)          what the price takes for granted and does not model
+decision_table(decisions)           the online stage's history, one row per window
 """
 
 from __future__ import annotations
@@ -157,10 +157,16 @@ def _host_room(estimate: Estimate) -> str:
     return f"{used}, lacks {memory(stage.missing_host_bytes)}" if stage.missing_host_bytes else used
 
 
-def stage_table(model: Model, plan: Plan) -> Table:
-    """One row per stage and strategy; neighbouring stages that are equal stand once."""
+def stage_table(model: Model, plan: Plan, estimate: Estimate | None = None) -> Table:
+    """One row per stage and strategy; neighbouring stages that are equal stand once.
+
+    An estimate tells unlike devices apart; raises InputError if it is not of this plan.
+    """
+    if estimate is not None:
+        check_estimate(plan, estimate)
     columns = (Column("stage"), Column("devices"), Column("layers"), Column("strategy"))
-    return Table("Stages", columns, tuple(row for fold in fold_stages(model, plan) for row in _fold_rows(model, fold)))
+    folds = fold_stages(model, plan, estimate)
+    return Table("Stages", columns, tuple(row for fold in folds for row in _fold_rows(model, fold)))
 
 
 def _fold_rows(model: Model, fold: Fold) -> Iterable[tuple[str, ...]]:
@@ -169,7 +175,7 @@ def _fold_rows(model: Model, fold: Fold) -> Iterable[tuple[str, ...]]:
         layers = captions.layers(model, (run for run in runs if run.strategy == strategy))
         yield (
             fold.name if number == 0 else "",
-            fold.device_span if number == 0 else "",
+            fold.devices if number == 0 else "",
             f"{layers} (in stage {fold.first_number})" if fold.num_stages > 1 else layers,
             captions.strategy_short(strategy),
         )

@@ -68,7 +68,8 @@ def test_a_layer_of_its_own_width_and_length_costs_what_it_costs_in_a_model_of_t
         assert layer_cost(here, own, strategy, 8, SEQUENCE) == layer_cost(there, layer, strategy, 8, OWN_SEQUENCE)
         assert layer_traffic(here, own, strategy, 8, SEQUENCE) == layer_traffic(there, layer, strategy, 8, OWN_SEQUENCE)
         arriving, tokens = at_entry(here, own, SEQUENCE)
-        assert entry(arriving, strategy, 8, tokens, (0, 4)) == entry(there, strategy, 8, OWN_SEQUENCE, (0, 4))
+        link = CLUSTER.link_between(0, 4)
+        assert entry(arriving, strategy, 8, tokens, link) == entry(there, strategy, 8, OWN_SEQUENCE, link)
 
 
 DECODER = Block(attention=ATTENTION, cross_attention=ALL, feed_forward=NETWORK)

@@ -12,7 +12,7 @@ from planner.cost.kernels import hidden_s, matmul_s, overlapped_s, quantise_s, r
 from planner.cost.layer import LayerCost, compose, layer_cost
 from planner.cost.part import Conditions, Part, conditions, share
 from planner.cost.state import State
-from planner.spec.cluster import Cluster, PeakFlops, Precision
+from planner.spec.cluster import Cluster, PeakFlops, Precision, link_between
 from planner.spec.model import Block, DenseFeedForward, GroupedQueryAttention, Head
 from planner.spec.stack import Stack
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Strategy
@@ -106,7 +106,7 @@ def test_a_message_between_stages_waits_for_the_host(host_s):
     price = priced(message_host_s=host_s)
     whole = 2.0 * SEQUENCE * HIDDEN
     sent = point_to_point_s(price.levels, 0, 4, whole / 4) + all_gather_s(price.levels, ((4, 1),), whole)
-    assert entry(price, spread, 1, SEQUENCE, (0, 4)).pass_s == pytest.approx(sent + host_s)
+    assert entry(price, spread, 1, SEQUENCE, link_between(price.levels, 0, 4)).pass_s == pytest.approx(sent + host_s)
 
 
 # What hides.

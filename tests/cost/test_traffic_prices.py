@@ -238,7 +238,7 @@ def test_the_loss_over_a_cut_vocabulary_is_agreed_upon():
 def test_a_stage_receives_a_part_on_each_tensor_parallel_rank(sequence_parallel):
     strategy = Strategy(axes=(Axis(AxisKind.TP, 4),), sequence_parallel=sequence_parallel)
     whole = 2.0 * 2 * SEQUENCE * HIDDEN
-    found = entry(PRICE, strategy, 2, SEQUENCE, (0, 4))
+    found = entry(PRICE, strategy, 2, SEQUENCE, CLUSTER.link_between(0, 4))
     gathered = 0.0 if sequence_parallel else all_gather_s(CLUSTER.levels, ((4, 1),), whole)
     assert found.pass_s == pytest.approx(point_to_point_s(CLUSTER.levels, 0, 4, whole / 4) + gathered)
     assert found.buffer_bytes == 4 * (whole / 4 if sequence_parallel else whole)

@@ -45,6 +45,10 @@ def cluster(**changes):
     return {"nodes": 2, "devices_per_node": 4, "device": DEVICE, "levels": levels} | changes
 
 
+def levels(*sizes):
+    return [{"name": f"tier of {size}", "num_devices": size, "link": LINK} for size in sizes]
+
+
 def problem(kind, data):
     with pytest.raises(InputError) as caught:
         parse(kind, data)
@@ -108,8 +112,8 @@ def test_layers_are_numbered_from_the_embedding_on():
         ({"levels": []}, "levels", "at least 1"),
         ({"memory_limit_bytes": 1001}, "memory_limit_bytes", "exceeds the 1000 bytes of the device"),
         ({"memory_limit_bytes": 0}, "memory_limit_bytes", "greater than or equal to 1"),
-        ({"levels": [{"name": "a", "num_devices": 3, "link": LINK}, {"name": "b", "num_devices": 8, "link": LINK}]},
-         "levels", "no multiple of 3"),
+        ({"levels": levels(2, 3, 8)}, "levels", "no multiple of 2"),
+        ({"levels": levels(4, 16, 8)}, "levels", "larger than the cluster"),
     ],
 )  # fmt: skip
 def test_an_impossible_cluster_is_refused(changes, field, message):
