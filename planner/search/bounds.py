@@ -59,8 +59,8 @@ def mean_step_s(problem: Pipeline) -> float:
     """No pipeline is faster, memory apart: the mean of the stages' peaks, all filling, the mean work once per step."""
     measure = _mean_measure(problem)
     least = _least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
-    counts = np.bincount(problem.sequence, minlength=len(least))
-    return float((least * counts)[counts > 0].sum())
+    classes, counts = np.unique(problem.sequence, return_counts=True)
+    return float((least[classes] * counts).sum())
 
 
 def promising(problem: Pipeline, best_s: float) -> Pipeline:
@@ -105,8 +105,11 @@ class Bounds:
         self._filling = np.concatenate([[0.0], np.cumsum(filled)])
         self._once = np.concatenate([[0.0], np.cumsum(once)])
         self._all_peaks = self._peaks.sum(axis=1)
-        self.once_s = self._longest_once_s()
+
+    @cached_property
+    def once_s(self) -> float:
         """Longest work once per step, at least."""
+        return self._longest_once_s()
 
     @cached_property
     def _filled(self) -> _Relaxed:
@@ -269,7 +272,7 @@ class _Relaxed:
         other, factor = _Relaxed.__new__(_Relaxed), first / own
         other._problem, other._weights = self._problem, weights
         other._costs, other._entered = _times(self._costs, factor), _times(self._entered, factor)
-        other._room, other._total_s = self._room * factor, self._total_s * factor
+        other._room, other._total_s = self._room * factor, float(_times(np.array(self._total_s), factor))
         if self._problem.pieces is not None:
             other._by_stage = _times(self._by_stage, factor)
         return other
@@ -336,7 +339,7 @@ class _Relaxed:
     def others_s(self, stage: int, interval: Interval) -> float:
         """Sum over all stages but one that holds this interval."""
         if self._problem.pieces is not None:
-            return float(self._by_stage.sum() - self._by_stage[stage])
+            return float(np.delete(self._by_stage, stage).sum())
         before = self._before[:, stage - 1, interval.begin] if stage else 0.0
         after = self._after[:, stage + 1, interval.end] if stage + 1 < len(self._problem.flights) else 0.0
         return float(np.max(before + after))
@@ -374,9 +377,9 @@ class _Relaxed:
                 sums = np.concatenate([[0.0], np.cumsum(costs[sequence])])
                 np.maximum(bound, sums[None, :] - sums[:, None] - room, out=bound)
             np.minimum(least, bound, out=least)
+        least[np.tri(size, dtype=bool)] = np.inf
         if stage:
             least[:-1] += self._entered[stage, sequence][:, None]
-        least[np.tri(size, dtype=bool)] = np.inf
         return least
 
     def _opening(self) -> Floats:
