@@ -30,7 +30,9 @@ class Shape(NamedTuple):
 
     def strategy(self) -> Strategy:
         """The strategy of this shape that does nothing else."""
-        return Strategy(axes=self.axes, sequence_parallel=self.sequence_parallel)
+        hybrid = any(axis.kind is AxisKind.SDP for axis in self.axes)
+        sharding = Sharding.FULL if hybrid else Sharding.NONE
+        return Strategy(axes=self.axes, sequence_parallel=self.sequence_parallel, sharding=sharding)
 
 
 class Grid:

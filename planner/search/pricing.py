@@ -66,6 +66,9 @@ def cut(shape: Shape, samples: int) -> Cut:
     inner, ranks = shape.axes, 1
     while inner and inner[0].kind in _DATA:
         ranks, inner = ranks * inner[0].degree, inner[1:]
+    if AxisKind.DP not in {axis.kind for axis in inner}:
+        # Where dp was outermost, sdp is left to cut the samples.
+        inner = tuple(axis._replace(kind=AxisKind.DP) if axis.kind is AxisKind.SDP else axis for axis in inner)
     return Cut(Shape(inner, shape.sequence_parallel), samples // ranks)
 
 
