@@ -100,13 +100,14 @@ class Pool:
 
     def note_miss(self, instance: Instance) -> None:
         """Where nothing fits: the uniform plan that lacks least, if it lacks less than the one that is known."""
-        if instance.even is None or not len(instance.uniform.rows):
+        if not len(instance.uniform.rows):
             return
-        priced = price_uniform(instance.problem, instance.uniform, instance.even)
+        stages = instance.even or _even_layers(len(instance.problem.sequence), instance.family.num_stages)
+        priced = price_uniform(instance.problem, instance.uniform, stages)
         row = int(priced.missing_bytes.argmin())
         missing = int(priced.missing_bytes[row])
         if self._nearest is None or missing < self._nearest[0]:
-            build = self._builder(instance, instance.even, instance.uniform.rows[row].tolist())
+            build = self._builder(instance, stages, instance.uniform.rows[row].tolist())
             self._nearest = (missing, int(priced.fullest[row]), build)
 
     def nearest_miss(self) -> NearestMiss | None:
@@ -140,3 +141,8 @@ class Pool:
 
 def _layers(stretches: Stretches) -> list[int]:
     return [layer for first, end in stretches for layer in range(first, end)]
+
+
+def _even_layers(layers: int, stages: int) -> tuple[Stretches, ...]:
+    """Layers of any kind over the stages, as evenly as they go."""
+    return tuple(((layers * n // stages, layers * (n + 1) // stages),) for n in range(stages))

@@ -11,7 +11,7 @@
                 e[i, k, r] >= x[i, k, r] - sum over s of x[i-1, k, s]                            [_entries]
                 t[i, k, a, b] >= x of i-1 in layout a + x of i in layout b - 1, all on stage k   [_transitions]
                 w[k] >= workspace of each layer of k                                             [_workspaces]
-                fixed + in flight x flying + entry buffers of e + w[k] <= limit of k             [_memory]
+                fixed + in flight x (flying + carried by e) + entry buffers of e + w[k] <= limit [_memory]
                 peak[j] >= weights of peak j x beats(k), for each k                              [_peaks]
                 once >= sum of work once per step of the layers of k, for each k                 [_once]
     where       beats(k) = sum of beats x + messages of e + transitions of t
@@ -144,7 +144,9 @@ class Program:
                     used.append(held / self.bytes_each * variable)
             for (i, stage, r), variable in self.e.items():
                 if stage == k:
-                    used.append(int(self._choices(i, k).entry_bytes[r]) / self.bytes_each * variable)
+                    own = self._choices(i, k)
+                    held = int(own.entry_bytes[r]) + float(flight * int(own.carried_bytes[r]))
+                    used.append(held / self.bytes_each * variable)
             self.program += pulp.lpSum(used) + self.w[k] <= self.problem.limits_bytes[k] / self.bytes_each
 
     def _peaks(self, beats) -> None:

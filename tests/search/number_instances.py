@@ -188,6 +188,7 @@ def _lifelike(table: Table) -> Table:
             flight_bytes=bytes_of(c.flight_bytes),
             workspace_bytes=bytes_of(c.workspace_bytes),
             entry_bytes=bytes_of(c.entry_bytes),
+            carried_bytes=bytes_of(c.carried_bytes),
         )
         for c in table.choices
     )

@@ -94,8 +94,16 @@ def test_no_plan_that_a_framework_can_run_is_faster_than_the_one_that_is_found_f
 
 def test_hybrid_sharding_is_searched_where_its_rule_is_off():
     options = Options(axes=("dp", "sdp", "cp"), without_rules=("dp-and-sdp-apart",), scenarios=ALONE)
+    options = options.model_copy(update={"recompute": ("none",), "sharding": (Sharding.FULL, Sharding.GRADIENTS)})
     for batch, memory in ((8, 12), (4, 9)):
         question = Question(a_model(blocks=1), a_cluster(4, memory * MIB), a_training(batch))
-        plans = Plans(question, options.model_copy(update={"recompute": ("none",)}))
+        plans = Plans(question, options)
         assert any(run.strategy.degree(AxisKind.SDP) > 1 for plan in plans.uniform() for run in plan.stages[0].runs)
         check(question, plans.options, plans.fastest_s(plans.every()))
+
+
+def test_where_there_are_fewer_blocks_than_stages_a_misfit_is_still_a_misfit():
+    options = Options(axes=("pp",), scenarios=ALONE)
+    with pytest.raises(NoPlanFitsError) as caught:
+        search(a_model(blocks=1), a_cluster(3, 2 * MIB), a_training(4), options)
+    assert caught.value.nearest_miss.missing_bytes > 0
