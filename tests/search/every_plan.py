@@ -13,11 +13,13 @@ from planner.search.assemble import assemble
 from planner.search.families import Family, families
 from planner.search.removed import Removed
 from planner.search.space import Space
+from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
 from planner.spec.model import Block, Model
 from planner.spec.plan import Plan
 from planner.spec.request import Options
 from planner.spec.strategy import AxisKind, Recompute, Sharding, Strategy
+from planner.spec.training import Training
 
 Stretches = tuple[tuple[int, int], ...]
 
@@ -94,6 +96,13 @@ class Plans:
                 raise
             return None
         return price.step_time_s if price.fits else float("inf")
+
+
+def fastest(model: Model, cluster: Cluster, training: Training, options: Options) -> float | None:
+    """Step of the fastest plan of the space; None where none fits."""
+    plans = Plans(Question(model, cluster, training), options)
+    found = plans.fastest_s(plans.every())
+    return None if found == float("inf") else found
 
 
 def cuts(model: Model, family: Family) -> Iterator[tuple[Stretches, ...]]:
