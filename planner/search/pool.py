@@ -98,20 +98,23 @@ class Pool:
         ranked = sorted(self._alternatives.values(), key=lambda found: found.per_sample_s)
         return tuple(Candidate(found.per_sample_s, found.build()) for found in ranked[:count])
 
-    def note_miss(self, instance: Instance) -> None:
-        """Where nothing fits: the uniform plan that lacks least, if it lacks less than the one that is known."""
-        if not len(instance.uniform.rows):
+    def note_miss(self, instance: Instance, choices: Uniform) -> None:
+        """Where nothing fits: the plan of these choices that lacks least, if it lacks less than the one that is known.
+
+        Of stages as even as they can be.
+        """
+        if not len(choices.rows):
             return
         stages = instance.even or _even_layers(len(instance.problem.sequence), instance.family.num_stages)
-        priced = price_uniform(instance.problem, instance.uniform, stages)
+        priced = price_uniform(instance.problem, choices, stages)
         row = int(priced.missing_bytes.argmin())
         missing = int(priced.missing_bytes[row])
         if self._nearest is None or missing < self._nearest[0]:
-            build = self._builder(instance, stages, instance.uniform.rows[row].tolist())
+            build = self._builder(instance, stages, choices.rows[row].tolist())
             self._nearest = (missing, int(priced.fullest[row]), build)
 
     def nearest_miss(self) -> NearestMiss | None:
-        """Of the uniform plans the one that lacks least; None if none was noted."""
+        """Of the noted plans the one that lacks least; None if none was noted."""
         if self._nearest is None:
             return None
         missing, stage, build = self._nearest

@@ -9,15 +9,19 @@ from small_questions import MIB, a_device
 
 from planner.spec.cluster import Cluster, Level, Link
 from planner.spec.model import (
+    AnyLayer,
     Block,
     DenseFeedForward,
     Embedding,
+    EncoderEnd,
     GroupedQueryAttention,
     Head,
     LatentAttention,
     LayerRun,
+    Merging,
     Model,
     MoeFeedForward,
+    PatchEmbedding,
 )
 from planner.spec.stack import Stack
 from planner.spec.training import AttentionKernel, Training
@@ -32,6 +36,7 @@ _ATTENTIONS = (
         num_heads=12, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16
     ),
 )
+_ALL = GroupedQueryAttention(num_heads=12, num_kv_heads=12, head_dim=8, causal=False)
 STACKS = (
     Stack(),
     Stack(tensor_overlap_ratio=0.5, expert_overlap_ratio=0.9, data_overlap_ratio=0.8, message_host_s=3e-5),
@@ -47,13 +52,57 @@ class Question(NamedTuple):
     training: Training
 
 
+def models(blocks: st.SearchStrategy[int]) -> st.SearchStrategy[Model]:
+    """Models of all shapes with so many blocks, or one more where they need two."""
+    return st.one_of(decoders(blocks, False), decoders(blocks, True), encoder_decoders(blocks), pyramids(blocks))
+
+
+def _model(*runs: tuple[AnyLayer, int]) -> Model:
+    return Model(
+        name="any", hidden_size=HIDDEN, runs=tuple(LayerRun(layer=layer, num_layers=count) for layer, count in runs)
+    )
+
+
 @st.composite
-def models(draw, blocks: st.SearchStrategy[int], experts: bool | None = None) -> Model:
+def encoder_decoders(draw, blocks: st.SearchStrategy[int]) -> Model:
+    """Blocks on both sides of an encoder's end, those after it with cross-attention."""
+    count = max(2, draw(blocks))
+    first = draw(st.integers(1, count - 1))
+    network = DenseFeedForward(width=4 * HIDDEN, gated=False)
+    return _model(
+        (Embedding(vocab_size=3000, tokens_per_sample="encoder"), 1),
+        (Block(attention=_ALL, feed_forward=network, tokens_per_sample="encoder"), first),
+        (EncoderEnd(), 1),
+        (Block(attention=_ATTENTIONS[0], cross_attention=_ALL, feed_forward=network), count - first),
+        (Head(vocab_size=3000), 1),
+    )
+
+
+@st.composite
+def pyramids(draw, blocks: st.SearchStrategy[int]) -> Model:
+    """Blocks over windows of an image, of which neighbouring patches become one between them."""
+    count = max(2, draw(blocks))
+    first = draw(st.integers(1, count - 1))
+    network = DenseFeedForward(width=4 * HIDDEN, gated=False)
+    windows = _ALL.model_copy(update={"window": 16})
+    wide = {"hidden_size": 2 * HIDDEN, "tokens_per_sample": 48}
+    return _model(
+        (PatchEmbedding(tokens_per_sample=192, patch_values=48), 1),
+        (Block(attention=windows, feed_forward=network, tokens_per_sample=192), first),
+        (Merging(**wide, input_size=HIDDEN, merged_tokens=4), 1),
+        (Block(**wide, attention=windows, feed_forward=network), count - first),
+        (Head(**wide, vocab_size=3000, pooled=True), 1),
+    )
+
+
+@st.composite
+def decoders(draw, blocks: st.SearchStrategy[int], experts: bool) -> Model:
     """Blocks between embedding and head; of models with experts, the first blocks may have none."""
     attention = draw(st.sampled_from(_ATTENTIONS))
     dense = Block(attention=attention, feed_forward=DenseFeedForward(width=4 * HIDDEN, gated=draw(st.booleans())))
-    count, runs = draw(blocks), []
-    if draw(st.booleans()) if experts is None else experts:
+    count = draw(blocks)
+    runs: list[tuple[AnyLayer, int]] = [(dense, count)]
+    if experts:
         moe = MoeFeedForward(
             num_experts=EXPERTS,
             top_k=draw(st.integers(1, 3)),
@@ -61,13 +110,11 @@ def models(draw, blocks: st.SearchStrategy[int], experts: bool | None = None) ->
             shared_width=draw(st.sampled_from([0, HIDDEN])),
         )
         first = draw(st.integers(0, count - 1))
-        runs = [LayerRun(layer=dense, num_layers=first)] if first else []
-        runs.append(LayerRun(layer=Block(attention=attention, feed_forward=moe), num_layers=count - first))
-    else:
-        runs = [LayerRun(layer=dense, num_layers=count)]
+        runs = [(dense, first)] if first else []
+        runs.append((Block(attention=attention, feed_forward=moe), count - first))
     head = Head(vocab_size=3000, tied=draw(st.booleans()))
     embedding = Embedding(vocab_size=3000, num_positions=draw(st.sampled_from([0, 512])))
-    return Model(name="any", hidden_size=HIDDEN, runs=(LayerRun(layer=embedding), *runs, LayerRun(layer=head)))
+    return _model((embedding, 1), *runs, (head, 1))
 
 
 @st.composite
@@ -96,11 +143,25 @@ def clusters(draw, sizes: st.SearchStrategy[tuple[int, ...]], memory_mib: st.Sea
 
 
 @st.composite
-def trainings(draw, batches: st.SearchStrategy[int]) -> Training:
-    """Recipes that any of the models can have."""
+def questions(
+    draw,
+    blocks: st.SearchStrategy[int],
+    sizes: st.SearchStrategy[tuple[int, ...]],
+    memory_mib: st.SearchStrategy[int],
+    batches: st.SearchStrategy[int],
+) -> Question:
+    """Any model on any cluster, with a recipe that it can have."""
+    model, cluster = draw(models(blocks)), draw(clusters(sizes, memory_mib))
+    return Question(model, cluster, draw(_trainings(model, batches)))
+
+
+@st.composite
+def _trainings(draw, model: Model, batches: st.SearchStrategy[int]) -> Training:
+    images = isinstance(model.layers[0], PatchEmbedding)
     return Training(
         global_batch_size=draw(batches),
-        sequence_length=draw(st.sampled_from([96, 192])),
+        sequence_length=192 if images else draw(st.sampled_from([96, 192])),
+        encoder_sequence_length=draw(st.sampled_from([48, 192])) if model.has_encoder else None,
         attention_kernel=draw(st.sampled_from(list(AttentionKernel))),
         capacity_factor=draw(st.sampled_from([None, 1.25])),
         dropout=draw(st.booleans()),

@@ -4,7 +4,7 @@ import pytest
 from every_plan import Plans, cuts
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from random_questions import Question, clusters, models, trainings, workloads
+from random_questions import Question, questions, workloads
 
 from planner.cost import estimate
 from planner.cost.part import conditions
@@ -34,8 +34,7 @@ def instances_of(question: Question, options: Options, found: list[Family], work
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_plan_of_a_family_is_faster_than_what_its_layers_compute(data):
-    sized = data.draw(st.tuples(models(st.integers(1, 5)), clusters(SIZES, st.just(1000))))
-    question = Question(*sized, data.draw(trainings(st.sampled_from([2, 6, 8]))))
+    question = data.draw(questions(st.integers(1, 5), SIZES, st.just(1000), st.sampled_from([2, 6, 8])))
     workload = data.draw(workloads(question.model))
     try:
         plans = Plans(question, WIDE)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_questions import STACKS, Question, clusters, models, trainings
+from random_questions import STACKS, Question, questions
 from small_questions import MIB
 
 from planner.search import search
@@ -26,20 +26,18 @@ RULES = (
 )
 
 
-@st.composite
-def questions(draw) -> Question:
-    return Question(
-        draw(models(st.integers(1, 4))),
-        draw(clusters(SIZES, st.integers(4, 40))),
-        draw(trainings(st.sampled_from([4, 6, 8]))),
-    )
+QUESTIONS = questions(st.integers(1, 4), SIZES, st.integers(4, 40), st.sampled_from([4, 6, 8]))
 
 
 def best_s(question: Question, options: Options = BALANCED_ONLY) -> float:
     """Seconds per step of the best plan; inf where none fits, or the space has no plan."""
     try:
         return search(*question, options).plans[0].estimate.step_time_s
-    except (NoPlanFitsError, InputError):
+    except NoPlanFitsError:
+        return float("inf")
+    except InputError as error:
+        if "no way to cut" not in str(error):
+            raise
         return float("inf")
 
 
@@ -48,7 +46,7 @@ def never_slower(times) -> bool:
 
 
 @settings(max_examples=25, deadline=None)
-@given(questions(), st.lists(st.integers(3, 60), min_size=2, max_size=4, unique=True))
+@given(QUESTIONS, st.lists(st.integers(3, 60), min_size=2, max_size=4, unique=True))
 def test_more_memory_is_never_slower(question, sizes):
     times = []
     for size in sorted(sizes):
@@ -58,7 +56,7 @@ def test_more_memory_is_never_slower(question, sizes):
 
 
 @settings(max_examples=25, deadline=None)
-@given(questions(), st.data())
+@given(QUESTIONS, st.data())
 def test_more_bandwidth_on_any_tier_of_links_is_never_slower(question, data):
     times = []
     tier = data.draw(st.integers(0, len(question.cluster.levels) - 1))
@@ -109,13 +107,13 @@ def nested_spaces(draw) -> tuple[Options, Options]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(questions(), nested_spaces())
+@given(QUESTIONS, nested_spaces())
 def test_a_larger_space_is_never_slower(question, spaces):
     assert never_slower([best_s(question, options) for options in spaces])
 
 
 @settings(max_examples=15, deadline=None)
-@given(questions(), st.sampled_from([s for s in STACKS if s.message_host_s == 0]))
+@given(QUESTIONS, st.sampled_from([s for s in STACKS if s.message_host_s == 0]))
 def test_uniform_plans_are_never_faster_than_mixed_ones(question, stack):
     asked = question._replace(cluster=question.cluster.model_copy(update={"stack": stack}))
     assert never_slower([best_s(asked, BALANCED_ONLY.model_copy(update={"uniform": flag})) for flag in (True, False)])

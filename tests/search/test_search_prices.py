@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from random_questions import clusters, models, trainings, workloads
+from random_questions import questions, workloads
 
-from planner.cost.boundary import entry, tied_gradient_s, transition_s
+from planner.cost.boundary import entry_into, tied_gradient_s, transition_s
 from planner.cost.layer import LayerCost, layer_cost
 from planner.cost.load import load_ratio
-from planner.cost.part import conditions
+from planner.cost.part import at_entry, conditions
 from planner.cost.pipeline import Beats, beat
 from planner.search.pricing import Pricing
 from planner.search.removed import Removed
 from planner.search.space import Space
 from planner.search.table import Boundaries, Priced, all_choices
-from planner.spec.request import Options
+from planner.spec.request import ALL_AXES, Options
 from planner.spec.strategy import Strategy
 
 RULES_OFF = ("dp-and-sdp-apart", "tp-on-nearest-devices", "cp-inside-dp", "tp-within-node")
-WHOLE = Options(without_rules=(*RULES_OFF, "sequence-parallel-where-possible"))
+WHOLE = Options(axes=ALL_AXES, without_rules=(*RULES_OFF, "sequence-parallel-where-possible"))
 SIZES = st.sampled_from([(1,), (2,), (3,), (4,), (6,), (2, 4), (3, 6), (2, 4, 8)])
 
 
@@ -29,9 +29,7 @@ class Case:
     """Pricing of one question, and the strategies of a stage of some of its devices."""
 
     def __init__(self, data) -> None:
-        self.model = data.draw(models(st.integers(1, 3)))
-        cluster = data.draw(clusters(SIZES, st.just(1000)))
-        self.training = data.draw(trainings(st.just(24)))
+        self.model, cluster, self.training = data.draw(questions(st.integers(1, 3), SIZES, st.just(1000), st.just(24)))
         self.workload = data.draw(workloads(self.model))
         stages = data.draw(st.sampled_from([n for n in (1, 2, 3, 4) if cluster.num_devices % n == 0]))
         self.devices, self.samples = cluster.num_devices // stages, 24
@@ -102,10 +100,14 @@ def test_every_number_of_a_table_is_what_the_cost_model_says_of_its_strategy(dat
                 far = level.num_devices - 1
                 if tier and far // levels[tier - 1].num_devices == 0:
                     continue
-                wanted = entry(case.conditions, strategy, case.samples, length, (0, far))
+                layer = case.classes[number].layer
+                wanted = entry_into(case.conditions, layer, strategy, case.samples, (0, far))
                 assert choices.entry_s[row, tier] == pytest.approx(wanted.pass_s, rel=1e-12)
                 assert choices.entry_bytes[row] == wanted.buffer_bytes
-    for (one, a), (other, b) in product(*[[(c, r) for c in every for r in some_rows(data, len(c.once_s), 4)]] * 2):
-        passes = transition_s(case.conditions, one.strategies[a], other.strategies[b], case.samples, length)
+                assert choices.carried_bytes[row] == wanted.carried_bytes
+    picked = [(number, c, r) for number, c in enumerate(every) for r in some_rows(data, len(c.once_s), 4)]
+    for (_, one, a), (number, other, b) in product(picked, picked):
+        arriving, tokens = at_entry(case.conditions, case.classes[number].layer, length)
+        passes = transition_s(arriving, one.strategies[a], other.strategies[b], case.samples, tokens)
         found = transitions[one.layout[a], other.layout[b]]
         assert found == pytest.approx(np.array(beat(beats, *passes, 0.0)), rel=1e-12)

@@ -46,7 +46,8 @@ def test_no_plan_of_the_space_is_faster_than_the_found_one_when_estimate_prices_
 @pytest.mark.parametrize("bandwidth", [1e9, 1e11])
 def test_with_ulysses_no_plan_of_the_space_is_faster_than_the_found_one(bandwidth):
     question = (a_model(blocks=1), a_cluster(4, 40 * MIB, bandwidth), a_training(4))
-    options = FEW.model_copy(update={"axes": ("dp", "tp", "sp", "cp", "ulysses"), "max_micro_batch_size": 2})
+    plain = {"recompute": ("none",), "sharding": ("none",), "max_micro_batch_size": 2}
+    options = FEW.model_copy(update={"axes": ("dp", "tp", "sp", "cp", "ulysses"), **plain})
     best = search(*question, options).plans[0]
     assert best.estimate.step_time_s == pytest.approx(fastest(*question, options), rel=1e-9)
 

@@ -4,14 +4,23 @@ import pytest
 from every_plan import Plans, narrowed
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from random_questions import Question, clusters, models, trainings
+from random_questions import Question, questions
 from small_questions import MIB, a_cluster, a_model, a_training
 
 from planner.cost.targets import FRAMEWORKS, broken_target_rules
 from planner.search import search
 from planner.spec.errors import InputError, NoPlanFitsError
+from planner.spec.model import (
+    Block,
+    DenseFeedForward,
+    GroupedQueryAttention,
+    Head,
+    LayerRun,
+    Model,
+    PatchEmbedding,
+)
 from planner.spec.plan import ScheduleKind
-from planner.spec.request import Options
+from planner.spec.request import ALL_AXES, Options
 from planner.spec.shortlist import CertificateStatus
 from planner.spec.strategy import AxisKind, Recompute, Sharding
 from planner.spec.workload import BALANCED, Scenario
@@ -25,7 +34,8 @@ _RULES = (
     "1f1b-instead-of-gpipe",
 )
 ALONE = (Scenario(workload=BALANCED, probability=1.0),)
-MEMORY = st.integers(3, 24)
+SIZES = st.sampled_from([(1,), (2,), (3,), (4,), (1, 2), (2, 4), (6,)])
+MEMORY = st.integers(6, 60)
 
 
 def check(question: Question, options: Options, expected: float | None) -> None:
@@ -44,12 +54,8 @@ def check(question: Question, options: Options, expected: float | None) -> None:
 @st.composite
 def spaces(draw, most: int, blocks, schedules=None) -> Plans:
     """Questions with at most so many plans."""
-    question = Question(
-        draw(models(blocks)),
-        draw(clusters(st.sampled_from([(1,), (2,), (3,), (4,), (1, 2), (2, 4), (6,)]), MEMORY)),
-        draw(trainings(st.sampled_from([2, 4, 6]))),
-    )
-    axes = [axis for axis in draw(st.permutations(Options().axes)) if axis != "sp"]
+    question = draw(questions(blocks, SIZES, MEMORY, st.sampled_from([2, 4, 6])))
+    axes = [axis for axis in draw(st.permutations(ALL_AXES)) if axis != "sp"]
     options = Options(
         axes=(*(("sp",) if draw(st.booleans()) else ()), *axes),
         sharding=tuple(draw(st.permutations(list(Sharding)))),
@@ -74,7 +80,7 @@ def test_no_plan_of_the_space_is_faster_than_the_found_one(plans):
     check(plans.question, plans.options, plans.fastest_s(plans.every()))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(spaces(10**9, st.integers(1, 4)))
 def test_no_uniform_plan_is_faster_than_the_one_that_is_found_among_uniform_plans(plans):
     check(plans.question, plans.options.model_copy(update={"uniform": True}), plans.fastest_s(plans.uniform()))
@@ -100,6 +106,21 @@ def test_hybrid_sharding_is_searched_where_its_rule_is_off():
         plans = Plans(question, options)
         assert any(run.strategy.degree(AxisKind.SDP) > 1 for plan in plans.uniform() for run in plan.stages[0].runs)
         check(question, plans.options, plans.fastest_s(plans.every()))
+
+
+def test_where_layers_cannot_be_alike_a_misfit_is_still_a_misfit():
+    # A head that sees one token of an image cannot have sequence parallelism, which the others must have.
+    attention = GroupedQueryAttention(num_heads=4, num_kv_heads=4, head_dim=32, causal=False)
+    block = Block(attention=attention, feed_forward=DenseFeedForward(width=512), tokens_per_sample=256)
+    patches = PatchEmbedding(tokens_per_sample=256, patch_values=48)
+    layers = patches, block, Head(vocab_size=1000, tokens_per_sample=256, pooled=True)
+    model = Model(name="image", hidden_size=128, runs=tuple(LayerRun(layer=layer) for layer in layers))
+    options = Options(axes=("tp", "sp"), scenarios=ALONE)
+    question = Question(model, a_cluster(2, 2 * MIB), a_training(4))
+    plans = Plans(question, options)
+    assert plans.fastest_s(plans.uniform()) is None
+    check(question, options, plans.fastest_s(plans.every()))
+    check(question, options.model_copy(update={"uniform": True}), None)
 
 
 def test_where_there_are_fewer_blocks_than_stages_a_misfit_is_still_a_misfit():
