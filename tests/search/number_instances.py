@@ -68,6 +68,13 @@ def _choices(draw, numbers: int, layouts: int) -> Choices:
     def column(largest: int) -> list[int]:
         return draw(st.lists(st.integers(0, largest), min_size=size, max_size=size))
 
+    layout = np.array([value % layouts for value in column(5)], dtype=np.int64)
+    entry_s = np.array([column(4), column(8)], dtype=float).T.reshape(size, 2)
+    entry_bytes, carried_bytes = (np.array(column(most), dtype=np.int64) for most in (3, 2))
+    if draw(st.booleans()):
+        # As in real tables: entered alike where the layout is alike, so that strategies can be compared.
+        same = np.unique(layout, return_index=True)[1][np.unique(layout, return_inverse=True)[1].reshape(-1)]
+        entry_s, entry_bytes, carried_bytes = entry_s[same], entry_bytes[same], carried_bytes[same]
     return Choices(
         strategies=_nameless(size),
         beats_s=np.array([column(20) for _ in range(numbers)], dtype=float).T.reshape(size, numbers),
@@ -75,10 +82,10 @@ def _choices(draw, numbers: int, layouts: int) -> Choices:
         fixed_bytes=np.array(column(12), dtype=np.int64),
         flight_bytes=np.array(column(6), dtype=np.int64),
         workspace_bytes=np.array(column(10), dtype=np.int64),
-        layout=np.array([value % layouts for value in column(5)], dtype=np.int64),
-        entry_s=np.array([column(4), column(8)], dtype=float).T.reshape(size, 2),
-        entry_bytes=np.array(column(3), dtype=np.int64),
-        carried_bytes=np.array(column(2), dtype=np.int64),
+        layout=layout,
+        entry_s=entry_s,
+        entry_bytes=entry_bytes,
+        carried_bytes=carried_bytes,
     )
 
 
