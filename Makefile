@@ -11,7 +11,7 @@ WRITE ?=
 DATE ?= $(shell date -u +%F)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench validate fit clean
+.PHONY: help run test check demo bench bench-search validate fit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ demo: $(VENV)/dev  ## the whole story in one terminal, under three minutes
 
 bench: $(VENV)/dev  ## benchmarks, by hand; timings are ratios within one run
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-search: $(VENV)/dev  ## CPU seconds of the offline search beside those of others
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_search.py
 
 validate: $(VENV)/service  ## prices against the measured runs in RUNS; WRITE=docs/validation.md renews the document
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validation.py $(RUNS) $(if $(WRITE),--write $(WRITE))

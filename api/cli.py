@@ -59,6 +59,7 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code."""
+    stopped = meaning(CancelledError()).exit_code
     try:
         code = build()(list(arguments) or ["--help"], prog_name="trimtab", standalone_mode=False)
     except _USAGE_ERROR as error:
@@ -66,11 +67,14 @@ def run(arguments: Sequence[str]) -> int:
     except TrimtabError as error:
         return _fail(meaning(error).exit_code, shown(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(meaning(CancelledError()).exit_code, "stopped")
+        code = stopped
     except BrokenPipeError:
         # Whoever read our output has gone; let the interpreter's last flush go nowhere too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if code == stopped:
+        # Newer versions of typer turn Ctrl-C into this code and say nothing.
+        return _fail(stopped, "stopped")
     return code if isinstance(code, int) else 0
 
 

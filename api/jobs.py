@@ -30,8 +30,8 @@ RETRY_S = 1.0
 EXIT_S = 5.0
 """What a process gets to end by itself after its last news."""
 GRACE_S = 60.0
-"""Beyond its time limit, what a search gets to hand over its best plan so far: the step that it is in, and pricing its
-shortlist for all scenarios, which on a busy machine and for a large cluster takes tens of seconds."""
+"""Beyond its time limit, what a search gets to hand over its best plan so far. About a second is enough once a plan is
+known; a first one takes as long as it takes, and on a busy machine longer."""
 
 
 @dataclass(frozen=True)

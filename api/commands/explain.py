@@ -12,11 +12,13 @@ from api.commands.options import (
     Batch,
     CapacityFactor,
     ClusterArgument,
+    EncoderSequence,
     GradientOption,
     JsonOption,
     MaxBatch,
     MemoryOption,
     ModelArgument,
+    OffloadOption,
     OptimizerOption,
     PlanArgument,
     PrecisionOption,
@@ -28,6 +30,7 @@ from api.commands.options import (
     TargetOption,
     TimeLimit,
     UniformOption,
+    WithoutRuleOption,
     options_from,
     parts_of,
     read_model_and_cluster,
@@ -69,12 +72,15 @@ def explain(
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
     gradient_precision: GradientOption = None,
+    encoder_sequence_length: EncoderSequence = None,
     target: TargetOption = None,
     uniform: UniformOption = False,
+    offload: OffloadOption = False,
     axes: AxesOption = None,
     sharding: ShardingOption = None,
     recompute: RecomputeOption = None,
     schedules: SchedulesOption = None,
+    without_rule: WithoutRuleOption = None,
     time_limit: TimeLimit = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,16 +92,19 @@ def explain(
     given = {
         "target": target,
         "uniform": uniform or None,
+        "offload": offload or None,
         "axes": parts_of(axes),
         "sharding": parts_of(sharding),
         "recompute": parts_of(recompute),
         "schedules": parts_of(schedules),
+        "without_rules": without_rule or None,
         "time_limit_s": time_limit,
     }
     recipe = {
         "precision": precision,
         "optimizer": optimizer,
         "gradient_precision": gradient_precision,
+        "encoder_sequence_length": encoder_sequence_length,
         "max_global_batch_size": max_global_batch_size,
         "capacity_factor": capacity_factor,
     }
@@ -155,6 +164,7 @@ def diff(
     memory_limit: MemoryOption = None,
     stack: StackOption = None,
     gradient_precision: GradientOption = None,
+    encoder_sequence_length: EncoderSequence = None,
     as_json: JsonOption = False,
 ) -> None:
     """Set two plans side by side: what they choose differently, which seconds and bytes differ, which is faster.
@@ -162,7 +172,11 @@ def diff(
     trimtab diff llama-2-7b 1x8:a100-sxm-80g tp8-mbs1 tp4-mbs1-zero1 --global-batch-size 64 --sequence-length 4096
     """
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
-    recipe = {"precision": precision, "gradient_precision": gradient_precision}
+    recipe = {
+        "precision": precision,
+        "gradient_precision": gradient_precision,
+        "encoder_sequence_length": encoder_sequence_length,
+    }
     given = None
     if global_batch_size is not None or sequence_length is not None:
         given = training_from(global_batch_size, sequence_length, **recipe)

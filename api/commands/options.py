@@ -56,13 +56,23 @@ StackOption = Annotated[
 OptimizerOption = Annotated[str, typer.Option(help="adam or sgd")]
 MaxBatch = Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")]
 CapacityFactor = Annotated[float | None, typer.Option(help="Tokens an expert takes, over its share")]
-AxesOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp")]
+AxesOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,…", help="Of dp sdp tp pp ep cp sp, and ulysses, which is searched only if named"),
+]
 ShardingOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none optimizer gradients full")]
 RecomputeOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of none selective full")]
 SchedulesOption = Annotated[str | None, typer.Option(metavar="A,B,…", help="Of 1f1b interleaved gpipe zero_bubble")]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds after which a search takes the best so far")]
 TargetOption = Annotated[
     str | None, typer.Option(help="Only plans that this framework can run: any, megatron, torchtitan or deepspeed")
+]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Layers may keep their optimizer state on the host, which updates the weights")
+]
+WithoutRuleOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Switch off a rule that prunes by experience; may be given several times"),
 ]
 UniformOption = Annotated[bool, typer.Option("--uniform", help="Only plans with one strategy for all blocks")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; messages on stderr")]
@@ -153,6 +163,8 @@ def shown(error: TrimtabError) -> str:
         for root in ("training.", "options."):
             if field.startswith(root):
                 field = "--" + field.removeprefix(root).replace("_", "-")
+        if field.startswith("--without-rules."):
+            field = "--without-rule"
         # A row's id stands in the field; its line breaks are to be seen.
         lines.append(f"{printable(field)}: {problem.message}")
     return printable(" ".join("; ".join(lines).split()))

@@ -17,6 +17,7 @@ from api.commands.options import (
     MaxBatch,
     MemoryOption,
     ModelArgument,
+    OffloadOption,
     OptimizerOption,
     PrecisionOption,
     RecomputeOption,
@@ -28,6 +29,7 @@ from api.commands.options import (
     TargetOption,
     TimeLimit,
     UniformOption,
+    WithoutRuleOption,
     check_writable,
     options_from,
     parts_of,
@@ -44,6 +46,7 @@ from planner.view import (
     baseline_table,
     headline_table,
     memory_table,
+    pruning_table,
     shortlist_table,
     stage_table,
     time_table,
@@ -66,10 +69,15 @@ def plan(
     shortlist_size: Annotated[int | None, typer.Option(help="Plans to hand out at most")] = None,
     target: TargetOption = None,
     uniform: UniformOption = False,
+    offload: OffloadOption = False,
     axes: AxesOption = None,
     sharding: ShardingOption = None,
     recompute: RecomputeOption = None,
     schedules: SchedulesOption = None,
+    without_rule: WithoutRuleOption = None,
+    explain_pruning: Annotated[
+        bool, typer.Option("--explain-pruning", help="Show what each rule removed from the space, and why")
+    ] = False,
     time_limit: TimeLimit = None,
     compare: Annotated[
         bool,
@@ -85,6 +93,8 @@ def plan(
     trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --compare-baselines
 
     trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --target megatron
+
+    trimtab plan llama-2-7b 2x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --explain-pruning
     """
     check_writable(output)
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
@@ -102,10 +112,13 @@ def plan(
         shortlist_size=shortlist_size,
         target=target,
         uniform=uniform or None,
+        offload=offload or None,
         axes=parts_of(axes),
         sharding=parts_of(sharding),
         recompute=parts_of(recompute),
         schedules=parts_of(schedules),
+        without_rules=without_rule or None,
+        explain_pruning=explain_pruning or None,
         time_limit_s=time_limit,
     )
     with progress_bar("Searching") as report:
@@ -140,4 +153,6 @@ def _show(model: Model, shortlist: Shortlist) -> None:
         memory_table(best.plan, best.estimate),
         assumption_table(best.estimate),
     )
+    if shortlist.certificate.pruned_rules:
+        show(pruning_table(shortlist.certificate))
     say(certificate_line(shortlist))

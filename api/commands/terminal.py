@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -118,7 +119,14 @@ def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
     if not sys.stderr.isatty():
         yield lambda progress, message: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    fixed, rest = RichColumn(no_wrap=True, min_width=4), RichColumn(no_wrap=True, overflow="ellipsis", ratio=1)
+    columns = (
+        SpinnerColumn(),
+        TimeElapsedColumn(table_column=RichColumn(no_wrap=True, min_width=7)),
+        BarColumn(bar_width=24, table_column=RichColumn(no_wrap=True, min_width=24)),
+        TextColumn("{task.percentage:>3.0f}%", table_column=fixed),
+        TextColumn("{task.description}", table_column=rest, markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda progress, message: bar.update(task, completed=progress, description=f"{title}: {message}")

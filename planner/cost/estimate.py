@@ -232,7 +232,7 @@ def _bill(case: _Case, number: int, stage: Stage) -> _Bill:
         backward=work.backward,
         once_communication_s=once_communication_s,
         optimizer_s=work.optimizer_s,
-        boundary_s=forward_s + backward_s - work.transition_s,
+        boundary_s=2.0 * boundary_s,
         transition_s=work.transition_s,
         pace=Pace(
             work.pass_s[0] + forward_s,

@@ -290,7 +290,8 @@ def _weight_gradient_s(whole: Part, left_s: Numbers, recompute: Recompute) -> Nu
 def _beside(rate: Rates, hidden_ratio: float, compute_s: Numbers, traffic_s: Numbers) -> Numbers:
     """What traffic adds to compute, when only a part of it may run beside."""
     hidden_s = hidden_ratio * traffic_s
-    return overlapped_s(rate, compute_s, hidden_s) - compute_s + (traffic_s - hidden_s)
+    # Rounding must not make it less than nothing.
+    return np.maximum(0.0, overlapped_s(rate, compute_s, hidden_s) - compute_s) + (traffic_s - hidden_s)
 
 
 def _host_passes(recompute: Recompute) -> float:

@@ -1,11 +1,13 @@
 """The offline stage: decision tree, exact choice, shortlist.
 
 search() declares the outer choices (families: batch size, stages, micro-batches, schedule) and the strategies of the
-decision tree for each size of stage (tree); turns them into numbers (table, instances); bounds every family (bounds),
-and solves them in the order of their bounds (explore): an exact choice of strategies for a stage under its memory
-(stage) inside an exact partition of the layers (partition). That is for balanced load; for every other scenario it
-looks for good plans without a proof. It prices the plans with estimate(), which must agree with the solver on the
-best, and chooses the shortlist by an integer program (shortlist). Restricted spaces have names (baselines).
+decision tree for each size of stage (tree, space), as rows of numbers (grid). It bounds every family by what its layers
+compute (outlook), and prices those that this leaves (pricing, table, instances). Then problems are looked at more and
+more closely, the least bound first (explore): bounds with memory (bounds, relaxation), a quick pass, and an exact
+choice of strategies for a stage under its memory (stage, with labels, ahead) inside an exact partition of the layers
+(partition). That is for balanced load; for every other scenario it looks for good plans without a proof. It prices the
+plans with estimate(), which must agree with the solver on the best, and chooses the shortlist by an integer program
+(shortlist). Restricted spaces have names (baselines). docs/search.md has the whole story, with the proof.
 """
 
 from planner.search.baselines import compare_baselines

@@ -1,5 +1,5 @@
-"""The search under one workload: of all problems the one with the least bound is looked at more closely, until none
-can hold a better plan than the best.
+"""The search under one workload: problems are looked at more and more closely until none can hold a better plan than
+the best.
 
 A family is bounded four times, each bound closer and dearer than the one before: by what its layers compute (outlook);
 by the table of its strategies, memory apart; with memory (bounds); by an exact solution in which work once per step
@@ -11,31 +11,37 @@ runs out, the least open bound is what is left.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import NamedTuple
 
-from planner.search.bounds import Bounds, Pipeline, mean_step_s, promising
+from planner.search.bounds import Bounds, mean_step_s, promising
 from planner.search.families import Family
 from planner.search.instances import Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
+from planner.search.problem import Pipeline
+from planner.search.progress import Checkpoint
 from planner.spec.errors import NoPlanFitsError
 from planner.spec.plan import ScheduleKind
-
-Checkpoint = Callable[[float, str], None]
-"""Told the share of this exploration that is done and what goes on; may raise to stop it."""
 
 ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
 _GLANCED = 8
 """Groups that are priced in a search without a certificate."""
-_GLANCES = 4
-"""And narrow passes over their families."""
+_GLANCES = 1
+"""And narrow passes over their families: uniform plans tell most of what a scenario wants."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
+_OUTLOOK = 0.1
+"""Progress after the first bounds: the share of the time that they usually take."""
+_PRICED = 0.35
+"""Progress after the prices."""
+_TRIED = 0.6
+"""Progress after good plans were looked for everywhere."""
 
 
 class Explored(NamedTuple):
@@ -60,8 +66,13 @@ class _Look(IntEnum):
 
 
 class _Open(NamedTuple):
-    """A problem that may still hold a better plan; the least bound comes first, of equals the first made."""
+    """A problem that may still hold a better plan.
 
+    What is dear waits until good plans were looked for everywhere; then the least bound comes first, of equals the
+    first made.
+    """
+
+    is_tried: bool
     bound_per_sample_s: float
     order: int
     look: _Look
@@ -75,6 +86,12 @@ class Limits(NamedTuple):
     out_of_time: Callable[[], bool]
     effort: int
     """Comparisons of partial choices, in all: the same on every machine."""
+    must_find: bool = True
+    """Time ends nothing before a plan is known."""
+
+    def over(self, pool: Pool) -> bool:
+        """Whether time ends the search now."""
+        return self.out_of_time() and (pool.best is not None or not self.must_find)
 
 
 def explore(
@@ -85,7 +102,7 @@ def explore(
     Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are not solved are left
     open with their bounds; finding a plan at all is part of any answer.
     """
-    waiting, least = _priced(instances, families, pool, checkpoint, limits.out_of_time)
+    waiting, least = _priced(instances, families, pool, checkpoint, limits)
     solved = _solved(instances, waiting, pool, checkpoint, limits)
     if pool.best is None:
         raise _nothing_fits(instances, families, pool, checkpoint)
@@ -97,7 +114,7 @@ def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
     """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
-    waiting, _ = _priced(instances, families, pool, checkpoint, limits.out_of_time, _GLANCED)
+    waiting, _ = _priced(instances, families, pool, checkpoint, limits, _GLANCED)
     _solved(instances, waiting, pool, checkpoint, limits, most=_GLANCES)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
@@ -120,7 +137,7 @@ def _priced(
     families: Sequence[Family],
     pool: Pool,
     checkpoint: Checkpoint,
-    out_of_time: Callable[[], bool],
+    limits: Limits,
     most: int | None = None,
 ) -> tuple[list[_Open], float]:
     """Price tables and uniform plans in the order of the first bounds; the problems that are left, with their second.
@@ -128,7 +145,10 @@ def _priced(
     Also a bound for the families that time did not allow. `most`: groups that are priced, once a plan is known.
     """
     found: list[_Open] = []
-    bounds = {family: pool.per_sample_s(instances.at_least_s(family), family.global_batch_size) for family in families}
+    bounds = {}
+    for number, family in enumerate(families):
+        checkpoint(_OUTLOOK * number / len(families), f"bounding {family.num_stages} stages")
+        bounds[family] = pool.per_sample_s(instances.at_least_s(family), family.global_batch_size)
     grouped = sorted(
         (min(bounds[family] for family in group.families), number, group)
         for number, group in enumerate(groups(families))
@@ -137,19 +157,26 @@ def _priced(
     for number, (least, _, group) in enumerate(grouped):
         if least == inf:
             break
-        if pool.best and (out_of_time() or number == most):
+        if limits.over(pool) or (pool.best and number == most):
             return found, max(least, instances.least_per_sample_s())
         if _beaten(least, pool):
             if more == 0 or least >= COMPARABLE * _best(pool):
                 break
             more -= 1
         what = f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
-        checkpoint(0.5 * number / len(grouped), what)
+        share = number / _expected([each[0] for each in grouped], pool, most)
+        checkpoint(_OUTLOOK + (_PRICED - _OUTLOOK) * share, what)
         for instance in instances.of(group):
             pool.offer_uniform(instance)
             for problem, bound in _parts(instances, instance, bounds[instance.family], pool):
-                found.append(_Open(bound, len(found), _Look.PRICED, instance.family, problem))
+                found.append(_Open(False, bound, len(found), _Look.PRICED, instance.family, problem))
     return found, inf
+
+
+def _expected(leasts: Sequence[float], pool: Pool, most: int | None) -> int:
+    """Of groups with such bounds, ascending, those that will be priced if no better plan is found."""
+    better = bisect_left(leasts, _best(pool))
+    return min(len(leasts), better + _MORE, *([] if most is None or pool.best is None else [most]))
 
 
 def _parts(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
@@ -171,29 +198,37 @@ def _solved(
     limits: Limits,
     most: int | None = None,
 ) -> int:
-    """Look at the problem with the least bound until none is better than the best plan; counts those solved.
+    """Look at the problem with the least bound, until no bound is better than the best plan; counts those solved.
 
     Takes what is done with out of `waiting`. `most`: solve none, and look at no more after so many narrow passes.
     """
     heapq.heapify(waiting)
-    total, done, solved, spent, tried = max(1, len(waiting)), 0, 0, 0, 0
+    solved, spent, tried = 0, 0, 0
+    first: dict[bool, float] = {}
 
     def spend(work: int) -> None:
         nonlocal spent
         spent += work
-        checkpoint(0.5 + 0.5 * done / total, f"solving {_name(found.family)}")
-        if pool.best and (spent > limits.effort or limits.out_of_time()):
+        bound = found.bound_per_sample_s
+        share = _closed(first.setdefault(found.is_tried, bound), bound, pool)
+        if found.is_tried:
+            share = _TRIED + (1 - _TRIED) * max(share, min(1.0, spent / limits.effort))
+        else:
+            share = _PRICED + (_TRIED - _PRICED) * share
+        checkpoint(share, f"{'solving' if found.is_tried else 'trying'} {_name(found.family)}")
+        if limits.over(pool) or (pool.best and spent > limits.effort):
             raise TimeoutError("time or effort has run out")
 
-    while waiting and not _beaten(waiting[0].bound_per_sample_s, pool):
+    while waiting:
         found = heapq.heappop(waiting)
-        if most is not None and found.look is _Look.TRIED:
+        if _beaten(found.bound_per_sample_s, pool) or (most is not None and found.is_tried):
             continue
         tried += found.look is _Look.BOUNDED
-        if pool.best and (limits.out_of_time() or tried == most):
+        if limits.over(pool) or (pool.best and tried == most):
             heapq.heappush(waiting, found)
             break
         try:
+            spend(0)
             closer = _look(instances, found, pool, spend)
         except TimeoutError:
             heapq.heappush(waiting, found)
@@ -201,9 +236,14 @@ def _solved(
         if closer is not None and not _beaten(closer.bound_per_sample_s, pool):
             heapq.heappush(waiting, closer)
         else:
-            done += 1
-            solved += found.look is _Look.TRIED
+            solved += found.is_tried
     return solved
+
+
+def _closed(first: float, now: float, pool: Pool) -> float:
+    """How far the bounds of open problems have come from the first to the best plan; 0 while none is known."""
+    best = _best(pool)
+    return (now - first) / (best - first) if first < best < inf else 0.0
 
 
 def _look(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open | None:
@@ -217,7 +257,7 @@ def _look(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int],
     if found.look is _Look.BOUNDED:
         problem = instances.without_dominated(problem)
         _offer(found._replace(problem=problem), pool, spend, width=NARROW)
-        return found._replace(look=_Look.TRIED, problem=problem)
+        return found._replace(is_tried=True, look=_Look.TRIED, problem=problem)
     closer = _closer(instances, found._replace(problem=problem), pool, spend)
     if not _beaten(closer.bound_per_sample_s, pool):
         _offer(closer, pool, spend, width=None)

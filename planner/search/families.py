@@ -21,7 +21,6 @@ from planner.spec.stretches import Stretches, equal_pieces
 from planner.spec.training import Training
 
 GPIPE_RULE = "1f1b-instead-of-gpipe"
-"""1F1B has the same bubble as GPipe, with fewer micro-batches in flight."""
 
 
 class Family(NamedTuple):

@@ -1,8 +1,8 @@
 """The strategies of one layer on the devices of a stage, as rows of small numbers.
 
-A strategy is one choice for each of five things that are free of one another: recomputation, sharding, the shape (axes
-and sequence parallelism), the spread of the experts. Rows are in this order; a Strategy is built for a row that
-somebody looks at.
+A strategy is one choice for each of five things that are free of one another: recomputation, offload, sharding, the
+shape (axes and sequence parallelism), the spread of the experts. Rows are in this order; a Strategy is built for a row
+that somebody looks at.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Shape(NamedTuple):
     sequence_parallel: bool
 
     def strategy(self) -> Strategy:
-        """The strategy of this shape that does nothing else."""
+        """The strategy of this shape that does nothing else; an sdp axis beside dp shards fully, or it is none."""
         hybrid = any(axis.kind is AxisKind.SDP for axis in self.axes)
         sharding = Sharding.FULL if hybrid else Sharding.NONE
-        return Strategy(axes=self.axes, sequence_parallel=self.sequence_parallel, sharding=sharding)
+        return Strategy(axes=self.axes, sharding=sharding, sequence_parallel=self.sequence_parallel)
 
 
 class Grid:
@@ -43,6 +43,7 @@ class Grid:
         shapes: tuple[Shape, ...],
         spreads: tuple[ExpertStrategy | None, ...],
         recompute: Integers,
+        offload: Integers,
         sharding: Integers,
         shape: Integers,
         spread: Integers,
@@ -53,6 +54,7 @@ class Grid:
         """Shared by all layers with experts on as many devices; only None for the others."""
         self.recompute = recompute
         """[rows] of indices into RECOMPUTE; `sharding` into SHARDING, and so on."""
+        self.offload = offload
         self.sharding = sharding
         self.shape = shape
         self.spread = spread
@@ -62,6 +64,11 @@ class Grid:
         """[shapes] of parts into which the samples are cut."""
         data = (AxisKind.DP, AxisKind.SDP)
         return np.array([prod(axis.degree for axis in shape.axes if axis.kind in data) for shape in self.shapes])
+
+    @cached_property
+    def tensor_degrees(self) -> Integers:
+        """[shapes] of the tensor-parallel degree."""
+        return np.array([shape.strategy().tp for shape in self.shapes], dtype=np.int64)
 
     @cached_property
     def shards_dense(self) -> NDArray[np.bool_]:
@@ -78,6 +85,7 @@ class Grid:
             sharding=SHARDING[self.sharding[row]],
             sequence_parallel=shape.sequence_parallel,
             recompute=RECOMPUTE[self.recompute[row]],
+            offload=bool(self.offload[row]),
             experts=self.spreads[self.spread[row]],
         )
 
@@ -95,6 +103,7 @@ class Grid:
             self.shapes,
             self.spreads,
             self.recompute[kept],
+            self.offload[kept],
             self.sharding[kept],
             self.shape[kept],
             self.spread[kept],
@@ -102,17 +111,21 @@ class Grid:
 
     def codes(self) -> Integers:
         """[rows] of one number for each row, ascending, equal for equal strategies of layers of one kind."""
-        return self.code(self.recompute, self.sharding, self.shape, self.spread)
+        return self.code(self.recompute, self.offload, self.sharding, self.shape, self.spread)
 
-    def code(self, recompute: Integers, sharding: Integers, shape: Integers, spread: Integers) -> Integers:
+    def code(
+        self, recompute: Integers, offload: Integers, sharding: Integers, shape: Integers, spread: Integers
+    ) -> Integers:
         """The numbers of rows given by their parts."""
-        combined: Integers = recompute * len(SHARDING) + sharding
+        combined: Integers = (recompute * 2 + offload) * len(SHARDING) + sharding
         return (combined * len(self.shapes) + shape) * len(self.spreads) + spread
 
-    def find(self, recompute: Integers, sharding: Integers, shape: Integers, spread: Integers) -> Integers:
+    def find(
+        self, recompute: Integers, offload: Integers, sharding: Integers, shape: Integers, spread: Integers
+    ) -> Integers:
         """Row of each strategy that is given by its parts; -1 where the layer has none such."""
         if not len(self):
             return np.full(len(shape), -1)
-        known, wanted = self.codes(), self.code(recompute, sharding, shape, spread)
+        known, wanted = self.codes(), self.code(recompute, offload, sharding, shape, spread)
         place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         return np.where(known[place] == wanted, place, -1)

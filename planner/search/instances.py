@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from planner.cost.flops import wide_matrix_flops_per_sample
 from planner.cost.kernels import rates
+from planner.cost.layer import LayerCost
 from planner.cost.pipeline import Beats, beat, beats_of, in_flight, rhythm
-from planner.search.bounds import Pipeline, promising
+from planner.search.bounds import promising
 from planner.search.families import Family, cuts, no_strategy
 from planner.search.grid import Grid
 from planner.search.outlook import Outlook
 from planner.search.pricing import Pricing
+from planner.search.problem import Pipeline
 from planner.search.space import Space
 from planner.search.table import Boundaries, Choices, Priced, Table, all_choices, without_dominated
 from planner.search.uniform import Uniform, each_uniform, uniform_choices
@@ -92,11 +94,12 @@ class Instances:
         if not all(map(len, grids)):
             return
         apart = group.num_stages > 1
-        costs = tuple(self._pricing.costs(n, grid, group.samples, apart) for n, grid in enumerate(grids))
+        costs = tuple(self._costs(n, grid, group.samples, apart) for n, grid in enumerate(grids))
         uniform = uniform_choices(grids, sequence)
         boundaries = Boundaries(self._pricing, grids[0].shapes, group.samples)
         tables: dict[Beats, Table] = {}
         for family in group.families:
+            self._space.tick()
             beats = beats_of(family.schedule.kind)
             if beats not in tables:
                 hop = (group.num_stages - 1) * devices
@@ -105,6 +108,7 @@ class Instances:
             problem = self._problem(family, tables[beats], sequence)
             given = None if problem.pieces else cuts(self.model, family.num_stages, self._space.options)
             for pieces in given or ():
+                self._space.tick()
                 yield Instance(family, problem._replace(pieces=pieces), uniform, pieces)
             if given is None:
                 even = problem.pieces or even_stretches(self.model, family.num_stages)
@@ -117,9 +121,12 @@ class Instances:
         part for each uniform choice where only those are wanted, and for each layout of weights tied on one stage.
         """
         if self._space.options.uniform:
-            yield from each_uniform(instance.problem, instance.uniform, best_s)
+            found = each_uniform(instance.problem, instance.uniform, best_s)
         else:
-            yield from self._mixed(instance, best_s())
+            found = self._mixed(instance, best_s())
+        for each in found:
+            self._space.tick()
+            yield each
 
     def tellable(self, instance: Instance) -> Uniform:
         """Choices by which a misfit is told: the uniform ones; where layers cannot be alike, the smallest of each."""
@@ -147,11 +154,15 @@ class Instances:
         kept: dict[int, Table] = {}
         for table in problem.tables:
             if id(table) not in kept:
-                choices = tuple(map(without_dominated, table.choices))
+                choices = tuple(without_dominated(each, self._space.tick) for each in table.choices)
                 lost = sum(len(c.once_s) for c in table.choices) - sum(len(c.once_s) for c in choices)
                 self._space.removed.note("dominated", lost, "")
                 kept[id(table)] = table._replace(choices=choices)
         return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+
+    def _costs(self, number: int, grid: Grid, samples: int, apart: bool) -> LayerCost:
+        self._space.tick()
+        return self._pricing.costs(number, grid, samples, apart)
 
     def _problem(self, family: Family, table: Table, sequence: Sequence[int]) -> Pipeline:
         cluster, stages = self._space.cluster, family.num_stages
@@ -165,6 +176,7 @@ class Instances:
             ),
             tiers=tuple(self._tier(stage, stages) for stage in range(stages)),
             limits_bytes=(cluster.usable_bytes - cluster.reserve_bytes,) * stages,
+            host_limits_bytes=(cluster.device.host.memory_bytes if cluster.device.host else 0,) * stages,
             rhythm=rhythm(family.schedule, stages, family.num_micro_batches),
         )
 

@@ -22,6 +22,8 @@ from planner.search.families import families
 from planner.search.instances import Instances
 from planner.search.pool import Candidate, Pool
 from planner.search.pricing import Pricing
+from planner.search.progress import Checkpoint, Progress, Report, ignore
+from planner.search.reasons import pruned_rules
 from planner.search.removed import Removed
 from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
@@ -38,15 +40,13 @@ from planner.spec.strategy import ExpertStrategy
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED, Scenario, Workload
 
-Report = Callable[[float, str], None]
 Floats = NDArray[np.float64]
 _EVERYTHING = Options()
+_EXACT, _GLANCE, _CHOICE = 6.0, 1.0, 0.2
+"""How long the search under balanced load, under another, and the choice of the shortlist usually take: for progress
+alone."""
 AGREEMENT = 1e-9
 """Relative difference up to which times are one: the search and estimate() sum in another order."""
-
-
-def ignore(progress: float, message: str) -> None:
-    """Nobody listens."""
 
 
 class _Question(NamedTuple):
@@ -68,7 +68,8 @@ def search(
     """Search the declared space under every scenario and choose a shortlist.
 
     `report(progress, message)` is called often, with progress from 0 to 1 that only grows; what it raises stops the
-    search. `clock` gives seconds. Raises InputError, and NoPlanFitsError with the nearest miss.
+    search. `clock` gives seconds. Time ends the search once a plan is known, and no sooner: without one there is no
+    answer. Raises InputError, and NoPlanFitsError with the nearest miss.
     """
     began = clock()
     options = for_target(options)
@@ -76,24 +77,30 @@ def search(
     question = _Question(model, cluster, training)
     scenarios = _scenarios(model, options)
     check_sequence(model, training)
-    removed = Removed()
-    space = Space(cluster, training, options, removed)
+    time_share = _time_share(options, began, clock)
+    removed, progress = Removed(), Progress(report, time_share)
+    space = Space(cluster, training, options, removed, progress.tick)
     found = families(model, cluster, training, options, removed)
     skewed = [scenario.workload for scenario in scenarios if scenario.workload != BALANCED]
-    stages = [_scaled(report, number, 1 + len(skewed)) for number in range(1 + len(skewed))]
-    limits = Limits(_deadline(options, began, clock), options.effort_limit)
+    first, *others, last = progress.parts([_EXACT, *[_GLANCE] * len(skewed), _CHOICE])
+    limits = Limits(lambda: time_share() > 1, options.effort_limit)
     pricing = Pricing(model, conditions(model.hidden_size, cluster, training), BALANCED)
     instances = Instances(space, pricing, found)
-    explored = explore(instances, found, Pool(cluster, training), stages[0], limits)
+    explored = explore(instances, found, Pool(cluster, training), first, limits)
     _agrees(question, explored.best)
     plans = {plan.id: plan for plan in _unlike((explored.best, *explored.alternatives))}
-    for workload, stage in zip(skewed, stages[1:], strict=True):
-        skewed_instances = Instances(space, pricing.under(workload), found)
+    served = any(scenario.workload == BALANCED for scenario in scenarios)
+    for workload, checkpoint in zip(skewed, others, strict=True):
         pool = Pool(cluster, training, _quickest(question, plans.values(), workload))
-        more = glance(skewed_instances, found, pool, stage, limits)
-        plans |= {plan.id: plan for plan in _unlike(more)}
-    report(1.0, "choosing the shortlist")
-    entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size)
+        limits = limits._replace(must_find=not served)
+        served |= pool.best is not None
+        if not limits.over(pool):
+            skewed_instances = Instances(space, pricing.under(workload), found)
+            more = glance(skewed_instances, found, pool, checkpoint, limits)
+            plans |= {plan.id: plan for plan in _unlike(more)}
+            served |= bool(more)
+    entries, kept = _shortlist(question, list(plans.values()), scenarios, options.shortlist_size, last)
+    report(1.0, "done")
     return Shortlist(
         plans=entries,
         certificate=_certificate(explored, space, len(found)),
@@ -131,21 +138,10 @@ def _scenarios(model: Model, options: Options) -> tuple[Scenario, ...]:
     return scenarios
 
 
-def _scaled(report: Report, number: int, total: int) -> Report:
-    """Progress of one exploration among several, and never back."""
-    highest = number / total
-
-    def scaled(share: float, message: str) -> None:
-        nonlocal highest
-        highest = max(highest, (number + share) / total)
-        report(highest, message)
-
-    return scaled
-
-
-def _deadline(options: Options, began: float, clock: Callable[[], float]) -> Callable[[], bool]:
-    limit = options.time_limit_s
-    return lambda: limit is not None and clock() - began > limit
+def _time_share(options: Options, began: float, clock: Callable[[], float]) -> Callable[[], float]:
+    """How much of the time limit has passed; 0 without one."""
+    limit_s = options.time_limit_s
+    return lambda: 0.0 if limit_s is None else (clock() - began) / limit_s
 
 
 def _quickest(question: _Question, known: Iterable[Plan], workload: Workload) -> Candidate | None:
@@ -167,21 +163,15 @@ def _agrees(question: _Question, best: Candidate) -> None:
 
 
 def _shortlist(
-    question: _Question, plans: list[Plan], scenarios: tuple[Scenario, ...], size: int
+    question: _Question, plans: list[Plan], scenarios: tuple[Scenario, ...], size: int, checkpoint: Checkpoint
 ) -> tuple[tuple[ShortlistEntry, ...], tuple[Scenario, ...]]:
     """The entries, and the scenarios in which some plan fits, with probabilities scaled to sum to 1."""
-    balanced = [estimate(*question, plan) for plan in plans]
-    times = np.array(
-        [
-            [
-                _fitting(price, plan)
-                if scenario.workload == BALANCED
-                else _per_sample_s(question, plan, scenario.workload)
-                for scenario in scenarios
-            ]
-            for plan, price in zip(plans, balanced, strict=True)
-        ]
-    )
+    balanced, rows = [], []
+    for number, plan in enumerate(plans):
+        checkpoint(0.4 * number / len(plans), "pricing plans under all scenarios")
+        balanced.append(estimate(*question, plan))
+        rows.append([_under(question, plan, scenario.workload, balanced[-1]) for scenario in scenarios])
+    times = np.array(rows)
     feasible = np.flatnonzero(np.isfinite(times).any(axis=0))
     if not len(feasible):
         raise InputError.at(
@@ -191,10 +181,11 @@ def _shortlist(
     total = sum(scenarios[i].probability for i in feasible)
     kept = tuple(scenarios[i].model_copy(update={"probability": scenarios[i].probability / total}) for i in feasible)
     probabilities = np.array([scenario.probability for scenario in kept])
+    checkpoint(0.4, "choosing the shortlist")
     chosen = choose(times, probabilities, min(size, len(plans)))
     loss = regrets(times)
     quickest = times[chosen].min(axis=0)
-    known: Known = {}
+    switches = _switch_costs(question, [plans[plan] for plan in chosen], checkpoint)
     entries = tuple(
         ShortlistEntry(
             rank=rank,
@@ -209,15 +200,24 @@ def _shortlist(
                 s.workload.name for s, t in zip(kept, times[plan], strict=True) if not np.isfinite(t)
             ),
             regret_ratio=_expected(loss[plan], probabilities),
-            switch_cost_s={
-                plans[other].id: switch_plan_s(*question, plans[plan], plans[other], known=known)
-                for other in chosen
-                if other != plan
-            },
+            switch_cost_s=switches[rank - 1],
         )
         for rank, plan in enumerate(chosen, start=1)
     )
     return entries, kept
+
+
+def _switch_costs(question: _Question, plans: Sequence[Plan], checkpoint: Checkpoint) -> list[dict[str, float]]:
+    """Of each plan, the seconds to go over to each other, by its id."""
+    known: Known = {}
+    found: list[dict[str, float]] = []
+    for number, plan in enumerate(plans):
+        found.append({})
+        for other in plans:
+            if other.id != plan.id:
+                checkpoint(0.5 + 0.5 * number / len(plans), "pricing switches between plans")
+                found[-1][other.id] = switch_plan_s(*question, plan, other, known=known)
+    return found
 
 
 def _expected(loss: Floats, probabilities: Floats) -> float:
@@ -226,6 +226,10 @@ def _expected(loss: Floats, probabilities: Floats) -> float:
     if not fits.any():
         return 0.0
     return float(loss[fits] @ probabilities[fits] / probabilities[fits].sum())
+
+
+def _under(question: _Question, plan: Plan, workload: Workload, balanced: Estimate) -> float:
+    return _fitting(balanced, plan) if workload == BALANCED else _per_sample_s(question, plan, workload)
 
 
 def _per_sample_s(question: _Question, plan: Plan, workload: Workload) -> float:
@@ -254,4 +258,5 @@ def _certificate(explored: Explored, space: Space, num_families: int) -> Certifi
         ),
         evaluated=explored.solved,
         pruned=dict(sorted(space.removed.counts.items())),
+        pruned_rules=pruned_rules(space.removed) if options.explain_pruning else (),
     )

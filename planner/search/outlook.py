@@ -54,6 +54,7 @@ class Outlook:
         """Bounds for all families with so many stages."""
         devices = self._space.cluster.num_devices // stages
         for number in range(len(self._pricing.layer_classes[0])):
+            self._space.tick()
             for samples, found in self._layer_s(number, devices, sorted(self._samples[stages])).items():
                 for beats, least in found.items():
                     self._least.setdefault((stages, samples, beats), []).append(least)

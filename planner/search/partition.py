@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.pipeline import Rhythm
-from planner.search.bounds import Bounds, Interval, Pipeline, mean_step_s
+from planner.search.bounds import Bounds, mean_step_s
+from planner.search.labels import Position
 from planner.search.pareto import undominated
+from planner.search.problem import Interval, Pipeline
 from planner.search.rhythm import filling, peaks
-from planner.search.stage import Front, Position, Room, solve_stage
+from planner.search.stage import Front, Room, solve_stage
 from planner.search.table import Choices
 
 Floats = NDArray[np.float64]
@@ -68,7 +70,7 @@ def solve_pipeline(
     for stage in range(num_stages):
         found: dict[int, list[_Partial]] = {}
         for positions, intervals in _contents(problem, stage, ends, partial(bounds.may_pass, best_s=best_s)).items():
-            room = Room(problem.flights[stage], problem.limits_bytes[stage])
+            room = Room(problem.flights[stage], problem.limits_bytes[stage], problem.host_limits_bytes[stage])
             front = solve_stage(
                 positions, problem.tables[stage], room, bounds.bar(stage, intervals, best_s), spend, width
             )

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.search.assemble import assemble
-from planner.search.bounds import Pipeline
 from planner.search.families import Family
 from planner.search.instances import Instance
 from planner.search.partition import Solution
+from planner.search.problem import Pipeline
 from planner.search.uniform import Uniform, fastest_by_degrees, mean_stage_s, price_uniform
 from planner.spec.cluster import Cluster
 from planner.spec.errors import NearestMiss
@@ -85,7 +85,7 @@ class Pool:
         priced = price_uniform(instance.problem, uniform, stages)
         for row in fastest_by_degrees(uniform, priced):
             per_sample_s = self.per_sample_s(float(priced.step_s[row]), batch)
-            key = (instance.family.num_stages, instance.family.schedule, int(uniform.degrees[row]))
+            key = (instance.family.num_stages, int(uniform.degrees[row]))
             known = self._alternatives.get(key)
             if known is None or per_sample_s < known.per_sample_s:
                 build = self._builder(instance, stages, uniform.rows[row].tolist())

@@ -66,9 +66,9 @@ def cut(shape: Shape, samples: int) -> Cut:
     inner, ranks = shape.axes, 1
     while inner and inner[0].kind in _DATA:
         ranks, inner = ranks * inner[0].degree, inner[1:]
-    if AxisKind.DP not in {axis.kind for axis in inner}:
-        # Where dp was outermost, sdp is left to cut the samples.
-        inner = tuple(axis._replace(kind=AxisKind.DP) if axis.kind is AxisKind.SDP else axis for axis in inner)
+    if all(axis.kind is not AxisKind.DP for axis in inner):
+        # Strategies write sdp only beside dp; here it stands for samples alone.
+        inner = tuple(Axis(AxisKind.DP, axis.degree) if axis.kind is AxisKind.SDP else axis for axis in inner)
     return Cut(Shape(inner, shape.sequence_parallel), samples // ranks)
 
 
@@ -184,33 +184,34 @@ class Pricing:
     def _states_of(self, layer: AnyLayer, grid: Grid, own_copy: bool) -> State:
         """[rows] of everything but routed experts."""
 
-        def state(shape: int, sharding: int) -> State:
-            strategy = _sharded(grid.shapes[shape], SHARDING[sharding])
+        def state(shape: int, sharding: Sharding, offload: bool) -> State:
+            strategy = _sharded(grid.shapes[shape], sharding, offload)
             return state_without_experts(self.conditions, layer, strategy, own_copy)
 
-        return self._by_pair((id(layer), id(grid.shapes), own_copy), grid.shape, grid.sharding, state)
+        return self._by_part((id(layer), id(grid.shapes), own_copy), grid.shape, grid, state)
 
     def _states_of_experts(self, layer: Block, grid: Grid) -> State:
         """[rows] of routed experts."""
 
-        def state(spread: int, sharding: int) -> State:
-            return state_of_experts(self.conditions, layer, _spread_strategy(grid.spreads[spread], SHARDING[sharding]))
+        def state(spread: int, sharding: Sharding, offload: bool) -> State:
+            return state_of_experts(self.conditions, layer, _spread_strategy(grid.spreads[spread], sharding, offload))
 
-        return self._by_pair((id(layer), id(grid.spreads)), grid.spread, grid.sharding, state)
+        return self._by_part((id(layer), id(grid.spreads)), grid.spread, grid, state)
 
-    def _by_pair(
-        self, known: tuple[object, ...], one: Integers, sharding: Integers, state: Callable[[int, int], State]
+    def _by_part(
+        self, known: tuple[object, ...], part: Integers, grid: Grid, state: Callable[[int, Sharding, bool], State]
     ) -> State:
-        """[rows] of states that depend on two parts of a strategy; `known` says of what else."""
-        pairs = one * len(SHARDING) + sharding
-        present = _present(pairs, int(pairs.max(initial=0)) + 1)
-        columns = np.zeros((int(pairs.max(initial=0)) + 1, len(State._fields)))
-        for pair in present.tolist():
-            key = (*known, pair)
+        """[rows] of states that depend on a part, sharding and offload; `known` says of what else."""
+        numbers = (part * len(SHARDING) + grid.sharding) * 2 + grid.offload
+        columns = np.zeros((int(numbers.max(initial=0)) + 1, len(State._fields)))
+        for number in _present(numbers, len(columns)).tolist():
+            key = (*known, number)
             if key not in self._states:
-                self._states[key] = state(*divmod(pair, len(SHARDING)))
-            columns[pair] = self._states[key]
-        return State(*columns[pairs].T)
+                pair, offload = divmod(number, 2)
+                one, sharding = divmod(pair, len(SHARDING))
+                self._states[key] = state(one, SHARDING[sharding], bool(offload))
+            columns[number] = self._states[key]
+        return State(*columns[numbers].T)
 
     def _by_shape(self, grid: Grid, values: Sequence[tuple[int, Any]]) -> Floats:
         """[rows, ...] of values given for each shape."""
@@ -237,18 +238,24 @@ def _present(indices: Integers, size: int) -> Integers:
     return np.flatnonzero(np.bincount(indices, minlength=size))
 
 
-def _sharded(shape: Shape, sharding: Sharding) -> Strategy:
-    """The strategy of a shape for prices that sharding changes, also where experts alone have replicas to shard."""
+def _sharded(shape: Shape, sharding: Sharding, offload: bool) -> Strategy:
+    """The strategy of a shape for prices of its parameters, also where experts alone have replicas to shard."""
     devices = prod(axis.degree for axis in shape.axes)
     copies = ExpertStrategy(expert_data_parallel_size=devices) if devices > 1 else None
-    return Strategy(axes=shape.axes, sequence_parallel=shape.sequence_parallel, sharding=sharding, experts=copies)
+    return Strategy(
+        axes=shape.axes,
+        sequence_parallel=shape.sequence_parallel,
+        sharding=sharding,
+        experts=copies,
+        offload=offload,
+    )
 
 
-def _spread_strategy(spread: ExpertStrategy | None, sharding: Sharding) -> Strategy:
-    """A strategy with these experts, for prices that nothing but sharding changes beside."""
+def _spread_strategy(spread: ExpertStrategy | None, sharding: Sharding, offload: bool) -> Strategy:
+    """A strategy with these experts, for prices of their parameters."""
     assert spread is not None
     axes = (Axis(AxisKind.DP, spread.num_devices),) if spread.num_devices > 1 else ()
-    return Strategy(axes=axes, experts=spread, sharding=sharding if axes else Sharding.NONE)
+    return Strategy(axes=axes, experts=spread, sharding=sharding if axes else Sharding.NONE, offload=offload)
 
 
 def _compose_each(

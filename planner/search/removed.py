@@ -16,11 +16,11 @@ class Removed:
         self._listed: dict[str, dict[str, None]] = {}
 
     def note(self, rule: str, count: int, what: str) -> None:
-        """`rule` removed `count` candidates, described by `what`."""
+        """`rule` removed `count` candidates, described by `what`; empty where they are too many to name."""
         if count:
             self.counts[rule] += count
             listed = self._listed.setdefault(rule, {})
-            if len(listed) < _LISTED:
+            if what and len(listed) < _LISTED:
                 listed[what] = None
 
     def listed(self, rule: str) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.framework import Framework, Used, broken_strategy_rules
-from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, Rule, broken_rules
+from planner.cost.rules import EXPERT_RULES, SHAPE_RULES, Rule, broken_rules, offload_needs_host
 from planner.cost.targets import FRAMEWORKS
 from planner.search.grid import RECOMPUTE, SHARDING, Grid, Shape
+from planner.search.progress import Tick, nothing
 from planner.search.removed import Removed
 from planner.search.tree import PATH_RULES, Path, divisors, paths, rule_name, tiles_nearest
 from planner.spec.cluster import Cluster
@@ -21,18 +22,20 @@ from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sha
 from planner.spec.training import Training
 
 SEQUENCE_PARALLEL = "sequence-parallel-where-possible"
-"""Tensor parallelism with sequence parallelism has the same traffic and less memory, so it is not tried without."""
 EXPERTS_WITHIN_NODE = "tp-within-node"
 
 
 class Space:
     """What the options allow on one kind of device, and what each rule removed from it."""
 
-    def __init__(self, cluster: Cluster, training: Training, options: Options, removed: Removed) -> None:
+    def __init__(
+        self, cluster: Cluster, training: Training, options: Options, removed: Removed, tick: Tick = nothing
+    ) -> None:
         self.cluster = cluster
         self.training = training
         self.options = options
         self.removed = removed
+        self.tick = tick
         self._shapes: dict[int, dict[Shape, frozenset[Sharding]]] = {}
         self._spreads: dict[int, tuple[ExpertStrategy, ...]] = {}
         self._grids: dict[tuple[int, int], Grid] = {}
@@ -63,18 +66,30 @@ class Space:
         moe = isinstance(layer, Block) and layer.moe is not None
         spreads: tuple[ExpertStrategy | None, ...] = self._spreads_on(num_devices) if moe else (None,)
         again = self.options.recompute if isinstance(layer, Block) else (Recompute.NONE,)
-        # [recompute, sharding, shape, spread]
-        possible = np.zeros((len(RECOMPUTE), len(SHARDING), len(shapes), len(spreads)), dtype=bool)
-        possible[[RECOMPUTE.index(kind) for kind in again]] = self._shardable(shapes, spreads)
+        # [recompute, offload, sharding, shape, spread]
+        possible = np.zeros((len(RECOMPUTE), 2, len(SHARDING), len(shapes), len(spreads)), dtype=bool)
+        for offload in (False, True) if self._offloads else (False,):
+            possible[[RECOMPUTE.index(kind) for kind in again], int(offload)] = self._shardable(shapes, spreads)
         possible &= self._spreadable(layer, spreads, possible)
         possible &= self._shapeable(layer, list(shapes), possible)
         grid = Grid(tuple(shapes), spreads, *(part.astype(np.int64) for part in np.nonzero(possible)))
         return grid if self.framework is None else self._run_by(self.framework, layer, grid, num_devices)
 
+    @cached_property
+    def _offloads(self) -> bool:
+        """Whether optimizer state may go to the host, and something is known of it."""
+        if not self.options.offload:
+            return False
+        broken = next(offload_needs_host(Strategy(offload=True), self.cluster.device), None)
+        if broken is not None:
+            self.removed.note(broken.rule, 1, broken.message)
+        return broken is None
+
     def _run_by(self, framework: Framework, layer: AnyLayer, grid: Grid, num_devices: int) -> Grid:
         """The strategies that the framework can run."""
         stages, kept = self.cluster.num_devices // num_devices, []
         for row, strategy in enumerate(grid):
+            self.tick()
             broken = next(broken_strategy_rules(framework, Used(layer, strategy, self.training, stages)), None)
             if broken is None:
                 kept.append(row)
@@ -88,6 +103,7 @@ class Space:
             rules = [rule for rule in PATH_RULES if self.holds(rule_name(rule))]
             found: dict[Shape, frozenset[Sharding]] = {}
             for path in paths(num_devices, self.kinds, self.cluster, rules, self.removed):
+                self.tick()
                 axes, shardings = written(path, self.options)
                 tensor = any(axis.kind is AxisKind.TP for axis in axes)
                 for sequence_parallel in (True, False) if tensor and "sp" in self.options.axes else (False,):
@@ -143,9 +159,10 @@ class Space:
         kept = np.ones((len(shapes), 1), dtype=bool)
         passed = set()
         for number, shape in enumerate(shapes):
-            lost = int(possible[:, :, number].sum())
+            self.tick()
+            lost = int(possible[:, :, :, number].sum())
             if not shape.sequence_parallel and (*shape.axes, True) in passed and self.holds(SEQUENCE_PARALLEL):
-                self.removed.note(SEQUENCE_PARALLEL, lost, _shape_name(shape))
+                self.removed.note(SEQUENCE_PARALLEL, lost, f"{_shape_name(shape)} without sp")
                 kept[number] = False
                 continue
             kept[number] = self._computable(layer, shape.strategy(), SHAPE_RULES, lost)

@@ -16,6 +16,7 @@ from planner.cost.pipeline import Beats, beat
 from planner.search.grid import Grid, Shape
 from planner.search.pareto import undominated
 from planner.search.pricing import Pricing
+from planner.search.progress import Tick
 from planner.spec.model import Block, Head
 from planner.spec.strategy import Strategy
 
@@ -41,6 +42,8 @@ class Choices(NamedTuple):
     entry_bytes: Integers
     carried_bytes: Integers
     """What a piece that is entered here keeps for each micro-batch in flight, beside what its layers keep."""
+    host_bytes: Integers
+    """In the memory of the host, of offloaded optimizer state."""
 
     def row_of(self, part: Choices, row: int) -> int:
         """The row of a strategy that is given as a row of some of these choices."""
@@ -62,6 +65,7 @@ class Choices(NamedTuple):
             entry_s=self.entry_s[kept],
             entry_bytes=self.entry_bytes[kept],
             carried_bytes=self.carried_bytes[kept],
+            host_bytes=self.host_bytes[kept],
         )
 
 
@@ -187,14 +191,22 @@ def _choices(
         entry_s=entry_s[grid.shape],
         entry_bytes=entry_bytes[grid.shape],
         carried_bytes=carried[grid.shape],
+        host_bytes=np.asarray(costs.host_bytes).astype(np.int64),
     )
 
 
-def without_dominated(choices: Choices) -> Choices:
+def without_dominated(choices: Choices, tick: Tick) -> Choices:
     """Only strategies that no other with the same layout and entry beats or equals in every number."""
     places = np.column_stack([choices.layout, choices.entry_bytes, choices.carried_bytes, choices.entry_s])
     _, labels = np.unique(places, axis=0, return_inverse=True)
     values = np.column_stack(
-        [choices.beats_s, choices.once_s, choices.fixed_bytes, choices.flight_bytes, choices.workspace_bytes]
+        [
+            choices.beats_s,
+            choices.once_s,
+            choices.fixed_bytes,
+            choices.flight_bytes,
+            choices.workspace_bytes,
+            choices.host_bytes,
+        ]
     )
-    return choices.rows(undominated(values, labels.reshape(-1)))
+    return choices.rows(undominated(values, labels.reshape(-1), tick))

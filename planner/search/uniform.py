@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.bounds import Pipeline
 from planner.search.grid import Grid
+from planner.search.problem import Pipeline
 from planner.search.rhythm import filling, peaks
 from planner.search.table import Choices, Table
 
@@ -23,7 +23,7 @@ class Uniform(NamedTuple):
     rows: Integers
     """[uniform choices, classes]."""
     degrees: Integers
-    """[uniform choices]: equal for choices that differ in sharding and recomputation only."""
+    """[uniform choices]: equal for what a user would call one plan: equal tensor parallelism and experts."""
 
     def only(self, kept: Integers) -> Uniform:
         """Only these choices."""
@@ -46,7 +46,7 @@ def uniform_choices(grids: Sequence[Grid], sequence: Sequence[int]) -> Uniform:
     head = grids[leader]
     rows = np.stack([_matching(head, grid) for grid in grids], axis=1)
     complete = np.flatnonzero((rows >= 0).all(axis=1))
-    degrees = head.shape * len(head.spreads) + head.spread
+    degrees = head.tensor_degrees[head.shape] * len(head.spreads) + head.spread
     return Uniform(rows[complete], degrees[complete])
 
 
@@ -63,7 +63,7 @@ def _matching(head: Grid, grid: Grid) -> Integers:
     for recompute in (head.recompute, nothing):
         # An embedding has nothing to shard where experts alone have replicas.
         for sharding in (head.sharding, np.where(head.shards_dense[head.shape], head.sharding, nothing)):
-            found = grid.find(recompute, sharding, head.shape, spread)
+            found = grid.find(recompute, head.offload, sharding, head.shape, spread)
             rows = np.where(rows >= 0, rows, found)
     return rows
 
@@ -163,7 +163,7 @@ def _stage(problem: Pipeline, uniform: Uniform, kind: _Kind, number: int) -> tup
     table, flight, size = problem.tables[number], problem.flights[number], len(uniform.rows)
     beats = np.zeros((size, len(table.message_beats)))
     once = np.zeros(size)
-    fixed, flying, workspace = (np.zeros(size, dtype=np.int64) for _ in range(3))
+    fixed, flying, workspace, host = (np.zeros(size, dtype=np.int64) for _ in range(4))
     for present, count in enumerate(kind.counts):
         if count:
             choices, rows = table.choices[present], uniform.rows[:, present]
@@ -172,10 +172,12 @@ def _stage(problem: Pipeline, uniform: Uniform, kind: _Kind, number: int) -> tup
             fixed += choices.fixed_bytes[rows] * count
             flying += choices.flight_bytes[rows] * count
             workspace = np.maximum(workspace, choices.workspace_bytes[rows])
+            host += choices.host_bytes[rows] * count
     for class_number in kind.entered:
         choices, rows = table.choices[class_number], uniform.rows[:, class_number]
         beats += choices.entry_s[rows, kind.tier][:, None] * np.array(table.message_beats)
         fixed += choices.entry_bytes[rows]
         flying += choices.carried_bytes[rows]
     needed = fixed + workspace - (-flying * flight.numerator // flight.denominator)
-    return beats, once, needed - problem.limits_bytes[number]
+    missing = np.maximum(needed - problem.limits_bytes[number], 0)
+    return beats, once, missing + np.maximum(host - problem.host_limits_bytes[number], 0)

@@ -89,8 +89,12 @@ class Options(Value):
     sharding: tuple[Sharding, ...] = tuple(Sharding)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
+    offload: bool = False
+    """Whether layers may keep their optimizer state on the host, which updates the weights."""
     without_rules: tuple[RuleName, ...] = ()
     """Rules that prune the space by experience, switched off: a larger space, and a longer search."""
+    explain_pruning: bool = False
+    """Let the certificate say why each rule removed what, with examples."""
     uniform: bool = False
     """Only plans with one strategy for all blocks; the embedding and the head follow."""
     max_virtual_stages: Count = 8
@@ -102,7 +106,8 @@ class Options(Value):
     """Comparisons of partial choices after which the best plan so far is returned with its bound; some ten seconds of
     one core. Unlike a time limit it gives the same answer on every machine."""
     time_limit_s: Positive | None = None
-    """Wall-clock time after which the best plan so far is returned with its bound."""
+    """Wall-clock time after which the best plan so far is returned with its bound, within about a second. While no plan
+    is known the search goes on; scenarios that it has not come to are left to the plans that are known."""
 
     @model_validator(mode="after")
     def _scenarios_sum_to_one(self) -> Options:

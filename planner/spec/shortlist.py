@@ -21,6 +21,28 @@ class CertificateStatus(StrEnum):
     BOUNDED = "bounded"
 
 
+class RuleKind(StrEnum):
+    """Why a rule removes candidates. Only what is pruned by experience can be switched off: Options.without_rules."""
+
+    PRUNED_BY_EXPERIENCE = "pruned_by_experience"
+    DOMINATED = "dominated"
+    LIMIT_OF_OPTIONS = "limit_of_options"
+    CANNOT_BE_COMPUTED = "cannot_be_computed"
+    CANNOT_BE_RUN_BY_TARGET = "cannot_be_run_by_target"
+
+
+class PrunedRule(Value):
+    """What one named rule removed from the space, and why."""
+
+    rule: Name
+    kind: RuleKind
+    removed: Count
+    """Candidates."""
+    why: str
+    examples: tuple[str, ...] = ()
+    """What was removed, in the order of removal: each once, at most a hundred."""
+
+
 class Certificate(Value):
     """How far the best plan can be from the optimum of the declared space, for balanced load."""
 
@@ -33,6 +55,8 @@ class Certificate(Value):
     """Plan families (degrees, micro-batches, schedule) that were solved rather than excluded by their bound."""
     pruned: dict[str, int]
     """Candidates that each named rule removed."""
+    pruned_rules: tuple[PrunedRule, ...] = ()
+    """The same with reasons and examples, where Options.explain_pruning asks for them."""
 
 
 class ShortlistEntry(Value):

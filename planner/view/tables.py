@@ -8,6 +8,7 @@ headline_table(plan, estimate)  what the plan is and what it reaches
 stage_table(model, plan)        one row per stage and strategy: devices, layers, strategy; equal stages once
 time_table(estimate)            named parts of the step, their share
 memory_table(plan, estimate)    one row per stage (equal neighbours once), one column per named part, in GiB
+pruning_table(certificate)      what each named rule removed from the space, and why
 baseline_table(shortlist)       the best plan of each restricted space, and how much faster the best of all is
 assumption_table(estimate)      what the price takes for granted and does not model
 decision_table(decisions)       the online stage's history, one row per window
@@ -23,12 +24,23 @@ from planner.spec.decision import Decision
 from planner.spec.estimate import Estimate, StageEstimate
 from planner.spec.model import Model
 from planner.spec.plan import Plan
-from planner.spec.shortlist import BaselineResult, CertificateStatus, Shortlist, ShortlistEntry
+from planner.spec.shortlist import (
+    BaselineResult,
+    Certificate,
+    CertificateStatus,
+    PrunedRule,
+    RuleKind,
+    Shortlist,
+    ShortlistEntry,
+)
 from planner.view import captions
 from planner.view.folds import Fold, fold_stages
 from planner.view.match import check_estimate
 from planner.view.parts import memory_parts, part_name, time_parts
 from planner.view.quantities import gibibytes, memory, percent, seconds, significant, span
+
+_EXAMPLES = 3
+"""Candidates of a rule that its row names."""
 
 
 class Column(NamedTuple):
@@ -203,6 +215,20 @@ def _equal_neighbours(stages: Sequence[StageEstimate]) -> Iterable[tuple[int, in
 def assumption_table(estimate: Estimate) -> Table:
     """One row per sentence, in the order of the estimate."""
     return Table("Taken for granted", (Column("assumption"),), tuple((text,) for text in estimate.assumptions))
+
+
+def pruning_table(certificate: Certificate) -> Table:
+    """One row per rule that removed something, in the order of the certificate, with a few examples."""
+    columns = (Column("rule"), Column("removed", True), Column("kind"), Column("why"), Column("for example"))
+    return Table("Pruning", columns, tuple(map(_pruning_row, certificate.pruned_rules)))
+
+
+def _pruning_row(rule: PrunedRule) -> tuple[str, ...]:
+    kind = rule.kind.value.replace("_", " ")
+    if rule.kind is RuleKind.PRUNED_BY_EXPERIENCE:
+        kind += ", switched off by --without-rule"
+    more = " …" if len(rule.examples) > _EXAMPLES else ""
+    return rule.rule, f"{rule.removed:,}", kind, rule.why, "; ".join(rule.examples[:_EXAMPLES]) + more or "–"
 
 
 def decision_table(decisions: Sequence[Decision]) -> Table:

@@ -37,6 +37,11 @@ TINY_REQUEST = {
     "cluster": {"nodes": 1, "devices_per_node": 4, "device": "a100-sxm-80g"},
     "training": {"global_batch_size": 8, "sequence_length": 128},
 }
+LONG_REQUEST = {
+    "model": {"preset": "deepseek-v3"},
+    "cluster": {"nodes": 256, "devices_per_node": 8, "device": "h100-sxm-80g"},
+    "training": {"global_batch_size": 15360, "sequence_length": 4096},
+}
 
 
 def plan_with(*, micro_batch_size: int) -> Plan:
@@ -110,6 +115,14 @@ def endless_with_solver(pid_file, model, cluster, training, options, report):
     solver = subprocess.Popen(["sleep", "600"])
     Path(pid_file).write_text(f"{os.getpid()} {solver.pid}")
     endless(model, cluster, training, options, report)
+
+
+def deaf(pid_file, model, cluster, training, options, report):
+    """One long step that heeds no signal that can be held off and reports nothing, as a solver's inner loop may be."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    report(0.5, "deaf")
+    Path(pid_file).write_text(str(os.getpid()))
+    sum(range(10**13))
 
 
 def misses(model, cluster, training, options, report):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from xml.etree import ElementTree
 
 import pytest
@@ -81,6 +83,27 @@ def test_baselines_are_compared_and_stand_beside_the_shortlist(tiny, tmp_path, c
 def test_baselines_are_not_searched_unless_asked_for(tiny, capsys):
     result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--json")
     assert Shortlist.model_validate_json(result.out).baselines == ()
+
+
+def test_pruning_is_explained_to_people_and_programs_where_they_ask(tiny, capsys):
+    asked = ("--explain-pruning", "--without-rule", "cp-inside-dp", "--without-rule", "dp-and-sdp-apart")
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *asked, "--json")
+    assert (result.code, result.err) == (0, "")
+    certificate = Shortlist.model_validate_json(result.out).certificate
+    rules = {each.rule: each for each in certificate.pruned_rules}
+    assert set(rules) == set(certificate.pruned)
+    assert not {"cp-inside-dp", "dp-and-sdp-apart"} & set(rules)
+    assert rules["tp-on-nearest-devices"].examples and "fastest links" in rules["tp-on-nearest-devices"].why
+    shown = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *asked).out
+    assert "Pruning" in shown and "--without-rule" in shown
+    assert "Pruning" not in trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING).out
+
+
+def test_a_rule_that_there_is_not_is_refused_with_those_that_there_are(tiny, capsys):
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--without-rule", "tp-everywhere")
+    assert result.code == 2
+    [line] = result.err.splitlines()
+    assert line.startswith("trimtab: --without-rule: ") and "tp-within-node" in line
 
 
 def test_the_largest_batch_can_be_searched(tiny, capsys):
@@ -167,6 +190,27 @@ def test_progress_is_shown_on_a_terminal_and_stays_off_stdout(tiny):
     assert process.returncode == 0
     assert Shortlist.model_validate_json(out)
     assert "Searching" in err
+
+
+def test_ctrl_c_ends_a_search_with_one_line_and_no_traceback():
+    ours, theirs = os.openpty()
+    options = ("--global-batch-size", "15360", "--sequence-length", "4096")
+    command = [sys.executable, "-m", "api.cli", "plan", "deepseek-v3", "256x8:h100-sxm-80g", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    err = ""
+    while "Searching" not in err:
+        err += os.read(ours, 100_000).decode(errors="replace")
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # the terminal's other end is gone
+        while piece := os.read(ours, 100_000):
+            err += piece.decode(errors="replace")
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    # After the last sequence that clears the bar's line.
+    assert err.rpartition("\x1b[2K")[2].strip() == "trimtab: stopped"
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(tiny):

@@ -1,7 +1,11 @@
 """The whole offline stage over HTTP, with the real search in worker processes."""
 
+import os
+import time
+
 import pytest
-from invented_searches import TINY_REQUEST
+from invented_searches import LONG_REQUEST, TINY_REQUEST
+from service_process import alive, descendants
 
 from planner.search import search
 from planner.spec.shortlist import Shortlist
@@ -33,6 +37,30 @@ def test_a_cluster_that_is_too_small_is_told_what_lacks_where(client):
     problem = answer.json()
     assert problem["missing_bytes"] > 0 and problem["stage"] >= 0 and problem["nearest_miss"]
     assert problem["limit_bytes"] == 80 * 2**30
+
+
+def test_a_search_that_its_time_limit_ends_has_a_plan_and_a_bound(client):
+    request = LONG_REQUEST | {"options": {"time_limit_s": 0.5}}
+    done = client.post("/v1/searches", json=request, headers=WAIT).json()
+    assert done["state"] == "succeeded", done
+    shortlist = Shortlist.model_validate(client.get(done["links"]["shortlist"]).json())
+    assert shortlist.certificate.status == "bounded"
+    assert 0 < shortlist.certificate.lower_bound_s < shortlist.plans[0].estimate.step_time_s
+
+
+def test_a_long_search_that_is_cancelled_ends_with_its_process(serve):
+    client = serve(search, workers=1)
+    first = client.post("/v1/searches", json=LONG_REQUEST).headers["location"]
+    end = time.monotonic() + 30
+    while not client.get(first).json()["progress"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    before = descendants(os.getpid())
+    assert client.delete(first).json()["state"] == "cancelled"
+    second = client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+    assert second["state"] == "succeeded", "the place is free again"
+    assert any(not alive(process) for process in before)
+    assert client.get(first).json()["state"] == "cancelled"
 
 
 @pytest.mark.parametrize(

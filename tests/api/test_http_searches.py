@@ -137,6 +137,22 @@ def test_cancelling_kills_the_worker_and_its_solver_within_a_second(serve, tmp_p
     assert client.get(f"{location}/shortlist").status_code == 409
 
 
+def test_a_search_in_one_long_step_is_cancelled_too_and_frees_its_place(serve, tmp_path):
+    pid_file = tmp_path / "pid"
+    client = serve(partial(invented_searches.deaf, str(pid_file)), workers=1)
+    first = client.post("/v1/searches", json=TINY_REQUEST).headers["location"]
+    second = client.post("/v1/searches", json=TINY_REQUEST).headers["location"]
+    end = time.monotonic() + 20
+    while not pid_file.exists() or not pid_file.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    worker = int(pid_file.read_text())
+    assert client.delete(first).json()["state"] == "cancelled"
+    until(client, second, "running")
+    assert not alive(worker)
+    assert client.get(first).json()["state"] == "cancelled"
+
+
 def test_a_waiting_search_can_be_cancelled_and_never_runs(serve):
     client = serve(endless, workers=1)
     first = client.post("/v1/searches", json=TINY_REQUEST).headers["location"]

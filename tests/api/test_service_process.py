@@ -9,14 +9,9 @@ from contextlib import suppress
 
 import httpx
 import pytest
-from invented_searches import TINY_REQUEST
+from invented_searches import LONG_REQUEST, TINY_REQUEST
 from service_process import ROOT, alive, descendants, service
 
-LONG_REQUEST = {
-    "model": {"preset": "deepseek-v3"},
-    "cluster": {"nodes": 256, "devices_per_node": 8, "device": "h100-sxm-80g"},
-    "training": {"global_batch_size": 15360, "sequence_length": 4096},
-}
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
 
 

@@ -14,6 +14,7 @@
                 fixed + in flight x (flying + carried by e) + entry buffers of e + w[k] <= limit [_memory]
                 peak[j] >= weights of peak j x beats(k), for each k                              [_peaks]
                 once >= sum of work once per step of the layers of k, for each k                 [_once]
+                bytes on the host of the layers of k <= its limit                                [_host]
     where       beats(k) = sum of beats x + messages of e + transitions of t
 
 e, t, w, peak and once are no integers: nothing wants them larger than the sums that bound them. PuLP with HiGHS.
@@ -26,7 +27,7 @@ from itertools import product
 
 import pulp
 
-from planner.search.bounds import Pipeline
+from planner.search.problem import Pipeline
 
 
 class Program:
@@ -54,6 +55,7 @@ class Program:
         self._transitions()
         self._workspaces()
         self._memory()
+        self._host()
         self._peaks(beats)
         self._once()
         exact = {"mip_abs_gap": 0.0, "mip_feasibility_tolerance": 1e-9, "primal_feasibility_tolerance": 1e-9}
@@ -148,6 +150,12 @@ class Program:
                     held = int(own.entry_bytes[r]) + float(flight * int(own.carried_bytes[r]))
                     used.append(held / self.bytes_each * variable)
             self.program += pulp.lpSum(used) + self.w[k] <= self.problem.limits_bytes[k] / self.bytes_each
+
+    def _host(self) -> None:
+        for k in self.stages:
+            own = [(self._choices(i, k).host_bytes[r], v) for (i, stage, r), v in self.x.items() if stage == k]
+            held = pulp.lpSum(float(host) / self.bytes_each * variable for host, variable in own)
+            self.program += held <= self.problem.host_limits_bytes[k] / self.bytes_each
 
     def _peaks(self, beats) -> None:
         for weights, peak in zip(self.problem.rhythm.peaks, self.peak, strict=True):

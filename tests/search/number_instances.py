@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from planner.cost.pipeline import beat, beats_of, rhythm
-from planner.search.bounds import Pipeline
 from planner.search.grid import Grid, Shape
+from planner.search.problem import Pipeline
 from planner.search.table import Choices, Table
 from planner.spec.plan import Schedule, ScheduleKind
 
@@ -35,6 +35,7 @@ def pipelines(
         pieces=_pieces(num_layers, num_stages, virtual) if interleaved else None,
         flights=tuple(Fraction(draw(st.integers(1, 6)), draw(st.integers(1, 2))) for _ in range(num_stages)),
         tiers=tuple(draw(st.integers(0, 1)) for _ in range(num_stages)),
+        host_limits_bytes=tuple(draw(st.integers(2, 16)) for _ in range(num_stages)),
         limits_bytes=(0,) * num_stages,
         rhythm=rhythm(Schedule(kind=kind, virtual_stages=virtual), num_stages, draw(st.integers(1, 6))),
     )
@@ -86,13 +87,14 @@ def _choices(draw, numbers: int, layouts: int) -> Choices:
         entry_s=entry_s,
         entry_bytes=entry_bytes,
         carried_bytes=carried_bytes,
+        host_bytes=np.array(column(3), dtype=np.int64),
     )
 
 
 def _nameless(size: int) -> Grid:
     """So many strategies that solvers can tell apart by their rows alone."""
     zeros = np.zeros(size, dtype=np.int64)
-    return Grid((Shape((), False),) * size, (None,), zeros, zeros, np.arange(size), zeros)
+    return Grid((Shape((), False),) * size, (None,), zeros, zeros, zeros, np.arange(size), zeros)
 
 
 def _pieces(num_layers, num_stages, virtual):
@@ -122,7 +124,7 @@ def price(problem: Pipeline, stages, rows) -> float:
     total = longest = 0.0
     for stage, stretches in enumerate(stages):
         table = problem.tables[stage]
-        beats, once, fixed, flying, workspace = np.zeros_like(filling), 0.0, 0, 0, 0
+        beats, once, fixed, flying, workspace, host = np.zeros_like(filling), 0.0, 0, 0, 0, 0
         for first, end in stretches:
             for layer in range(first, end):
                 choices = table.choices[problem.sequence[layer]]
@@ -132,6 +134,7 @@ def price(problem: Pipeline, stages, rows) -> float:
                 fixed += int(choices.fixed_bytes[row])
                 flying += int(choices.flight_bytes[row])
                 workspace = max(workspace, int(choices.workspace_bytes[row]))
+                host += int(choices.host_bytes[row])
                 if layer == first and layer > 0:
                     message = choices.entry_s[row, problem.tiers[stage]]
                     beats = beats + message * np.array(table.message_beats)
@@ -140,7 +143,10 @@ def price(problem: Pipeline, stages, rows) -> float:
                 elif layer > first:
                     before = table.choices[problem.sequence[layer - 1]].layout[rows[layer - 1]]
                     beats = beats + table.transition_s[before, choices.layout[row]]
-        if fixed + problem.flights[stage] * flying + workspace > problem.limits_bytes[stage]:
+        if (
+            fixed + problem.flights[stage] * flying + workspace > problem.limits_bytes[stage]
+            or host > problem.host_limits_bytes[stage]
+        ):
             return float("inf")
         slowest = np.maximum(slowest, peaks @ beats)
         total += float(filling @ beats)

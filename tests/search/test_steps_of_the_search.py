@@ -21,10 +21,20 @@ def nothing(work: int) -> None:
     """Any effort may be spent."""
 
 
+def nobody() -> None:
+    """Nobody waits for the time between comparisons."""
+
+
 def undominated(problem):
     """The problem without dominated strategies, as the search makes it."""
-    kept = {id(t): t._replace(choices=tuple(map(without_dominated, t.choices))) for t in problem.tables}
+    kept = {id(t): t._replace(choices=tuple(without_dominated(c, nobody) for c in t.choices)) for t in problem.tables}
     return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+
+
+def roomy(problem):
+    """The problem with memory for everything."""
+    much = (10**9,) * len(problem.flights)
+    return problem._replace(limits_bytes=much, host_limits_bytes=much)
 
 
 def solved(problem, best_s=float("inf")) -> float:
@@ -51,6 +61,23 @@ def test_without_dominated_strategies_the_optimum_is_the_same(problem):
     assert brute_force(undominated(problem)) == brute_force(problem)
 
 
+def measured(choices) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Of each strategy what it must share with one that dominates it, and what it must not exceed."""
+    c = choices
+    places = np.column_stack([c.layout, c.entry_bytes, c.carried_bytes, c.entry_s])
+    costs = [c.beats_s, c.once_s, c.fixed_bytes, c.flight_bytes, c.workspace_bytes, c.host_bytes]
+    return list(zip(map(tuple, places.tolist()), map(tuple, np.column_stack(costs).tolist()), strict=True))
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems)
+def test_a_strategy_is_dominated_only_by_one_that_is_no_worse_in_every_number(problem):
+    for choices in (choices for table in problem.tables for choices in table.choices):
+        kept = measured(without_dominated(choices, nobody))
+        for place, costs in measured(choices):
+            assert any(place == other and all(a <= b for a, b in zip(less, costs, strict=True)) for other, less in kept)
+
+
 @settings(max_examples=150, deadline=None)
 @given(problems)
 def test_with_work_once_per_step_among_the_passes_no_choice_takes_longer(problem):
@@ -73,7 +100,7 @@ def test_the_step_of_a_solution_is_what_the_formulas_say(problem, data):
     every = list(every_choice(problem))
     stages, rows = every[data.draw(st.integers(0, len(every) - 1))]
     chosen = tuple(tuple(rows[n] for first, end in each for n in range(first, end)) for each in stages)
-    free = problem._replace(limits_bytes=(10**9,) * len(problem.flights))
+    free = roomy(problem)
     assert step_s(problem, Solution(0.0, stages, chosen)) == pytest.approx(price(free, stages, rows), rel=1e-12)
 
 
@@ -81,7 +108,7 @@ def test_the_step_of_a_solution_is_what_the_formulas_say(problem, data):
 @given(problems, shares)
 def test_bounds_are_never_above_the_optimum_and_inf_only_where_nothing_that_is_better_fits(problem, share):
     expected = brute_force(problem)
-    free = brute_force(problem._replace(limits_bytes=(10**9,) * len(problem.flights)))
+    free = brute_force(roomy(problem))
     assert mean_step_s(problem) <= free * (1 + 1e-9)
     best_s = expected * share if np.isfinite(expected) else float("inf")
     for part in (problem, promising(problem, best_s)):

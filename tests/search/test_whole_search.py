@@ -8,6 +8,7 @@ from small_questions import MIB, a_cluster, a_model, a_training
 
 from planner.cost import estimate
 from planner.search import search
+from planner.spec.cluster import HostShare
 from planner.spec.errors import CancelledError, InputError, NoPlanFitsError
 from planner.spec.request import Options
 from planner.spec.shortlist import CertificateStatus
@@ -210,3 +211,26 @@ def test_scenarios_under_which_nothing_fits_are_named_in_the_error():
     options = FEW.model_copy(update={"axes": ("dp", "ep"), "scenarios": (Scenario(workload=hot, probability=1.0),)})
     with pytest.raises(InputError, match=r"options\.scenarios: no plan fits in memory under any of them"):
         search(a_model(blocks=2, experts=8), a_cluster(4, 16 * MIB), a_training(16), options)
+
+
+@pytest.mark.parametrize("memory", [3, 5, 8, 40])
+@pytest.mark.parametrize("host", [1, 6, 100])
+def test_offload_is_searched_where_it_is_allowed_and_the_host_limits_it(memory, host):
+    share = HostShare(link_bytes_per_s=1e10, memory_bytes=host * MIB, memory_bandwidth_bytes_per_s=2e10)
+    cluster = a_cluster(2, memory * MIB)
+    cluster = cluster.model_copy(update={"device": cluster.device.model_copy(update={"host": share})})
+    model, training = a_model(blocks=1), a_training(4)
+    options = FEW.model_copy(update={"max_micro_batch_size": 2, "offload": True})
+    expected = fastest(model, cluster, training, options)
+    if expected is None:
+        with pytest.raises(NoPlanFitsError):
+            search(model, cluster, training, options)
+        return
+    found = search(model, cluster, training, options).plans[0]
+    assert found.estimate.step_time_s == pytest.approx(expected, rel=1e-9)
+    assert all(stage.missing_host_bytes == 0 for stage in found.estimate.stages)
+
+
+def test_offload_without_a_known_host_is_left_out_by_a_rule():
+    found = search(a_model(), a_cluster(2, 60 * MIB), a_training(4), FEW.model_copy(update={"offload": True}))
+    assert found.certificate.pruned["offload-needs-host"]

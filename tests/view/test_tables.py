@@ -10,7 +10,15 @@ from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError, NearestMiss
 from planner.spec.placement import Move, Placement
 from planner.spec.plan import Schedule, ScheduleKind
-from planner.spec.shortlist import BaselineResult, Certificate, CertificateStatus, Shortlist, ShortlistEntry
+from planner.spec.shortlist import (
+    BaselineResult,
+    Certificate,
+    CertificateStatus,
+    PrunedRule,
+    RuleKind,
+    Shortlist,
+    ShortlistEntry,
+)
 from planner.view import (
     Table,
     assumption_table,
@@ -19,6 +27,7 @@ from planner.view import (
     decision_table,
     headline_table,
     memory_table,
+    pruning_table,
     shortlist_table,
     stage_table,
     time_table,
@@ -266,3 +275,26 @@ def test_a_baseline_is_shown_with_its_plan_or_with_what_it_lacks():
     ]
     assert _column(table, "speed-up over it") == ["1.20 x", "1.20 x", "–", "–"]
     assert _column(table, "step") == ["14.2 s", "14.2 s", "–", "–"]
+
+
+def test_pruning_names_rules_with_reasons_and_says_which_can_be_switched_off():
+    rule = PrunedRule(
+        rule="tp-within-node",
+        kind=RuleKind.PRUNED_BY_EXPERIENCE,
+        removed=1234,
+        why="Near is fast.",
+        examples=tuple("abcd"),
+    )
+    other = PrunedRule(rule="dominated", kind=RuleKind.DOMINATED, removed=5, why="Another is no worse.")
+    certificate = _shortlist().certificate.model_copy(update={"pruned_rules": (rule, other)})
+    table = pruning_table(certificate)
+    assert table.rows == (
+        (
+            "tp-within-node",
+            "1,234",
+            "pruned by experience, switched off by --without-rule",
+            "Near is fast.",
+            "a; b; c …",
+        ),
+        ("dominated", "5", "dominated", "Another is no worse.", "–"),
+    )
