@@ -24,6 +24,41 @@ SEARCH_EXAMPLES: dict[str, Example] = {
             "options": {"shortlist_size": 3, "recompute": ["none", "selective"]},
         },
     },
+    "lengths": {
+        "summary": "Llama-3.1-8B on 8 nodes, plans also for long sequences and for a small batch",
+        "value": {
+            "model": {"preset": "llama-3.1-8b"},
+            "cluster": H100_8X8,
+            "training": {"global_batch_size": 512, "sequence_length": 8192},
+            "options": {
+                "scenarios": [
+                    {"probability": 0.7},
+                    {"sequence_length": 131072, "probability": 0.2},
+                    {"global_batch_size": 96, "probability": 0.1},
+                ]
+            },
+        },
+    },
+    "gates": {
+        "summary": "Mixtral-8x7B on 8 nodes, plans also for skewed load, one expert per token, dropped tokens",
+        "value": {
+            "model": MIXTRAL,
+            "cluster": H100_8X8,
+            "training": TRAINING,
+            "options": {
+                "scenarios": [
+                    {"probability": 0.4},
+                    {
+                        "name": "two hot experts",
+                        "workload": {"expert_shares": [[0.25, 0.25, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05]]},
+                        "probability": 0.2,
+                    },
+                    {"top_k": 1, "probability": 0.2},
+                    {"capacity_factor": 1.25, "probability": 0.2},
+                ]
+            },
+        },
+    },
 }
 
 

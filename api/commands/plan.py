@@ -37,8 +37,10 @@ from api.commands.options import (
     training_from,
     write_text,
 )
+from api.commands.scenarios import Also, AlsoBatch, AlsoCapacity, AlsoLength, AlsoTopK, ScenariosOption, scenarios_from
 from api.commands.terminal import certificate_line, progress_bar, say, show
 from planner.search import compare_baselines, search
+from planner.search.question import Question
 from planner.spec.model import Model
 from planner.spec.shortlist import Shortlist
 from planner.view import (
@@ -47,6 +49,7 @@ from planner.view import (
     headline_table,
     memory_table,
     pruning_table,
+    scenario_table,
     shortlist_table,
     stage_table,
     time_table,
@@ -79,6 +82,11 @@ def plan(
         bool, typer.Option("--explain-pruning", help="Show what each rule removed from the space, and why")
     ] = False,
     time_limit: TimeLimit = None,
+    scenarios: ScenariosOption = None,
+    also_batch: AlsoBatch = None,
+    also_length: AlsoLength = None,
+    also_capacity: AlsoCapacity = None,
+    also_top_k: AlsoTopK = None,
     compare: Annotated[
         bool,
         typer.Option("--compare-baselines", help="Also search restricted spaces, and show how much slower they are"),
@@ -95,6 +103,8 @@ def plan(
     trimtab plan llama-2-7b 1x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --target megatron
 
     trimtab plan llama-2-7b 2x8:a100-sxm-80g --global-batch-size 64 --sequence-length 4096 --explain-pruning
+
+    trimtab plan llama-3.1-8b 8x8:h100-sxm-80g --global-batch-size 512 --sequence-length 8192 --also-length 131072
     """
     check_writable(output)
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
@@ -120,6 +130,9 @@ def plan(
         without_rules=without_rule or None,
         explain_pruning=explain_pruning or None,
         time_limit_s=time_limit,
+        scenarios=scenarios_from(
+            Question(resolved, devices, training), scenarios, Also(also_batch, also_length, also_capacity, also_top_k)
+        ),
     )
     with progress_bar("Searching") as report:
         shortlist = search(resolved, devices, training, options, report)
@@ -144,6 +157,8 @@ def plan(
 def _show(model: Model, shortlist: Shortlist) -> None:
     best = shortlist.plans[0]
     show(shortlist_table(shortlist), highlight_first=True)
+    if len(shortlist.scenarios) + len(shortlist.without_plan) > 1:
+        show(scenario_table(shortlist))
     if shortlist.baselines:
         show(baseline_table(shortlist))
     show(

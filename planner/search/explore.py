@@ -15,12 +15,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
+from itertools import count
 from math import inf
 from typing import NamedTuple
 
 from planner.search.bounds import Bounds, mean_step_s, promising
 from planner.search.families import Family
-from planner.search.instances import Instance, Instances, groups
+from planner.search.instances import Group, Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
 from planner.search.problem import Pipeline
@@ -30,10 +31,8 @@ from planner.spec.plan import ScheduleKind
 
 ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
-_GLANCED = 8
-"""Groups that are priced in a search without a certificate."""
 _GLANCES = 1
-"""And narrow passes over their families: uniform plans tell most of what a scenario wants."""
+"""Families in which a search without a certificate makes a narrow pass."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
 _OUTLOOK = 0.1
@@ -54,6 +53,11 @@ class Explored(NamedTuple):
     """Families solved, rather than excluded by their bound."""
     alternatives: tuple[Candidate, ...]
     """The fastest uniform plan for each set of degrees, fastest first."""
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether the best plan is proven to be the best."""
+        return self.lower_bound_per_sample_s >= self.best.per_sample_s
 
 
 class _Look(IntEnum):
@@ -102,10 +106,20 @@ def explore(
     Where no strategy can cut the batch at all, that is an InputError. At a limit, families that are not solved are left
     open with their bounds; finding a plan at all is part of any answer.
     """
+    explored = explore_if_any(instances, families, pool, checkpoint, limits)
+    if explored is None:
+        raise _nothing_fits(instances, families, pool, checkpoint)
+    return explored
+
+
+def explore_if_any(
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
+) -> Explored | None:
+    """Search the families exactly; None if no plan fits. Raises what the checkpoint raises."""
     waiting, least = _priced(instances, families, pool, checkpoint, limits)
     solved = _solved(instances, waiting, pool, checkpoint, limits)
     if pool.best is None:
-        raise _nothing_fits(instances, families, pool, checkpoint)
+        return None
     bound = min([pool.best.per_sample_s, least, *(found.bound_per_sample_s for found in waiting)])
     return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES))
 
@@ -113,11 +127,32 @@ def explore(
 def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
-    """Search the families quickly, without a certificate. The best plan, if any fits, and alternatives."""
-    waiting, _ = _priced(instances, families, pool, checkpoint, limits, _GLANCED)
-    _solved(instances, waiting, pool, checkpoint, limits, most=_GLANCES)
+    """Search the families quickly, without a bound: the best plan, if any is found, and alternatives.
+
+    Uniform plans of all families that their first bound does not exclude, then a narrow pass where these are the best.
+    """
+    ranked: list[tuple[float, int, Instance]] = []
+    grouped, numbers = _by_bound(_first_bounds(instances, families, pool, checkpoint)), count()
+    for done, (least, _, group) in enumerate(grouped):
+        if _beaten(least, pool) or limits.over(pool):
+            break
+        checkpoint(_OUTLOOK + (_PRICED - _OUTLOOK) * done / len(grouped), _pricing(group))
+        ranked += [(pool.offer_uniform(instance), next(numbers), instance) for instance in instances.of(group)]
+        ranked = sorted(ranked)[:_GLANCES]
+    for done, (least, number, instance) in enumerate(ranked):
+        if least == inf or limits.over(pool):
+            break
+        family = instance.family
+        spend = partial(_tell, checkpoint, _PRICED + (1 - _PRICED) * done / len(ranked), f"trying {_name(family)}")
+        for problem in instances.parts(instance, partial(pool.best_step_s, family.global_batch_size)):
+            found = _Open(False, least, number, _Look.BOUNDED, family, problem)
+            _look(instances, found, pool, spend)
     best = (pool.best,) if pool.best else ()
     return (*best, *pool.alternatives(ALTERNATIVES))
+
+
+def _tell(checkpoint: Checkpoint, share: float, what: str, work: int) -> None:
+    checkpoint(share, what)
 
 
 def _nothing_fits(
@@ -138,34 +173,26 @@ def _priced(
     pool: Pool,
     checkpoint: Checkpoint,
     limits: Limits,
-    most: int | None = None,
 ) -> tuple[list[_Open], float]:
     """Price tables and uniform plans in the order of the first bounds; the problems that are left, with their second.
 
-    Also a bound for the families that time did not allow. `most`: groups that are priced, once a plan is known.
+    Also a bound for the families that time did not allow.
     """
     found: list[_Open] = []
-    bounds = {}
-    for number, family in enumerate(families):
-        checkpoint(_OUTLOOK * number / len(families), f"bounding {family.num_stages} stages")
-        bounds[family] = pool.per_sample_s(instances.at_least_s(family), family.global_batch_size)
-    grouped = sorted(
-        (min(bounds[family] for family in group.families), number, group)
-        for number, group in enumerate(groups(families))
-    )
+    bounds = _first_bounds(instances, families, pool, checkpoint)
+    grouped = _by_bound(bounds)
     more = _MORE
     for number, (least, _, group) in enumerate(grouped):
         if least == inf:
             break
-        if limits.over(pool) or (pool.best and number == most):
+        if limits.over(pool):
             return found, max(least, instances.least_per_sample_s())
         if _beaten(least, pool):
             if more == 0 or least >= COMPARABLE * _best(pool):
                 break
             more -= 1
-        what = f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
-        share = number / _expected([each[0] for each in grouped], pool, most)
-        checkpoint(_OUTLOOK + (_PRICED - _OUTLOOK) * share, what)
+        share = number / _expected([each[0] for each in grouped], pool)
+        checkpoint(_OUTLOOK + (_PRICED - _OUTLOOK) * share, _pricing(group))
         for instance in instances.of(group):
             pool.offer_uniform(instance)
             for problem, bound in _parts(instances, instance, bounds[instance.family], pool):
@@ -173,10 +200,30 @@ def _priced(
     return found, inf
 
 
-def _expected(leasts: Sequence[float], pool: Pool, most: int | None) -> int:
+def _expected(leasts: Sequence[float], pool: Pool) -> int:
     """Of groups with such bounds, ascending, those that will be priced if no better plan is found."""
-    better = bisect_left(leasts, _best(pool))
-    return min(len(leasts), better + _MORE, *([] if most is None or pool.best is None else [most]))
+    return min(len(leasts), bisect_left(leasts, _best(pool)) + _MORE)
+
+
+def _first_bounds(
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint
+) -> dict[Family, float]:
+    """Seconds per sample that no plan of a family falls below."""
+    bounds = {}
+    for number, family in enumerate(families):
+        checkpoint(_OUTLOOK * number / len(families), f"bounding {family.num_stages} stages")
+        bounds[family] = pool.per_sample_s(instances.at_least_s(family), family.global_batch_size)
+    return bounds
+
+
+def _by_bound(bounds: dict[Family, float]) -> list[tuple[float, int, Group]]:
+    """The groups of the families with their bounds, the least first."""
+    numbered = enumerate(groups(list(bounds)))
+    return sorted((min(bounds[family] for family in group.families), number, group) for number, group in numbered)
+
+
+def _pricing(group: Group) -> str:
+    return f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
 
 
 def _parts(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
@@ -196,14 +243,13 @@ def _solved(
     pool: Pool,
     checkpoint: Checkpoint,
     limits: Limits,
-    most: int | None = None,
 ) -> int:
     """Look at the problem with the least bound, until no bound is better than the best plan; counts those solved.
 
-    Takes what is done with out of `waiting`. `most`: solve none, and look at no more after so many narrow passes.
+    Takes what is done with out of `waiting`.
     """
     heapq.heapify(waiting)
-    solved, spent, tried = 0, 0, 0
+    solved, spent = 0, 0
     first: dict[bool, float] = {}
 
     def spend(work: int) -> None:
@@ -221,10 +267,9 @@ def _solved(
 
     while waiting:
         found = heapq.heappop(waiting)
-        if _beaten(found.bound_per_sample_s, pool) or (most is not None and found.is_tried):
+        if _beaten(found.bound_per_sample_s, pool):
             continue
-        tried += found.look is _Look.BOUNDED
-        if limits.over(pool) or (pool.best and tried == most):
+        if limits.over(pool):
             heapq.heappush(waiting, found)
             break
         try:

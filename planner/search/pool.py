@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class Pool:
 
     def best_step_s(self, batch: int) -> float:
         """Step time, but for what every plan pays, that a plan of this batch must beat."""
-        return self.step_s(self.best.per_sample_s, batch) if self.best else float("inf")
+        return self.step_s(self.best.per_sample_s, batch) if self.best else inf
 
     def step_s(self, per_sample_s: float, batch: int) -> float:
         """From the time of a sample to a step time without what every plan pays."""
@@ -74,16 +75,20 @@ class Pool:
                 per_sample_s, assemble(self._cluster, self._training, family, solution.stages, strategies)
             )
 
-    def offer_uniform(self, instance: Instance) -> None:
-        """The uniform plans of an instance on even stages that are not much slower than the best, all at once."""
+    def offer_uniform(self, instance: Instance) -> float:
+        """The uniform plans of an instance on even stages that are not much slower than the best, all at once.
+
+        The time per sample of the fastest that fits; inf where there is none.
+        """
         stages, batch = instance.even, instance.family.global_batch_size
         if stages is None or not len(instance.uniform.rows):
-            return
+            return inf
         uniform = self._not_much_slower(instance)
         if not len(uniform.rows):
-            return
+            return inf
         priced = price_uniform(instance.problem, uniform, stages)
-        for row in fastest_by_degrees(uniform, priced):
+        ranked = fastest_by_degrees(uniform, priced)
+        for row in ranked:
             per_sample_s = self.per_sample_s(float(priced.step_s[row]), batch)
             key = (instance.family.num_stages, int(uniform.degrees[row]))
             known = self._alternatives.get(key)
@@ -92,6 +97,7 @@ class Pool:
                 self._alternatives[key] = _Unbuilt(per_sample_s, build)
                 if self.best is None or per_sample_s < self.best.per_sample_s:
                     self.best = Candidate(per_sample_s, build())
+        return self.per_sample_s(float(priced.step_s[ranked[0]]), batch) if ranked else inf
 
     def alternatives(self, count: int) -> tuple[Candidate, ...]:
         """The fastest uniform plans, one for each set of degrees, fastest first."""

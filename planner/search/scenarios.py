@@ -1,6 +1,8 @@
-"""Standard workloads with probabilities, for users who name none."""
+"""Standard scenarios, for users who name none or only what they want besides."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +24,16 @@ def standard_scenarios(model: Model) -> tuple[Scenario, ...]:
     )
     balanced = 1.0 - sum(probability for _, probability in _SKEWS)
     return (Scenario(workload=BALANCED, probability=balanced), *skewed)
+
+
+def beside_the_usual(model: Model, others: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """The standard scenarios, all together as likely as each of the others, whatever probability those had."""
+    share = 1.0 / (1 + len(others))
+    usual = standard_scenarios(model)
+    return (
+        *(each.model_copy(update={"probability": each.probability * share}) for each in usual),
+        *(each.model_copy(update={"probability": share}) for each in others),
+    )
 
 
 def zipf_workload(model: Model, exponent: float) -> Workload:

@@ -149,7 +149,9 @@ _NAMED_FIELD = re.compile(r"(?P<field>[a-z_]+(\[\d+\])?(\.[a-z_]+(\[\d+\])?)*): 
 
 
 def _follows_from_others(item: Mapping[str, object]) -> bool:
-    """Whether a sequence is called too short only because its items are wrong, which is said by itself."""
+    """Whether a sequence is called too short, or a default not made, only because of what is said by itself."""
+    if item["type"] == "default_factory_not_called":
+        return True
     given = item.get("input")
     return item["type"] == "too_short" and isinstance(given, list | tuple) and len(given) > 0
 

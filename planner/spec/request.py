@@ -101,7 +101,7 @@ class Options(Value):
     max_micro_batch_size: Count = 8
     """Samples per micro-batch and data-parallel rank, at most."""
     scenarios: tuple[Scenario, ...] | None = None
-    """Workloads with probabilities that sum to 1; None: balanced and standard skews."""
+    """What the training may meet, with probabilities that sum to 1; None: balanced load and standard skews."""
     effort_limit: Count = 20_000_000_000
     """Comparisons of partial choices after which the best plan so far is returned with its bound; some ten seconds of
     one core. Unlike a time limit it gives the same answer on every machine."""
@@ -115,8 +115,10 @@ class Options(Value):
             total = sum(scenario.probability for scenario in self.scenarios)
             if abs(total - 1) > 1e-6:
                 raise ValueError(f"scenarios: probabilities must sum to 1, they sum to {total:.6g}")
-            if len({scenario.workload.name for scenario in self.scenarios}) != len(self.scenarios):
-                raise ValueError("scenarios: each workload needs a name of its own")
+            names = [scenario.name for scenario in self.scenarios]
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise ValueError(f"scenarios[{number}].name: must be a name of its own, {name!r} stands before it")
         return self
 
 

@@ -60,22 +60,33 @@ class Certificate(Value):
 
 
 class ShortlistEntry(Value):
-    """One plan of the shortlist."""
+    """One plan of the shortlist, with the batch and sequence length of the question.
+
+    In a scenario of another batch it runs more or fewer micro-batches, in one of another length the same strategies.
+    """
 
     rank: Count
     plan: Plan
     estimate: Estimate
-    """For balanced load."""
+    """For the question under balanced load."""
     best_for: tuple[str, ...]
     """Scenarios in which no other plan of the shortlist is faster."""
     regret_ratio: NonNegative
     """Expected loss against the best plan known for each scenario, over the scenarios in which the plan fits.
 
     0 where it fits in none: see `out_of_memory_in`."""
+    worst_regret_ratio: NonNegative = 0.0
+    """The largest of these losses."""
     out_of_memory_in: tuple[str, ...] = ()
     """Scenarios whose busiest rank would run out of memory under this plan."""
+    cannot_run_in: tuple[str, ...] = ()
+    """Scenarios whose batch or sequence this plan does not cut evenly, or not as the target does."""
+    scenario_step_time_s: dict[str, Positive] = Field(default_factory=dict)
+    """Predicted step in each scenario in which the plan fits."""
+    scenario_regret_ratio: dict[str, NonNegative] = Field(default_factory=dict)
+    """Loss in each scenario in which the plan fits."""
     switch_cost_s: dict[str, float]
-    """Predicted pause to go over to another plan of the shortlist, by plan id."""
+    """Predicted pause to go over to another plan of the shortlist, by plan id; no scenario changes what is moved."""
 
 
 class BaselineResult(Value):
@@ -107,6 +118,12 @@ class Shortlist(Value):
     plans: Annotated[tuple[ShortlistEntry, ...], Field(min_length=1)]
     certificate: Certificate
     scenarios: tuple[Scenario, ...]
+    """Those in which some plan fits, with probabilities scaled to sum to 1."""
+    proven_in: tuple[str, ...] = ()
+    """Scenarios whose best known plan is proven to be the best of the declared space, among those with micro-batches
+    that also cut the batch of the question evenly. Elsewhere, a better plan may exist."""
+    without_plan: tuple[str, ...] = ()
+    """Scenarios that were asked for, and in which no plan fits, or can cut the batch."""
     provenance: Provenance
     search_time_s: NonNegative
     baselines: tuple[BaselineResult, ...] = ()

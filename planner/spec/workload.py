@@ -1,13 +1,14 @@
-"""How tokens spread over experts."""
+"""How tokens spread over experts, and the other circumstances that a plan may meet."""
 
 from __future__ import annotations
 
 from math import isclose
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from planner.spec.value import Name, NonNegative, Value
+from planner.spec.training import MAX_BATCH_SIZE
+from planner.spec.value import Count, Name, NonNegative, Positive, Value
 
 Shares = tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...]
 
@@ -47,8 +48,33 @@ class Workload(Value):
 BALANCED = Workload()
 
 
-class Scenario(Value):
-    """A workload with its probability."""
+def _name(given: dict[str, Any]) -> str:
+    """The name of a scenario with these fields: `zipf-0.3`, or `batch 512, length 8192`, or `zipf-0.3, capacity 1.25`.
 
-    workload: Workload
+    Raises nothing: what was not given is missing.
+    """
+    workload, capacity = given.get("workload", BALANCED), given.get("capacity_factor")
+    changes = {
+        "capacity": f"{capacity:g}" if isinstance(capacity, float) else None,
+        "top-k": given.get("top_k"),
+        "batch": given.get("global_batch_size"),
+        "length": given.get("sequence_length"),
+    }
+    parts = [f"{word} {value}" for word, value in changes.items() if value is not None]
+    parts = ["dropless", *parts] if capacity == "dropless" else parts
+    return ", ".join(parts if parts and workload == BALANCED else [workload.name, *parts])
+
+
+class Scenario(Value):
+    """Circumstances that a plan may meet, with their probability; what is None is as in the question."""
+
+    workload: Workload = BALANCED
     probability: Annotated[float, Field(gt=0, le=1)]
+    capacity_factor: Positive | Literal["dropless"] | None = None
+    """Tokens that an expert takes at most, over its even share."""
+    top_k: Count | None = None
+    """Experts that the gate picks for each token."""
+    global_batch_size: Annotated[Count, Field(le=MAX_BATCH_SIZE)] | None = None
+    sequence_length: Count | None = None
+    name: Name = Field(default_factory=_name, validate_default=True)
+    """Said wherever the scenario is; made of what differs from the question unless it is given."""

@@ -4,6 +4,7 @@ from planner.view.diff import plan_diff
 from planner.view.explanation import Rival, explain
 from planner.view.explanation_tables import binding_table, diff_table, neighbour_table, reason_table
 from planner.view.picture import plan_picture
+from planner.view.scenarios import scenario_table
 from planner.view.tables import (
     Column,
     Table,
@@ -35,6 +36,7 @@ __all__ = [
     "plan_picture",
     "pruning_table",
     "reason_table",
+    "scenario_table",
     "shortlist_table",
     "stage_table",
     "time_table",

@@ -61,10 +61,11 @@ class Table(NamedTuple):
 def shortlist_table(shortlist: Shortlist) -> Table:
     """One row per plan, the best for balanced load first.
 
-    Regret is over the scenarios in which a plan fits, so those in which it does not stand beside it; that column is
-    left out if every plan fits in all of them.
+    Regret, expected and worst, is over the scenarios in which a plan fits, so those where it does not or cannot run
+    stand beside it; these columns are left out if every plan fits in all of them.
     """
     some_do_not_fit = any(entry.out_of_memory_in for entry in shortlist.plans)
+    some_cannot_run = any(entry.cannot_run_in for entry in shortlist.plans)
     columns = (
         Column("#", True),
         Column("plan"),
@@ -73,14 +74,17 @@ def shortlist_table(shortlist: Shortlist) -> Table:
         Column("MFU", True),
         Column("peak GiB", True),
         Column("regret", True),
+        Column("worst", True),
         *((Column("out of memory in"),) if some_do_not_fit else ()),
+        *((Column("cannot run in"),) if some_cannot_run else ()),
         Column("best for"),
         Column("id"),
     )
-    return Table("Shortlist", columns, tuple(_shortlist_row(entry, some_do_not_fit) for entry in shortlist.plans))
+    rows = tuple(_shortlist_row(entry, some_do_not_fit, some_cannot_run) for entry in shortlist.plans)
+    return Table("Shortlist", columns, rows)
 
 
-def _shortlist_row(entry: ShortlistEntry, some_do_not_fit: bool) -> tuple[str, ...]:
+def _shortlist_row(entry: ShortlistEntry, some_do_not_fit: bool, some_cannot_run: bool) -> tuple[str, ...]:
     estimate = entry.estimate
     return (
         str(entry.rank),
@@ -90,7 +94,9 @@ def _shortlist_row(entry: ShortlistEntry, some_do_not_fit: bool) -> tuple[str, .
         percent(estimate.mfu),
         gibibytes(max(stage.peak_memory_bytes for stage in estimate.stages)),
         percent(entry.regret_ratio),
+        percent(entry.worst_regret_ratio),
         *((captions.joined(entry.out_of_memory_in),) if some_do_not_fit else ()),
+        *((captions.joined(entry.cannot_run_in),) if some_cannot_run else ()),
         captions.joined(entry.best_for),
         entry.plan.id,
     )

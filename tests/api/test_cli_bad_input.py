@@ -36,6 +36,9 @@ def files(tmp_path, monkeypatch):
         "extra.json": json.dumps({"nodes": 1, "devices_per_node": 8, "device": "h100-sxm-80g", "color": 1}),
         "plan.json": json.dumps({"global_batch_size": 8}),
         "text.npz": "no archive",
+        "deep.json": json.dumps({"scenarios": [{}, {"top_k": 5}]}),
+        "half.json": json.dumps({"scenarios": [{"probability": 0.5}]}),
+        "odd.json": json.dumps({"scenarios": [{"colour": "red"}]}),
     }
     for name, content in contents.items():
         Path(name).write_text(content)
@@ -75,6 +78,17 @@ def files(tmp_path, monkeypatch):
         ("plan tiny.json {cluster} {training} --memory-limit 24TB", ["memory_limit_bytes"]),
         ("plan tiny.json {cluster} {training} --output no/such/folder.json", ["--output", "folder.json"]),
         ("plan tiny.json {cluster} {training} --colour red", ["--colour"]),
+        ("plan tiny.json {cluster} {training} --also-top-k 5", ["--also-top-k", "at most the 4 experts"]),
+        ("plan tiny.json {cluster} {training} --also-batch 0", ["--also-batch"]),
+        ("plan tiny.json {cluster} {training} --also-length -1", ["--also-length"]),
+        ("plan tiny.json {cluster} {training} --also-capacity all", ["--also-capacity", "dropless"]),
+        ("plan tiny.json {cluster} {training} --also-batch 16 --also-batch 16", ["--scenarios", "'batch 16'"]),
+        ("plan tiny.json {cluster} {training} --scenarios missing.json", ["--scenarios", "missing.json"]),
+        ("plan tiny.json {cluster} {training} --scenarios zero.json", ["--scenarios", '{"scenarios"']),
+        ("plan tiny.json {cluster} {training} --scenarios deep.json", ["--scenarios[1].top-k", "4 experts"]),
+        ("plan tiny.json {cluster} {training} --scenarios half.json", ["--scenarios", "they sum to 0.5"]),
+        ("plan tiny.json {cluster} {training} --scenarios odd.json", ["--scenarios", "colour", "not a known field"]),
+        ("plan tiny.json {cluster} {training} --scenarios deep.json --also-top-k 1", ["--also-top-k", "--scenarios"]),
         ("plan tiny.json", ["CLUSTER"]),
         ("fly", ["fly"]),
         ("estimate tiny.json {cluster} plan.json", ["plan.stages"]),

@@ -80,6 +80,30 @@ def test_baselines_are_compared_and_stand_beside_the_shortlist(tiny, tmp_path, c
     assert "Baselines" in shown and "speed-up over it" in shown
 
 
+def test_other_circumstances_can_be_named_and_each_says_its_best_plan(tiny, capsys):
+    also = ("--also-batch", 16, "--also-batch", 6, "--also-length", 1024, "--also-capacity", "1.5", "--also-top-k", 1)
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *also, "--json")
+    assert (result.code, result.err) == (0, "")
+    shortlist = Shortlist.model_validate_json(result.out)
+    named = ["batch 16", "batch 6", "length 1024", "capacity 1.5", "top-k 1"]
+    assert [scenario.name for scenario in shortlist.scenarios] == ["balanced", "zipf-0.3", "zipf-0.8", *named]
+    assert [scenario.probability for scenario in shortlist.scenarios[3:]] == pytest.approx([1 / 6] * 5)
+    assert {name for entry in shortlist.plans for name in entry.best_for} >= set(named)
+    shown = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, *also).out
+    assert "Scenarios" in shown and "regret of plan 1" in shown and "length 1024" in shown
+
+
+def test_scenarios_are_read_from_a_file_and_equally_likely_unless_it_says_otherwise(tiny, tmp_path, capsys):
+    file = tmp_path / "scenarios.json"
+    for probabilities in ((None, None), (0.25, 0.75)):
+        rows = [{"probability": p} if p else {} for p in probabilities]
+        file.write_text(json.dumps({"scenarios": [rows[0], rows[1] | {"name": "long", "sequence_length": 512}]}))
+        result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--scenarios", file, "--json")
+        assert (result.code, result.err) == (0, "")
+        found = [(each.name, each.probability) for each in Shortlist.model_validate_json(result.out).scenarios]
+        assert found == [("balanced", probabilities[0] or 0.5), ("long", probabilities[1] or 0.5)]
+
+
 def test_baselines_are_not_searched_unless_asked_for(tiny, capsys):
     result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--json")
     assert Shortlist.model_validate_json(result.out).baselines == ()

@@ -45,6 +45,11 @@ def test_a_scenario_with_a_winner_of_its_own_brings_it_in():
     assert choose(times, np.array([0.5, 0.5]), 2) == [0, 1]
 
 
+def test_of_plans_with_equal_expected_regret_the_one_with_the_least_worst_is_taken():
+    times = np.array([[10.0, 20.0, 20.0], [30.0, 10.0, 20.0], [30.0, 15.0, 15.0], [30.0, 40.0, 10.0]])
+    assert choose(times, np.array([0.5, 0.25, 0.25]), 2) == [0, 2]
+
+
 def test_spare_places_go_to_the_plans_of_least_expected_regret():
     times = np.array([[10.0, 10.0], [20.0, 20.0], [10.5, 10.5]])
     assert choose(times, np.array([0.5, 0.5]), 2) == [0, 2]

@@ -7,6 +7,7 @@ from planner.spec.errors import InputError
 from planner.spec.parse import parse, read_json
 from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
 from planner.spec.training import Training
+from planner.spec.workload import Scenario
 
 TRAINING = {"global_batch_size": 64, "sequence_length": 2048}
 CLUSTER = {"nodes": 1, "devices_per_node": 8, "device": "h100"}
@@ -63,7 +64,48 @@ def test_scenarios_have_probabilities_that_sum_to_one_and_names_of_their_own():
     (problem,) = problems(Options, {"scenarios": [scenario("a", 0.5), scenario("b", 0.4)]})
     assert (problem.field, "they sum to 0.9" in problem.message) == ("scenarios", True)
     (problem,) = problems(Options, {"scenarios": [scenario("a", 0.5), scenario("a", 0.5)]})
-    assert "a name of its own" in problem.message
+    assert (problem.field, "a name of its own" in problem.message) == ("scenarios[1].name", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({}, "balanced"),
+        ({"global_batch_size": 512, "sequence_length": 8192}, "batch 512, length 8192"),
+        ({"capacity_factor": 1.25, "top_k": 1}, "capacity 1.25, top-k 1"),
+        ({"capacity_factor": "dropless"}, "dropless"),
+        ({"workload": {"expert_shares": [[0.5, 0.5]]}, "capacity_factor": 2}, "custom, capacity 2"),
+        ({"name": "night", "top_k": 1}, "night"),
+    ],
+)
+def test_a_scenario_is_called_by_what_differs_from_the_question(given, name):
+    made = parse(Scenario, given | {"probability": 1})
+    assert made.name == name
+    assert Scenario.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"top_k": 0}, "top_k"),
+        ({"capacity_factor": 0}, "capacity_factor"),
+        ({"capacity_factor": "all"}, "capacity_factor"),
+        ({"global_batch_size": 2**30}, "global_batch_size"),
+        ({"sequence_length": 1.5}, "sequence_length"),
+        ({"probability": 0}, "probability"),
+        ({"batch": 4}, "batch"),
+        ({"name": ""}, "name"),
+    ],
+)
+def test_a_scenario_that_cannot_be_names_one_field(given, field):
+    (problem,) = problems(Scenario, {"probability": 1} | given)
+    assert problem.field == field
+
+
+def test_a_name_that_is_made_of_too_long_a_one_is_refused_at_once():
+    workload = {"name": "w" * 200, "expert_shares": [[1.0]]}
+    (problem,) = problems(Scenario, {"probability": 1, "workload": workload, "top_k": 1})
+    assert "200 characters" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from planner.spec.shortlist import (
     Shortlist,
     ShortlistEntry,
 )
+from planner.spec.workload import Scenario
 from planner.view import (
     Table,
     assumption_table,
@@ -28,6 +29,7 @@ from planner.view import (
     headline_table,
     memory_table,
     pruning_table,
+    scenario_table,
     shortlist_table,
     stage_table,
     time_table,
@@ -74,7 +76,18 @@ def test_a_shortlist_names_each_plan_with_its_price():
     table = shortlist_table(_shortlist())
     (row,) = table.rows
     _, plan, _ = samples.mixtral()
-    assert row == ("1", plan.summary, "11.8 s", "2,777", "41.7 %", "62.0", "0.0 %", "balanced, skewed", plan.id)
+    assert row == (
+        "1",
+        plan.summary,
+        "11.8 s",
+        "2,777",
+        "41.7 %",
+        "62.0",
+        "0.0 %",
+        "0.0 %",
+        "balanced, skewed",
+        plan.id,
+    )
 
 
 def test_scenarios_in_which_a_plan_runs_out_of_memory_stand_beside_its_regret():
@@ -85,8 +98,40 @@ def test_scenarios_in_which_a_plan_runs_out_of_memory_stand_beside_its_regret():
     assert _column(table, "regret") == ["0.0 %", "0.0 %"]
     assert _column(table, "out of memory in") == ["–", "skewed, collapsed"]
     titles = [column.title for column in table.columns]
-    assert titles.index("out of memory in") == titles.index("regret") + 1
+    assert titles.index("out of memory in") == titles.index("worst") + 1
     assert {len(row) for row in table.rows} == {len(titles)}
+
+
+def test_each_scenario_says_its_best_plan_and_what_the_first_would_lose_there():
+    shortlist = _shortlist()
+    (entry,) = shortlist.plans
+    names = ("balanced", "skewed", "length 32768", "batch 3", "length 9")
+    first = entry.model_copy(
+        update={
+            "best_for": ("balanced",),
+            "scenario_step_time_s": {"balanced": 11.8, "skewed": 15.0},
+            "scenario_regret_ratio": {"balanced": 0.0, "skewed": 0.25},
+            "out_of_memory_in": ("length 32768",),
+            "cannot_run_in": ("batch 3",),
+        }
+    )
+    other = entry.model_copy(
+        update={
+            "rank": 2,
+            "best_for": ("skewed", "length 32768", "batch 3"),
+            "scenario_step_time_s": {"skewed": 12.0, "length 32768": 90.0, "batch 3": 0.5},
+            "scenario_regret_ratio": {"skewed": 0.0, "length 32768": 0.0, "batch 3": 0.01},
+        }
+    )
+    scenarios = tuple(Scenario(name=name, probability=0.25) for name in names[:4])
+    update = {"plans": (first, other), "scenarios": scenarios, "without_plan": names[4:], "proven_in": names[1:4]}
+    table = scenario_table(shortlist.model_copy(update=update))
+    assert _column(table, "scenario") == list(names)
+    assert [text[0] for text in _column(table, "best plan")] == ["1", "2", "2", "2", "n"]
+    assert _column(table, "step") == ["11.8 s", "12.0 s", "90.0 s", "500 ms", "–"]
+    assert _column(table, "proven") == ["no", "yes", "yes", "no", "–"]
+    assert _column(table, "regret of plan 1") == ["0.0 %", "25.0 %", "out of memory", "cannot run", "–"]
+    assert _column(shortlist_table(shortlist.model_copy(update=update)), "cannot run in") == ["batch 3", "–"]
 
 
 def test_time_parts_add_up_to_the_step_and_empty_parts_are_left_out():
