@@ -25,8 +25,8 @@ def mean_step_s(problem: Pipeline) -> float:
     """No pipeline is faster, memory apart: the mean of the stages' peaks, all filling, the mean work once per step."""
     measure = _mean_measure(problem)
     least = least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
-    counts = np.bincount(problem.sequence, minlength=len(least))
-    return float((least * counts)[counts > 0].sum())
+    classes, counts = np.unique(problem.sequence, return_counts=True)
+    return float((least[classes] * counts).sum())
 
 
 def promising(problem: Pipeline, best_s: float) -> Pipeline:
@@ -71,8 +71,11 @@ class Bounds:
         self._filling = np.concatenate([[0.0], np.cumsum(filled)])
         self._once = np.concatenate([[0.0], np.cumsum(once)])
         self._all_peaks = self._peaks.sum(axis=1)
-        self.once_s = self._longest_once_s()
+
+    @cached_property
+    def once_s(self) -> float:
         """Longest work once per step, at least."""
+        return self._longest_once_s()
 
     @cached_property
     def _filled(self) -> Relaxed:

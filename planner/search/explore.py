@@ -162,7 +162,7 @@ def _nothing_fits(
     for group in groups(families):
         checkpoint(1.0, f"looking for the nearest miss, {group.num_stages} stages")
         for instance in instances.of(group):
-            pool.note_miss(instance)
+            pool.note_miss(instance, instances.tellable(instance))
     miss = pool.nearest_miss()
     return NoPlanFitsError(miss) if miss else instances.no_strategy()
 

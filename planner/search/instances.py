@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -126,6 +127,20 @@ class Instances:
         for each in found:
             self._space.tick()
             yield each
+
+    def tellable(self, instance: Instance) -> Uniform:
+        """Choices by which a misfit is told: the uniform ones; where layers cannot be alike, the smallest of each."""
+        if len(instance.uniform.rows) or self._space.options.uniform:
+            return instance.uniform
+        problem, flight = instance.problem, float(max(instance.problem.flights))
+        rows = [
+            [
+                whole.row_of(own, int((own.fixed_bytes + flight * own.flight_bytes + own.workspace_bytes).argmin()))
+                for whole, own in zip(problem.tables[0].choices, part.tables[0].choices, strict=True)
+            ]
+            for part in self._mixed(instance, inf)
+        ]
+        return Uniform(np.array(rows, dtype=np.int64), np.zeros(len(rows), dtype=np.int64))
 
     def _mixed(self, instance: Instance, best_s: float) -> Iterator[Pipeline]:
         last, problem = self.model.layers[-1], promising(instance.problem, best_s)

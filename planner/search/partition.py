@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.pipeline import Rhythm
-from planner.search.bounds import Bounds
+from planner.search.bounds import Bounds, mean_step_s
 from planner.search.labels import Position
 from planner.search.pareto import undominated
 from planner.search.problem import Interval, Pipeline
@@ -61,6 +61,8 @@ def solve_pipeline(
 
     `spend(comparisons)` is called before each piece of work; it may raise to stop it.
     """
+    if mean_step_s(problem) >= best_s:
+        return None
     bounds = Bounds(problem)
     start = _Partial(np.zeros(1), np.zeros((1, len(problem.rhythm.peaks))), np.zeros(1), [])
     ends: dict[int, _Partial] = {0: start}

@@ -104,19 +104,23 @@ class Pool:
         ranked = sorted(self._alternatives.values(), key=lambda found: found.per_sample_s)
         return tuple(Candidate(found.per_sample_s, found.build()) for found in ranked[:count])
 
-    def note_miss(self, instance: Instance) -> None:
-        """Where nothing fits: the uniform plan that lacks least, if it lacks less than the one that is known."""
-        if instance.even is None or not len(instance.uniform.rows):
+    def note_miss(self, instance: Instance, choices: Uniform) -> None:
+        """Where nothing fits: the plan of these choices that lacks least, if it lacks less than the one that is known.
+
+        Of stages as even as they can be.
+        """
+        if not len(choices.rows):
             return
-        priced = price_uniform(instance.problem, instance.uniform, instance.even)
+        stages = instance.even or _even_layers(len(instance.problem.sequence), instance.family.num_stages)
+        priced = price_uniform(instance.problem, choices, stages)
         row = int(priced.missing_bytes.argmin())
         missing = int(priced.missing_bytes[row])
         if self._nearest is None or missing < self._nearest[0]:
-            build = self._builder(instance, instance.even, instance.uniform.rows[row].tolist())
+            build = self._builder(instance, stages, choices.rows[row].tolist())
             self._nearest = (missing, int(priced.fullest[row]), build)
 
     def nearest_miss(self) -> NearestMiss | None:
-        """Of the uniform plans the one that lacks least; None if none was noted."""
+        """Of the noted plans the one that lacks least; None if none was noted."""
         if self._nearest is None:
             return None
         missing, stage, build = self._nearest
@@ -146,3 +150,8 @@ class Pool:
 
 def _layers(stretches: Stretches) -> list[int]:
     return [layer for first, end in stretches for layer in range(first, end)]
+
+
+def _even_layers(layers: int, stages: int) -> tuple[Stretches, ...]:
+    """Layers of any kind over the stages, as evenly as they go."""
+    return tuple(((layers * n // stages, layers * (n + 1) // stages),) for n in range(stages))

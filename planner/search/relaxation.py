@@ -58,7 +58,7 @@ class Relaxed:
         other, factor = Relaxed.__new__(Relaxed), first / own
         other._problem, other._weights = self._problem, weights
         other._costs, other._entered = _times(self._costs, factor), _times(self._entered, factor)
-        other._room, other._total_s = self._room * factor, self._total_s * factor
+        other._room, other._total_s = self._room * factor, float(_times(np.array(self._total_s), factor))
         if self._problem.pieces is not None:
             other._by_stage = _times(self._by_stage, factor)
         return other
@@ -125,7 +125,7 @@ class Relaxed:
     def others_s(self, stage: int, interval: Interval) -> float:
         """Sum over all stages but one that holds this interval."""
         if self._problem.pieces is not None:
-            return float(self._by_stage.sum() - self._by_stage[stage])
+            return float(np.delete(self._by_stage, stage).sum())
         before = self._before[:, stage - 1, interval.begin] if stage else 0.0
         after = self._after[:, stage + 1, interval.end] if stage + 1 < len(self._problem.flights) else 0.0
         return float(np.max(before + after))
@@ -163,9 +163,9 @@ class Relaxed:
                 sums = np.concatenate([[0.0], np.cumsum(costs[sequence])])
                 np.maximum(bound, sums[None, :] - sums[:, None] - room, out=bound)
             np.minimum(least, bound, out=least)
+        least[np.tri(size, dtype=bool)] = np.inf
         if stage:
             least[:-1] += self._entered[stage, sequence][:, None]
-        least[np.tri(size, dtype=bool)] = np.inf
         return least
 
     def _opening(self) -> Floats:

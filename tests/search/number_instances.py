@@ -7,63 +7,94 @@ import numpy as np
 from hypothesis import strategies as st
 
 from planner.cost.pipeline import beat, beats_of, rhythm
+from planner.search.grid import Grid, Shape
 from planner.search.problem import Pipeline
 from planner.search.table import Choices, Table
 from planner.spec.plan import Schedule, ScheduleKind
-from planner.spec.strategy import Strategy
+
+GIGABYTE = 10**9
+MILLISECONDS = 1e-2 / 7
 
 
 @st.composite
-def pipelines(draw, kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B) -> Pipeline:
-    """Whole-number costs, so that equal sums are equal."""
+def pipelines(
+    draw, kind: ScheduleKind = ScheduleKind.ONE_F_ONE_B, stages: int | None = None, unlike: bool = False
+) -> Pipeline:
+    """Whole-number costs, so that equal sums are equal. `unlike`: stages may have tables of their own."""
     interleaved = kind is ScheduleKind.INTERLEAVED
-    rhythms = 1 if interleaved or kind is ScheduleKind.ONE_F_ONE_B else 2
-    num_stages = draw(st.integers(2, 2) if interleaved else st.integers(1, 3))
+    numbers = len(beat(beats_of(kind), 0.0, 0.0, 0.0))
+    num_stages = stages or draw(st.integers(2, 2) if interleaved else st.integers(1, 3))
     virtual = 2 if interleaved else 1
     num_layers = draw(st.integers(num_stages * virtual, 5 if not interleaved else 6))
     num_classes = draw(st.integers(1, 2))
-    layouts = draw(st.integers(1, 2))
-    choices = tuple(draw(_choices(rhythms, layouts)) for _ in range(num_classes))
-    transition = np.array(draw(st.lists(_small, min_size=layouts**2 * rhythms, max_size=layouts**2 * rhythms)), float)
-    transition = transition.reshape(layouts, layouts, rhythms)
-    transition[np.arange(layouts), np.arange(layouts)] = 0.0
-    micro_batches = draw(st.integers(1, 6))
-    pieces = _pieces(num_layers, num_stages, virtual) if interleaved else None
-    return Pipeline(
-        tables=(Table(choices, transition, beat(beats_of(kind), 1.0, 1.0, 0.0)),) * num_stages,
+    message = beat(beats_of(kind), 1.0, 1.0, 0.0)
+    tables = [draw(_tables(numbers, num_classes, message)) for _ in range(1 if not unlike else min(2, num_stages))]
+    problem = Pipeline(
+        tables=tuple(tables[draw(st.integers(0, len(tables) - 1))] for _ in range(num_stages)),
         sequence=tuple(draw(st.lists(st.integers(0, num_classes - 1), min_size=num_layers, max_size=num_layers))),
-        pieces=pieces,
+        pieces=_pieces(num_layers, num_stages, virtual) if interleaved else None,
         flights=tuple(Fraction(draw(st.integers(1, 6)), draw(st.integers(1, 2))) for _ in range(num_stages)),
         tiers=tuple(draw(st.integers(0, 1)) for _ in range(num_stages)),
-        host_limits_bytes=tuple(draw(st.integers(0, 12)) for _ in range(num_stages)),
-        limits_bytes=tuple(draw(st.integers(5, 120)) for _ in range(num_stages)),
-        rhythm=rhythm(Schedule(kind=kind, virtual_stages=virtual), num_stages, micro_batches),
+        host_limits_bytes=tuple(draw(st.integers(2, 16)) for _ in range(num_stages)),
+        limits_bytes=(0,) * num_stages,
+        rhythm=rhythm(Schedule(kind=kind, virtual_stages=virtual), num_stages, draw(st.integers(1, 6))),
     )
+    shares = [draw(st.integers(0, 20)) / 20 for _ in range(num_stages)]
+    return problem._replace(limits_bytes=tuple(_limit(problem, *pair) for pair in enumerate(shares)))
 
 
-_small = st.integers(0, 6)
+def _limit(problem: Pipeline, stage: int, share: float) -> int:
+    """From room for the smallest choices of the stage's share of the layers up to the largest of half as many more."""
+    flight, mean = float(problem.flights[stage]), len(problem.sequence) / len(problem.flights)
+    used = [c.fixed_bytes + flight * c.flight_bytes + c.workspace_bytes for c in problem.tables[stage].choices]
+    low = min(float(each.min()) for each in used) * mean
+    high = max(float(each.max()) for each in used) * mean * 1.5
+    return int(low + (high - low) * share)
 
 
 @st.composite
-def _choices(draw, rhythms: int, layouts: int) -> Choices:
+def _tables(draw, numbers: int, num_classes: int, message: tuple[float, ...]) -> Table:
+    layouts = draw(st.integers(1, 3))
+    size = layouts**2 * numbers
+    transition = np.array(draw(st.lists(st.integers(0, 6), min_size=size, max_size=size)), float)
+    transition = transition.reshape(layouts, layouts, numbers)
+    transition[np.arange(layouts), np.arange(layouts)] = 0.0
+    return Table(tuple(draw(_choices(numbers, layouts)) for _ in range(num_classes)), transition, message)
+
+
+@st.composite
+def _choices(draw, numbers: int, layouts: int) -> Choices:
     size = draw(st.integers(1, 3))
 
     def column(largest: int) -> list[int]:
         return draw(st.lists(st.integers(0, largest), min_size=size, max_size=size))
 
+    layout = np.array([value % layouts for value in column(5)], dtype=np.int64)
+    entry_s = np.array([column(4), column(8)], dtype=float).T.reshape(size, 2)
+    entry_bytes, carried_bytes = (np.array(column(most), dtype=np.int64) for most in (3, 2))
+    if draw(st.booleans()):
+        # As in real tables: entered alike where the layout is alike, so that strategies can be compared.
+        same = np.unique(layout, return_index=True)[1][np.unique(layout, return_inverse=True)[1].reshape(-1)]
+        entry_s, entry_bytes, carried_bytes = entry_s[same], entry_bytes[same], carried_bytes[same]
     return Choices(
-        strategies=(Strategy(),) * size,
-        beats_s=np.array([column(20) for _ in range(rhythms)], dtype=float).T.reshape(size, rhythms),
+        strategies=_nameless(size),
+        beats_s=np.array([column(20) for _ in range(numbers)], dtype=float).T.reshape(size, numbers),
         once_s=np.array(column(10), dtype=float),
         fixed_bytes=np.array(column(12), dtype=np.int64),
         flight_bytes=np.array(column(6), dtype=np.int64),
         workspace_bytes=np.array(column(10), dtype=np.int64),
-        layout=np.array([value % layouts for value in column(5)], dtype=np.int64),
-        entry_s=np.array([column(4), column(8)], dtype=float).T.reshape(size, 2),
-        entry_bytes=np.array(column(3), dtype=np.int64),
-        carried_bytes=np.array(column(2), dtype=np.int64),
+        layout=layout,
+        entry_s=entry_s,
+        entry_bytes=entry_bytes,
+        carried_bytes=carried_bytes,
         host_bytes=np.array(column(3), dtype=np.int64),
     )
+
+
+def _nameless(size: int) -> Grid:
+    """So many strategies that solvers can tell apart by their rows alone."""
+    zeros = np.zeros(size, dtype=np.int64)
+    return Grid((Shape((), False),) * size, (None,), zeros, zeros, zeros, np.arange(size), zeros)
 
 
 def _pieces(num_layers, num_stages, virtual):
@@ -123,7 +154,55 @@ def price(problem: Pipeline, stages, rows) -> float:
     return float(slowest.sum()) + total + longest
 
 
+def by_layer(solution) -> dict[int, int]:
+    """The row of each layer of a solution."""
+    return {
+        layer: row
+        for stretches, chosen in zip(solution.stages, solution.chosen, strict=True)
+        for layer, row in zip((n for first, end in stretches for n in range(first, end)), chosen, strict=True)
+    }
+
+
+def every_choice(problem: Pipeline):
+    """All (stretches of each stage, row of each layer)."""
+    for stages in partitions(problem):
+        options = [range(0)] * len(problem.sequence)
+        for table, stretches in zip(problem.tables, stages, strict=True):
+            for layer in (layer for first, end in stretches for layer in range(first, end)):
+                options[layer] = range(len(table.choices[problem.sequence[layer]].once_s))
+        for rows in product(*options):
+            yield stages, rows
+
+
 def brute_force(problem: Pipeline) -> float:
-    """The least step time over every partition and every choice for every layer."""
-    options = [range(len(problem.tables[0].choices[number].strategies)) for number in problem.sequence]
-    return min(price(problem, stages, rows) for stages in partitions(problem) for rows in product(*options))
+    """The least step time over every partition and every choice for every layer; inf if nothing fits."""
+    return min((price(problem, stages, rows) for stages, rows in every_choice(problem)), default=float("inf"))
+
+
+def lifelike(problem: Pipeline) -> Pipeline:
+    """The instance with milliseconds and gigabytes, and a few bytes more here and there: sums are no longer exact."""
+    tables: dict[int, Table] = {id(table): _lifelike(table) for table in problem.tables}
+    return problem._replace(
+        tables=tuple(tables[id(table)] for table in problem.tables),
+        limits_bytes=tuple(limit * GIGABYTE + limit % 13 for limit in problem.limits_bytes),
+    )
+
+
+def _lifelike(table: Table) -> Table:
+    def bytes_of(column):
+        return column * GIGABYTE + (column * 7 + np.arange(len(column))) % 5
+
+    choices = tuple(
+        c._replace(
+            beats_s=c.beats_s * MILLISECONDS,
+            once_s=c.once_s * MILLISECONDS,
+            entry_s=c.entry_s * MILLISECONDS,
+            fixed_bytes=bytes_of(c.fixed_bytes),
+            flight_bytes=bytes_of(c.flight_bytes),
+            workspace_bytes=bytes_of(c.workspace_bytes),
+            entry_bytes=bytes_of(c.entry_bytes),
+            carried_bytes=bytes_of(c.carried_bytes),
+        )
+        for c in table.choices
+    )
+    return table._replace(choices=choices, transition_s=table.transition_s * MILLISECONDS)

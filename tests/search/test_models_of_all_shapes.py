@@ -1,8 +1,8 @@
 """Models whose layers differ in width and length: the search against every plan of a small space, and presets."""
 
 import pytest
+from every_plan import fastest
 from small_questions import MIB, a_cluster
-from test_whole_search import fastest
 
 from planner.cost import estimate
 from planner.search import plan_from_shorthand, search

@@ -1,60 +1,21 @@
-from itertools import combinations, pairwise, product
+from itertools import pairwise
 
 import pytest
+from every_plan import fastest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_questions import MIB, a_cluster, a_model, a_training
 
 from planner.cost import estimate
 from planner.search import search
-from planner.search.assemble import assemble
-from planner.search.families import families
-from planner.search.removed import Removed
-from planner.search.space import Space
 from planner.spec.cluster import HostShare
 from planner.spec.errors import CancelledError, InputError, NoPlanFitsError
 from planner.spec.request import Options
 from planner.spec.shortlist import CertificateStatus
-from planner.spec.strategy import Strategy
 from planner.spec.workload import BALANCED, Scenario, Workload
 from profiles import cluster_from_shorthand, model_preset, resolve_cluster
 
 FEW = Options(axes=("dp", "tp", "pp", "ep", "sp"), sharding=("none", "optimizer"), recompute=("none", "full"))
-
-
-def every_plan(model, cluster, training, options):
-    """All plans of the declared space with one piece per stage, written down without the search's tables."""
-    space = Space(cluster, training, options, Removed())
-    for family in families(model, cluster, training, options, Removed()):
-        if family.schedule.virtual_stages > 1:
-            continue
-        devices = cluster.num_devices // family.num_stages
-        layers = range(len(model.layers))
-        allowed = {layer: _cutting(list(space.grid(layer, devices)), family, options) for layer in set(model.layers)}
-        for cuts in combinations(layers[1:], family.num_stages - 1):
-            stages = tuple(((first, end),) for first, end in pairwise((0, *cuts, len(model.layers))))
-            for chosen in product(*(allowed[model.layers[layer]] for layer in layers)):
-                split = [chosen[first:end] for ((first, end),) in stages]
-                yield assemble(cluster, training, family, stages, split)
-
-
-def _cutting(strategies: list[Strategy], family, options) -> list[Strategy]:
-    samples, limit = family.samples, options.max_micro_batch_size
-    sizes = {s: samples / s.data_parallel_size for s in strategies}
-    return [s for s in strategies if sizes[s].is_integer() and sizes[s] <= limit]
-
-
-def fastest(model, cluster, training, options) -> float | None:
-    times = []
-    for plan in every_plan(model, cluster, training, options):
-        try:
-            price = estimate(model, cluster, training, plan)
-        except InputError:
-            # Tied weights on one stage under two strategies: no plan.
-            continue
-        if price.fits:
-            times.append(price.step_time_s)
-    return min(times, default=None)
 
 
 @settings(max_examples=20, deadline=None)
@@ -86,7 +47,8 @@ def test_no_plan_of_the_space_is_faster_than_the_found_one_when_estimate_prices_
 @pytest.mark.parametrize("bandwidth", [1e9, 1e11])
 def test_with_ulysses_no_plan_of_the_space_is_faster_than_the_found_one(bandwidth):
     question = (a_model(blocks=1), a_cluster(4, 40 * MIB, bandwidth), a_training(4))
-    options = FEW.model_copy(update={"axes": ("dp", "tp", "sp", "cp", "ulysses"), "max_micro_batch_size": 2})
+    plain = {"recompute": ("none",), "sharding": ("none",), "max_micro_batch_size": 2}
+    options = FEW.model_copy(update={"axes": ("dp", "tp", "sp", "cp", "ulysses"), **plain})
     best = search(*question, options).plans[0]
     assert best.estimate.step_time_s == pytest.approx(fastest(*question, options), rel=1e-9)
 
@@ -166,16 +128,28 @@ def test_what_the_listener_raises_stops_the_search():
         search(a_model(), a_cluster(4, 80 * MIB), a_training(8), report=stop)
 
 
-@pytest.mark.parametrize("limit", [{"time_limit_s": 1.0}, {"effort_limit": 1}])
-def test_at_a_limit_the_bound_is_still_valid(limit):
-    model, cluster, training = a_model(blocks=6), a_cluster(4, 24 * MIB), a_training(16)
-    optimum = search(model, cluster, training).plans[0].estimate.step_time_s
-    ticks = iter(range(10**9))
-    hurried = search(model, cluster, training, Options(**limit), clock=lambda: 100.0 * next(ticks))
-    assert hurried.certificate.lower_bound_s <= optimum * (1 + 1e-12)
-    assert hurried.plans[0].estimate.step_time_s >= optimum * (1 - 1e-12)
-    gap = hurried.plans[0].estimate.step_time_s / hurried.certificate.lower_bound_s - 1
-    assert hurried.certificate.gap_ratio == pytest.approx(gap, abs=1e-12)
+@pytest.mark.parametrize(
+    "question", [(a_model(blocks=6), 24), (a_model(blocks=5, experts=8), 30)], ids=["dense", "moe"]
+)
+def test_at_a_limit_the_bound_is_still_valid(question):
+    model, cluster, training = question[0], a_cluster(4, question[1] * MIB), a_training(16)
+    whole = search(model, cluster, training)
+    optimum = whole.plans[0].estimate.step_time_s
+    statuses = set()
+    limits = [{"time_limit_s": 100.0 * calls} for calls in (1e-9, 3, 10, 30, 100, 1e6)]
+    limits += [{"effort_limit": effort} for effort in (1, 100, 10_000, 10**9)]
+    for limit in limits:
+        ticks = iter(range(10**9))
+        hurried = search(model, cluster, training, Options(**limit), clock=lambda ticks=ticks: 100.0 * next(ticks))
+        found, certificate = hurried.plans[0].estimate, hurried.certificate
+        assert found.fits
+        assert 0 < certificate.lower_bound_s <= optimum * (1 + 1e-12)
+        assert found.step_time_s >= optimum * (1 - 1e-12)
+        assert certificate.gap_ratio == pytest.approx(found.step_time_s / certificate.lower_bound_s - 1, abs=1e-12)
+        if certificate.status is CertificateStatus.OPTIMAL:
+            assert found.step_time_s == pytest.approx(optimum, rel=1e-12)
+        statuses.add(certificate.status)
+    assert statuses == set(CertificateStatus), "some limits are reached and some are not"
 
 
 def test_batch_size_max_finds_the_highest_throughput_of_the_batch_sizes():
