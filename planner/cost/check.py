@@ -91,10 +91,17 @@ def _layers(model: Model, cluster: AnyCluster, training: Training, plan: Plan) -
                 Problem(f"plan.stages[{number}].runs[{index}].strategy", f"{broken.message} ({broken.rule})")
                 for broken in found
             ]
-    if tied_stage(model, plan):
-        first, last = plan.stages[0].runs[0].strategy, plan.stages[0].runs[-1].strategy
-        if (first.axes, first.sharding) != (last.axes, last.sharding):
-            problems.append(
-                Problem("plan.stages[0]", "embedding and tied head share one matrix and so axes and sharding")
-            )
+    broken = tied_weights_are_cut_alike(model, plan)
+    if broken is not None:
+        problems.append(Problem("plan.stages[0]", broken.message))
     return list(dict.fromkeys(problems))
+
+
+def tied_weights_are_cut_alike(model: Model, plan: Plan) -> Broken | None:
+    """Embedding and tied head on one stage share one matrix, and so axes and sharding."""
+    if not tied_stage(model, plan):
+        return None
+    first, last = plan.stages[0].runs[0].strategy, plan.stages[0].runs[-1].strategy
+    if (first.axes, first.sharding) == (last.axes, last.sharding):
+        return None
+    return Broken("tied-weights-are-cut-alike", "embedding and tied head share one matrix and so axes and sharding")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from planner.cost.check import tied_weights_are_cut_alike
 from planner.cost.rules import Broken, broken_rules
 from planner.spec.errors import InputError
 from planner.spec.model import Model
@@ -82,7 +83,7 @@ def _first_broken(model: Model, training: Training, plan: Plan) -> Broken | None
     for layer, strategy in dict.fromkeys((model.layers[number], strategy) for number, strategy in pairs):
         for broken in broken_rules(layer, strategy, training):
             return broken
-    return None
+    return tied_weights_are_cut_alike(model, plan)
 
 
 def _changes(place: Place) -> Iterator[_Change]:

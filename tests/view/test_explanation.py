@@ -131,6 +131,7 @@ def test_every_degree_level_and_schedule_has_its_neighbours():
     told = words(explained(model, plan, cluster))
     expected = [
         *("dp 8 → 16, tp 2 → 1", "dp 8 → 4, tp 2 → 4", "tp 2 → 1, cp 1 → 2", "dp 8 → 4, cp 1 → 2"),
+        *("tp 2 → 1, ulysses 1 → 2", "dp 8 → 4, ulysses 1 → 2", "pp 4 → 2, ulysses 1 → 2, edp 2 → 4"),
         *("pp 4 → 8, dp 8 → 4, edp 2 → 1", "pp 4 → 8, tp 2 → 1, edp 2 → 1", "pp 4 → 2, dp 8 → 16, edp 2 → 4"),
         *("pp 4 → 2, tp 2 → 4, edp 2 → 4", "pp 4 → 2, cp 1 → 2, edp 2 → 4"),
         *("ep 8 → 4, edp 2 → 4", "ep 8 → 4, etp 1 → 2", "etp 1 → 2, edp 2 → 1", "ep 8 → 16, edp 2 → 1"),
