@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from planner.cost import estimate
 from planner.search.explore import Limits, explore_if_any, glance
+from planner.search.families import Family
 from planner.search.ground import Ground
 from planner.search.members import AGREEMENT
 from planner.search.pool import Candidate, Pool
@@ -65,8 +66,15 @@ class Elsewhere:
     """
 
     def __init__(
-        self, ground: Ground, options: Options, scenario_aims: Sequence[Aim], out_of_time: Callable[[], bool]
+        self,
+        ground: Ground,
+        options: Options,
+        scenario_aims: Sequence[Aim],
+        quick: Sequence[Family],
+        out_of_time: Callable[[], bool],
     ) -> None:
+        """`quick`: families of the question, those first that hold the quickest plans under balanced load."""
+        self._quick = quick
         self._options = options
         self._aims = scenario_aims
         self._limits = Limits(out_of_time, options.effort_limit // _SHARE)
@@ -104,13 +112,14 @@ class Elsewhere:
         ground = self._ground(aim)
         if ground is None or self._limits.out_of_time():
             return
-        instances = ground.instances(aim.workload)
         pool = Pool(self._question.cluster, aim.question.training, known)
         if aim.question == self._question:
-            found = glance(instances, ground.families, pool, checkpoint, self._limits)
+            instances = ground.instances(aim.workload, self._quick)
+            found = glance(instances, self._quick, pool, checkpoint, self._limits)
             if found:
                 self.add(aim, found, proven=False)
                 return
+        instances = ground.instances(aim.workload)
         explored = explore_if_any(instances, ground.families, pool, checkpoint, self._limits)
         if explored is not None:
             runs_here = self._carried(explored.best.plan, self._question) is not None

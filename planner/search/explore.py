@@ -25,14 +25,16 @@ from planner.search.instances import Group, Instance, Instances, groups
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
 from planner.search.problem import Pipeline
-from planner.search.progress import Checkpoint
+from planner.search.progress import Checkpoint, ignore
 from planner.spec.errors import NoPlanFitsError
 from planner.spec.plan import ScheduleKind
 
 ALTERNATIVES = 12
 """Alternatives handed to the shortlist; it chooses a few of them."""
+_GLANCED = 6
+"""Groups of families that a search without a certificate prices."""
 _GLANCES = 1
-"""Families in which a search without a certificate makes a narrow pass."""
+"""Families in which it makes a narrow pass."""
 _MORE = 4
 """Groups that are priced for their alternatives alone."""
 _OUTLOOK = 0.1
@@ -53,6 +55,8 @@ class Explored(NamedTuple):
     """Families solved, rather than excluded by their bound."""
     alternatives: tuple[Candidate, ...]
     """The fastest uniform plan for each set of degrees, fastest first."""
+    quick: tuple[Family, ...]
+    """Families with uniform plans that fit, the quickest first."""
 
     @property
     def is_optimal(self) -> bool:
@@ -116,29 +120,32 @@ def explore_if_any(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> Explored | None:
     """Search the families exactly; None if no plan fits. Raises what the checkpoint raises."""
-    waiting, least = _priced(instances, families, pool, checkpoint, limits)
+    priced = _priced(instances, families, pool, checkpoint, limits)
+    waiting = priced.waiting
     solved = _solved(instances, waiting, pool, checkpoint, limits)
     if pool.best is None:
         return None
-    bound = min([pool.best.per_sample_s, least, *(found.bound_per_sample_s for found in waiting)])
-    return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES))
+    bound = min([pool.best.per_sample_s, priced.left_open, *(found.bound_per_sample_s for found in waiting)])
+    return Explored(pool.best, bound, solved, pool.alternatives(ALTERNATIVES), priced.quick)
 
 
 def glance(
     instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
-    """Search the families quickly, without a bound: the best plan, if any is found, and alternatives.
+    """Look at the first of the families, without a bound: the best plan, if any is found, and alternatives.
 
-    Uniform plans of all families that their first bound does not exclude, then a narrow pass where these are the best.
+    Uniform plans, then a narrow pass where these are the best.
     """
     ranked: list[tuple[float, int, Instance]] = []
-    grouped, numbers = _by_bound(_first_bounds(instances, families, pool, checkpoint)), count()
-    for done, (least, _, group) in enumerate(grouped):
-        if _beaten(least, pool) or limits.over(pool):
+    grouped, numbers = groups(families)[:_GLANCED], count()
+    for done, group in enumerate(grouped):
+        if limits.over(pool):
             break
-        checkpoint(_OUTLOOK + (_PRICED - _OUTLOOK) * done / len(grouped), _pricing(group))
-        ranked += [(pool.offer_uniform(instance), next(numbers), instance) for instance in instances.of(group)]
-        ranked = sorted(ranked)[:_GLANCES]
+        checkpoint(_PRICED * done / len(grouped), _pricing(group))
+        bounds = _first_bounds(instances, group.families, pool)
+        if not all(_beaten(bound, pool) for bound in bounds.values()):
+            ranked += [(pool.offer_uniform(instance), next(numbers), instance) for instance in instances.of(group)]
+            ranked = sorted(ranked)[:_GLANCES]
     for done, (least, number, instance) in enumerate(ranked):
         if least == inf or limits.over(pool):
             break
@@ -167,26 +174,36 @@ def _nothing_fits(
     return NoPlanFitsError(miss) if miss else instances.no_strategy()
 
 
+class _Priced(NamedTuple):
+    """What the prices of tables and uniform plans leave open."""
+
+    waiting: list[_Open]
+    """Problems that may hold a better plan than the best."""
+    left_open: float
+    """No plan of the families that time did not allow is faster; inf if it allowed all."""
+    quick: tuple[Family, ...]
+    """Families with uniform plans that fit, the quickest first."""
+
+
 def _priced(
     instances: Instances,
     families: Sequence[Family],
     pool: Pool,
     checkpoint: Checkpoint,
     limits: Limits,
-) -> tuple[list[_Open], float]:
-    """Price tables and uniform plans in the order of the first bounds; the problems that are left, with their second.
-
-    Also a bound for the families that time did not allow.
-    """
+) -> _Priced:
+    """Price tables and uniform plans in the order of the first bounds."""
     found: list[_Open] = []
+    uniform: list[tuple[float, int, Family]] = []
     bounds = _first_bounds(instances, families, pool, checkpoint)
     grouped = _by_bound(bounds)
-    more = _MORE
+    more, left_open = _MORE, inf
     for number, (least, _, group) in enumerate(grouped):
         if least == inf:
             break
         if limits.over(pool):
-            return found, max(least, instances.least_per_sample_s())
+            left_open = max(least, instances.least_per_sample_s())
+            break
         if _beaten(least, pool):
             if more == 0 or least >= COMPARABLE * _best(pool):
                 break
@@ -194,10 +211,10 @@ def _priced(
         share = number / _expected([each[0] for each in grouped], pool)
         checkpoint(_OUTLOOK + (_PRICED - _OUTLOOK) * share, _pricing(group))
         for instance in instances.of(group):
-            pool.offer_uniform(instance)
+            uniform.append((pool.offer_uniform(instance), len(uniform), instance.family))
             for problem, bound in _parts(instances, instance, bounds[instance.family], pool):
                 found.append(_Open(False, bound, len(found), _Look.PRICED, instance.family, problem))
-    return found, inf
+    return _Priced(found, left_open, tuple(family for time_s, _, family in sorted(uniform) if time_s < inf))
 
 
 def _expected(leasts: Sequence[float], pool: Pool) -> int:
@@ -206,7 +223,7 @@ def _expected(leasts: Sequence[float], pool: Pool) -> int:
 
 
 def _first_bounds(
-    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint
+    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint = ignore
 ) -> dict[Family, float]:
     """Seconds per sample that no plan of a family falls below."""
     bounds = {}

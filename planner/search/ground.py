@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from planner.cost.part import conditions
 from planner.search.families import Family, families
 from planner.search.instances import Instances
@@ -32,10 +34,10 @@ class Ground:
         self.families = [family for family in found if also is None or _cuts(family, also)]
         self._pricing = Pricing(model, conditions(model.hidden_size, cluster, training), BALANCED)
 
-    def instances(self, workload: Workload) -> Instances:
-        """The families as numbers under a workload."""
+    def instances(self, workload: Workload, families: Sequence[Family] | None = None) -> Instances:
+        """The families as numbers under a workload, or some of them."""
         pricing = self._pricing if workload == BALANCED else self._pricing.under(workload)
-        return Instances(self.space, pricing, self.families)
+        return Instances(self.space, pricing, self.families if families is None else families)
 
 
 def _cuts(family: Family, training: Training) -> bool:

@@ -62,8 +62,8 @@ def search(
     first, *others, last = progress.parts([_EXACT, *[_GLANCE] * len(scenario_aims), _CHOICE])
     limits, pool = Limits(lambda: time_share() > 1, options.effort_limit), Pool(cluster, training)
     ground = Ground(question, options, Removed(), progress.tick)
-    elsewhere = Elsewhere(ground, options, scenario_aims, limits.out_of_time)
     explored = explore(ground.instances(BALANCED), ground.families, pool, first, limits)
+    elsewhere = Elsewhere(ground, options, scenario_aims, explored.quick, limits.out_of_time)
     elsewhere.add(Aim(question, BALANCED), (explored.best, *explored.alternatives), explored.is_optimal)
     for aim, checkpoint in zip(elsewhere.open_aims, others, strict=False):
         elsewhere.explore(aim, checkpoint)
