@@ -118,7 +118,12 @@ class Rest:
         rates = exchange_rates([(weighted[key], distinct[key].memory) for key in distinct])
         # [layouts, layouts] of what a change adds
         priced = _Priced(steps, weighted, weighed(bar.weights, changes_s))
+        if _never_full(priced, budget, bar.best_s - bar.others_s):
+            # Memory is worth nothing here.
+            rates = [0.0]
         levels = workspace_levels(_possible(priced, rates, budget, bar.best_s - bar.others_s))
+        if rates == [0.0] and levels:
+            levels = [Level(levels[0].least, levels[-1].most)]
         self._within = [_within(priced, level, rates, budget) for level in levels]
 
     def useful(self, step: Step) -> Integers:
@@ -174,6 +179,17 @@ class _Priced(NamedTuple):
     """By step: [options] seconds."""
     changes: Floats
     """[layouts, layouts] seconds, from the layout before to the one after."""
+
+
+def _never_full(priced: _Priced, budget: int, most_s: float) -> bool:
+    """Whether all options with which the stage may stay below `most_s`, memory apart, fit together."""
+    distinct = {id(step): step for step in priced.steps}
+    least = {key: float(priced.weighted[key].min(initial=np.inf)) for key in distinct}
+    counts = Counter(map(id, priced.steps))
+    spare = most_s - sum(count * least[key] for key, count in counts.items())
+    quick = {key: priced.weighted[key] - least[key] < spare for key in distinct}
+    memory = sum(count * int(distinct[key].memory[quick[key]].max(initial=0)) for key, count in counts.items())
+    return memory + max(int(step.workspace[quick[key]].max(initial=0)) for key, step in distinct.items()) <= budget
 
 
 def _possible(priced: _Priced, rates: Sequence[float], budget: int, most_s: float) -> Integers:

@@ -31,6 +31,8 @@ Floats = NDArray[np.float64]
 
 NARROW = 32
 """Labels that a quick pass keeps after each layer."""
+_NEAR = 2
+"""And how many layers a stage may end from where equal stages would."""
 
 
 class Solution(NamedTuple):
@@ -69,7 +71,8 @@ def solve_pipeline(
     num_stages = len(problem.flights)
     for stage in range(num_stages):
         found: dict[int, list[_Partial]] = {}
-        for positions, intervals in _contents(problem, stage, ends, partial(bounds.may_pass, best_s=best_s)).items():
+        may_pass = partial(bounds.may_pass, best_s=best_s)
+        for positions, intervals in _contents(problem, stage, ends, may_pass, even=width is not None).items():
             room = Room(problem.flights[stage], problem.limits_bytes[stage], problem.host_limits_bytes[stage])
             front = solve_stage(
                 positions, problem.tables[stage], room, bounds.bar(stage, intervals, best_s), spend, width
@@ -132,14 +135,27 @@ def _end(problem: Pipeline) -> int:
 
 
 def _contents(
-    problem: Pipeline, stage: int, ends: dict[int, _Partial], may_pass: Callable[[int, Interval], bool]
+    problem: Pipeline, stage: int, ends: dict[int, _Partial], may_pass: Callable[[int, Interval], bool], even: bool
 ) -> dict[tuple[Position, ...], list[Interval]]:
-    """What the stage may hold, and the intervals of layers with that content, which are solved together."""
+    """What the stage may hold, and the intervals of layers with that content, which are solved together.
+
+    `even`: only those that end near where equal stages would.
+    """
     found: dict[tuple[Position, ...], list[Interval]] = {}
     for begin in ends:
-        for interval in filter(partial(may_pass, stage), _intervals(problem, stage, begin)):
+        for interval in _intervals(problem, stage, begin):
+            if (even and not _ends_evenly(problem, stage, interval)) or not may_pass(stage, interval):
+                continue
             found.setdefault(_positions(problem, stage, interval.stretches), []).append(interval)
     return found
+
+
+def _ends_evenly(problem: Pipeline, stage: int, interval: Interval) -> bool:
+    """Whether a stage ends near where it would if all stages, being alike, held as many layers."""
+    unlike = any(table is not problem.tables[0] for table in problem.tables)
+    if problem.pieces is not None or unlike:
+        return True
+    return abs(interval.end - (stage + 1) * len(problem.sequence) / len(problem.flights)) <= _NEAR
 
 
 def _intervals(problem: Pipeline, stage: int, begin: int) -> list[Interval]:
