@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.search.families import Family
+from planner.search.places import places
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import Strategy
@@ -20,7 +21,6 @@ def assemble(
     strategies: Sequence[Sequence[Strategy]],
 ) -> Plan:
     """The plan with these stretches of layers on each stage, and for each stage one strategy per layer, in order."""
-    devices = cluster.num_devices // family.num_stages
     first = strategies[0][0]
     return Plan(
         global_batch_size=family.global_batch_size,
@@ -29,7 +29,7 @@ def assemble(
         num_micro_batches=family.num_micro_batches,
         schedule=family.schedule,
         stages=tuple(
-            Stage(first_device=number * devices, num_devices=devices, runs=runs_of(stretches, chosen))
-            for number, (stretches, chosen) in enumerate(zip(stages, strategies, strict=True))
+            Stage(first_device=place.first_device, num_devices=place.num_devices, runs=runs_of(stretches, chosen))
+            for place, stretches, chosen in zip(places(cluster, family), stages, strategies, strict=True)
         ),
     )

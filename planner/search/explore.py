@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from planner.search.bounds import Bounds, mean_step_s, promising
 from planner.search.families import Family
-from planner.search.instances import Group, Instance, Instances, groups
+from planner.search.instances import Group, Instance, groups
+from planner.search.mixed import AnyInstances
 from planner.search.partition import NARROW, Solution, once_in_passes, solve_pipeline, step_s
 from planner.search.pool import COMPARABLE, Candidate, Pool
 from planner.search.problem import Pipeline
@@ -103,7 +104,7 @@ class Limits(NamedTuple):
 
 
 def explore(
-    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
+    instances: AnyInstances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> Explored:
     """Search the families exactly; raises NoPlanFitsError with the nearest miss, and what the checkpoint raises.
 
@@ -117,7 +118,7 @@ def explore(
 
 
 def explore_if_any(
-    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
+    instances: AnyInstances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> Explored | None:
     """Search the families exactly; None if no plan fits. Raises what the checkpoint raises."""
     priced = _priced(instances, families, pool, checkpoint, limits)
@@ -130,7 +131,7 @@ def explore_if_any(
 
 
 def glance(
-    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
+    instances: AnyInstances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint, limits: Limits
 ) -> tuple[Candidate, ...]:
     """Look at the first of the families, without a bound: the best plan, if any is found, and alternatives.
 
@@ -163,7 +164,7 @@ def _tell(checkpoint: Checkpoint, share: float, what: str, work: int) -> None:
 
 
 def _nothing_fits(
-    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint
+    instances: AnyInstances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint
 ) -> NoPlanFitsError | Exception:
     """What to say when no plan fits: the nearest miss of all families."""
     for group in groups(families):
@@ -186,7 +187,7 @@ class _Priced(NamedTuple):
 
 
 def _priced(
-    instances: Instances,
+    instances: AnyInstances,
     families: Sequence[Family],
     pool: Pool,
     checkpoint: Checkpoint,
@@ -223,7 +224,7 @@ def _expected(leasts: Sequence[float], pool: Pool) -> int:
 
 
 def _first_bounds(
-    instances: Instances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint = ignore
+    instances: AnyInstances, families: Sequence[Family], pool: Pool, checkpoint: Checkpoint = ignore
 ) -> dict[Family, float]:
     """Seconds per sample that no plan of a family falls below."""
     bounds = {}
@@ -243,7 +244,7 @@ def _pricing(group: Group) -> str:
     return f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
 
 
-def _parts(instances: Instances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
+def _parts(instances: AnyInstances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
     """The problems of an instance that may hold a better plan than the best, each with a bound."""
     if _beaten(least, pool):
         return
@@ -255,7 +256,7 @@ def _parts(instances: Instances, instance: Instance, least: float, pool: Pool) -
 
 
 def _solved(
-    instances: Instances,
+    instances: AnyInstances,
     waiting: list[_Open],
     pool: Pool,
     checkpoint: Checkpoint,
@@ -308,7 +309,7 @@ def _closed(first: float, now: float, pool: Pool) -> float:
     return (now - first) / (best - first) if first < best < inf else 0.0
 
 
-def _look(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open | None:
+def _look(instances: AnyInstances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open | None:
     """The problem one look closer, or None once it is solved; better plans on the way are offered to the pool."""
     best_s = pool.best_step_s(found.family.global_batch_size)
     problem = promising(found.problem, best_s)
@@ -326,7 +327,7 @@ def _look(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int],
     return None
 
 
-def _closer(instances: Instances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open:
+def _closer(instances: AnyInstances, found: _Open, pool: Pool, spend: Callable[[int], None]) -> _Open:
     """The problem with a closer bound: exact, but for work once per step, which counts a little less.
 
     Most problems are excluded by that; it leaves out a number in which strategies differ much and steps little.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from planner.cost.framework import Pipelined, broken_pipeline_rules
@@ -11,8 +11,8 @@ from planner.cost.rules import Broken
 from planner.cost.targets import FRAMEWORKS
 from planner.search.removed import Removed
 from planner.search.tree import divisors
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError
+from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.model import Model
 from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.request import Options
@@ -22,6 +22,9 @@ from planner.spec.training import Training
 
 GPIPE_RULE = "1f1b-instead-of-gpipe"
 
+EQUAL_PIECES_RULE = "interleaving-on-equal-devices"
+"""Interleaving gives every stage equal pieces, which unlike devices do not finish together."""
+
 
 class Family(NamedTuple):
     """Plans that share these choices."""
@@ -30,6 +33,8 @@ class Family(NamedTuple):
     num_stages: int
     num_micro_batches: int
     schedule: Schedule
+    cut: tuple[int, ...] = ()
+    """Stages of each group of a cluster of groups; none where devices are equal."""
 
     @property
     def samples(self) -> int:
@@ -44,30 +49,53 @@ def batch_sizes(training: Training) -> list[int]:
     return [2**power for power in range(training.max_global_batch_size.bit_length())]
 
 
-def families(model: Model, cluster: Cluster, training: Training, options: Options, removed: Removed) -> list[Family]:
+def families(model: Model, cluster: AnyCluster, training: Training, options: Options, removed: Removed) -> list[Family]:
     """All families of the declared space; counts what each rule removes."""
-    degrees = divisors(cluster.num_devices) if "pp" in options.axes else [1]
-    stage_counts = [degree for degree in degrees if degree <= len(model.layers)]
-    for degree in degrees:
-        if degree > len(model.layers):
-            removed.note("stages-need-layers", 1, f"pp{degree} for {len(model.layers)} layers")
+    shapes = [shape for shape in _pipelines(cluster, options) if _has_layers(shape, model, removed)]
     found = []
     for batch in batch_sizes(training):
-        for stages in stage_counts:
+        for shape in shapes:
             for micro_batches in divisors(batch):
-                if not _cuttable(cluster.num_devices // stages, batch // micro_batches, options):
-                    text = f"{batch // micro_batches} samples over {cluster.num_devices // stages} devices"
-                    removed.note("micro-batch-size-limit", 1, text)
+                samples = batch // micro_batches
+                wide = [devices for devices in shape.stage_devices if not _cuttable(devices, samples, options)]
+                if wide:
+                    removed.note("micro-batch-size-limit", 1, f"{samples} samples over {wide[0]} devices")
                     continue
-                for schedule in _schedules(model, stages, micro_batches, options, removed):
-                    broken = _not_run(model, stages, micro_batches, schedule, options)
+                for schedule in _schedules(model, shape, micro_batches, options, removed):
+                    broken = _not_run(model, shape.num_stages, micro_batches, schedule, options)
                     if broken is None:
-                        found.append(Family(batch, stages, micro_batches, schedule))
+                        found.append(Family(batch, shape.num_stages, micro_batches, schedule, shape.cut))
                     else:
                         removed.note(broken.rule, 1, broken.message)
     if not found:
         raise no_strategy(cluster, training, options)
     return found
+
+
+class _Shape(NamedTuple):
+    """How devices are cut into stages."""
+
+    num_stages: int
+    stage_devices: tuple[int, ...]
+    """The different sizes of stages."""
+    cut: tuple[int, ...]
+
+
+def _pipelines(cluster: AnyCluster, options: Options) -> Iterator[_Shape]:
+    """Equal devices are cut into equal stages; of groups, each into equal stages of its own."""
+    if not isinstance(cluster, MixedCluster):
+        for stages in divisors(cluster.num_devices) if "pp" in options.axes else [1]:
+            yield _Shape(stages, (cluster.num_devices // stages,), ())
+        return
+    for cut in product(*(divisors(group.num_devices) for group in cluster.groups)):
+        devices = (group.num_devices // stages for group, stages in zip(cluster.groups, cut, strict=True))
+        yield _Shape(sum(cut), tuple(dict.fromkeys(devices)), cut)
+
+
+def _has_layers(shape: _Shape, model: Model, removed: Removed) -> bool:
+    if shape.num_stages > len(model.layers):
+        removed.note("stages-need-layers", 1, f"pp{shape.num_stages} for {len(model.layers)} layers")
+    return shape.num_stages <= len(model.layers)
 
 
 def cuts(model: Model, num_stages: int, options: Options) -> list[tuple[Stretches, ...]] | None:
@@ -96,7 +124,10 @@ def _cuttable(stage_devices: int, samples: int, options: Options) -> bool:
     return any(samples % degree == 0 and samples // degree <= options.max_micro_batch_size for degree in degrees)
 
 
-def _schedules(model: Model, stages: int, micro_batches: int, options: Options, removed: Removed) -> Iterator[Schedule]:
+def _schedules(
+    model: Model, shape: _Shape, micro_batches: int, options: Options, removed: Removed
+) -> Iterator[Schedule]:
+    stages = shape.num_stages
     one_f_one_b = ScheduleKind.ONE_F_ONE_B in options.schedules
     if one_f_one_b or stages == 1:
         yield Schedule()
@@ -112,7 +143,9 @@ def _schedules(model: Model, stages: int, micro_batches: int, options: Options, 
     if ScheduleKind.INTERLEAVED not in options.schedules:
         return
     for virtual in range(2, options.max_virtual_stages + 1):
-        if micro_batches % stages:
+        if shape.cut:
+            removed.note(EQUAL_PIECES_RULE, 1, f"pp{stages} in {virtual} pieces")
+        elif micro_batches % stages:
             removed.note("interleaving-in-rounds-of-stages", 1, f"{micro_batches} micro-batches in rounds of {stages}")
         elif equal_pieces(model, stages, virtual) is None:
             removed.note("interleaving-in-equal-pieces", 1, f"pp{stages} in {virtual} pieces")
@@ -120,7 +153,7 @@ def _schedules(model: Model, stages: int, micro_batches: int, options: Options, 
             yield Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=virtual)
 
 
-def no_strategy(cluster: Cluster, training: Training, options: Options) -> InputError:
+def no_strategy(cluster: AnyCluster, training: Training, options: Options) -> InputError:
     """The error for a space in which no strategy can cut the batch, whatever the memory."""
     message = (
         f"no way to cut {training.global_batch_size} samples over {cluster.num_devices} devices with axes "

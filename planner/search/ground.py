@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from planner.cost.part import conditions
 from planner.search.families import Family, families
 from planner.search.instances import Instances
+from planner.search.mixed import AnyInstances, MixedInstances, Part
 from planner.search.pricing import Pricing
 from planner.search.progress import Tick
 from planner.search.question import Question, in_rounds
 from planner.search.removed import Removed
 from planner.search.space import Space
+from planner.spec.mixed_cluster import MixedCluster
 from planner.spec.request import Options
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED, Workload
@@ -29,15 +31,29 @@ class Ground:
         """
         model, cluster, training = question
         self.question = question
-        self.space = Space(cluster, training, options, removed, tick)
+        self._parts = [
+            Part(
+                Space(group, training, options, removed, tick),
+                Pricing(model, conditions(model.hidden_size, group, training), BALANCED),
+            )
+            for group in cluster.groups
+        ]
         found = families(model, cluster, training, options, removed)
         self.families = [family for family in found if also is None or _cuts(family, also)]
-        self._pricing = Pricing(model, conditions(model.hidden_size, cluster, training), BALANCED)
 
-    def instances(self, workload: Workload, families: Sequence[Family] | None = None) -> Instances:
+    @property
+    def space(self) -> Space:
+        """Of the first group of devices; options, listener and what was removed are one for all."""
+        return self._parts[0].space
+
+    def instances(self, workload: Workload, families: Sequence[Family] | None = None) -> AnyInstances:
         """The families as numbers under a workload, or some of them."""
-        pricing = self._pricing if workload == BALANCED else self._pricing.under(workload)
-        return Instances(self.space, pricing, self.families if families is None else families)
+        parts = self._parts if workload == BALANCED else [part.under(workload) for part in self._parts]
+        asked = self.families if families is None else families
+        if isinstance(self.question.cluster, MixedCluster):
+            return MixedInstances(self.question.cluster, parts, asked)
+        [part] = parts
+        return Instances(part.space, part.pricing, asked)
 
 
 def _cuts(family: Family, training: Training) -> bool:

@@ -19,6 +19,8 @@ from planner.search.grid import Grid
 from planner.search.outlook import Outlook
 from planner.search.pricing import Pricing
 from planner.search.problem import Pipeline
+from planner.search.progress import Tick
+from planner.search.removed import Removed
 from planner.search.space import Space
 from planner.search.table import Boundaries, Choices, Priced, Table, all_choices, without_dominated
 from planner.search.uniform import Uniform, each_uniform, uniform_choices
@@ -35,14 +37,16 @@ class Group(NamedTuple):
     num_stages: int
     samples: int
     families: tuple[Family, ...]
+    cut: tuple[int, ...] = ()
+    """Of the families."""
 
 
 def groups(families: Sequence[Family]) -> list[Group]:
     """The families by stages and samples per micro-batch."""
-    found: dict[tuple[int, int], list[Family]] = {}
+    found: dict[tuple[int, int, tuple[int, ...]], list[Family]] = {}
     for family in families:
-        found.setdefault((family.num_stages, family.samples), []).append(family)
-    return [Group(*key, tuple(members)) for key, members in found.items()]
+        found.setdefault((family.num_stages, family.samples, family.cut), []).append(family)
+    return [Group(stages, samples, tuple(members), cut) for (stages, samples, cut), members in found.items()]
 
 
 class Instance(NamedTuple):
@@ -61,7 +65,7 @@ class Instances:
     def __init__(self, space: Space, pricing: Pricing, families: Sequence[Family]) -> None:
         self._space = space
         self._pricing = pricing
-        self._outlook = Outlook(pricing, space, families)
+        self._outlook = Outlook(pricing, space, ((family.num_stages, family.samples) for family in families))
 
     @property
     def model(self) -> Model:
@@ -88,7 +92,7 @@ class Instances:
         classes, sequence = self._pricing.layer_classes
         devices = self._space.cluster.num_devices // group.num_stages
         grids = tuple(
-            _cutting(self._space.grid(each.layer, devices), group.samples, self._space.options.max_micro_batch_size)
+            cutting(self._space.grid(each.layer, devices), group.samples, self._space.options.max_micro_batch_size)
             for each in classes
         )
         if not all(map(len, grids)):
@@ -97,13 +101,13 @@ class Instances:
         costs = tuple(self._costs(n, grid, group.samples, apart) for n, grid in enumerate(grids))
         uniform = uniform_choices(grids, sequence)
         boundaries = Boundaries(self._pricing, grids[0].shapes, group.samples)
+        tied_link = self._space.cluster.link_between(0, (group.num_stages - 1) * devices) if apart else None
         tables: dict[Beats, Table] = {}
         for family in group.families:
             self._space.tick()
             beats = beats_of(family.schedule.kind)
             if beats not in tables:
-                hop = (group.num_stages - 1) * devices
-                choices = all_choices(self._pricing, Priced(grids, costs), boundaries, beats, hop)
+                choices = all_choices(self._pricing, Priced(grids, costs), boundaries, beats, tied_link)
                 tables[beats] = Table(choices, boundaries.transitions(beats), beat(beats, 1.0, 1.0, 0.0))
             problem = self._problem(family, tables[beats], sequence)
             given = None if problem.pieces else cuts(self.model, family.num_stages, self._space.options)
@@ -151,14 +155,7 @@ class Instances:
 
     def without_dominated(self, problem: Pipeline) -> Pipeline:
         """The problem without strategies that others beat or equal in every number: the same optimum."""
-        kept: dict[int, Table] = {}
-        for table in problem.tables:
-            if id(table) not in kept:
-                choices = tuple(without_dominated(each, self._space.tick) for each in table.choices)
-                lost = sum(len(c.once_s) for c in table.choices) - sum(len(c.once_s) for c in choices)
-                self._space.removed.note("dominated", lost, "")
-                kept[id(table)] = table._replace(choices=choices)
-        return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+        return undominated_tables(problem, self._space.removed, self._space.tick)
 
     def _costs(self, number: int, grid: Grid, samples: int, apart: bool) -> LayerCost:
         self._space.tick()
@@ -188,7 +185,19 @@ class Instances:
         return next(i for i, lv in enumerate(levels) if first // lv.num_devices == last // lv.num_devices)
 
 
-def _cutting(grid: Grid, samples: int, limit: int) -> Grid:
+def undominated_tables(problem: Pipeline, removed: Removed, tick: Tick) -> Pipeline:
+    """Each table without dominated strategies; notes how many they were."""
+    kept: dict[int, Table] = {}
+    for table in problem.tables:
+        if id(table) not in kept:
+            choices = tuple(without_dominated(each, tick) for each in table.choices)
+            lost = sum(len(c.once_s) for c in table.choices) - sum(len(c.once_s) for c in choices)
+            removed.note("dominated", lost, "")
+            kept[id(table)] = table._replace(choices=choices)
+    return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+
+
+def cutting(grid: Grid, samples: int, limit: int) -> Grid:
     """The strategies that cut so many samples evenly, and leave each rank no more than the limit."""
     ranks = grid.ranks[grid.shape]
     return grid.rows(np.flatnonzero((samples % ranks == 0) & (samples // ranks <= limit)))

@@ -12,6 +12,8 @@ from planner.search.elsewhere import Aim, Elsewhere, aims
 from planner.search.explore import Explored, Limits, explore
 from planner.search.ground import Ground
 from planner.search.members import members
+from planner.search.mixed import NO_UNIFORM
+from planner.search.places import ACROSS_RULE
 from planner.search.pool import Pool
 from planner.search.progress import Progress, Report, ignore
 from planner.search.question import Question
@@ -49,10 +51,7 @@ def search(
     began = clock()
     options = for_target(options)
     _check_target(training, options)
-    if isinstance(cluster, MixedCluster):
-        raise InputError.at(
-            "cluster.groups", "cannot be searched yet; search each group by itself, or price a plan over all of them"
-        )
+    _check_groups(cluster, options)
     check_sequence(model, training)
     question = Question(model, cluster, training)
     scenarios = options.scenarios or standard_scenarios(model)
@@ -100,6 +99,26 @@ def _time_share(options: Options, began: float, clock: Callable[[], float]) -> C
     return lambda: 0.0 if limit_s is None else (clock() - began) / limit_s
 
 
+def _check_groups(cluster: AnyCluster, options: Options) -> None:
+    """Raise InputError for what has no meaning where the stages stand on unlike devices."""
+    if not isinstance(cluster, MixedCluster):
+        return
+    if "pp" not in options.axes:
+        raise InputError.at("options.axes", "must hold pp for a cluster of groups: each stage lies in one of them")
+    if options.uniform:
+        for_whom = f"plans for {options.target}" if options.target in FRAMEWORKS else "uniform plans"
+        raise InputError.at(
+            "options.uniform",
+            f"{for_whom} cannot be searched on groups of unlike devices ({NO_UNIFORM}); search each group by itself",
+        )
+
+
+def _order(cluster: AnyCluster) -> str:
+    """Which devices are neighbours in a pipeline; the rest of the space holds for this order alone."""
+    groups = ", each in one group, group after group" if isinstance(cluster, MixedCluster) else ""
+    return f"stages are devices with consecutive numbers{groups} ({ACROSS_RULE})"
+
+
 def _certificate(explored: Explored, ground: Ground) -> Certificate:
     best, options = explored.best, ground.space.options
     batch = best.plan.global_batch_size
@@ -111,7 +130,7 @@ def _certificate(explored: Explored, ground: Ground) -> Certificate:
             f"{len(ground.families)} families of batch size, stages, micro-batches and schedule; for each layer any of "
             f"axes {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, recompute "
             f"{' '.join(options.recompute)}; up to {options.max_micro_batch_size} samples per micro-batch and rank, "
-            f"up to {options.max_virtual_stages} virtual stages"
+            f"up to {options.max_virtual_stages} virtual stages; {_order(ground.question.cluster)}"
         ),
         evaluated=explored.solved,
         pruned=dict(sorted(ground.space.removed.counts.items())),

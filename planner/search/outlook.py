@@ -30,25 +30,25 @@ _NOTHING = State(*(0.0 for _ in State._fields))
 class Outlook:
     """Lower bounds for the families of one space."""
 
-    def __init__(self, pricing: Pricing, space: Space, families: Iterable[Family]) -> None:
+    def __init__(self, pricing: Pricing, space: Space, cuts: Iterable[tuple[int, int]]) -> None:
+        """`cuts`: (stages, samples of a micro-batch) that will be asked for."""
         self._pricing = pricing
         self._space = space
         self._samples: dict[int, set[int]] = {}
-        for family in families:
-            self._samples.setdefault(family.num_stages, set()).add(family.samples)
+        for stages, samples in cuts:
+            self._samples.setdefault(stages, set()).add(samples)
         self._least: dict[tuple[int, int, Beats], list[Floats]] = {}
 
     def step_s(self, family: Family, made: Rhythm, beats: Beats) -> float:
         """No plan of the family is faster; inf where no strategy cuts its samples."""
-        stages, sequence = family.num_stages, self._pricing.layer_classes[1]
-        if (stages, family.samples, beats) not in self._least:
+        return step_s(self.layers_s(family.num_stages, family.samples, beats), family.num_stages, made)
+
+    def layers_s(self, stages: int, samples: int, beats: Beats) -> Floats:
+        """[layers, beats] of what each layer takes at least where the devices are cut into so many stages."""
+        if (stages, samples, beats) not in self._least:
             self._compute(stages)
-        least = np.array(self._least[(stages, family.samples, beats)])[sequence]
-        if not np.isfinite(least).all():
-            return float("inf")
-        slowest = peaks(made, least)
-        longest = np.maximum(slowest.sum(axis=0) / stages, slowest.max(axis=0))
-        return float(longest.sum() + filling(made, least).sum())
+        least: Floats = np.array(self._least[(stages, samples, beats)])[self._pricing.layer_classes[1]]
+        return least
 
     def _compute(self, stages: int) -> None:
         """Bounds for all families with so many stages."""
@@ -89,3 +89,12 @@ class Outlook:
             samples: {beats: each[found].min(axis=0, initial=np.inf) for beats, each in least.items()}
             for samples, found in members.items()
         }
+
+
+def step_s(least: Floats, stages: int, made: Rhythm) -> float:
+    """No pipeline is faster whose layers take at least [layers, beats]; inf where a layer has no strategy."""
+    if not np.isfinite(least).all():
+        return float("inf")
+    slowest = peaks(made, least)
+    longest = np.maximum(slowest.sum(axis=0) / stages, slowest.max(axis=0))
+    return float(longest.sum() + filling(made, least).sum())

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from planner.cost.check import check_plan, check_sequence
 from planner.cost.load import check_workload, load_ratio
 from planner.cost.targets import broken_target_rules
-from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, Problem
+from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Block, LayerRun, Model
 from planner.spec.plan import Plan
 from planner.spec.request import Target
@@ -20,7 +20,7 @@ class Question(NamedTuple):
     """What is planned."""
 
     model: Model
-    cluster: Cluster
+    cluster: AnyCluster
     training: Training
 
 

@@ -16,7 +16,7 @@ from planner.search.grid import Grid, Shape
 from planner.search.pareto import undominated
 from planner.search.pricing import Pricing
 from planner.search.progress import Tick
-from planner.spec.cluster import link_between
+from planner.spec.cluster import Link
 from planner.spec.model import Block, Head
 from planner.spec.strategy import Strategy
 
@@ -38,7 +38,7 @@ class Choices(NamedTuple):
     layout: Integers
     """Index of the layout of the activation that arrives."""
     entry_s: Floats
-    """[strategies, tiers]: one message from the stage before, by the tier of links that it crosses."""
+    """[strategies, tiers]: one message from the stage before, by the way that it comes: see `Boundaries.ways`."""
     entry_bytes: Integers
     carried_bytes: Integers
     """What a piece that is entered here keeps for each micro-batch in flight, beside what its layers keep."""
@@ -87,10 +87,20 @@ class Priced(NamedTuple):
     costs: tuple[LayerCost, ...]
 
 
+class Way(NamedTuple):
+    """How a stage is reached from the one before."""
+
+    link: Link
+    senders: int | None = None
+    """Devices of the stage before; None: as many as here."""
+
+
 class Boundaries:
     """What crosses from layer to layer on stages of one size, for micro-batches of one size."""
 
-    def __init__(self, pricing: Pricing, shapes: Sequence[Shape], samples: int) -> None:
+    def __init__(self, pricing: Pricing, shapes: Sequence[Shape], samples: int, beyond: Sequence[Way] = ()) -> None:
+        self.ways = [*(Way(level.link) for level in pricing.conditions.levels), *beyond]
+        """Over each tier of links, nearest first; then from elsewhere."""
         self._pricing = pricing
         self._samples = samples
         self._shapes = shapes
@@ -112,15 +122,14 @@ class Boundaries:
         return known
 
     def entries(self, number: int, shape: int) -> list[Entry]:
-        """One message over each tier of links, into a layer of class `number`."""
+        """One message on each way, into a layer of class `number`."""
         conditions, layer = self._pricing.conditions, self._pricing.layer_classes[0][number].layer
         arriving, tokens = self._pricing.at_entry(number)
         carries = isinstance(layer, Block) and layer.cross_attention is not None
         key = (arriving.hidden_size, tokens, carries, shape)
         if key not in self._entries:
             strategy = self._shapes[shape].strategy()
-            links = [level.link for level in conditions.levels]
-            self._entries[key] = [entry_into(conditions, layer, strategy, self._samples, link) for link in links]
+            self._entries[key] = [entry_into(conditions, layer, strategy, self._samples, *way) for way in self.ways]
         return self._entries[key]
 
     def transitions(self, beats: Beats) -> Floats:
@@ -142,11 +151,11 @@ class Boundaries:
 
 
 def all_choices(
-    pricing: Pricing, priced: Priced, boundaries: Boundaries, beats: Beats, tied_hop: int
+    pricing: Pricing, priced: Priced, boundaries: Boundaries, beats: Beats, tied_link: Link | None
 ) -> tuple[Choices, ...]:
-    """The numbers of every strategy of every class; `tied_hop` devices lie between embedding and tied head, if any."""
+    """The numbers of every strategy of every class; `tied_link` joins embedding and tied head on two stages, if any."""
     return tuple(
-        _choices(pricing, number, grid, costs, boundaries, beats, tied_hop)
+        _choices(pricing, number, grid, costs, boundaries, beats, tied_link)
         for number, (grid, costs) in enumerate(zip(priced.grids, priced.costs, strict=True))
     )
 
@@ -158,7 +167,7 @@ def _choices(
     costs: LayerCost,
     boundaries: Boundaries,
     beats: Beats,
-    tied_hop: int,
+    tied_link: Link | None,
 ) -> Choices:
     layer = pricing.layer_classes[0][number].layer
     present = np.flatnonzero(np.bincount(grid.shape, minlength=len(grid.shapes))).tolist()
@@ -167,11 +176,10 @@ def _choices(
     # planner.cost.pipeline.head_in_flight: one micro-batch, but for GPipe, which alone parts its passes here.
     held = flying if isinstance(layer, Head) and beats is not Beats.PASSES else np.zeros(len(grid))
     tied = np.zeros(len(grid.shapes))
-    if tied_hop:
-        joined = link_between(pricing.conditions.levels, 0, tied_hop)
+    if tied_link is not None:
         for shape in present:
-            tied[shape] = tied_gradient_s(pricing.conditions, layer, grid.shapes[shape].strategy(), joined)
-    entry_s = np.zeros((len(grid.shapes), len(pricing.conditions.levels)))
+            tied[shape] = tied_gradient_s(pricing.conditions, layer, grid.shapes[shape].strategy(), tied_link)
+    entry_s = np.zeros((len(grid.shapes), len(boundaries.ways)))
     entry_bytes = np.zeros(len(grid.shapes), dtype=np.int64)
     carried, layouts = (np.zeros(len(grid.shapes), dtype=np.int64) for _ in range(2))
     for shape, found in entries.items():
