@@ -155,12 +155,12 @@ class Relaxed:
         size = len(sequence) + 1
         least = np.full((size, size), np.inf)
         for level in range(self._costs.shape[2]):
-            bound = np.full((size, size), -np.inf)
-            for costs, room in zip(self._costs[:, stage, level], self._room[:, stage, level], strict=True):
-                if not np.isfinite(costs[sequence]).all():
-                    bound[:] = _without(costs[sequence])
-                    break
-                sums = np.concatenate([[0.0], np.cumsum(costs[sequence])])
+            # A layer without a strategy has none at any rate.
+            own = self._costs[:, stage, level][:, sequence]
+            missing = ~np.isfinite(own[0])
+            bound = _without(missing)
+            for costs, room in zip(np.where(missing, 0.0, own), self._room[:, stage, level], strict=True):
+                sums = np.concatenate([[0.0], np.cumsum(costs)])
                 np.maximum(bound, sums[None, :] - sums[:, None] - room, out=bound)
             np.minimum(least, bound, out=least)
         least[np.tri(size, dtype=bool)] = np.inf
@@ -202,10 +202,10 @@ class Relaxed:
         return after
 
 
-def _without(costs: Floats) -> Floats:
-    """[begin, end]: inf where a layer has no strategy, whatever it costs else."""
-    missing = np.concatenate([[0], np.cumsum(~np.isfinite(costs))])
-    return np.where(missing[None, :] > missing[:, None], np.inf, -np.inf)
+def _without(missing: NDArray[np.bool_]) -> Floats:
+    """[begin, end]: inf where a layer has no strategy, -inf elsewhere."""
+    counted = np.concatenate([[0], np.cumsum(missing)])
+    return np.where(counted[None, :] > counted[:, None], np.inf, -np.inf)
 
 
 def _times(bounds: Floats, factor: float) -> Floats:
