@@ -143,7 +143,7 @@ def _schedules(
     if ScheduleKind.INTERLEAVED not in options.schedules:
         return
     for virtual in range(2, options.max_virtual_stages + 1):
-        if shape.cut:
+        if shape.cut and EQUAL_PIECES_RULE not in options.without_rules:
             removed.note(EQUAL_PIECES_RULE, 1, f"pp{stages} in {virtual} pieces")
         elif micro_batches % stages:
             removed.note("interleaving-in-rounds-of-stages", 1, f"{micro_batches} micro-batches in rounds of {stages}")

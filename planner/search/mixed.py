@@ -27,6 +27,7 @@ from planner.search.uniform import Uniform
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import MixedCluster
 from planner.spec.model import Model
+from planner.spec.stretches import equal_pieces
 from planner.spec.workload import Workload
 
 NO_UNIFORM = "uniform-on-equal-devices"
@@ -96,11 +97,11 @@ class MixedInstances:
         for family in group.families:
             self._groups[0].space.tick()
             made = [maker(beats_of(family.schedule.kind)) for maker in makers if maker is not None]
-            stages, turns = family.num_stages, family.num_micro_batches
+            stages, turns, virtual = family.num_stages, family.num_micro_batches, family.schedule.virtual_stages
             problem = Pipeline(
                 tables=tuple(made[place.group] for place in where),
                 sequence=sequence,
-                pieces=None,
+                pieces=equal_pieces(self.model, stages, virtual) if virtual > 1 else None,
                 flights=tuple(in_flight(family.schedule, stages, turns, stage) for stage in range(stages)),
                 tiers=tuple(self._way(where, stage, first) for stage in range(stages)),
                 limits_bytes=tuple(self._limit_bytes(place) for place in where),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from planner.cost.framework import PIPELINE_RULES, STRATEGY_RULES
 from planner.cost.rules import EXPERT_RULES, SHAPE_RULES
 from planner.cost.targets import FRAMEWORKS
-from planner.search.families import GPIPE_RULE
+from planner.search.families import EQUAL_PIECES_RULE, GPIPE_RULE
 from planner.search.removed import Removed
 from planner.search.space import SEQUENCE_PARALLEL
 from planner.search.tree import PATH_RULES, rule_name
@@ -42,6 +42,10 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         ),
         GPIPE_RULE: Reason(
             RuleKind.PRUNED_BY_EXPERIENCE, "1F1B has the same bubble as GPipe, with fewer micro-batches in flight."
+        ),
+        EQUAL_PIECES_RULE: Reason(
+            RuleKind.PRUNED_BY_EXPERIENCE,
+            "Interleaving gives every stage equal pieces, which groups of unlike devices do not finish together.",
         ),
         "dominated": Reason(
             RuleKind.DOMINATED,

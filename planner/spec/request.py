@@ -27,6 +27,7 @@ RuleName = Literal[
     "tp-within-node",
     "sequence-parallel-where-possible",
     "1f1b-instead-of-gpipe",
+    "interleaving-on-equal-devices",
 ]
 USUAL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
 """What is searched unless asked otherwise."""

@@ -63,6 +63,21 @@ def test_a_long_search_that_is_cancelled_ends_with_its_process(serve):
     assert client.get(first).json()["state"] == "cancelled"
 
 
+def test_a_search_over_groups_puts_each_stage_on_one_of_them(client):
+    groups = [
+        {"nodes": 1, "devices_per_node": 2, "device": "a100-sxm-80g"},
+        {"nodes": 1, "devices_per_node": 1, "device": "v100-sxm2-32g"},
+    ]
+    training = TINY_REQUEST["training"] | {"precision": "fp16"}
+    request = TINY_REQUEST | {"cluster": {"groups": groups}, "training": training}
+    done = client.post("/v1/searches", json=request, headers=WAIT).json()
+    assert done["state"] == "succeeded", done
+    best = Shortlist.model_validate(client.get(done["links"]["shortlist"]).json()).plans[0]
+    assert {stage.device for stage in best.estimate.stages} == {"a100-sxm-80g", "v100-sxm2-32g"}
+    assert client.get(f"/v1/plans/{best.plan.id}/picture").status_code == 200
+    assert client.get(f"/v1/plans/{best.plan.id}/explanation").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -9,7 +9,6 @@ from planner.cost import estimate
 from planner.cost.collectives import all_gather_s, levels_from, tiers
 from planner.cost.migration import PAUSE_S, migration_s
 from planner.cost.switch import RESTART_PAUSE_S, switch_plan_s
-from planner.search import search
 from planner.spec.cluster import Level, Link
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import MixedCluster
@@ -238,11 +237,6 @@ def test_experts_move_inside_their_group():
     found, together = (migration_s(model, where, TRAINING, plan, moves) for where in (across, TWO))
     assert found == pytest.approx(together)
     assert found > PAUSE_S
-
-
-def test_the_search_refuses_groups_and_says_so():
-    with pytest.raises(InputError, match="groups"):
-        search(MODEL, ACROSS, TRAINING)
 
 
 LEVELS = (*TWO.levels, Level(name="pod", num_devices=64, link=NETWORK_LINK))

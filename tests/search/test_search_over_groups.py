@@ -189,6 +189,19 @@ def test_interleaving_on_groups_is_removed_by_a_named_rule():
     assert found.certificate.pruned["interleaving-on-equal-devices"] > 0
 
 
+def test_interleaving_on_groups_is_searched_and_priced_alike_where_its_rule_is_off():
+    cluster = joined(a_cluster(2, 400 * MIB), a_cluster(1, 400 * MIB))
+    options = FEW.model_copy(
+        update={
+            "schedules": ("interleaved",),
+            "without_rules": ("interleaving-on-equal-devices",),
+            "axes": ("dp", "pp"),
+        }
+    )
+    best = search(a_model(blocks=6), cluster, a_training(6), options).plans[0].plan
+    assert best.schedule.virtual_stages > 1
+
+
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
