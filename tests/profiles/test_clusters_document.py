@@ -22,9 +22,10 @@ def sizes(cluster):
 
 
 def test_every_example_is_the_cluster_that_the_text_describes():
-    plain, pods, graph, groups = examples()
+    plain, pods, graph, groups, across = examples()
     assert [size for size, _ in sizes(plain)] == [8, 64]
     assert [size for size, _ in sizes(pods)] == [8, 3072, 24576]
     assert sizes(graph) == [(2, 450e9), (4, 50e9), (8, 25e9)]
     assert [group.usable_bytes for group in groups.groups][1] == 30 * 10**9
     assert groups.num_devices == 16
+    assert sizes(across) == [(2, 50e9), (4, 450e9)]

@@ -70,7 +70,7 @@ def test_what_real_spaces_count_can_all_be_explained(target, model):
     assert (target == "any") is (not any(each.kind is RuleKind.CANNOT_BE_RUN_BY_TARGET for each in explained))
 
 
-@pytest.mark.parametrize("rule", get_args(RuleName))
+@pytest.mark.parametrize("rule", sorted(set(get_args(RuleName)) - {"interleaving-on-equal-devices"}))
 def test_a_rule_that_is_switched_off_removes_nothing_and_leaves_a_larger_space(rule):
     with_it, *before = space_of(Options(axes=ALL_AXES, schedules=SCHEDULES), "llama-3.1-8b")
     without, *after = space_of(Options(axes=ALL_AXES, schedules=SCHEDULES, without_rules=(rule,)), "llama-3.1-8b")
