@@ -214,8 +214,11 @@ def _rooms(problem: Pipeline) -> list[int]:
 
 
 def _may_fit(problem: Pipeline) -> bool:
-    """Whether the smallest strategy of each layer would fit; each stage of a free partition takes all that it can."""
-    rooms = _rooms(problem)
+    """Whether the smallest strategy of each layer would fit; each stage of a free partition takes all that it can.
+
+    With a margin for the rounding of fractions in flight: what fits to the byte is not given up.
+    """
+    rooms = [room * (1 + 1e-9) for room in _rooms(problem)]
     least = [
         [float((c.fixed_bytes + float(flight) * c.flight_bytes).min(initial=np.inf)) for c in table.choices]
         for flight, table in zip(problem.flights, problem.tables, strict=True)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+_WORTH = 1e4
+"""Times the longest strategy that all the memory of the largest may be worth."""
 _LEVELS = 8
 """How many ranges of workspace the bounds tell apart."""
 
@@ -18,7 +20,8 @@ _LEVELS = 8
 def exchange_rates(options: Sequence[tuple[Floats, NDArray[Any]]]) -> list[float]:
     """Seconds per byte at which the fastest strategies of (seconds, bytes) give way to smaller ones, ascending; and 0.
 
-    The slopes of the lower convex hull of (bytes, seconds).
+    The slopes of the lower convex hull of (bytes, seconds), but for those at which all the memory would be worth so
+    much time that differences drown in its rounding.
     """
     rates = {0.0}
     for seconds, memory in options:
@@ -30,7 +33,9 @@ def exchange_rates(options: Sequence[tuple[Floats, NDArray[Any]]]) -> list[float
                 hull.pop()
             hull.append((float(byte), second))
         rates |= {-_slope(a, b) for a, b in pairwise(hull) if b[0] > a[0]}
-    return sorted(rates)
+    longest = max((float(seconds.max(initial=0.0)) for seconds, _ in options), default=0.0)
+    largest = max((float(memory.max(initial=0)) for _, memory in options), default=0.0)
+    return sorted(rate for rate in rates if rate * largest <= _WORTH * longest)
 
 
 class Level(NamedTuple):

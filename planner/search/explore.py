@@ -267,11 +267,11 @@ def _solved(
     Takes what is done with out of `waiting`.
     """
     heapq.heapify(waiting)
-    solved, spent = 0, 0
+    solved, spent, ended = 0, 0, False
     first: dict[bool, float] = {}
 
     def spend(work: int) -> None:
-        nonlocal spent
+        nonlocal spent, ended
         spent += work
         bound = found.bound_per_sample_s
         share = _closed(first.setdefault(found.is_tried, bound), bound, pool)
@@ -280,7 +280,8 @@ def _solved(
         else:
             share = _PRICED + (_TRIED - _PRICED) * share
         checkpoint(share, f"{'solving' if found.is_tried else 'trying'} {_name(found.family)}")
-        if limits.over(pool) or (pool.best and spent > limits.effort):
+        ended = limits.over(pool) or (pool.best is not None and spent > limits.effort)
+        if ended:
             raise TimeoutError("time or effort has run out")
 
     while waiting:
@@ -294,6 +295,9 @@ def _solved(
             spend(0)
             closer = _look(instances, found, pool, spend)
         except TimeoutError:
+            if not ended:
+                # Of the listener, not ours.
+                raise
             heapq.heappush(waiting, found)
             break
         if closer is not None and not _beaten(closer.bound_per_sample_s, pool):

@@ -42,18 +42,23 @@ class Family(NamedTuple):
         return self.global_batch_size // self.num_micro_batches
 
 
-def batch_sizes(training: Training) -> list[int]:
-    """The batch sizes to try: the given one, or for `max` the powers of two up to the limit."""
+def batch_sizes(training: Training, num_devices: int) -> list[int]:
+    """The batch sizes to try: the given one, or for `max` those up to the limit that the devices can share.
+
+    These are the powers of two, times each odd divisor of the number of devices.
+    """
     if training.global_batch_size != "max":
         return [training.global_batch_size]
-    return [2**power for power in range(training.max_global_batch_size.bit_length())]
+    limit = training.max_global_batch_size
+    odd = [divisor for divisor in divisors(num_devices) if divisor % 2]
+    return sorted(factor << power for factor in odd for power in range((limit // factor).bit_length()))
 
 
 def families(model: Model, cluster: AnyCluster, training: Training, options: Options, removed: Removed) -> list[Family]:
     """All families of the declared space; counts what each rule removes."""
     shapes = [shape for shape in _pipelines(cluster, options) if _has_layers(shape, model, removed)]
     found = []
-    for batch in batch_sizes(training):
+    for batch in batch_sizes(training, cluster.num_devices):
         for shape in shapes:
             for micro_batches in divisors(batch):
                 samples = batch // micro_batches

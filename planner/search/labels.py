@@ -26,6 +26,26 @@ class Position(NamedTuple):
     """The first layer of the model: nothing arrives."""
 
 
+class Room(NamedTuple):
+    """Memory of a stage."""
+
+    flight: Fraction
+    """Micro-batches in flight."""
+    limit_bytes: int
+    host_limit_bytes: int
+    """Of the host, the share of one device."""
+
+    def flying(self, flight_bytes: Integers) -> Integers:
+        """Bytes of all micro-batches in flight, times the denominator of their number.
+
+        What exceeds the limit by far is cut down, so that no sum over the layers of a model overflows.
+        """
+        numerator = self.flight.numerator
+        most = max(2 * self.limit_bytes * self.flight.denominator, 2**48) // numerator + 1
+        found: Integers = np.minimum(flight_bytes, most) * numerator
+        return found
+
+
 class Labels(NamedTuple):
     """Choices for the first layers of a stage, a row each."""
 
@@ -60,14 +80,14 @@ class Step(NamedTuple):
     """Takes its activation from the layer before, so that a change of layout costs."""
 
 
-def step_of(position: Position, table: Table, flight: Fraction) -> Step:
-    """The options of a layer on a stage with so many micro-batches in flight; ticks are not counted yet."""
-    choices = table.choices[position.class_number]
+def step_of(position: Position, table: Table, room: Room) -> Step:
+    """The options of a layer on a stage with such room; ticks are not counted yet."""
+    choices, flight = table.choices[position.class_number], room.flight
     beats = choices.beats_s
-    memory = choices.fixed_bytes * flight.denominator + choices.flight_bytes * flight.numerator
+    memory = choices.fixed_bytes * flight.denominator + room.flying(choices.flight_bytes)
     if position.entered is not None:
         beats = beats + choices.entry_s[:, position.entered, None] * np.array(table.message_beats)
-        memory = memory + choices.entry_bytes * flight.denominator + choices.carried_bytes * flight.numerator
+        memory = memory + choices.entry_bytes * flight.denominator + room.flying(choices.carried_bytes)
     follows = position.entered is None and not position.first
     none = np.zeros(0, dtype=np.int64)
     workspace = choices.workspace_bytes * flight.denominator

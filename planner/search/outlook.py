@@ -64,13 +64,16 @@ class Outlook:
         pricing, limit = self._pricing, self._space.options.max_micro_batch_size
         layer = pricing.layer_classes[0][number].layer
         grid = self._space.grid(layer, devices)
-        cuts = {cut(grid.shapes[shape], devices) for shape in np.flatnonzero(np.bincount(grid.shape)).tolist()}
-        inner: dict[Shape, int] = {found.shape: devices // found.samples for found in cuts}
+        # By shape inside the outermost data parallelism: the ranks of that, and all ranks, which may stand inside too.
+        inner: dict[Shape, tuple[int, int]] = {}
+        for shape in np.flatnonzero(np.bincount(grid.shape)).tolist():
+            found = cut(grid.shapes[shape], devices)
+            inner[found.shape] = devices // found.samples, int(grid.ranks[shape])
         rows: dict[Cut, int] = {}
         members: dict[int, list[int]] = {samples: [] for samples in all_samples}
-        for samples, (shape, ranks) in ((samples, each) for samples in all_samples for each in inner.items()):
+        for samples, (inside, (outer, ranks)) in ((samples, each) for samples in all_samples for each in inner.items()):
             if samples % ranks == 0 and samples // ranks <= limit:
-                members[samples].append(rows.setdefault(Cut(shape, samples // ranks), len(rows)))
+                members[samples].append(rows.setdefault(Cut(inside, samples // outer), len(rows)))
         if not rows:
             size = {beats: len(beat(beats, 0.0, 0.0, 0.0)) for beats in Beats}
             return {samples: {beats: np.full(size[beats], np.inf) for beats in Beats} for samples in all_samples}

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from planner.cost.pipeline import Rhythm
 from planner.search.bounds import Bounds, mean_step_s
-from planner.search.labels import Position
+from planner.search.labels import Position, Room
 from planner.search.pareto import undominated
 from planner.search.problem import Interval, Pipeline
 from planner.search.rhythm import filling, peaks
-from planner.search.stage import Front, Room, solve_stage
+from planner.search.stage import Front, solve_stage
 from planner.search.table import Choices
 
 Floats = NDArray[np.float64]

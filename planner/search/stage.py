@@ -11,7 +11,6 @@ number, or when no completion can fit or beat the bar. Nothing is rounded: bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from planner.search.ahead import Ahead, Rest
 from planner.search.bar import Bar
-from planner.search.labels import Position, grow, in_seconds, in_ticks, no_layers, some_options, step_of, tick_of
+from planner.search.labels import Position, Room, grow, in_seconds, in_ticks, no_layers, some_options, step_of, tick_of
 from planner.search.table import Table
 
 Floats = NDArray[np.float64]
@@ -38,16 +37,6 @@ class Front(NamedTuple):
     """[rows, layers]: row in the Choices of the layer's class."""
 
 
-class Room(NamedTuple):
-    """Memory of a stage."""
-
-    flight: Fraction
-    """Micro-batches in flight."""
-    limit_bytes: int
-    host_limit_bytes: int
-    """Of the host, the share of one device."""
-
-
 def solve_stage(
     positions: Sequence[Position],
     table: Table,
@@ -61,8 +50,8 @@ def solve_stage(
     `spend(comparisons)` is called before each layer's comparison of labels, with 0 in between; it may raise. `width`:
     keep only so many labels after each layer, those of least bound; the front is then feasible, but not all of it.
     """
-    flight, budget = room.flight, room.limit_bytes * room.flight.denominator
-    distinct = {position: step_of(position, table, flight) for position in positions}
+    budget = room.limit_bytes * room.flight.denominator
+    distinct = {position: step_of(position, table, room) for position in positions}
     tick_s = tick_of([distinct[position] for position in positions], table, bar)
     ticked = {position: in_ticks(step, tick_s) for position, step in distinct.items()}
     steps = [ticked[position] for position in positions]

@@ -32,7 +32,7 @@ PathRule = Callable[[Path, int, Cluster], bool]
 
 
 def dp_and_sdp_apart(path: Path, rest: int, cluster: Cluster) -> bool:
-    """Sharded data parallelism alone is no worse than mixed with plain (Galvatron, section 3.2)."""
+    """Sharded data parallelism alone is seldom worse than mixed with plain (Galvatron, section 3.2)."""
     kinds = {axis.kind for axis in path}
     return not set(DATA) <= kinds
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.grid import Grid
+from planner.search.labels import Room
 from planner.search.problem import Pipeline
 from planner.search.rhythm import filling, peaks
 from planner.search.table import Choices, Table
@@ -160,7 +161,8 @@ def _kind(problem: Pipeline, stretches: Sequence[tuple[int, int]], number: int) 
 
 def _stage(problem: Pipeline, uniform: Uniform, kind: _Kind, number: int) -> tuple[Floats, Floats, Integers]:
     """(beats, once, missing bytes) of one stage under every uniform choice."""
-    table, flight, size = problem.tables[number], problem.flights[number], len(uniform.rows)
+    table, size = problem.tables[number], len(uniform.rows)
+    room = Room(problem.flights[number], problem.limits_bytes[number], problem.host_limits_bytes[number])
     beats = np.zeros((size, len(table.message_beats)))
     once = np.zeros(size)
     fixed, flying, workspace, host = (np.zeros(size, dtype=np.int64) for _ in range(4))
@@ -170,14 +172,14 @@ def _stage(problem: Pipeline, uniform: Uniform, kind: _Kind, number: int) -> tup
             beats += choices.beats_s[rows] * count
             once += choices.once_s[rows] * count
             fixed += choices.fixed_bytes[rows] * count
-            flying += choices.flight_bytes[rows] * count
+            flying += room.flying(choices.flight_bytes[rows]) * count
             workspace = np.maximum(workspace, choices.workspace_bytes[rows])
             host += choices.host_bytes[rows] * count
     for class_number in kind.entered:
         choices, rows = table.choices[class_number], uniform.rows[:, class_number]
         beats += choices.entry_s[rows, kind.tier][:, None] * np.array(table.message_beats)
         fixed += choices.entry_bytes[rows]
-        flying += choices.carried_bytes[rows]
-    needed = fixed + workspace - (-flying * flight.numerator // flight.denominator)
+        flying += room.flying(choices.carried_bytes[rows])
+    needed = fixed + workspace - (-flying // room.flight.denominator)
     missing = np.maximum(needed - problem.limits_bytes[number], 0)
     return beats, once, missing + np.maximum(host - problem.host_limits_bytes[number], 0)

@@ -157,8 +157,8 @@ class Options(Value):
     scenarios: tuple[Scenario, ...] | None = None
     """What the training may meet, with probabilities that sum to 1; None: balanced load and standard skews."""
     effort_limit: Count = 20_000_000_000
-    """Comparisons of partial choices after which the best plan so far is returned with its bound; some ten seconds of
-    one core. Unlike a time limit it gives the same answer on every machine."""
+    """Comparisons of partial choices after which the best plan so far is returned with its bound; ten to thirty seconds
+    of one core, prices not counted. Unlike a time limit it gives the same answer on every machine."""
     time_limit_s: Positive | None = None
     """Wall-clock time after which the best plan so far is returned with its bound, within about a second. While no plan
     is known the search goes on; scenarios that it has not come to are left to the plans that are known."""

@@ -77,7 +77,7 @@ def _outcome(
         estimate=made,
         step_time_change_s=more_s,
         step_time_change_ratio=more_s / price.step_time_s,
-        missing_bytes=max(stage.missing_bytes for stage in made.stages),
+        missing_bytes=max(stage.missing_bytes + stage.missing_host_bytes for stage in made.stages),
         largest_change=largest_change(time_changes(price, made), more_s),
     )
 

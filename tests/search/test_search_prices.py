@@ -17,6 +17,7 @@ from planner.search.pricing import Pricing
 from planner.search.removed import Removed
 from planner.search.space import Space
 from planner.search.table import Boundaries, Priced, all_choices
+from planner.spec.cluster import link_between
 from planner.spec.request import ALL_AXES, Options
 from planner.spec.strategy import Strategy
 
@@ -81,14 +82,14 @@ def test_every_number_of_a_table_is_what_the_cost_model_says_of_its_strategy(dat
     case = Case(data)
     boundaries = Boundaries(case.pricing, case.grids[0].shapes, case.samples)
     priced = Priced(case.grids, tuple(map(case.costs, range(len(case.classes)))))
-    hop = case.devices if case.apart else 0
-    every = all_choices(case.pricing, priced, boundaries, beats, hop)
-    transitions = boundaries.transitions(beats)
     length, levels = case.training.sequence_length, case.conditions.levels
+    link = link_between(levels, 0, case.devices) if case.apart else None
+    every = all_choices(case.pricing, priced, boundaries, beats, link)
+    transitions = boundaries.transitions(beats)
     for number, choices in enumerate(every):
         for row in some_rows(data, len(choices.once_s), 6):
             strategy, cost = choices.strategies[row], case.layer_cost(number, choices.strategies[row])
-            tied = tied_gradient_s(case.conditions, case.classes[number].layer, strategy, (0, hop)) if hop else 0.0
+            tied = tied_gradient_s(case.conditions, case.classes[number].layer, strategy, link) if link else 0.0
             in_beats = beat(beats, cost.forward_s, cost.backward_s, cost.weight_gradient_s)
             assert choices.beats_s[row] == pytest.approx(np.array(in_beats), rel=1e-12, abs=1e-15)
             assert choices.once_s[row] == pytest.approx(cost.once_s + tied, rel=1e-12)
@@ -96,12 +97,8 @@ def test_every_number_of_a_table_is_what_the_cost_model_says_of_its_strategy(dat
             held = cost.fixed_bytes + cost.activation_bytes + cost.logits_bytes
             assert choices.fixed_bytes[row] + choices.flight_bytes[row] == held
             for tier, level in enumerate(levels):
-                # Two devices that no smaller tier joins.
-                far = level.num_devices - 1
-                if tier and far // levels[tier - 1].num_devices == 0:
-                    continue
                 layer = case.classes[number].layer
-                wanted = entry_into(case.conditions, layer, strategy, case.samples, (0, far))
+                wanted = entry_into(case.conditions, layer, strategy, case.samples, level.link)
                 assert choices.entry_s[row, tier] == pytest.approx(wanted.pass_s, rel=1e-12)
                 assert choices.entry_bytes[row] == wanted.buffer_bytes
                 assert choices.carried_bytes[row] == wanted.carried_bytes
