@@ -69,6 +69,9 @@ TimeLimit = Annotated[float | None, typer.Option(help="Seconds after which a sea
 TargetOption = Annotated[
     str | None, typer.Option(help="Only plans that this framework can run: any, megatron, torchtitan or deepspeed")
 ]
+MicroBatchOption = Annotated[
+    int | None, typer.Option("--max-micro-batch-size", help="Samples per micro-batch and data-parallel rank, at most")
+]
 OffloadOption = Annotated[
     bool, typer.Option("--offload", help="Layers may keep their optimizer state on the host, which updates the weights")
 ]

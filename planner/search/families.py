@@ -73,7 +73,7 @@ def families(model: Model, cluster: AnyCluster, training: Training, options: Opt
                     else:
                         removed.note(broken.rule, 1, broken.message)
     if not found:
-        raise no_strategy(cluster, training, options)
+        raise no_strategy(cluster, training, options, removed)
     return found
 
 
@@ -158,11 +158,15 @@ def _schedules(
             yield Schedule(kind=ScheduleKind.INTERLEAVED, virtual_stages=virtual)
 
 
-def no_strategy(cluster: AnyCluster, training: Training, options: Options) -> InputError:
+def no_strategy(cluster: AnyCluster, training: Training, options: Options, removed: Removed) -> InputError:
     """The error for a space in which no strategy can cut the batch, whatever the memory."""
-    message = (
-        f"no way to cut {training.global_batch_size} samples over {cluster.num_devices} devices with axes "
-        f"{' '.join(options.axes)} and at most {options.max_micro_batch_size} samples per micro-batch and rank; "
-        f"try a multiple of {cluster.num_devices}, or allow more axes"
+    devices, batch = cluster.num_devices, training.global_batch_size
+    found = (
+        f"no way to cut {batch} samples over {devices} devices with axes {' '.join(options.axes)} and at most "
+        f"{options.max_micro_batch_size} samples per micro-batch and rank"
     )
-    return InputError.at("training.global_batch_size", message)
+    if batch == "max" or batch % devices:
+        return InputError.at("training.global_batch_size", f"{found}; try a multiple of {devices}, or allow more axes")
+    rules = [rule for rule, _ in removed.counts.most_common() if rule != "dominated"]
+    why = f"; what else there is was removed by {', '.join(rules)}" if rules else ""
+    return InputError.at("options.axes", f"{found}{why}; allow more axes")

@@ -85,7 +85,7 @@ class Instances:
 
     def no_strategy(self) -> InputError:
         """The error for a space without any strategy."""
-        return no_strategy(self._space.cluster, self._space.training, self._space.options)
+        return no_strategy(self._space.cluster, self._space.training, self._space.options, self._space.removed)
 
     def of(self, group: Group) -> Iterator[Instance]:
         """The instances of a group's families; none where no strategy cuts its samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -46,8 +46,21 @@ class _Chosen(NamedTuple):
     """[plans, scenarios]: no chosen plan is faster."""
 
 
+class _Switches(NamedTuple):
+    """What all prices of switches share."""
+
+    known: Known
+    tick: Tick
+    out_of_time: Callable[[], bool]
+
+
 def members(
-    question: Question, scenarios: Sequence[Scenario], priced: Mapping[Plan, Row], size: int, checkpoint: Checkpoint
+    question: Question,
+    scenarios: Sequence[Scenario],
+    priced: Mapping[Plan, Row],
+    size: int,
+    checkpoint: Checkpoint,
+    out_of_time: Callable[[], bool],
 ) -> Members:
     """At most `size` of the plans; the first is always in, and first.
 
@@ -72,11 +85,11 @@ def members(
     entries = []
     for number in range(len(chosen)):
         switched = partial(checkpoint, 0.5 + 0.5 * number / len(chosen), "pricing switches between plans")
-        entries.append(_entry(question, made, number, known, switched))
+        entries.append(_entry(question, made, number, _Switches(known, switched, out_of_time)))
     return Members(tuple(entries), kept)
 
 
-def _entry(question: Question, chosen: _Chosen, number: int, known: Known, tick: Tick) -> ShortlistEntry:
+def _entry(question: Question, chosen: _Chosen, number: int, switches: _Switches) -> ShortlistEntry:
     plan, row, loss = chosen.plans[number], chosen.rows[number], chosen.loss[number]
     names = [scenario.name for scenario in chosen.scenarios]
     fits, runs = np.isfinite(loss), np.array(row.runs)[chosen.columns]
@@ -96,15 +109,15 @@ def _entry(question: Question, chosen: _Chosen, number: int, known: Known, tick:
         cannot_run_in=named(~runs),
         scenario_step_time_s={names[i]: row.step_time_s[chosen.columns[i]] for i in np.flatnonzero(fits).tolist()},
         scenario_regret_ratio={names[i]: float(loss[i]) for i in np.flatnonzero(fits).tolist()},
-        switch_cost_s=_switch_costs(question, plan, chosen.plans, known, tick),
+        switch_cost_s=_switch_costs(question, plan, chosen.plans, switches),
     )
 
 
-def _switch_costs(question: Question, plan: Plan, plans: Sequence[Plan], known: Known, tick: Tick) -> dict[str, float]:
-    """Seconds to go over to each other plan, by its id."""
+def _switch_costs(question: Question, plan: Plan, plans: Sequence[Plan], switches: _Switches) -> dict[str, float]:
+    """Seconds to go over to each other plan, by its id, as far as time allows."""
     found = {}
     for other in plans:
-        if other.id != plan.id:
-            tick()
-            found[other.id] = switch_plan_s(*question, plan, other, known=known)
+        if other.id != plan.id and not switches.out_of_time():
+            switches.tick()
+            found[other.id] = switch_plan_s(*question, plan, other, known=switches.known)
     return found

@@ -83,7 +83,7 @@ class MixedInstances:
     def no_strategy(self) -> InputError:
         """The error for a space without any strategy."""
         space = self._groups[0].space
-        return no_strategy(self._cluster, space.training, space.options)
+        return no_strategy(self._cluster, space.training, space.options, space.removed)
 
     def of(self, group: Group) -> Iterator[Instance]:
         """The instances of a set of families; they have no uniform plans."""

@@ -24,7 +24,7 @@ from planner.search.scenarios import standard_scenarios
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.model import Model
-from planner.spec.request import Options
+from planner.spec.request import Options, Target
 from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED
@@ -70,7 +70,7 @@ def search(
     for number, plan in enumerate(elsewhere.plans.values()):
         last(0.4 * number / len(elsewhere.plans), "pricing plans in all scenarios")
         priced[plan] = elsewhere.prices.of(plan)
-    found = members(question, scenarios, priced, options.shortlist_size, last)
+    found = members(question, scenarios, priced, options.shortlist_size, last, limits.out_of_time)
     report(1.0, "done")
     kept = {scenario.name for scenario in found.scenarios}
     proven = zip(scenarios, elsewhere.proven(), strict=True)
@@ -127,10 +127,14 @@ def _certificate(explored: Explored, ground: Ground) -> Certificate:
         lower_bound_s=explored.lower_bound_per_sample_s * batch,
         gap_ratio=best.per_sample_s / explored.lower_bound_per_sample_s - 1.0,
         space=(
-            f"{len(ground.families)} families of batch size, stages, micro-batches and schedule; for each layer any of "
+            f"{len(ground.families)} families of batch size, stages, micro-batches and schedule "
+            f"({' '.join(options.schedules)}); for {'all blocks' if options.uniform else 'each layer'} any of "
             f"axes {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, recompute "
-            f"{' '.join(options.recompute)}; up to {options.max_micro_batch_size} samples per micro-batch and rank, "
+            f"{' '.join(options.recompute)}{', offload' if options.offload else ''}; "
+            f"up to {options.max_micro_batch_size} samples per micro-batch and rank, "
             f"up to {options.max_virtual_stages} virtual stages; {_order(ground.question.cluster)}"
+            f"{'' if options.target is Target.ANY else f'; what {options.target} can run'}"
+            f"{''.join(f'; without the rule {rule}' for rule in options.without_rules)}"
         ),
         evaluated=explored.solved,
         pruned=dict(sorted(ground.space.removed.counts.items())),

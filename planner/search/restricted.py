@@ -37,6 +37,9 @@ def for_target(options: Options) -> Options:
     if options.target is Target.ANY:
         return options
     framework = FRAMEWORKS[options.target]
+    if options.offload:
+        message = f"must be left out for {options.target}: what it offloads is not described here"
+        raise InputError.at("options.offload", message)
     sharding = dict.fromkeys((*framework.shardings, *framework.pipelined_shardings))
     parts = {
         "axes": framework.axes,

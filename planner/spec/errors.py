@@ -102,7 +102,10 @@ class NoPlanFitsError(TrimtabError):
 
     def __init__(self, nearest_miss: NearestMiss) -> None:
         self.nearest_miss = nearest_miss
-        super().__init__(f"no plan fits in memory; {nearest_miss}; add devices or memory, or shorten the sequence")
+        super().__init__(
+            f"no plan fits in memory; {nearest_miss}; add devices or memory, shorten the sequence, "
+            "or let the host keep the optimizer's state (offload)"
+        )
 
     def __reduce__(self) -> tuple[type[NoPlanFitsError], tuple[NearestMiss]]:
         return (type(self), (self.nearest_miss,))

@@ -152,7 +152,7 @@ class Options(Value):
     uniform: bool = False
     """Only plans with one strategy for all blocks; the embedding and the head follow."""
     max_virtual_stages: Count = 8
-    max_micro_batch_size: Count = 8
+    max_micro_batch_size: Count = 256
     """Samples per micro-batch and data-parallel rank, at most."""
     scenarios: tuple[Scenario, ...] | None = None
     """What the training may meet, with probabilities that sum to 1; None: balanced load and standard skews."""

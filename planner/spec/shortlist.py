@@ -86,7 +86,9 @@ class ShortlistEntry(Value):
     scenario_regret_ratio: dict[str, NonNegative] = Field(default_factory=dict)
     """Loss in each scenario in which the plan fits."""
     switch_cost_s: dict[str, float]
-    """Predicted pause to go over to another plan of the shortlist, by plan id; no scenario changes what is moved."""
+    """Predicted pause to go over to another plan of the shortlist, by plan id; no scenario changes what is moved.
+
+    Only those that a time limit allowed."""
 
 
 class BaselineResult(Value):

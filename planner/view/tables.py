@@ -89,9 +89,9 @@ def _shortlist_row(entry: ShortlistEntry, some_do_not_fit: bool, some_cannot_run
     return (
         str(entry.rank),
         entry.plan.summary,
-        seconds(estimate.step_time_s),
-        significant(estimate.tokens_per_s_per_device),
-        percent(estimate.mfu),
+        seconds(estimate.step_time_s) if estimate.fits else "does not fit",
+        significant(estimate.tokens_per_s_per_device) if estimate.fits else "–",
+        percent(estimate.mfu) if estimate.fits else "–",
         gibibytes(max(stage.peak_memory_bytes for stage in estimate.stages)),
         percent(entry.regret_ratio),
         percent(entry.worst_regret_ratio),
