@@ -97,13 +97,14 @@ def _rendered(table: Table, highlight_first: bool) -> RichTable:
 
 
 def certificate_line(shortlist: Shortlist) -> str:
-    """How sure the answer is, in one line."""
+    """How sure the answer is, and in what space."""
     certificate = shortlist.certificate
     removed = sum(certificate.pruned.values())
-    return (
-        f"{_sureness(certificate)} in the space: {certificate.space}. {certificate.evaluated:,} families of plans "
-        f"solved, {removed:,} candidates removed by named rules, in {seconds(shortlist.search_time_s)}."
+    effort = (
+        f"{certificate.evaluated:,} families of plans solved beyond their bounds, {removed:,} candidates removed by "
+        f"named rules, in {seconds(shortlist.search_time_s)}"
     )
+    return f"{_sureness(certificate)} in the space; {effort}.\nSpace: {certificate.space}."
 
 
 def _sureness(certificate: Certificate) -> str:

@@ -119,6 +119,24 @@ def _order(cluster: AnyCluster) -> str:
     return f"stages are devices with consecutive numbers{groups} ({ACROSS_RULE})"
 
 
+def _told(ground: Ground) -> str:
+    """The declared space in words."""
+    options, layers = ground.space.options, "each layer"
+    if options.uniform:
+        layers = "all blocks"
+    told = [
+        f"{len(ground.families)} families of batch, stages, micro-batches and schedule ({' '.join(options.schedules)})",
+        f"for {layers} any of {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, "
+        f"recompute {' '.join(options.recompute)}{', offload' if options.offload else ''}",
+        f"micro-batches of up to {options.max_micro_batch_size} on a rank",
+        f"up to {options.max_virtual_stages} virtual stages",
+        _order(ground.question.cluster),
+        *([] if options.target is Target.ANY else [f"what {options.target} can run"]),
+        *(f"without the rule {rule}" for rule in options.without_rules),
+    ]
+    return "; ".join(told)
+
+
 def _certificate(explored: Explored, ground: Ground) -> Certificate:
     best, options = explored.best, ground.space.options
     batch = best.plan.global_batch_size
@@ -126,16 +144,7 @@ def _certificate(explored: Explored, ground: Ground) -> Certificate:
         status=CertificateStatus.OPTIMAL if explored.is_optimal else CertificateStatus.BOUNDED,
         lower_bound_s=explored.lower_bound_per_sample_s * batch,
         gap_ratio=best.per_sample_s / explored.lower_bound_per_sample_s - 1.0,
-        space=(
-            f"{len(ground.families)} families of batch size, stages, micro-batches and schedule "
-            f"({' '.join(options.schedules)}); for {'all blocks' if options.uniform else 'each layer'} any of "
-            f"axes {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, recompute "
-            f"{' '.join(options.recompute)}{', offload' if options.offload else ''}; "
-            f"up to {options.max_micro_batch_size} samples per micro-batch and rank, "
-            f"up to {options.max_virtual_stages} virtual stages; {_order(ground.question.cluster)}"
-            f"{'' if options.target is Target.ANY else f'; what {options.target} can run'}"
-            f"{''.join(f'; without the rule {rule}' for rule in options.without_rules)}"
-        ),
+        space=_told(ground),
         evaluated=explored.solved,
         pruned=dict(sorted(ground.space.removed.counts.items())),
         pruned_rules=pruned_rules(ground.space.removed) if options.explain_pruning else (),

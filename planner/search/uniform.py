@@ -51,9 +51,9 @@ def uniform_choices(grids: Sequence[Grid], sequence: Sequence[int]) -> Uniform:
     return Uniform(rows[complete], degrees[complete])
 
 
-def _leads(grid: Grid, count: int) -> tuple[bool, int]:
-    """The layers that name a uniform plan: those with experts, else the most frequent."""
-    return grid.has_experts, count
+def _leads(grid: Grid, count: int) -> tuple[bool, int, int]:
+    """The layers that name a uniform plan: those with experts, those that recompute in most ways, the most frequent."""
+    return grid.has_experts, len(np.unique(grid.recompute)), count
 
 
 def _matching(head: Grid, grid: Grid) -> Integers:
