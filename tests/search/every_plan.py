@@ -112,9 +112,10 @@ def cuts(model: Model, family: Family) -> Iterator[tuple[Stretches, ...]]:
         for starts in combinations(range(1, layers), stages - 1):
             yield tuple(((first, end),) for first, end in pairwise((0, *starts, layers)))
         return
-    size = sum(isinstance(layer, Block) for layer in model.layers) // (stages * virtual)
-    first = next(number for number, layer in enumerate(model.layers) if isinstance(layer, Block))
-    inner = [first + size * piece for piece in range(1, stages * virtual)]
+    # Other layers may stand between the blocks; they go with the block before them.
+    blocks = [number for number, layer in enumerate(model.layers) if isinstance(layer, Block)]
+    size = len(blocks) // (stages * virtual)
+    inner = [blocks[size * piece] for piece in range(1, stages * virtual)]
     pieces = list(pairwise((0, *inner, layers)))
     yield tuple(tuple(pieces[stage::stages]) for stage in range(stages))
 
