@@ -75,4 +75,6 @@ class Runs:
             training=conditions.training,
             plans=tuple(entry.plan for entry in shortlist.plans),
             extra_slots_per_rank=request.extra_slots_per_rank,
+            shadow_slots_per_rank=request.shadow_slots_per_rank,
+            token_split=request.token_split,
         )

@@ -18,52 +18,14 @@ from math import ceil
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
-from runtime.exchange import Group, all_to_all, num_ranks, rank
-
-
-class ExpertRouter(nn.Module):
-    """Softmax over the experts, then the `top_k` largest, their weights scaled to sum to 1 (as Mixtral does)."""
-
-    def __init__(self, hidden_size: int, num_experts: int, top_k: int, bias: bool = False) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.projection = nn.Linear(hidden_size, num_experts, bias=bias)
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`hidden` [tokens, hidden_size] → probabilities [tokens, experts], weights and experts [tokens, top_k]."""
-        probabilities = self.projection(hidden).float().softmax(dim=-1)
-        weights, experts = probabilities.topk(self.top_k, dim=-1)
-        return probabilities, weights / weights.sum(dim=-1, keepdim=True), experts
-
-
-class Expert(nn.Module):
-    """One feed-forward network: SwiGLU if gated, else GELU between two matrices."""
-
-    def __init__(self, hidden_size: int, width: int, gated: bool) -> None:
-        super().__init__()
-        self.gated = gated
-        self.up = nn.Parameter(torch.empty((2 if gated else 1) * width, hidden_size))
-        self.down = nn.Parameter(torch.empty(hidden_size, width))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw new weights, uniform with variance 1 / (3 · inputs), as nn.Linear does."""
-        for weight in (self.up, self.down):
-            bound = weight.shape[1] ** -0.5
-            nn.init.uniform_(weight, -bound, bound, generator=generator)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[tokens, hidden_size] → [tokens, hidden_size]; no token at all is fine and gives zero gradients."""
-        inner = F.linear(hidden, self.up)
-        if self.gated:
-            gate, value = inner.chunk(2, dim=-1)
-            return F.linear(F.silu(gate) * value, self.down)
-        return F.linear(F.gelu(inner), self.down)
+from runtime.dispatch import through_experts
+from runtime.exchange import Group, num_ranks, rank
+from runtime.experts import Expert
+from runtime.gates import ExpertRouter, balance_loss, within_capacity
 
 
 class ExpertParallelMoe(nn.Module):
@@ -141,7 +103,7 @@ class ExpertParallelMoe(nn.Module):
         slot = self.slot_of_expert[experts.flatten()[chosen]]
         order = slot.argsort(stable=True)
         chosen, slot = chosen[order], slot[order]
-        results = self._compute(tokens[chosen // experts.shape[1]], slot)
+        results = through_experts(tokens[chosen // experts.shape[1]], slot, list(self.experts), self.group)
         # Back to one row per choice of each token: the sum below does not depend on the placement.
         by_choice = results.new_zeros((experts.numel(), results.shape[1])).index_copy(0, chosen, results)
         by_choice = by_choice.view(*experts.shape, -1)
@@ -150,21 +112,6 @@ class ExpertParallelMoe(nn.Module):
     def _capacity(self, num_tokens: int) -> int:
         assert self.capacity_factor is not None
         return ceil(self.capacity_factor * num_tokens * self.router.top_k / self.num_experts)
-
-    def _compute(self, rows: Tensor, slot: Tensor) -> Tensor:
-        """Rows sorted by slot → what the experts in these slots, on whatever rank, make of them, in the same order."""
-        sent = torch.bincount(slot, minlength=len(self.slots)).view(self.num_ranks, -1)
-        ones = [1] * self.num_ranks
-        received = all_to_all(sent, ones, ones, self.group)
-        send_counts, receive_counts = torch.stack([sent.sum(1), received.sum(1)]).tolist()
-        arrived = all_to_all(rows, send_counts, receive_counts, self.group)
-        # They arrive by source rank, then by slot; experts want them by slot, then by source rank.
-        local_slot = torch.arange(self.slots_per_rank, device=rows.device).repeat(self.num_ranks)
-        order = local_slot.repeat_interleave(received.flatten()).argsort(stable=True)
-        pieces = torch.split(arrived[order], received.sum(0).tolist())
-        computed = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
-        back = torch.empty_like(computed).index_copy(0, order, computed)
-        return all_to_all(back, receive_counts, send_counts, self.group)
 
     def _draw_experts(self) -> None:
         seed = int(torch.randint(2**31, ()))
@@ -196,36 +143,6 @@ def check_slots(slots: Sequence[int], num_experts: int, num_ranks: int) -> tuple
     if sorted(slots) != list(range(num_experts)):
         raise InputError.at("placement", f"each of the experts 0 … {num_experts - 1} must stand in exactly one slot")
     return tuple(slots)
-
-
-def within_capacity(experts: Tensor, capacity: int, num_experts: int) -> Tensor:
-    """Which of the flattened choices [tokens · top_k] are kept if each expert takes `capacity`: ascending indices.
-
-    First choices of all tokens go before second choices, earlier tokens before later ones (GShard, arXiv 2006.16668,
-    algorithm 1).
-    """
-    num_tokens, top_k = experts.shape
-    by_choice = experts.t().flatten()
-    order = by_choice.argsort(stable=True)
-    counts = torch.bincount(by_choice, minlength=num_experts)
-    starts = counts.cumsum(0) - counts
-    position = torch.arange(len(order), device=order.device) - starts[by_choice[order]]
-    kept = order[position < capacity]
-    return (kept % num_tokens * top_k + kept // num_tokens).sort().values
-
-
-def balance_loss(probabilities: Tensor, experts: Tensor, group: Group | None) -> Tensor:
-    """experts · Σ_e (share of choices of e) · (mean probability of e): 1 when balanced, up to `experts` when not.
-
-    The shares are those of all ranks of the group, so that the mean of this loss over ranks is the loss of one process
-    on the union of their tokens. Source: Switch Transformers, arXiv 2101.03961, equations 4 to 6.
-    """
-    num_experts = probabilities.shape[1]
-    counts = torch.bincount(experts.flatten(), minlength=num_experts)
-    if num_ranks(group) > 1:
-        torch.distributed.all_reduce(counts, group=group)
-    shares = counts.to(probabilities.dtype) / counts.sum()
-    return num_experts * (shares * probabilities.mean(dim=0)).sum()
 
 
 def moe_layers(model: nn.Module) -> list[ExpertParallelMoe]:

@@ -1,8 +1,8 @@
 """How evenly a placement spreads the tokens of MoE layers over expert-parallel ranks, and how evenly any could.
 
 Shares and loads are parts of one layer's routed tokens (a layer's shares sum to 1, token counts serve as well). An
-expert with replicas splits its tokens evenly over them. All functions take leading axes (layers, candidates) at will.
-Knows nothing of seconds: `estimate` turns loads into time.
+expert with replicas splits its tokens over them, evenly unless a split says otherwise. All functions take leading axes
+(layers, candidates) at will. Knows nothing of seconds: `estimate` turns loads into time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ def replica_counts(slots: ArrayLike, num_experts: int) -> Indices:
     return counts.reshape(*placed.shape[:-1], num_experts)
 
 
-def slot_loads(shares: ArrayLike, slots: ArrayLike) -> Floats:
-    """Load of each slot [..., slots]: the share of its expert over the number of the expert's replicas.
+def slot_loads(shares: ArrayLike, slots: ArrayLike, split: ArrayLike | None = None) -> Floats:
+    """Load of each slot [..., slots]: the share of its expert, times the slot's part of it or over the replicas.
 
-    `shares` [..., experts] and `slots` [..., slots] have equal leading axes; every expert must stand in some slot.
+    `shares` [..., experts], `slots` and `split` [..., slots] (`Placement.split`) have equal leading axes; every expert
+    must stand in some slot.
     """
     load = np.asarray(shares, dtype=np.float64)
     placed = np.asarray(slots, dtype=np.intp)
+    if split is not None:
+        return np.take_along_axis(load, placed, axis=-1) * np.asarray(split, dtype=np.float64)
     counts = replica_counts(placed, load.shape[-1])
     if not counts.all():
         raise ValueError("slots: every expert must stand in at least one slot")
@@ -37,12 +40,12 @@ def slot_loads(shares: ArrayLike, slots: ArrayLike) -> Floats:
     return per_replica
 
 
-def rank_loads(shares: ArrayLike, slots: ArrayLike, num_ranks: int) -> Floats:
-    """Load of each rank [..., ranks]: sum over its slots of share(expert) / replicas(expert).
+def rank_loads(shares: ArrayLike, slots: ArrayLike, num_ranks: int, split: ArrayLike | None = None) -> Floats:
+    """Load of each rank [..., ranks]: the sum over its slots, see `slot_loads`.
 
     `slots` [..., slots] are numbered rank by rank, as in `Placement.layers`; `num_ranks` divides their number.
     """
-    loads = slot_loads(shares, slots)
+    loads = slot_loads(shares, slots, split)
     if loads.shape[-1] % num_ranks:
         raise ValueError(f"slots: {loads.shape[-1]} cannot be shared evenly by {num_ranks} ranks")
     summed: Floats = loads.reshape(*loads.shape[:-1], num_ranks, -1).sum(axis=-1)

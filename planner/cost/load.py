@@ -32,7 +32,8 @@ def load_ratio(
     if placement is None:
         loads = shares.reshape(num_ranks, -1).sum(axis=1)
     else:
-        loads = rank_loads(shares, _slots(moe, moe_layer, num_ranks, placement), num_ranks)
+        split = None if placement.split is None else placement.split[moe_layer]
+        loads = rank_loads(shares, _slots(moe, moe_layer, num_ranks, placement), num_ranks, split)
     return float(loads.max() * num_ranks)
 
 

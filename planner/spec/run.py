@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.placement import Placement
+from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
 from planner.spec.training import Training
 from planner.spec.value import Index, Name, Value
@@ -25,6 +25,10 @@ class RunContext(Value):
     """The shortlist; the run begins with the first."""
     extra_slots_per_rank: Index = 0
     """Physical expert slots of each rank beyond an even share, for replicas."""
+    shadow_slots_per_rank: Index = 0
+    """Slots of each rank for shadow experts, besides."""
+    token_split: TokenSplit = TokenSplit.EVEN
+    """What the job can do with replicas."""
 
     @model_validator(mode="after")
     def _plans_differ(self) -> RunContext:
@@ -58,3 +62,5 @@ class RunRequest(Value):
     plan_id: str | None = None
     """A plan of the search's shortlist; None: its first."""
     extra_slots_per_rank: Index = 0
+    shadow_slots_per_rank: Index = 0
+    token_split: TokenSplit = TokenSplit.EVEN

@@ -12,8 +12,9 @@ from training_samples import RANKS
 
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
+from runtime.gates import balance_loss, within_capacity
 from runtime.launch import launch
-from runtime.moe import ExpertParallelMoe, balance_loss, check_slots, within_capacity
+from runtime.moe import ExpertParallelMoe, check_slots
 
 HIDDEN = 12
 

@@ -29,6 +29,13 @@ def placements(draw):
         ({"layers": [[0, True]], "num_ranks": 2}, "layers.0.1", "whole number"),
         ({"layers": [[0, 1]], "num_ranks": 0}, "num_ranks", "greater than or equal to 1"),
         ({"layers": [[0, 1]]}, "num_ranks", "is required"),
+        (
+            {"layers": [[0, 1, 2, 1]], "num_ranks": 2, "shadow_slots_per_rank": 1},
+            "layers[0]",
+            "expert 1 stands in shadow",
+        ),
+        ({"layers": [[0, 1]], "num_ranks": 2, "split": [[1.0]]}, "split", "one part for each slot"),
+        ({"layers": [[0, 0]], "num_ranks": 2, "split": [[0.5, 0.4]]}, "split[0]", "expert 0 must sum to 1, not 0.9"),
     ],
 )
 def test_an_impossible_placement_is_refused_at_its_field(data, field, message):
