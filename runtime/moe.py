@@ -14,7 +14,6 @@ experts, expert-tensor parallelism, grouped matrix products (local experts are c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import ceil
 from typing import Any
 
 import torch
@@ -22,10 +21,13 @@ from torch import Tensor, nn
 
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
-from runtime.dispatch import through_experts
+from runtime.auxiliary import balance_loss
+from runtime.capacity import Capacity, limited, padded_counts
+from runtime.dispatch import share_out, through_experts
 from runtime.exchange import Group, num_ranks, rank
 from runtime.experts import Expert
-from runtime.gates import ExpertRouter, balance_loss, within_capacity
+from runtime.gates import ExpertRouter
+from runtime.topology import Counts, Topology
 
 
 class ExpertParallelMoe(nn.Module):
@@ -44,29 +46,32 @@ class ExpertParallelMoe(nn.Module):
         group: Group | None = None,
         *,
         slots: Sequence[int] | None = None,
-        capacity_factor: float | None = None,
+        gate: ExpertRouter | None = None,
+        capacity: Capacity | None = None,
+        topology: Topology | None = None,
+        pieces: int = 1,
         with_balance_loss: bool = False,
     ) -> None:
         """Make the layer on this rank of `group`; `slots` None places expert e on rank e // (experts / ranks).
 
-        `capacity_factor`: an expert takes at most factor · tokens · top_k / experts of the tokens of each rank, first
-        choices first; what exceeds it is dropped (adds nothing to its token). None: no token is dropped.
+        `gate` None: softmax and top-k, by `shape`. `capacity` None: no token is dropped; what is dropped adds
+        nothing to its token. `topology` None: straight all-to-all over `group`. `pieces`: see `through_experts`.
         Initial weights depend on the random seed and the logical expert only: not on ranks, nor on the placement.
         Raises InputError.
         """
         super().__init__()
         _check_shape(shape)
-        if capacity_factor is not None and not capacity_factor > 0:
-            raise InputError.at("capacity_factor", f"must be above 0, got {capacity_factor}")
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = shape.num_experts
-        self.capacity_factor = capacity_factor
+        self.capacity = capacity
+        self.topology = Topology(group) if topology is None else topology
+        self.pieces = pieces
         self.with_balance_loss = with_balance_loss
         self.slots = check_slots(
             range(shape.num_experts) if slots is None else slots, shape.num_experts, self.num_ranks
         )
-        self.router = ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
+        self.router = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
         self.experts = nn.ModuleList(
             Expert(hidden_size, shape.expert_width, shape.gated) for _ in range(self.slots_per_rank)
         )
@@ -93,25 +98,20 @@ class ExpertParallelMoe(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[…, hidden_size] → the same shape: for each token the weighted sum of what its experts make of it."""
         tokens = hidden.reshape(-1, hidden.shape[-1])
-        probabilities, weights, experts = self.router(tokens)
+        routing = self.router(tokens)
         if self.with_balance_loss:
-            self.balance_loss = balance_loss(probabilities, experts, self.group)
-        if self.capacity_factor is None:
-            chosen = torch.arange(experts.numel(), device=experts.device)
+            self.balance_loss = balance_loss(routing.probabilities, routing.experts, self.group)
+        choices = limited(routing, self.capacity)
+        if self.capacity is not None and self.capacity.padded:
+            slot = torch.where(choices >= 0, self.slot_of_expert[choices], -1)
+            counts = padded_counts(choices, len(self.slots), self.num_experts, self.capacity, self.topology)
         else:
-            chosen = within_capacity(experts, self._capacity(len(tokens)), self.num_experts)
-        slot = self.slot_of_expert[experts.flatten()[chosen]]
-        order = slot.argsort(stable=True)
-        chosen, slot = chosen[order], slot[order]
-        results = through_experts(tokens[chosen // experts.shape[1]], slot, list(self.experts), self.group)
-        # Back to one row per choice of each token: the sum below does not depend on the placement.
-        by_choice = results.new_zeros((experts.numel(), results.shape[1])).index_copy(0, chosen, results)
-        by_choice = by_choice.view(*experts.shape, -1)
-        return torch.einsum("tk,tkh->th", weights.to(by_choice.dtype), by_choice).view_as(hidden)
+            slot, counts = share_out(choices, self.slots, self._to_slots, self.topology)
+        by_choice = through_experts(tokens, slot, counts, list(self.experts), self.topology, self.pieces)
+        return torch.einsum("tk,tkh->th", routing.weights.to(by_choice.dtype), by_choice).view_as(hidden)
 
-    def _capacity(self, num_tokens: int) -> int:
-        assert self.capacity_factor is not None
-        return ceil(self.capacity_factor * num_tokens * self.router.top_k / self.num_experts)
+    def _to_slots(self, counts: Counts) -> Counts:
+        return counts[:, self.slots]
 
     def _draw_experts(self) -> None:
         seed = int(torch.randint(2**31, ()))
