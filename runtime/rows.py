@@ -76,4 +76,4 @@ def _scattered(by_choice: Tensor, place: Tensor, num_rows: int) -> Tensor:
 def _gathered(parts: Sequence[Tensor], place: Tensor) -> Tensor:
     """Rows, in parts → [T, k, n]."""
     nothing = parts[0].new_zeros((1, parts[0].shape[1]))
-    return torch.cat([*parts, nothing]).index_select(0, place.flatten()).view(*place.shape, -1)
+    return torch.cat([*parts, nothing]).index_select(0, place.flatten()).view(*place.shape, nothing.shape[1])
