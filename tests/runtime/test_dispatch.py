@@ -120,7 +120,12 @@ def check(case, results, atol=1e-5):
 
 FOUR = (3, 1, 0, 2, 1, 3, 0, 2)
 """Slots of four experts, each twice, on one, two or four ranks."""
-ON_ONE = [Case((7,), (2, 0, 1), 2), Case((5,), FOUR, 4, pieces=3), Case((0,), (0, 1), 1), Case((4,), FOUR, 2, padded_to=9)]
+ON_ONE = [
+    Case((7,), (2, 0, 1), 2),
+    Case((5,), FOUR, 4, pieces=3),
+    Case((0,), (0, 1), 1),
+    Case((4,), FOUR, 2, padded_to=9),
+]
 ON_TWO = [
     Case((5, 9), (3, 1, 0, 2), 2),
     Case((0, 4), (3, 1, 0, 2), 4, pieces=2),
@@ -157,7 +162,9 @@ def test_over_nodes_everything_is_as_it_is_straight_to_the_bit():
     for flat, *_ in [launch(all_dispatched, 4, (straight + over_nodes,), timeout_s=120)]:
         for one, other in zip(flat[:2], flat[2:], strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-            assert all(torch.equal(a, b) for x, y in zip(one[2], other[2], strict=True) for a, b in zip(x, y, strict=True))
+            assert all(
+                torch.equal(a, b) for x, y in zip(one[2], other[2], strict=True) for a, b in zip(x, y, strict=True)
+            )
 
 
 def groups_of_three_and_a_pair(report):
