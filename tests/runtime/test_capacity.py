@@ -69,7 +69,7 @@ TOKENS = (6, 0, 3)
 
 
 def padded_and_not(report):
-    """For each capacity: rows of a slot, outputs and gradients with buffers of one size, and with as many rows as come."""
+    """For each capacity: rows of a padded slot, and the largest need of this rank. Results must not differ by padding."""
     topology = Topology()
     torch.manual_seed(rank(None))
     hidden, logits = torch.randn(TOKENS[topology.rank], HIDDEN), torch.randn(TOKENS[topology.rank], 6)

@@ -111,8 +111,7 @@ def check(case, results, atol=1e-5):
         torch.testing.assert_close(output, outputs[rank], atol=atol, rtol=atol)
         torch.testing.assert_close(gradient, gradients[rank], atol=atol, rtol=atol)
         for expert, found in zip(case.slots[rank * each :], of_networks, strict=False):
-            for total, one in zip(summed[expert], found, strict=True):
-                total += one
+            summed[expert] = [total + one for total, one in zip(summed[expert], found, strict=True)]
     for expert, found in enumerate(summed):
         for one, wanted in zip(found, of_experts[expert], strict=True):
             torch.testing.assert_close(one, torch.zeros_like(one) if wanted is None else wanted, atol=atol, rtol=atol)
@@ -190,47 +189,43 @@ def test_nodes_can_be_those_of_any_group():
     assert launch(groups_of_three_and_a_pair, 6, timeout_s=120) == [[], []] + [[True, True]] * 4
 
 
-class Diary(Topology):
-    """A single rank that notes when rows leave and when they are waited for."""
-
-    def begin(self, rows, counts):
-        number = len([entry for entry in NOTES if entry.startswith("send")])
-        NOTES.append(f"send {number}")
-        return rows.clone(), lambda: NOTES.append(f"wait {number}")
-
-
-NOTES: list[str] = []
-
-
 def test_the_next_piece_travels_while_one_is_computed_there_and_back_and_so_do_gradients():
-    NOTES.clear()
+    notes: list[str] = []
+
+    class Diary(Topology):
+        def begin(self, rows, counts):
+            number = len([entry for entry in notes if entry.startswith("send")])
+            notes.append(f"send {number}")
+            return rows.clone(), lambda: notes.append(f"wait {number}")
 
     class Computed(torch.autograd.Function):
         @staticmethod
         def forward(ctx, rows, number):
             ctx.number = number
-            NOTES.append(f"compute {number}")
+            notes.append(f"compute {number}")
             return rows * 2
 
         @staticmethod
         def backward(ctx, gradient):
-            NOTES.append(f"gradient {ctx.number}")
+            notes.append(f"gradient {ctx.number}")
             return gradient * 2, None
 
     pieces = [torch.ones(2, 1, requires_grad=True) for _ in range(3)]
     counts = [np.array([[2]])] * 3
     back = there_and_back(pieces, counts, lambda number, rows: Computed.apply(rows, number), Diary())
     # Sends by number: 0, 1, 3 are the pieces on their way there, 2, 4, 5 the same on their way back.
-    assert NOTES == [
+    there = [
         *("send 0", "send 1", "wait 0", "compute 0", "send 2", "send 3", "wait 1", "compute 1", "send 4"),
         *("wait 3", "compute 2", "send 5", "wait 2", "wait 4", "wait 5"),
     ]
-    NOTES.clear()
+    assert notes == there
+    notes.clear()
     torch.cat(back).sum().backward()
-    assert NOTES == [
+    gradients = [
         *("send 0", "send 1", "send 2", "wait 0", "gradient 2", "send 3", "wait 1", "gradient 1", "send 4"),
         *("wait 3", "wait 2", "gradient 0", "send 5", "wait 4", "wait 5"),
     ]
+    assert notes == gradients
     assert all(torch.equal(piece.grad, torch.full((2, 1), 2.0)) for piece in pieces)
 
 
