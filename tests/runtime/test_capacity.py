@@ -69,7 +69,7 @@ TOKENS = (6, 0, 3)
 
 
 def padded_and_not(report):
-    """For each capacity: rows of a padded slot, and the largest need of this rank. Results must not differ by padding."""
+    """For each capacity: rows of a padded slot, and the largest need of this rank. Padding must change no result."""
     topology = Topology()
     torch.manual_seed(rank(None))
     hidden, logits = torch.randn(TOKENS[topology.rank], HIDDEN), torch.randn(TOKENS[topology.rank], 6)

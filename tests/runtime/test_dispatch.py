@@ -11,6 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
@@ -33,6 +34,8 @@ class Case(NamedTuple):
     ranks_per_node: int = 1
     padded_to: int | None = None
     dtype: torch.dtype = torch.float32
+    recomputed: str = ""
+    """By activation checkpointing, `with` or `without` reentrance."""
     seed: int = 0
 
 
@@ -68,17 +71,21 @@ def uneven_split(slots):
 
 
 def dispatched(case):
-    """Output, gradient of the tokens, gradients of this rank's networks, the slots used; on one rank."""
+    """Output, gradient of the tokens, gradients of this rank's networks."""
     topology = Topology.of_nodes(None, case.ranks_per_node)
     hidden, choices, factor = inputs(case, topology.rank)
     each = len(case.slots) // topology.num_ranks
     mine = [network(expert, case.dtype) for expert in case.slots[topology.rank * each :][:each]]
-    slot, counts = share_out(choices, case.slots, uneven_split(case.slots), topology)
-    if case.padded_to is not None:
-        counts = np.full_like(counts, case.padded_to)
-    output = through_experts(hidden, slot, counts, mine, topology, case.pieces)
+
+    def go(hidden):
+        slot, counts = share_out(choices, case.slots, uneven_split(case.slots), topology)
+        if case.padded_to is not None:
+            counts = np.full_like(counts, case.padded_to)
+        return through_experts(hidden, slot, counts, mine, topology, case.pieces)
+
+    output = checkpoint(go, hidden, use_reentrant=case.recomputed == "with") if case.recomputed else go(hidden)
     (output * factor).sum().backward()
-    return output.detach(), hidden.grad, [[p.grad for p in one.parameters()] for one in mine], slot
+    return output.detach(), hidden.grad, [[p.grad for p in one.parameters()] for one in mine]
 
 
 def all_dispatched(report, cases):
@@ -107,7 +114,7 @@ def check(case, results, atol=1e-5):
     outputs, gradients, of_experts = by_definition(case)
     summed = [[torch.zeros_like(p) for p in network(e, case.dtype).parameters()] for e in range(max(case.slots) + 1)]
     each = len(case.slots) // len(case.tokens)
-    for rank, (output, gradient, of_networks, _) in enumerate(results):
+    for rank, (output, gradient, of_networks) in enumerate(results):
         torch.testing.assert_close(output, outputs[rank], atol=atol, rtol=atol)
         torch.testing.assert_close(gradient, gradients[rank], atol=atol, rtol=atol)
         for expert, found in zip(case.slots[rank * each :], of_networks, strict=False):
@@ -131,6 +138,8 @@ ON_TWO = [
     Case((0, 0), (1, 0), 1),
     Case((6, 3), FOUR, 3, choosable=3, pieces=3),
     Case((6, 3), FOUR, 2, padded_to=7, pieces=2),
+    Case((6, 3), FOUR, 2, pieces=3, recomputed="with"),
+    Case((6, 3), FOUR, 2, pieces=3, recomputed="without"),
 ]
 ON_FOUR = [
     Case((5, 0, 9, 2), FOUR, 2),
