@@ -24,5 +24,7 @@ rules, check  what cannot be computed at all
 """
 
 from planner.cost.estimate import estimate, estimates
+from planner.cost.load import Seats
+from planner.cost.step import StepPrices, Steps
 
-__all__ = ["estimate", "estimates"]
+__all__ = ["Seats", "StepPrices", "Steps", "estimate", "estimates"]
