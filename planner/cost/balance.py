@@ -124,7 +124,7 @@ def _above(rows: Floats, level: Floats, num_ranks: int) -> Indices:
     """Replicas [layers, experts] that bring each expert's load per replica to its row's level, one at least."""
     with np.errstate(invalid="ignore"):
         needed = np.ceil(rows / level[:, None])
-    return np.clip(np.nan_to_num(needed), 1, num_ranks).astype(np.intp)
+    return np.asarray(np.clip(np.nan_to_num(needed), 1, num_ranks), dtype=np.intp)
 
 
 def imbalance_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -> float:
