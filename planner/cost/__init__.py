@@ -1,6 +1,6 @@
 """Formulas: seconds and bytes of a plan; one formula has one home.
 
-estimate() is the front door. StepPrices is the same price of one plan, time only, for many loads and placements at once.
+estimate() is the front door. StepPrices tells the same of one plan, time only, for many loads and placements at once.
 
 kernels       one device: matrix products, memory-bound work, overlap
 collectives   groups of devices under tiers of links
