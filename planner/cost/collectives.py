@@ -12,6 +12,7 @@ from functools import lru_cache
 from math import ceil, gcd, log2, prod
 from typing import NamedTuple
 
+from planner.cost.numbers import Numbers, largest
 from planner.spec.cluster import Level, Link, link_between
 
 Group = tuple[tuple[int, int], ...]
@@ -49,7 +50,7 @@ def size(group: Group) -> int:
     return prod(degree for degree, _ in group)
 
 
-def all_gather_s(levels: tuple[Level, ...], group: Group, total_bytes: float) -> float:
+def all_gather_s(levels: tuple[Level, ...], group: Group, total_bytes: Numbers) -> Numbers:
     """Every member ends up with `total_bytes`, of which it had 1/n: (n-1)/n bytes through the narrowest tier.
 
     Reduce-scatter takes the same. Source: Thakur et al. 2005 (ring); NCCL's bus-bandwidth convention.
@@ -62,17 +63,17 @@ def all_gather_s(levels: tuple[Level, ...], group: Group, total_bytes: float) ->
     return (members - 1) / members * total_bytes / narrowest + _latency_s(crossed)
 
 
-def reduce_scatter_s(levels: tuple[Level, ...], group: Group, total_bytes: float) -> float:
+def reduce_scatter_s(levels: tuple[Level, ...], group: Group, total_bytes: Numbers) -> Numbers:
     """Every member ends up with 1/n of the sum of `total_bytes`."""
     return all_gather_s(levels, group, total_bytes)
 
 
-def all_reduce_s(levels: tuple[Level, ...], group: Group, total_bytes: float) -> float:
+def all_reduce_s(levels: tuple[Level, ...], group: Group, total_bytes: Numbers) -> Numbers:
     """Reduce-scatter, then all-gather."""
     return 2.0 * all_gather_s(levels, group, total_bytes)
 
 
-def all_to_all_s(levels: tuple[Level, ...], group: Group, bytes_per_member: float) -> float:
+def all_to_all_s(levels: tuple[Level, ...], group: Group, bytes_per_member: Numbers) -> Numbers:
     """Every member sends (or gets) `bytes_per_member`, spread evenly over the members.
 
     The share for members of the same sub-island stays on nearer links; a device sends the rest through its own
@@ -82,13 +83,13 @@ def all_to_all_s(levels: tuple[Level, ...], group: Group, bytes_per_member: floa
     if not crossed:
         return 0.0
     members = crossed[-1].members
-    busy_s = max(
+    busy_s = largest(
         bytes_per_member * (tier.members - tier.below) / members / _fan_out_bytes_per_s(tier) for tier in crossed
     )
     return busy_s + _latency_s(crossed)
 
 
-def send_receive_s(levels: tuple[Level, ...], group: Group, moved_bytes: float) -> float:
+def send_receive_s(levels: tuple[Level, ...], group: Group, moved_bytes: Numbers) -> Numbers:
     """Every member passes `moved_bytes` on to its neighbour in a ring; the pair on the widest tier is the slowest."""
     crossed = tiers(levels, group)
     if not crossed:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, quantise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
+from planner.cost.numbers import Numbers
 from planner.cost.parameters import num_norms
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.model import Block, DenseFeedForward, FeedForward
@@ -18,8 +19,8 @@ _ADDITION = 3
 
 
 def linear_s(
-    conditions: Conditions, rows: float, columns: float, depth: float, groups: float = 1
-) -> tuple[float, float]:
+    conditions: Conditions, rows: Numbers, columns: float, depth: float, groups: float = 1
+) -> tuple[Numbers, Numbers]:
     """(forward, backward) of a weight matrix [depth, columns]; backward makes the gradients of input and weight."""
     rate = conditions.rate
     slower = rate.grouped_matmul_ratio if groups > 1 else 1.0
@@ -32,8 +33,8 @@ def linear_s(
 
 
 def feed_forward(
-    conditions: Conditions, width: float, gated: bool, rows: float, groups: float = 1
-) -> tuple[float, float]:
+    conditions: Conditions, width: float, gated: bool, rows: Numbers, groups: float = 1
+) -> tuple[Numbers, Numbers]:
     """(forward, backward) seconds of `groups` networks of local `width` on `rows` tokens each."""
     inner = 2 * width if gated else width
     up = linear_s(conditions, rows, inner, conditions.hidden_size, groups)
@@ -45,7 +46,7 @@ def feed_forward(
     return up[0] + down[0] + forward, up[1] + down[1] + backward
 
 
-def feed_forward_bytes(conditions: Conditions, kind: FeedForward, width: float, rows: float) -> float:
+def feed_forward_bytes(conditions: Conditions, kind: FeedForward, width: float, rows: Numbers) -> Numbers:
     """Activations that a network of local `width` keeps: inner values, and the input of its second matrix.
 
     Gated and fused: gate, other half and product; as operations of their own also the activated gate. ReLU keeps what

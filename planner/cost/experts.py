@@ -9,6 +9,7 @@ from planner.cost.collectives import Group
 from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_region
 from planner.cost.kernels import elementwise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
+from planner.cost.numbers import Numbers, peak, smallest
 from planner.cost.part import Conditions, Part, Share, add
 from planner.spec.model import MoeFeedForward
 from planner.spec.strategy import ExpertStrategy, Strategy
@@ -26,7 +27,7 @@ def expert_data_group(experts: ExpertStrategy) -> Group:
 
 
 def moe_feed_forward(
-    conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: float
+    conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: Numbers
 ) -> Part:
     """Router, experts and shared experts on the busiest device; see `routed_experts` for `load_ratio`."""
     assert strategy.experts is not None
@@ -35,15 +36,15 @@ def moe_feed_forward(
 
 
 def routed_experts(
-    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: float
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: Numbers
 ) -> Part:
     """Router and routed experts on the busiest device, which has `edge_tokens` of its own to route.
 
     `load_ratio`: tokens of the busiest expert-parallel rank over the mean; 1 is balanced, below 1 a capacity factor
-    drops tokens on every rank.
+    drops tokens on every rank. An array of ratios gives arrays.
     """
-    even = _routed(conditions, moe, experts, edge_tokens, min(1.0, load_ratio))
-    loaded = even if load_ratio <= 1.0 else _routed(conditions, moe, experts, edge_tokens, load_ratio)
+    even = _routed(conditions, moe, experts, edge_tokens, smallest((1.0, load_ratio)))
+    loaded = even if peak(load_ratio) <= 1.0 else _routed(conditions, moe, experts, edge_tokens, load_ratio)
     forward, backward, exchange, stored, transient = loaded
     router = linear_s(conditions, edge_tokens, moe.num_experts, conditions.hidden_size)
     logits = 8.0 * edge_tokens * moe.num_experts
@@ -60,8 +61,8 @@ def routed_experts(
 
 
 def _routed(
-    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: float
-) -> tuple[float, float, float, float, float]:
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: Numbers
+) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
     """(forward, backward, exchange one direction) seconds and (stored, transient) bytes of the routed experts."""
     tensor = experts.expert_tensor_parallel_size
     rate, element, hidden = conditions.rate, conditions.rate.element_bytes, conditions.hidden_size
@@ -80,7 +81,7 @@ def _routed(
 
 
 def token_exchange(
-    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: float
+    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: Numbers
 ) -> Messages:
     """Messages of the routed experts in one direction: every copy of a token to its expert and back.
 

@@ -7,16 +7,14 @@ sizes are aligned.
 from __future__ import annotations
 
 from math import ceil
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
+from planner.cost.numbers import Numbers, are_many, larger, where
 from planner.spec.cluster import Device, Precision
 from planner.spec.errors import InputError
 from planner.spec.stack import Stack
-
-Numbers: TypeAlias = Any
-"""One number, or an array with a number for each of many strategies that are priced at once."""
 
 
 class Rates(NamedTuple):
@@ -95,7 +93,9 @@ def unquantised(rate: Rates) -> Rates:
     return rate._replace(matmul_flops_per_s=rate.stored_matmul_flops_per_s, quantised_bytes_per_s=None)
 
 
-def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: float = 1, aligned: bool = True) -> float:
+def matmul_s(
+    rate: Rates, rows: Numbers, columns: Numbers, depth: Numbers, groups: float = 1, aligned: bool = True
+) -> Numbers:
     """`groups` products [rows, depth] x [depth, columns], in one launch.
 
     The result is made in tiles, as many at a time as there are compute units; a tile takes as long when it is partly
@@ -104,17 +104,21 @@ def matmul_s(rate: Rates, rows: float, columns: float, depth: float, groups: flo
     `aligned`.
     Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 2-4.
     """
-    if rows <= 0 or groups <= 0:
+    if groups <= 0:
         return 0.0
     tile_s = 2.0 * (depth + rate.matmul_half_depth) * rate.compute_units / rate.matmul_flops_per_s
-    busy_s = tile_s * min(
-        _waves(rate, groups * ceil(rows / high) * ceil(columns / wide)) * high * wide / ratio
-        for high, wide, ratio in rate.tiles
-    )
+    many = are_many(rows) or are_many(columns)
+    up, longer, shortest = (np.ceil, np.maximum, np.minimum.reduce) if many else (ceil, max, min)
+    areas = []
+    for high, wide, ratio in rate.tiles:
+        waves = groups * up(rows / high) * up(columns / wide) / rate.compute_units
+        waves = longer(1.0, waves + rate.last_wave_ratio * (up(waves) - waves))
+        areas.append(waves * high * wide / ratio)
+    busy_s = tile_s * shortest(areas)
     if not aligned:
         busy_s /= rate.misaligned_ratio
     moved = groups * rate.element_bytes * (rows * depth + depth * columns + rows * columns)
-    return max(busy_s, moved / rate.bytes_per_s) + rate.launch_s
+    return where(rows <= 0, 0.0, larger(busy_s, moved / rate.bytes_per_s) + rate.launch_s)
 
 
 def is_aligned(rate: Rates, *sizes: float) -> bool:
@@ -123,13 +127,6 @@ def is_aligned(rate: Rates, *sizes: float) -> bool:
     For sizes that the model gives; tokens are padded where they stand for one. Source: as `matmul_s`, section 2.
     """
     return not any(size * rate.element_bytes % 16 for size in sizes)
-
-
-def _waves(rate: Rates, tiles: float) -> float:
-    waves = tiles / rate.compute_units
-    if waves <= 1.0:
-        return 1.0
-    return waves + rate.last_wave_ratio * (ceil(waves) - waves)
 
 
 def _tiles(rows: int, columns: int, half_ratio: float) -> tuple[tuple[int, int, float], ...]:
@@ -143,12 +140,12 @@ def _tiles(rows: int, columns: int, half_ratio: float) -> tuple[tuple[int, int, 
     return tuple((high, wide, ratio) for (high, wide), ratio in sizes.items())
 
 
-def elementwise_s(rate: Rates, moved_bytes: float, kernels: int = 1) -> float:
+def elementwise_s(rate: Rates, moved_bytes: Numbers, kernels: int = 1) -> Numbers:
     """Element-wise kernels that read and write `moved_bytes` together, if they are fused."""
     return moved_bytes / rate.elementwise_bytes_per_s + kernels * rate.launch_s
 
 
-def quantise_s(rate: Rates, elements: float) -> float:
+def quantise_s(rate: Rates, elements: Numbers) -> Numbers:
     """Casts of the operand of a product: 2 bytes read, one written as it is and one transposed; 0 in 16 bits.
 
     Source: NVIDIA Transformer Engine's cast-transpose, which the products of both passes read.

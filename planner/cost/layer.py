@@ -16,8 +16,9 @@ from planner.cost.attention import (
 from planner.cost.dense import dense_feed_forward, edges_of, residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.joints import encoder_end, merging, patch_embedding
-from planner.cost.kernels import Numbers, Rates, hidden_s, overlapped_s
+from planner.cost.kernels import Rates, hidden_s, overlapped_s
 from planner.cost.message import messages_s
+from planner.cost.numbers import Numbers, whole_number
 from planner.cost.part import Conditions, Part, Share, add, computed_tokens, of_layer, share
 from planner.cost.state import State, add_states, state_of_experts, state_without_experts
 from planner.cost.vocabulary import embedding, head
@@ -83,15 +84,25 @@ class LayerCost(NamedTuple):
         return self.once_communication_s + self.optimizer_s
 
 
+class Unrouted(NamedTuple):
+    """A layer but for its routed experts: what does not depend on any load."""
+
+    conditions: Conditions
+    """Of the layer."""
+    part_of: Share
+    whole: Part
+    held: State
+
+
 def layer_cost(
     conditions: Conditions,
     layer: AnyLayer,
     strategy: Strategy,
     samples: int,
     sequence_length: int,
-    load_ratio: float = 1.0,
+    load_ratio: Numbers = 1.0,
     own_copy: bool = True,
-    copies_ratio: float = 1.0,
+    copies_ratio: Numbers = 1.0,
 ) -> LayerCost:
     """Price a layer for a micro-batch of `samples` over all data-parallel ranks.
 
@@ -100,18 +111,34 @@ def layer_cost(
     over its even share of the experts, above 1 with replicas. `sequence_length` is that of the training; which tokens
     and width are the layer's, planner.cost.part knows.
     """
+    found = unrouted(conditions, layer, strategy, samples, sequence_length, own_copy)
+    return with_experts(found, layer, strategy, load_ratio, copies_ratio)
+
+
+def unrouted(
+    conditions: Conditions, layer: AnyLayer, strategy: Strategy, samples: int, sequence_length: int, own_copy: bool
+) -> Unrouted:
+    """What `layer_cost` prices once for all loads of a layer."""
     conditions = of_layer(conditions, layer)
     tokens = computed_tokens(layer, sequence_length, conditions.training.encoder_length)
     part_of = share(strategy, samples, tokens)
     whole = part_without_experts(conditions, layer, strategy, part_of)
     held = state_without_experts(conditions, layer, strategy, own_copy)
+    return Unrouted(conditions, part_of, whole, held)
+
+
+def with_experts(
+    found: Unrouted, layer: AnyLayer, strategy: Strategy, load_ratio: Numbers = 1.0, copies_ratio: Numbers = 1.0
+) -> LayerCost:
+    """The price of a layer under one load, or arrays of prices under arrays of loads; see `layer_cost`."""
+    conditions, part_of, whole, held = found
     if isinstance(layer, Block) and layer.moe is not None:
         whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
-    whole_bytes = (int(exact_bytes) for exact_bytes in cost[4:-2])
+    whole_bytes = map(whole_number, cost[4:-2])
     whole_cost = LayerCost(*cost[:4], *whole_bytes)
-    return whole_cost._replace(weight_gradient_s=put_off_s(layer, cost), host_bytes=int(cost.host_bytes))
+    return whole_cost._replace(weight_gradient_s=put_off_s(layer, cost), host_bytes=whole_number(cost.host_bytes))
 
 
 def put_off_s(layer: AnyLayer, cost: LayerCost) -> Numbers:

@@ -16,6 +16,7 @@ from planner.cost.collectives import (
     send_receive_s,
     size,
 )
+from planner.cost.numbers import Numbers, peak, where
 from planner.spec.cluster import Level
 from planner.spec.value import StrEnum
 
@@ -36,7 +37,7 @@ class Message(NamedTuple):
 
     collective: Collective
     group: Group
-    moved_bytes: float
+    moved_bytes: Numbers
     """Of one collective at one member, its own part included: the summed tensor of an all-reduce, the result of an
     all-gather, the input of a reduce-scatter or an all-to-all, what is sent of a send_recv."""
     times: int = 1
@@ -55,13 +56,14 @@ _SECONDS = {
 
 def is_sent(message: Message) -> bool:
     """Whether anything moves: nobody sends nothing, or to a group of one."""
-    return message.moved_bytes > 0 and message.times > 0 and size(message.group) > 1
+    return bool(peak(message.moved_bytes) > 0 and message.times > 0 and size(message.group) > 1)
 
 
-def messages_s(levels: tuple[Level, ...], messages: Messages) -> float:
+def messages_s(levels: tuple[Level, ...], messages: Messages) -> Numbers:
     """Seconds of messages that follow one another."""
-    seconds = 0.0
+    seconds: Numbers = 0.0
     for each in messages:
         if is_sent(each):
-            seconds += each.times * _SECONDS[each.collective](levels, each.group, each.moved_bytes)
+            taken_s = each.times * _SECONDS[each.collective](levels, each.group, each.moved_bytes)
+            seconds = seconds + where(each.moved_bytes > 0, taken_s, 0.0)
     return seconds

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from planner.cost.collectives import Group, levels_from
 from planner.cost.kernels import Rates, rates
+from planner.cost.numbers import Numbers, largest
 from planner.spec.cluster import Cluster, HostShare, Level
 from planner.spec.model import AnyLayer, Block, Embedding, Merging
 from planner.spec.stack import Stack
@@ -104,47 +105,47 @@ def share(strategy: Strategy, samples: int, sequence_length: int) -> Share:
 class Part(NamedTuple):
     """Seconds and bytes of a part of a layer, on the busiest device, for one micro-batch.
 
-    Communication is what compute does not hide.
+    Communication is what compute does not hide. Arrays hold a number for each of many strategies or loads.
     """
 
-    forward_s: float = 0.0
-    backward_s: float = 0.0
-    core_forward_s: float = 0.0
+    forward_s: Numbers = 0.0
+    backward_s: Numbers = 0.0
+    core_forward_s: Numbers = 0.0
     """Of `forward_s`, what selective recomputation does again."""
-    weightless_forward_s: float = 0.0
+    weightless_forward_s: Numbers = 0.0
     """Of `forward_s`, the attention core, which has no weights and so no gradients of weights."""
-    tensor_forward_s: float = 0.0
-    tensor_backward_s: float = 0.0
-    context_forward_s: float = 0.0
-    context_backward_s: float = 0.0
-    context_again_s: float = 0.0
+    tensor_forward_s: Numbers = 0.0
+    tensor_backward_s: Numbers = 0.0
+    context_forward_s: Numbers = 0.0
+    context_backward_s: Numbers = 0.0
+    context_again_s: Numbers = 0.0
     """Of `context_forward_s`, what selective recomputation does again."""
-    ring_forward_s: float = 0.0
+    ring_forward_s: Numbers = 0.0
     """Of `forward_s`, what hides context-parallel traffic, and hides no other."""
-    ring_backward_s: float = 0.0
-    all_to_all_s: float = 0.0
+    ring_backward_s: Numbers = 0.0
+    all_to_all_s: Numbers = 0.0
     """One direction: forward; backward takes the same."""
-    imbalance_forward_s: float = 0.0
+    imbalance_forward_s: Numbers = 0.0
     """What uneven expert load adds to compute and all-to-all."""
-    imbalance_backward_s: float = 0.0
-    host_s: float = 0.0
+    imbalance_backward_s: Numbers = 0.0
+    host_s: Numbers = 0.0
     """In which the host submits one pass."""
-    stall_s: float = 0.0
+    stall_s: Numbers = 0.0
     """In a forward pass, waiting for the host whatever the device does."""
-    stored_bytes: float = 0.0
+    stored_bytes: Numbers = 0.0
     """Activations kept for the backward pass."""
-    core_bytes: float = 0.0
+    core_bytes: Numbers = 0.0
     """Of `stored_bytes`, what selective recomputation does not keep."""
-    logits_bytes: float = 0.0
+    logits_bytes: Numbers = 0.0
     """Scores over the vocabulary, beside `stored_bytes`."""
-    transient_bytes: float = 0.0
+    transient_bytes: Numbers = 0.0
     """Gradients of activations, alive during the backward pass of this part."""
 
 
 def add(parts: Iterable[Part]) -> Part:
     """The parts one after the other; of the transient bytes, the largest."""
     columns = list(zip(*parts, strict=True))
-    return Part._make([*map(sum, columns[:-1]), max(columns[-1])])
+    return Part._make([*map(sum, columns[:-1]), largest(columns[-1])])
 
 
 def tensor_group(strategy: Strategy) -> Group:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from planner.cost.kernels import Numbers
+from planner.cost.numbers import Numbers, largest
 from planner.spec.plan import Schedule, ScheduleKind
 from planner.spec.value import StrEnum
 
@@ -71,7 +71,7 @@ def rhythm(schedule: Schedule, num_stages: int, num_micro_batches: int) -> Rhyth
     return Rhythm(((steady,),), (1.0 / schedule.virtual_stages,))
 
 
-def step_s(schedule: Schedule, paces: Sequence[Pace], num_micro_batches: int) -> float:
+def step_s(schedule: Schedule, paces: Sequence[Pace], num_micro_batches: int) -> Numbers:
     """Seconds of a step: (m - 1/v) x slowest stage + all stages / v + longest work once per step.
 
     Under GPipe forward and backward passes count apart, each with its slowest stage. Under zero-bubble the slowest
@@ -90,11 +90,11 @@ def step_s(schedule: Schedule, paces: Sequence[Pace], num_micro_batches: int) ->
     beats = beats_of(schedule.kind)
     made = rhythm(schedule, len(paces), num_micro_batches)
     stages = [beat(beats, pace.forward_s, pace.backward_s, pace.weight_gradient_s) for pace in paces]
-    slowest = sum(max(_weighed(weights, stage) for stage in stages) for weights in made.peaks)
-    return slowest + sum(_weighed(made.filling, stage) for stage in stages) + max(pace.once_s for pace in paces)
+    slowest = sum(largest(_weighed(weights, stage) for stage in stages) for weights in made.peaks)
+    return slowest + sum(_weighed(made.filling, stage) for stage in stages) + largest(pace.once_s for pace in paces)
 
 
-def _weighed(weights: Sequence[float], numbers: Sequence[float]) -> float:
+def _weighed(weights: Sequence[float], numbers: Sequence[Numbers]) -> Numbers:
     return sum(weight * number for weight, number in zip(weights, numbers, strict=True))
 
 

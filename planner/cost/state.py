@@ -5,11 +5,13 @@ Source: ZeRO (arXiv 1910.02054), section 5 for what each stage splits, section 7
 
 from __future__ import annotations
 
+from operator import add
 from typing import NamedTuple
 
 from planner.cost.collectives import Group, size
 from planner.cost.experts import expert_data_group
 from planner.cost.message import Collective, Message, Messages, messages_s
+from planner.cost.numbers import Numbers
 from planner.cost.parameters import layer_parameters
 from planner.cost.part import Conditions, of_layer, tensor_group
 from planner.spec.cluster import Precision
@@ -22,31 +24,31 @@ from planner.spec.training import Optimizer, Training
 class State(NamedTuple):
     """What the parameters of one layer cost one device."""
 
-    weights_bytes: float
-    gradients_bytes: float
-    optimizer_bytes: float
-    whole_weights_bytes: float
+    weights_bytes: Numbers
+    gradients_bytes: Numbers
+    optimizer_bytes: Numbers
+    whole_weights_bytes: Numbers
     """Weights of this layer before sharding, gathered while it is computed (full sharding only)."""
-    whole_gradients_bytes: float
+    whole_gradients_bytes: Numbers
     """Gradients of this layer before they are scattered (sharded gradients only)."""
-    micro_forward_s: float
+    micro_forward_s: Numbers
     """Traffic beside the forward pass of every micro-batch, before any overlap."""
-    micro_backward_s: float
-    once_forward_s: float
+    micro_backward_s: Numbers
+    once_forward_s: Numbers
     """Traffic beside the first forward pass of a step."""
-    once_backward_s: float
+    once_backward_s: Numbers
     """Traffic beside the last backward pass of a step."""
-    accumulate_s: float
+    accumulate_s: Numbers
     """In every backward pass: gradients of this micro-batch are added to those of the ones before."""
-    optimizer_s: float
-    host_bytes: float = 0.0
+    optimizer_s: Numbers
+    host_bytes: Numbers = 0.0
     """In the memory of the host, of offloaded optimizer state."""
 
 
 class _Held(NamedTuple):
     """Parameters that a device computes with, and the groups that hold the same."""
 
-    parameters: float
+    parameters: Numbers
     sharded_over: Group
     replicated_over: Group
     partial: float = 0.0
@@ -99,7 +101,7 @@ def messages_of_experts(conditions: Conditions, layer: Block, strategy: Strategy
     return _messages(conditions, strategy.sharding, _experts(conditions, layer, strategy))
 
 
-def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies_ratio: float = 1.0) -> State:
+def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies_ratio: Numbers = 1.0) -> State:
     """State of the routed experts of an MoE layer.
 
     `copies_ratio`: expert slots of a rank over its even share of the experts; a replica has weights, gradients and
@@ -111,7 +113,7 @@ def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, c
 
 def add_states(one: State, other: State) -> State:
     """Two parts of one layer; their traffic follows one another."""
-    return State._make(map(float.__add__, one, other))
+    return State._make(map(add, one, other))
 
 
 def local_parameters(hidden_size: int, layer: AnyLayer, strategy: Strategy) -> tuple[float, float]:
@@ -210,12 +212,12 @@ def _updated_bytes(training: Training) -> int:
     return gradient_bytes(training) + 2 * optimizer_bytes(training) + weights * weight_bytes(training)
 
 
-def _update(conditions: Conditions, parameters: float) -> tuple[float, float]:
+def _update(conditions: Conditions, parameters: Numbers) -> tuple[Numbers, Numbers]:
     """(seconds, bytes in the host's memory) of an update by the device."""
     return parameters * _updated_bytes(conditions.training) / conditions.rate.optimizer_bytes_per_s, 0.0
 
 
-def _offloaded_update(conditions: Conditions, parameters: float) -> tuple[float, float]:
+def _offloaded_update(conditions: Conditions, parameters: Numbers) -> tuple[Numbers, Numbers]:
     """(seconds, bytes in the host's memory) of an update by the host, which holds the state.
 
     Once per step gradients go to the host, it updates, and weights come back: one after the other, beside nothing.

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bar import Bar
-from planner.search.problem import Interval, Pipeline, least_by_class
+from planner.search.problem import Interval, Pipeline, least_by_class, with_tables
 from planner.search.relaxation import Relaxed
 from planner.search.rhythm import all_peaks, filling, peaks, weighed
-from planner.search.table import Choices
+from planner.search.table import Choices, Table
 from planner.spec.stretches import Stretches
 
 Floats = NDArray[np.float64]
@@ -23,10 +23,7 @@ Floats = NDArray[np.float64]
 
 def mean_step_s(problem: Pipeline) -> float:
     """No pipeline is faster, memory apart: the mean of the stages' peaks, all filling, the mean work once per step."""
-    measure = _mean_measure(problem)
-    least = least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
-    classes, counts = np.unique(problem.sequence, return_counts=True)
-    return float((least[classes] * counts).sum())
+    return _over_layers(problem, _least_means(problem))
 
 
 def promising(problem: Pipeline, best_s: float) -> Pipeline:
@@ -34,19 +31,25 @@ def promising(problem: Pipeline, best_s: float) -> Pipeline:
 
     That is the bound of `mean_step_s` with one layer's strategy fixed, and the best of all others.
     """
+    measure, least = _mean_measure(problem), _least_means(problem)
+    spare = best_s - _over_layers(problem, least)
+
+    def kept(table: Table) -> Table:
+        rows = (np.flatnonzero(measure(c) - low < spare) for c, low in zip(table.choices, least, strict=True))
+        return table._replace(choices=tuple(c.rows(each) for c, each in zip(table.choices, rows, strict=True)))
+
+    return with_tables(problem, kept)
+
+
+def _least_means(problem: Pipeline) -> Floats:
+    """[classes] of the least mean measure of any strategy."""
     measure = _mean_measure(problem)
-    least = least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
-    spare = best_s - mean_step_s(problem)
-    kept = {
-        id(table): table._replace(
-            choices=tuple(
-                choices.rows(np.flatnonzero(measure(choices) - low < spare))
-                for choices, low in zip(table.choices, least, strict=True)
-            )
-        )
-        for table in problem.tables
-    }
-    return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+    return least_by_class(problem, lambda choices: measure(choices).min(initial=np.inf))
+
+
+def _over_layers(problem: Pipeline, by_class: Floats) -> float:
+    classes, counts = np.unique(problem.sequence, return_counts=True)
+    return float((by_class[classes] * counts).sum())
 
 
 def _mean_measure(problem: Pipeline) -> Callable[[Choices], Floats]:

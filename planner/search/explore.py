@@ -341,7 +341,7 @@ def _closer(instances: AnyInstances, found: _Open, pool: Pool, spend: Callable[[
         # There it is one number with the passes anyway.
         return found
     best_s = pool.best_step_s(batch)
-    relaxed = instances.without_dominated(once_in_passes(promising(problem, best_s)))
+    relaxed = instances.without_dominated(once_in_passes(problem))
     solution = solve_pipeline(relaxed, best_s, spend)
     if solution is None:
         return found._replace(bound_per_sample_s=inf)

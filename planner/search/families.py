@@ -9,7 +9,7 @@ from typing import NamedTuple
 from planner.cost.framework import Pipelined, broken_pipeline_rules
 from planner.cost.rules import Broken
 from planner.cost.targets import FRAMEWORKS
-from planner.search.removed import Removed
+from planner.search.removed import DOMINATED, Removed
 from planner.search.tree import divisors
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster, MixedCluster
@@ -167,6 +167,6 @@ def no_strategy(cluster: AnyCluster, training: Training, options: Options, remov
     )
     if batch == "max" or batch % devices:
         return InputError.at("training.global_batch_size", f"{found}; try a multiple of {devices}, or allow more axes")
-    rules = [rule for rule, _ in removed.counts.most_common() if rule != "dominated"]
+    rules = [rule for rule, _ in removed.counts.most_common() if rule != DOMINATED]
     why = f"; what else there is was removed by {', '.join(rules)}" if rules else ""
     return InputError.at("options.axes", f"{found}{why}; allow more axes")

@@ -18,9 +18,9 @@ from planner.search.families import Family, cuts, no_strategy
 from planner.search.grid import Grid
 from planner.search.outlook import Outlook
 from planner.search.pricing import Pricing
-from planner.search.problem import Pipeline
+from planner.search.problem import Pipeline, with_tables
 from planner.search.progress import Tick
-from planner.search.removed import Removed
+from planner.search.removed import DOMINATED, Removed
 from planner.search.space import Space
 from planner.search.table import Boundaries, Choices, Priced, Table, all_choices, without_dominated
 from planner.search.uniform import Uniform, each_uniform, uniform_choices
@@ -187,14 +187,14 @@ class Instances:
 
 def undominated_tables(problem: Pipeline, removed: Removed, tick: Tick) -> Pipeline:
     """Each table without dominated strategies; notes how many they were."""
-    kept: dict[int, Table] = {}
-    for table in problem.tables:
-        if id(table) not in kept:
-            choices = tuple(without_dominated(each, tick) for each in table.choices)
-            lost = sum(len(c.once_s) for c in table.choices) - sum(len(c.once_s) for c in choices)
-            removed.note("dominated", lost, "")
-            kept[id(table)] = table._replace(choices=choices)
-    return problem._replace(tables=tuple(kept[id(table)] for table in problem.tables))
+
+    def kept(table: Table) -> Table:
+        choices = tuple(without_dominated(each, tick) for each in table.choices)
+        lost = sum(len(c.once_s) for c in table.choices) - sum(len(c.once_s) for c in choices)
+        removed.note(DOMINATED, lost, "")
+        return table._replace(choices=choices)
+
+    return with_tables(problem, kept)
 
 
 def cutting(grid: Grid, samples: int, limit: int) -> Grid:

@@ -121,12 +121,11 @@ def _order(cluster: AnyCluster) -> str:
 
 def _told(ground: Ground) -> str:
     """The declared space in words."""
-    options, layers = ground.space.options, "each layer"
-    if options.uniform:
-        layers = "all blocks"
+    options = ground.space.options
+    strategies_of = "all blocks" if options.uniform else "each layer"
     told = [
         f"{len(ground.families)} families of batch, stages, micro-batches and schedule ({' '.join(options.schedules)})",
-        f"for {layers} any of {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, "
+        f"for {strategies_of} any of {' '.join(options.axes)}, sharding {' '.join(options.sharding)}, "
         f"recompute {' '.join(options.recompute)}{', offload' if options.offload else ''}",
         f"micro-batches of up to {options.max_micro_batch_size} on a rank",
         f"up to {options.max_virtual_stages} virtual stages",

@@ -21,7 +21,7 @@ from planner.cost.pipeline import Rhythm
 from planner.search.bounds import Bounds, mean_step_s
 from planner.search.labels import Position, Room
 from planner.search.pareto import undominated
-from planner.search.problem import Interval, Pipeline
+from planner.search.problem import Interval, Pipeline, with_tables
 from planner.search.rhythm import filling, peaks
 from planner.search.stage import Front, solve_stage
 from planner.search.table import Choices
@@ -101,8 +101,7 @@ def once_in_passes(problem: Pipeline) -> Pipeline:
         beats[:, 0] += choices.once_s / weight
         return choices._replace(beats_s=beats, once_s=np.zeros_like(choices.once_s))
 
-    tables = {id(table): table._replace(choices=tuple(map(moved, table.choices))) for table in problem.tables}
-    return problem._replace(tables=tuple(tables[id(table)] for table in problem.tables))
+    return with_tables(problem, lambda table: table._replace(choices=tuple(map(moved, table.choices))))
 
 
 def step_s(problem: Pipeline, solution: Solution) -> float:

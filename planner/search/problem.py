@@ -51,6 +51,12 @@ def least_by_class(problem: Pipeline, least: Callable[[Choices], Floats | float]
     return found
 
 
+def with_tables(problem: Pipeline, change: Callable[[Table], Table]) -> Pipeline:
+    """The problem with each table changed, once; equal stages still share theirs."""
+    changed = {id(table): change(table) for table in distinct(problem.tables)}
+    return problem._replace(tables=tuple(changed[id(table)] for table in problem.tables))
+
+
 def distinct(tables: Sequence[Table]) -> list[Table]:
     """Each table once."""
     return list({id(table): table for table in tables}.values())

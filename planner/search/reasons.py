@@ -14,7 +14,7 @@ from planner.cost.framework import PIPELINE_RULES, STRATEGY_RULES
 from planner.cost.rules import EXPERT_RULES, SHAPE_RULES
 from planner.cost.targets import FRAMEWORKS
 from planner.search.families import EQUAL_PIECES_RULE, GPIPE_RULE
-from planner.search.removed import Removed
+from planner.search.removed import DOMINATED, Removed
 from planner.search.space import SEQUENCE_PARALLEL
 from planner.search.tree import PATH_RULES, rule_name
 from planner.spec.shortlist import PrunedRule, RuleKind
@@ -47,7 +47,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             RuleKind.PRUNED_BY_EXPERIENCE,
             "Interleaving gives every stage equal pieces, which groups of unlike devices do not finish together.",
         ),
-        "dominated": Reason(
+        DOMINATED: Reason(
             RuleKind.DOMINATED,
             "Another strategy of the layer with the same layout is no worse in any time or memory; counted for each "
             "problem that was looked at closely.",

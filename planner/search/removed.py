@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+DOMINATED = "dominated"
+"""The name under which dominated strategies are counted: no rule of the tree's."""
+
 _LISTED = 100
 """Candidates of a rule that are listed by name; the rest is counted."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from planner.search.grid import Grid
 from planner.search.labels import Room
-from planner.search.problem import Pipeline
+from planner.search.problem import Pipeline, with_tables
 from planner.search.rhythm import filling, peaks
 from planner.search.table import Choices, Table
 
@@ -91,8 +92,7 @@ def each_uniform(problem: Pipeline, uniform: Uniform, best_s: Callable[[], float
         if mean_s[row] >= best_s():
             return
         if _may_fit(problem, uniform.rows[row]):
-            tables = {id(table): _only(table, uniform.rows[row]) for table in problem.tables}
-            yield problem._replace(tables=tuple(tables[id(table)] for table in problem.tables))
+            yield with_tables(problem, partial(_only, row=uniform.rows[row]))
 
 
 def _may_fit(problem: Pipeline, row: Integers) -> bool:

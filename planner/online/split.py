@@ -1,0 +1,261 @@
+"""How tokens of experts with replicas are shared out among their slots: best for known loads, or anew in every step.
+
+The best split makes the hottest rank as cool as the placement allows. By max-flow/min-cut that is the greatest, over
+sets A of ranks, of (load of the experts all of whose replicas lie in A) / |A|. Water is filled in: each expert in turn
+pours its tokens over its ranks up to one level, given all the others, until the hottest rank is within TOLERANCE of a
+bound. The bound comes from the hottest rank itself: the set of ranks to which it could pass tokens on, directly or over
+others, is such an A.
+
+Pure Python on lists and a few numpy calls: fast enough to be called in every layer of every step of a training job,
+without a compiler. Deterministic: whoever has the same counts gets the same split. Arrays: L layers, E experts,
+R ranks, S slots (numbered rank by rank), s = S / R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.balance import Floats, Indices
+
+Number = TypeVar("Number", np.int64, np.float64)
+
+TOLERANCE = 1e-3
+"""The hottest rank may have this part more than the bound. A choice: fewer sweeps against a thousandth of a step."""
+
+SWEEPS = 24
+"""Most sweeps over the experts. A choice of CPU time: a sweep never heats the hottest rank, so all splits are sound."""
+
+SWEEPS_PER_CHECK = 4
+"""The bound of the hottest rank is looked for once in so many sweeps: it costs as much as one."""
+
+
+class _Spread(NamedTuple):
+    """An expert that stands on several ranks."""
+
+    expert: int
+    ranks: tuple[int, ...]
+    slots: tuple[tuple[int, ...], ...]
+    """On each of the ranks; more than one only if the rank has twins."""
+
+
+class _Pour(NamedTuple):
+    """Tokens of one expert as they are poured over its ranks now."""
+
+    ranks: tuple[int, ...]
+    tokens: float
+    amounts: list[float]
+    """On each of the ranks; changes from sweep to sweep."""
+
+
+class _Runs:
+    """Slots in stretches of equal keys, for sums that run within each stretch."""
+
+    def __init__(self, keys: Indices) -> None:
+        self.order = np.argsort(keys, kind="stable")
+        begins = np.flatnonzero(np.diff(keys[self.order], prepend=-1))
+        self.begins = begins
+        self._begins = np.repeat(begins, np.diff(begins, append=len(keys)))
+        self._opens = np.isin(np.arange(len(keys)), begins)
+        self.last = self.order[np.append(begins[1:], len(keys)) - 1]
+
+    def running(self, values: NDArray[Number]) -> NDArray[Number]:
+        """[S]: sum of the values of the stretch up to each slot, that one included."""
+        ordered = values[self.order]
+        sums = ordered.cumsum()
+        result = np.empty_like(values)
+        result[self.order] = sums - (sums - ordered)[self._begins]
+        return result
+
+    def steps(self, sums: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[S]: the values that run up to `sums`."""
+        ordered = sums[self.order]
+        result = np.empty_like(sums)
+        result[self.order] = np.where(self._opens, ordered, np.diff(ordered, prepend=0))
+        return result
+
+
+class _Group(NamedTuple):
+    """Ranks that exchange tokens before others do: a rank by itself, a node, all."""
+
+    ranks: int
+    of_slots: _Runs
+    """By expert and group."""
+    inside: NDArray[np.bool_]
+    """[R, S]: whether source and slot are of one group."""
+
+
+class StepSplit:
+    """Splits the tokens of one layer in every step; made once for a placement."""
+
+    def __init__(self, slots: Sequence[int], num_ranks: int, ranks_per_node: int | None = None) -> None:
+        """`slots` [S]: the expert of each slot. Without `ranks_per_node` all ranks are one node."""
+        self.num_ranks = num_ranks
+        self._experts = np.array(slots, dtype=np.intp)
+        self._slots_per_rank = len(slots) // num_ranks
+        self._group_sizes = sorted({1, ranks_per_node or num_ranks, num_ranks})
+        hosts: dict[int, dict[int, list[int]]] = {}
+        for slot, expert in enumerate(self._experts.tolist()):
+            hosts.setdefault(expert, {}).setdefault(slot // self._slots_per_rank, []).append(slot)
+        self._spread = [
+            _Spread(expert, tuple(ranks), tuple(map(tuple, ranks.values())))
+            for expert, ranks in sorted(hosts.items())
+            if len(ranks) > 1
+        ]
+        self._alone = [(expert, next(iter(ranks))) for expert, ranks in sorted(hosts.items()) if len(ranks) == 1]
+        self._parts = [1.0 / sum(map(len, hosts[expert].values())) for expert in self._experts.tolist()]
+
+    def parts(self, counts: Sequence[float]) -> list[float]:
+        """[S]: the part of its expert's tokens that each slot takes, for `counts` [E] of this step.
+
+        An expert without tokens takes equal parts. The parts of an expert sum to 1 up to rounding.
+        """
+        parts = self._parts.copy()
+        for spread, pour in zip(self._spread, self._poured(counts), strict=True):
+            if pour.tokens > 0:
+                for slots, amount in zip(spread.slots, pour.amounts, strict=True):
+                    for slot in slots:
+                        parts[slot] = amount / pour.tokens / len(slots)
+        return parts
+
+    def shares_of_sources(self, counts_by_source: NDArray[np.integer]) -> NDArray[np.int64]:
+        """[R, S]: whole tokens that each source rank sends to each slot, for its own `counts_by_source` [R, E].
+
+        Exact for every source and expert; each slot gets its part of all tokens to at most one. A source sends what
+        it can to its own rank, then to its own node, then to others in the order of ranks.
+        """
+        counts = np.asarray(counts_by_source, dtype=np.int64)
+        totals = counts.sum(axis=0)
+        wanted = self._whole(np.array(self.parts(totals.tolist())), totals)
+        shares = np.zeros((self.num_ranks, len(wanted)), dtype=np.int64)
+        for group in self._groups:
+            served = self._served(counts, wanted, group)
+            shares += served
+            wanted = wanted - served.sum(axis=0)
+            counts = counts - self._by_expert(served)
+        return shares
+
+    @cached_property
+    def _of_expert(self) -> _Runs:
+        return _Runs(self._experts)
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        return [self._group(ranks) for ranks in self._group_sizes]
+
+    def _group(self, ranks: int) -> _Group:
+        of_slots = np.arange(len(self._experts)) // self._slots_per_rank // ranks
+        of_sources = np.arange(self.num_ranks) // ranks
+        runs = _Runs(self._experts * self.num_ranks + of_slots)
+        return _Group(ranks, runs, of_sources[:, None] == of_slots)
+
+    def _by_expert(self, shares: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[R, E] from [R, S]."""
+        return np.add.reduceat(shares[:, self._of_expert.order], self._of_expert.begins, axis=1)
+
+    def _poured(self, counts: Sequence[float]) -> list[_Pour]:
+        """The experts of `_spread` as they are poured at last; at first, evenly."""
+        carried = [0.0] * self.num_ranks
+        for expert, rank in self._alone:
+            carried[rank] += counts[expert]
+        bound = max(*carried, sum(counts) / self.num_ranks)
+        pours = []
+        for spread in self._spread:
+            part = counts[spread.expert] / len(spread.ranks)
+            pours.append(_Pour(spread.ranks, counts[spread.expert], [part] * len(spread.ranks)))
+            for rank in spread.ranks:
+                carried[rank] += part
+        pairs = [pour for pour in pours if len(pour.ranks) == 2]
+        wider = [pour for pour in pours if len(pour.ranks) > 2]
+        for sweep in range(SWEEPS):
+            if max(carried) <= bound * (1 + TOLERANCE):
+                break
+            if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
+                bound = max(bound, _bound_of_hottest(pours, carried))
+            _sweep_wider(wider, carried)
+            _sweep_pairs(pairs, carried)
+        return pours
+
+    def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[S]: tokens of each slot, whole numbers that sum to the expert's total: its running sums are rounded."""
+        of_slots = totals[self._experts]
+        ends = np.minimum(np.rint(self._of_expert.running(parts) * of_slots).astype(np.int64), of_slots)
+        ends[self._of_expert.last] = of_slots[self._of_expert.last]
+        return self._of_expert.steps(ends)
+
+    def _served(self, counts: NDArray[np.int64], wanted: NDArray[np.int64], group: _Group) -> NDArray[np.int64]:
+        """[R, S]: what sources and slots of the same group of ranks exchange, both in the order of ranks.
+
+        Sources lay their tokens of an expert end to end, and so do slots their wants: where the stretches overlap,
+        tokens go from source to slot.
+        """
+        given = counts.reshape(-1, group.ranks, counts.shape[1]).cumsum(axis=1).reshape(counts.shape)
+        taken = group.of_slots.running(wanted)
+        begins = np.maximum((given - counts)[:, self._experts], taken - wanted)
+        overlap = np.minimum(given[:, self._experts], taken) - begins
+        served: NDArray[np.int64] = np.maximum(overlap, 0) * group.inside
+        return served
+
+
+def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
+    """[L, S]: the part of its expert's tokens that each slot takes so that the hottest rank is as cool as can be.
+
+    For `loads` [L, E] (shares or counts) under the placement `slots` [L, S], within TOLERANCE. Fits
+    `Placement.split` and `rank_loads`.
+    """
+    rows = [
+        StepSplit(placed.tolist(), num_ranks).parts(load.tolist()) for load, placed in zip(loads, slots, strict=True)
+    ]
+    return np.array(rows, dtype=np.float64)
+
+
+def _sweep_pairs(pours: list[_Pour], carried: list[float]) -> None:
+    """Bring the two ranks of each expert to one load, as far as its tokens go."""
+    for (one, other), tokens, amounts in pours:
+        amount = amounts[0]
+        level = amount + (carried[other] - carried[one]) / 2
+        if level < 0:
+            level = 0.0
+        elif level > tokens:
+            level = tokens
+        passed = level - amount
+        carried[one] += passed
+        carried[other] -= passed
+        amounts[0] = level
+        amounts[1] = tokens - level
+
+
+def _sweep_wider(pours: list[_Pour], carried: list[float]) -> None:
+    """Take each expert's tokens off its ranks and pour them again, up to one level."""
+    for ranks, tokens, amounts in pours:
+        base = [carried[rank] - amount for rank, amount in zip(ranks, amounts, strict=True)]
+        level, filled = tokens, 0
+        for under in sorted(base):
+            if filled and under * filled >= level:
+                break
+            level += under
+            filled += 1
+        level /= filled
+        for place, (rank, under) in enumerate(zip(ranks, base, strict=True)):
+            amount = level - under if level > under else 0.0
+            amounts[place] = amount
+            carried[rank] = under + amount
+
+
+def _bound_of_hottest(pours: list[_Pour], carried: list[float]) -> float:
+    """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it."""
+    reached = {carried.index(max(carried))}
+    grew = True
+    while grew:
+        grew = False
+        for pour in pours:
+            if not reached.issuperset(pour.ranks) and any(
+                amount > 0 and rank in reached for rank, amount in zip(pour.ranks, pour.amounts, strict=True)
+            ):
+                reached.update(pour.ranks)
+                grew = True
+    return sum(carried[rank] for rank in reached) / len(reached)
