@@ -59,7 +59,7 @@ class Variant(NamedTuple):
         return (
             Topology.of_nodes(None, self.ranks_per_node)
             if self.link_bytes_per_s is None
-            else Link(self.link_bytes_per_s)
+            else Link(bytes_per_s=self.link_bytes_per_s)
         )
 
     def __str__(self) -> str:

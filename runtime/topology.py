@@ -98,8 +98,6 @@ class Topology:
         return received, finish
 
     def _start(self, rows: Tensor, counts: Counts) -> tuple[Tensor, Callable[[], None]]:
-        if self.num_ranks == 1:
-            return rows, _nothing
         if self.within is None or self.across is None:
             return _send(rows.contiguous(), counts[self.rank], counts[:, self.rank], self.group)
         per_node = num_ranks(self.within)
@@ -137,7 +135,3 @@ def _send(rows: Tensor, sent: Counts, due: Counts, group: Group | None) -> tuple
         work.wait()
 
     return received, finish
-
-
-def _nothing() -> None:
-    """What is here already has arrived."""
