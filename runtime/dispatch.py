@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
 from runtime.rows import pack, reordered, unpack
 from runtime.topology import Counts, Topology, swapped
@@ -78,8 +79,10 @@ def through_experts(
     the same shape. `counts` [R, S]: rows that each rank sends to each slot, the same on all ranks, and at least this
     rank's choices of the slot: further rows are padding (zeros), and what experts make of them is thrown away.
     `pieces`: into how many parts the rows of each rank for each slot are cut, so that some travel while others are
-    computed; rows are computed alike, up to the rounding of matrix products of another shape.
+    computed; rows are computed alike, up to the rounding of matrix products of another shape. Raises InputError.
     """
+    if pieces < 1:
+        raise InputError.at("pieces", f"must be at least 1, got {pieces}")
     pieces = pieces if topology.num_ranks > 1 else 1
     sizes = cut(counts, pieces)
     place = _places(slot, counts[topology.rank], sizes[:, topology.rank])

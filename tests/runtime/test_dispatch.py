@@ -282,6 +282,11 @@ def test_counting_leaves_out_what_is_not_sent():
     assert count(torch.tensor([[0, 2], [-1, 2]]), 4).tolist() == [1, 0, 2, 0]
 
 
+def test_less_than_one_piece_is_refused():
+    with pytest.raises(InputError, match="must be at least 1, got 0"):
+        through_experts(torch.randn(1, HIDDEN), torch.zeros(1, 1).long(), np.ones((1, 1)), [], Topology(), pieces=0)
+
+
 def test_more_choices_of_a_slot_than_rows_for_it_are_an_error():
     with pytest.raises(IndexError, match="out of bounds"):
         through_experts(torch.randn(3, HIDDEN), torch.zeros(3, 1).long(), np.array([[2]]), [nn.Identity()], Topology())
