@@ -32,7 +32,7 @@ class Choices:
         # Bucket 0 and the last take what is not counted.
         buckets = experts.detach().long().clamp(-1, num_experts).reshape(-1, experts.shape[-1]) + 1
         if real is not None:
-            buckets = buckets * _per_token(real, len(buckets))
+            buckets = buckets * _per_token(real, buckets)
         buckets = buckets.flatten()
         counts = torch.zeros(num_experts + 2, dtype=torch.int64, device=buckets.device)
         return counts.scatter_add_(0, buckets, torch.ones_like(buckets))[1:-1]
@@ -51,7 +51,7 @@ class RoutingMap:
             return torch.zeros(num_experts, dtype=torch.int64, device=self.chosen.device)
         chosen = chosen.detach().reshape(-1, num_experts)
         if real is not None:
-            chosen = chosen & _per_token(real, len(chosen))
+            chosen = chosen & _per_token(real, chosen)
         return chosen.sum(dim=0, dtype=torch.int32).long()
 
 
@@ -73,10 +73,12 @@ class Counts:
 Routing = Choices | RoutingMap | Counts
 
 
-def _per_token(real: Tensor, num_tokens: int) -> Tensor:
-    """[num_tokens, 1] of bools."""
-    if real.numel() != num_tokens:
-        raise InputError.at("mask", f"is for {real.numel()} tokens, but the router saw {num_tokens}")
+def _per_token(real: Tensor, rows: Tensor) -> Tensor:
+    """[tokens, 1] of bools for rows [tokens, …]."""
+    if real.numel() != len(rows):
+        raise InputError.at("mask", f"is for {real.numel()} tokens, but the router saw {len(rows)}")
+    if real.device != rows.device:
+        raise InputError.at("mask", f"is on {real.device}, but the router on {rows.device}: copying it would wait")
     return real.reshape(-1, 1) != 0
 
 

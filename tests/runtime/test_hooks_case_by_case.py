@@ -6,12 +6,14 @@ import doubles_paddle
 import doubles_routers as doubles
 import pytest
 import torch
+from planner_samples import SEARCH, SamplePlanner, keep
 from router_samples import EXPERTS, HIDDEN, TOP_K, autoep_layer, deepspeed_layer, megatron_router
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from training_samples import LAYERS
 
 from planner.spec.errors import InputError
-from runtime import RouterKind
+from runtime import Agent, RouterKind
 from runtime.hooks import ROUTERS, Choices, Counts, RoutingMap, TokenMask, attach
 
 CPU = torch.device("cpu")
@@ -36,7 +38,7 @@ def test_deepspeeds_gate_counts_the_demand_before_tokens_are_dropped(hidden, top
 def test_a_mask_on_a_deepspeed_gate_that_drops_tokens_is_refused_with_what_would_help(hidden):
     layer = deepspeed_layer(drop_tokens=True)
     attach(layer, mask=TokenMask(torch.ones(TOKENS)))
-    with pytest.raises(InputError, match="mask: cannot be applied: DeepSpeed's TopKGate .* with drop_tokens=False"):
+    with pytest.raises(InputError, match=r"mask: cannot be applied: DeepSpeed's TopKGate .* with drop_tokens=False"):
         layer(hidden, None)
 
 
@@ -167,8 +169,10 @@ def test_numbers_that_are_no_expert_are_not_counted():
     assert Choices(chosen).count(3, torch.tensor([[0, 1, 1]])).tolist() == [1, 0, 1]
 
 
-def test_a_mask_of_another_number_of_tokens_is_refused():
+def test_a_mask_of_another_number_of_tokens_or_on_another_device_is_refused():
     for routing in (Choices(torch.zeros(4, 2, dtype=torch.int64)), RoutingMap(torch.ones(4, 3, dtype=torch.bool))):
+        with pytest.raises(InputError, match="mask: is on meta, but the router on cpu"):
+            routing.count(3, torch.ones(4, device="meta"))
         with pytest.raises(InputError, match="mask: is for 5 tokens, but the router saw 4"):
             routing.count(3, torch.ones(5))
 
@@ -178,3 +182,37 @@ def test_counts_made_by_a_framework_cannot_be_masked():
     assert counts.count(2, None).tolist() == [1, 2]
     with pytest.raises(InputError, match="it sums them itself"):
         counts.count(2, torch.ones(3))
+
+
+def test_an_agent_counts_an_own_kind_of_router(hidden):
+    own = RouterKind(
+        __name__, ("BoolRouter",), lambda _, output: RoutingMap(output["map"]), lambda router: router.out_features
+    )
+    model = nn.ModuleList(BoolRouter(HIDDEN, EXPERTS) for _ in range(LAYERS))
+    with SamplePlanner(ranks=1, decide=keep) as planner:
+        agent = Agent(service=planner.url, run="my-run", search=SEARCH, model=model, window_steps=1, routers=[own])
+        wanted = [router(hidden)["map"].sum(dim=0).tolist() for router in model]
+        agent.step()
+        agent.close()
+    assert [list(row) for row in planner.windows[0].tokens] == wanted
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_router_is_counted(fullgraph):
+    layer = doubles.MoE(HIDDEN, EXPERTS, TOP_K)
+    layer.router.compile(backend="eager", fullgraph=fullgraph)
+    [counter] = attach(layer)
+    for reentrant in (False, True):
+        checkpoint(layer, torch.randn(1, TOKENS, HIDDEN, requires_grad=True), use_reentrant=reentrant).sum().backward()
+        assert counter.take(CPU).sum() == TOKENS * TOP_K
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks at it
+def test_a_block_around_a_router_is_counted_when_compiled_but_not_as_one_full_graph():
+    block = nn.Sequential(doubles.MoE(HIDDEN, EXPERTS, TOP_K))
+    [counter] = attach(block)
+    torch.compile(block, backend="eager")(torch.randn(1, TOKENS, HIDDEN))
+    assert counter.take(CPU).sum() == TOKENS * TOP_K
+    torch._dynamo.reset()  # forget the graphs that it has
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Trimtab counts tokens per expert in Python"):
+        torch.compile(block, backend="eager", fullgraph=True)(torch.randn(1, TOKENS, HIDDEN))
