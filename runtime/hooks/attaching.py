@@ -27,7 +27,9 @@ def attach(
     ranks whose routers see the same tokens; only the first of them counts. Raises InputError if there is no router.
     """
     mask = mask or TokenMask()
-    counts_here = same_tokens is None or rank(same_tokens) == 0
+    place = 0 if same_tokens is None else rank(same_tokens)
+    if place < 0:
+        raise InputError.at("same_tokens", "must be the group that this rank is in")
     found = _routers(model, kinds)
     if not found:
         raise InputError.at(
@@ -35,7 +37,7 @@ def attach(
             f"has no router that is known. Known are, by package: {_known(kinds)}. Describe an own one by a "
             "runtime.RouterKind, and pass it in Agent(routers=[…])",
         )
-    return [RouterCounter(name, module, kind, mask, counts_here) for name, module, kind in found]
+    return [RouterCounter(name, module, kind, mask, counts_here=place == 0) for name, module, kind in found]
 
 
 def _routers(model: Any, kinds: Sequence[RouterKind]) -> list[tuple[str, Any, RouterKind]]:

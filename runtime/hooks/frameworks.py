@@ -52,12 +52,13 @@ def _tutel(layer: Any, _output: object) -> Routing | None:
 
     Alone and with batch-prioritised routing, it is no count.
     """
-    choices = getattr(layer.dispatch_count, "topk_ids", None)
+    counts = getattr(layer, "dispatch_count", None)
+    choices = getattr(counts, "topk_ids", None)
     if isinstance(choices, Tensor):
         return Choices(choices)
-    if layer.batch_prioritized_routing:
+    if counts is None or layer.batch_prioritized_routing:
         return None
-    return Counts(layer.dispatch_count, "this version of Tutel does not keep the choices of each token (topk_ids)")
+    return Counts(counts, "this version of Tutel does not keep the choices of each token (topk_ids)")
 
 
 def _fastmoe(gate: Any, output: Any) -> Routing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 from doubles_routers import MoE, TokenChoiceTopKRouter
@@ -10,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
 from training_samples import RANKS, TOKENS, make_job, my_batches, train_step
 
+from planner.spec.errors import InputError
 from runtime.agent import Agent
 from runtime.hooks import attach
 from runtime.launch import launch
@@ -80,6 +82,8 @@ def train_with_padding(report, url):
     """Every rank's tokens stand on its neighbour too; of the real ones, each sequence holds five."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     model, optimizer = make_job()
+    with pytest.raises(InputError, match="same_tokens: must be the group that this rank is in"):
+        attach(model, same_tokens=pairs[1 - dist.get_rank() // 2])
     data = my_batches()
     real = (torch.arange(TOKENS) < 5).expand(2, TOKENS)
     arguments = {"service": url, "run": "my-run", "search": SEARCH, "window_steps": 2, "apply": "advise"}
