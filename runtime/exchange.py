@@ -1,4 +1,4 @@
-"""Who is in a group of ranks, and what rank 0 tells the others.
+"""Collectives of the runtime: who is in the group, and an all-to-all that the backward pass can go through.
 
 Without torch.distributed (or before `init_process_group`) every group has one rank and nothing is sent.
 """
@@ -6,7 +6,8 @@ Without torch.distributed (or before `init_process_group`) every group has one r
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,41 @@ def rank(group: Group | None) -> int:
 def first_rank(group: Group | None) -> int:
     """Global number of the group's rank 0, as `broadcast` wants it."""
     return dist.get_global_rank(group, 0) if group is not None else 0
+
+
+def all_to_all(
+    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], group: Group | None = None
+) -> Tensor:
+    """Send `send_counts[r]` consecutive rows to each rank r, and return the rows that came, in the order of ranks.
+
+    `rows` [sum(send_counts), …] → [sum(receive_counts), …]. Differentiable: gradients travel the way back.
+    """
+    if num_ranks(group) == 1:
+        return rows
+    return cast(Tensor, _AllToAll.apply(rows, tuple(send_counts), tuple(receive_counts), group))  # type: ignore[no-untyped-call]
+
+
+class _AllToAll(torch.autograd.Function):
+    """`all_to_all_single` with uneven splits; its transpose is itself with the splits exchanged."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, send_counts: tuple[int, ...], receive_counts: tuple[int, ...], group: Group | None
+    ) -> Tensor:
+        ctx.send_counts, ctx.receive_counts, ctx.group = send_counts, receive_counts, group
+        return _exchange(rows, send_counts, receive_counts, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(gradients[0], ctx.receive_counts, ctx.send_counts, ctx.group), None, None, None
+
+
+def _exchange(
+    rows: Tensor, send_counts: tuple[int, ...], receive_counts: tuple[int, ...], group: Group | None
+) -> Tensor:
+    received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), list(receive_counts), list(send_counts), group=group)
+    return received
 
 
 def broadcast_bytes(message: bytes, length: int, group: Group | None, device: torch.device) -> bytes:
