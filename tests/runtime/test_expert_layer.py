@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import gelu, relu, silu
 from training_samples import RANKS
 
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
 from runtime.gates import balance_loss, within_capacity
+from runtime.gradients import average_gradients
 from runtime.launch import launch
-from runtime.moe import ExpertParallelMoe, check_slots
+from runtime.moe import ExpertParallelMoe
+from runtime.slots import SlotMap
 
 HIDDEN = 12
+
+
+def network_of(layer, expert):
+    """The first copy of an expert on this process."""
+    return layer.expert_at(layer.slots.index(expert))
 
 
 def by_definition(layer, tokens):
@@ -27,41 +36,62 @@ def by_definition(layer, tokens):
         weights, experts = row.topk(layer.router.top_k)
         outputs = []
         for expert in experts.tolist():
-            network = layer.experts[layer.slots.index(expert)]
-            inner = network.up @ token
+            network = network_of(layer, expert)
+            inner = network.up @ token + (0 if network.up_bias is None else network.up_bias)
             if network.gated:
                 gate, value = inner.chunk(2)
                 inner = silu(gate) * value
             else:
-                inner = gelu(inner)
-            outputs.append(network.down @ inner)
+                inner = relu(inner) if network.relu else gelu(inner)
+            outputs.append(network.down @ inner + (0 if network.down_bias is None else network.down_bias))
         rows.append((weights / weights.sum()) @ torch.stack(outputs))
     return torch.stack(rows)
 
 
-@settings(max_examples=25, deadline=None)
+EXPERT_KINDS = [{}, {"gated": False}, {"gated": False, "relu": True}, {"bias": True}, {"gated": False, "bias": True}]
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     num_experts=st.integers(1, 6),
     tokens=st.integers(1, 9),
-    gated=st.booleans(),
+    kind=st.sampled_from(EXPERT_KINDS),
     data=st.data(),
     seed=st.integers(0, 99),
 )
-def test_output_and_gradients_are_those_of_the_definition(num_experts, tokens, gated, data, seed):
+def test_output_and_gradients_are_those_of_the_definition_whatever_the_replicas_and_their_split(
+    num_experts, tokens, kind, data, seed
+):
     top_k = data.draw(st.integers(1, num_experts))
-    slots = data.draw(st.permutations(range(num_experts)))
+    replicas = data.draw(st.lists(st.integers(0, num_experts - 1), max_size=4))
+    slots = data.draw(st.permutations([*range(num_experts), *replicas]))
     torch.manual_seed(seed)
-    shape = MoeFeedForward(num_experts=num_experts, top_k=top_k, expert_width=5, gated=gated)
+    shape = MoeFeedForward(num_experts=num_experts, top_k=top_k, expert_width=5, **kind)
     layer = ExpertParallelMoe(HIDDEN, shape, slots=slots)
+    parts = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=len(slots), max_size=len(slots)))) + 1e-3
+    whole = torch.zeros(num_experts).index_add(0, torch.tensor(slots), parts)
+    layer.place(replace(layer.slot_map, split=tuple((parts / whole[torch.tensor(slots)]).tolist())))
     hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
+    weight = torch.randn(tokens, HIDDEN)
     wanted = by_definition(layer, hidden)
+    (wanted * weight).sum().backward()
+    experts = [[zero_or(p) for p in network_of(layer, e).parameters()] for e in range(num_experts)]
+    expected = hidden.grad, layer.router.projection.weight.grad
+    layer.zero_grad()
+    hidden.grad = None
     found = layer(hidden)
     assert torch.allclose(found, wanted, atol=1e-5)
-    places = [hidden, *(p for p in layer.parameters() if p.requires_grad)]
-    weight = torch.randn_like(wanted)
-    expected = torch.autograd.grad((wanted * weight).sum(), places, allow_unused=True, materialize_grads=True)
-    actual = torch.autograd.grad((found * weight).sum(), places)
+    (found * weight).sum().backward()
+    average_gradients(layer)
+    actual = hidden.grad, layer.router.projection.weight.grad
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(actual, expected, strict=True))
+    for slot, expert in enumerate(layer.slots):
+        for parameter, gradient in zip(layer.expert_at(slot).parameters(), experts[expert], strict=True):
+            assert torch.allclose(parameter.grad, gradient, atol=1e-5)
+
+
+def zero_or(parameter):
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
 
 
 def test_weights_of_an_expert_do_not_depend_on_the_placement():
@@ -144,12 +174,14 @@ def test_a_checkpoint_of_another_rank_is_refused():
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({"bias": True}, {}, "experts with biases are not supported"),
         ({"shared_width": 8}, {}, "beside the expert-parallel layer"),
         ({}, {"capacity_factor": 0.0}, "must be above 0"),
         ({}, {"capacity_factor": float("nan")}, "must be above 0"),
-        ({}, {"slots": [0, 1, 2, 3, 0, 1]}, "replicas"),
-        ({}, {"slots": [0, 1, 2]}, "must stand in exactly one slot"),
+        ({}, {"slots": [0, 1, 2]}, "must stand in some slot"),
+        ({}, {"slots": [0, 1, 2, 3, 4]}, "must stand in some slot"),
+        ({}, {"slots": [0, 1, 2, 3], "shadow_slots_per_rank": 1}, "expert 3 stands in shadow slots only"),
+        ({}, {"extra_slots_per_rank": -1}, "must be 0 or more"),
+        ({}, {"shadow_slots_per_rank": -1}, "must be 0 or more"),
     ],
 )
 def test_what_the_layer_cannot_do_is_refused(change, arguments, message):
@@ -160,4 +192,4 @@ def test_what_the_layer_cannot_do_is_refused(change, arguments, message):
 
 def test_slots_that_ranks_cannot_share_evenly_are_refused():
     with pytest.raises(InputError, match="cannot be shared evenly by 3 ranks"):
-        check_slots(range(4), 4, 3)
+        SlotMap(tuple(range(4)), 4, 3)

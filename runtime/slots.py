@@ -1,0 +1,144 @@
+"""Which expert stands in each physical slot of one layer, and which of its slots computes which token.
+
+Slots are numbered rank by rank; of each rank's slots the last few may be shadow slots. Knows no weights and sends
+nothing but counts of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from planner.online.placement import first_placement
+from planner.spec.errors import InputError
+from planner.spec.placement import Placement
+
+
+@dataclass(frozen=True)
+class SlotMap:
+    """The slots of a layer; raises InputError where they cannot be."""
+
+    experts: tuple[int, ...]
+    """The logical expert in each slot."""
+    num_experts: int
+    num_ranks: int
+    shadows_per_rank: int = 0
+    split: tuple[float, ...] | None = None
+    """The part of its expert's tokens that each slot takes; None: equal parts."""
+
+    def __post_init__(self) -> None:
+        if len(self.experts) % self.num_ranks:
+            raise InputError.at(
+                "slots", f"{len(self.experts)} slots cannot be shared evenly by {self.num_ranks} ranks"
+            )
+        if set(self.experts) != set(range(self.num_experts)):
+            raise InputError.at("slots", f"each of the experts 0 … {self.num_experts - 1} must stand in some slot")
+        if [] in self.holders:
+            raise InputError.at("slots", f"expert {self.holders.index([])} stands in shadow slots only")
+
+    @classmethod
+    def first(cls, num_experts: int, num_ranks: int, extra_per_rank: int, shadows_per_rank: int) -> SlotMap:
+        """Expert e on rank e // (experts / ranks), in further slots the experts of the next ranks."""
+        lasting = min(num_experts, -(-num_experts // num_ranks) + extra_per_rank)
+        slots = first_placement(num_experts, num_ranks, lasting + shadows_per_rank)
+        return cls(tuple(slots.tolist()), num_experts, num_ranks, shadows_per_rank)
+
+    @property
+    def per_rank(self) -> int:
+        """Slots of each rank."""
+        return len(self.experts) // self.num_ranks
+
+    @property
+    def lasting_per_rank(self) -> int:
+        """Slots of each rank that are no shadow slots: their experts have optimizer state."""
+        return self.per_rank - self.shadows_per_rank
+
+    @cached_property
+    def holders(self) -> list[list[int]]:
+        """[experts]: the lasting slots (those that are no shadow slots) of each expert, ascending."""
+        found: list[list[int]] = [[] for _ in range(self.num_experts)]
+        for slot, expert in enumerate(self.experts):
+            if not self.is_shadow(slot):
+                found[expert].append(slot)
+        return found
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether some expert stands in more than one slot."""
+        return len(self.experts) > self.num_experts
+
+    def rank_of(self, slot: int) -> int:
+        """The rank that has the slot."""
+        return slot // self.per_rank
+
+    def is_shadow(self, slot: int) -> bool:
+        """Whether the slot is for a shadow expert."""
+        return slot % self.per_rank >= self.lasting_per_rank
+
+    def nearest(self, expert: int, to_rank: int) -> int:
+        """The lasting slot from which an expert comes to a rank: the nearest by rank number, the lower of equals."""
+        return min(self.holders[expert], key=lambda slot: (abs(self.rank_of(slot) - to_rank), slot))
+
+    def parts(self, equally: bool = False) -> tuple[float, ...]:
+        """[slots]: the part of its expert's tokens that each slot takes; `equally` whatever the split says."""
+        if self.split is not None and not equally:
+            return self.split
+        replicas = torch.bincount(torch.tensor(self.experts)).tolist()
+        return tuple(1.0 / replicas[expert] for expert in self.experts)
+
+
+class SlotTable:
+    """A `SlotMap` as tensors on the device of the tokens."""
+
+    def __init__(self, slots: SlotMap, device: torch.device, equally: bool = False) -> None:
+        self.expert_of_slot = torch.tensor(slots.experts, device=device)
+        self.by_expert = self.expert_of_slot.argsort(stable=True)
+        """[slots]: slots in the order of their experts, of an expert's replicas the lower first."""
+        self.upper = torch.tensor(_upper_ends(slots, slots.parts(equally)), dtype=torch.float64, device=device)
+        self.is_first = self.expert_of_slot[self.by_expert].diff(prepend=self.expert_of_slot.new_tensor([-1])) != 0
+
+    def shares(self, counts: Tensor, phase: float) -> Tensor:
+        """Tokens per expert [experts] of one rank → tokens per slot [slots]: whole, and by the slots' parts.
+
+        The tokens of an expert are cut at floor(cumulative part · tokens + phase), 0 < phase < 1. If the ranks use
+        phases that are spread evenly, their roundings cancel out: two ranks with one token each use both of two slots.
+        """
+        tokens = counts[self.expert_of_slot[self.by_expert]]
+        ends = (self.upper * tokens + phase).floor().long()
+        previous = ends.roll(1).masked_fill(self.is_first, 0)
+        return torch.empty_like(ends).index_copy(0, self.by_expert, ends - previous)
+
+    def assign(self, experts: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen experts [choices] → the order that sorts the choices by slot, and the slots in this order.
+
+        Of the choices of one expert, in their order, each slot takes a consecutive piece of `shares[slot]`.
+        """
+        by_expert = experts.argsort(stable=True)
+        slot = self.by_expert.repeat_interleave(shares[self.by_expert], output_size=len(experts))
+        order = slot.argsort(stable=True)
+        return by_expert[order], slot[order]
+
+
+def _upper_ends(slots: SlotMap, parts: Sequence[float]) -> list[float]:
+    """In the order of experts, then slots: the parts of an expert's slots summed up to this one; exactly 1 at the last."""
+    of_expert: list[list[float]] = [[] for _ in range(slots.num_experts)]
+    for expert, part in zip(slots.experts, parts, strict=True):
+        of_expert[expert].append(part)
+    return [end for mine in of_expert for end in [*(min(end, 1.0) for end in accumulate(mine[:-1])), 1.0]]
+
+
+def as_slot_maps(placement: Placement, num_experts: Sequence[int]) -> list[SlotMap]:
+    """A placement, layer by layer; raises InputError that names the layer."""
+    maps = []
+    for number, (slots, experts) in enumerate(zip(placement.layers, num_experts, strict=True)):
+        split = None if placement.split is None else placement.split[number]
+        try:
+            maps.append(SlotMap(slots, experts, placement.num_ranks, placement.shadow_slots_per_rank, split))
+        except InputError as error:
+            raise error.under(f"placement.layers[{number}]") from None
+    return maps
