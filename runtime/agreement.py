@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 
 from planner.spec.errors import ConflictError, InputError
-from runtime.exchange import Group, is_distributed, num_ranks
+from runtime.exchange import Group, gathered
 
 DIGEST_CHARACTERS = 16
 
@@ -29,9 +28,5 @@ def agree(digest: str, refusal: Exception | None, what: str, group: Group | None
 
 def _gather(text: str, group: Group | None, device: torch.device) -> list[str]:
     """A short text of every rank of the group, in order."""
-    if not is_distributed():
-        return [text]
     mine = torch.tensor(list(text.ljust(DIGEST_CHARACTERS).encode()), dtype=torch.uint8, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(num_ranks(group))]
-    dist.all_gather(everyone, mine, group=group)
-    return [bytes(other.tolist()).decode().strip() for other in everyone]
+    return [bytes(other).decode().strip() for other in gathered(mine, group).tolist()]

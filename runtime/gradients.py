@@ -65,9 +65,9 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """After `average_gradients`: scale gradients to a norm of at most `max_norm`; returns the norm before. A collective.
+    """After `average_gradients`: scale gradients to a norm of at most `max_norm`; returns the norm before.
 
-    What `torch.nn.utils.clip_grad_norm_` is on one process; that function knows nothing of experts on other ranks.
+    A collective. What `torch.nn.utils.clip_grad_norm_` is on one process: it knows nothing of experts on other ranks.
     """
     norm = gradient_norm(model)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

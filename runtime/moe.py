@@ -22,6 +22,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,11 +30,11 @@ from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
 from planner.spec.placement import TokenSplit
 from runtime.dispatch import through_experts
-from runtime.exchange import Group, num_ranks, rank
+from runtime.exchange import Group, gathered, num_ranks, rank
 from runtime.experts import Expert
 from runtime.gates import ExpertRouter, balance_loss, within_capacity
 from runtime.replicas import bring_shadows
-from runtime.slots import SlotMap, SlotTable
+from runtime.slots import Counts, SlotMap, slots_of_choices, token_shares
 
 
 class ExpertParallelMoe(nn.Module):
@@ -43,6 +44,7 @@ class ExpertParallelMoe(nn.Module):
     are no submodules: neither `parameters()` nor a state dict has them.
     `balance_loss` holds, after a forward pass with `with_balance_loss`, the auxiliary loss of that pass, to be scaled
     and added to the training loss by the caller; else None. It does not survive activation checkpointing of the layer.
+    `rows_of_ranks` [ranks]: of how many tokens each rank's experts made something in the last forward pass.
     """
 
     balance_loss: Tensor | None = None
@@ -66,7 +68,7 @@ class ExpertParallelMoe(nn.Module):
         e // (experts / ranks), an even share and `extra_slots_per_rank` on each rank, though no more than one for each
         expert; further slots hold replicas of the experts of the next ranks.
         `token_split`: how replicas share tokens: `window`, by the placement's split where it has one, else equally;
-        `even`, always equally.
+        `even`, always equally; `step`, as evenly over the ranks as can be, from the counts of each pass.
         `capacity_factor`: an expert takes at most factor · tokens · top_k / experts of the tokens of each rank, first
         choices first; what exceeds it is dropped (adds nothing to its token). None: no token is dropped.
         Initial weights depend on the random seed and the logical expert only: not on ranks, nor on the placement.
@@ -80,6 +82,7 @@ class ExpertParallelMoe(nn.Module):
         self.capacity_factor = capacity_factor
         self.with_balance_loss = with_balance_loss
         self.token_split = token_split
+        self.rows_of_ranks: Counts = np.zeros(self.num_ranks, dtype=np.int64)
         if slots is None:
             first = SlotMap.first(shape.num_experts, self.num_ranks, extra_slots_per_rank, shadow_slots_per_rank)
         else:
@@ -116,7 +119,7 @@ class ExpertParallelMoe(nn.Module):
     def place(self, slots: SlotMap) -> None:
         """Note that the experts sit in other slots now. Moves no weights: `runtime.migration.migrate` calls this."""
         self.slot_map = slots
-        self._table: SlotTable | None = None
+        self._shares = token_shares(slots, self.token_split)
         self.weights_changed()
 
     def weights_changed(self) -> None:
@@ -147,17 +150,11 @@ class ExpertParallelMoe(nn.Module):
         return torch.einsum("tk,tkh->th", weights.to(by_choice.dtype), by_choice).view_as(hidden)
 
     def _assign(self, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts [choices] → their order by slot, and the slots in this order."""
-        if self._table is None or self._table.by_expert.device != experts.device:
-            equally = self.token_split is TokenSplit.EVEN
-            self._table = SlotTable(self.slot_map, experts.device, equally)
-        if not self.slot_map.has_replicas:
-            slot = self._table.by_expert[experts]
-            order = slot.argsort(stable=True)
-            return order, slot[order]
+        """Chosen experts [choices] → their order by slot, and the slots in this order. A collective."""
         counts = torch.bincount(experts, minlength=self.num_experts)
-        phase = (rank(self.group) + 0.5) / self.num_ranks
-        return self._table.assign(experts, self._table.shares(counts, phase))
+        shares = self._shares(gathered(counts, self.group).cpu().numpy())
+        self.rows_of_ranks = shares.sum(axis=0).reshape(self.num_ranks, -1).sum(axis=1)
+        return slots_of_choices(experts, self.slot_map, shares[rank(self.group)])
 
     def _prepare_shadows(self) -> None:
         if self._shadows_are_stale:
@@ -184,8 +181,9 @@ class ExpertParallelMoe(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExpertParallelMoe:
         for shadow in self.shadows:
-            shadow._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+            shadow._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def get_extra_state(self) -> dict[str, Any]:
         """The placement under which the experts of this rank's part of a state dict are to be read."""

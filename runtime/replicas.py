@@ -46,7 +46,9 @@ def sum_replicas(layers: Sequence[Replicated], group: Group | None, device: torc
     """
     shares = list(_shares(layers))
     room = [[torch.empty_like(gradient) for gradient in _gradients(share.layer, share.owner)] for share in shares]
-    ship([_parcel(share, share.slot, share.owner, into) for share, into in zip(shares, room, strict=True)], group, device)
+    ship(
+        [_parcel(share, share.slot, share.owner, into) for share, into in zip(shares, room, strict=True)], group, device
+    )
     for share, parts in zip(shares, room, strict=True):
         for gradient, part in zip(_gradients(share.layer, share.owner), parts, strict=True):
             gradient.add_(part)
@@ -88,9 +90,7 @@ def bring_shadows(layers: Sequence[Replicated], group: Group | None, device: tor
         for slot in filter(slots.is_shadow, range(len(slots.experts))):
             to_rank = slots.rank_of(slot)
             from_slot = slots.nearest(slots.experts[slot], to_rank)
-            parcels.append(
-                Parcel(slots.rank_of(from_slot), to_rank, _weights(layer, from_slot), _weights(layer, slot))
-            )
+            parcels.append(Parcel(slots.rank_of(from_slot), to_rank, _weights(layer, from_slot), _weights(layer, slot)))
     ship(parcels, group, device)
 
 

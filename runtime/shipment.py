@@ -49,7 +49,9 @@ class Shipment:
         receive_counts = [sum(map(_size_bytes, source)) for source in incoming]
         return cls(
             group=group,
-            sent=torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(part for to in outgoing for part in to)]),
+            sent=torch.cat(
+                [torch.empty(0, dtype=torch.uint8, device=device), *(part for to in outgoing for part in to)]
+            ),
             send_counts=[sum(part.numel() for part in to) for to in outgoing],
             received=torch.empty(sum(receive_counts), dtype=torch.uint8, device=device),
             receive_counts=receive_counts,

@@ -6,17 +6,24 @@ nothing but counts of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from planner.cost.balance import Floats
 from planner.online.placement import first_placement
+from planner.online.split import StepSplit
 from planner.spec.errors import InputError
-from planner.spec.placement import Placement
+from planner.spec.placement import Placement, TokenSplit
+
+Counts = NDArray[np.int64]
+"""Whole tokens, on the host."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,7 @@ class SlotMap:
 
     def __post_init__(self) -> None:
         if len(self.experts) % self.num_ranks:
-            raise InputError.at(
-                "slots", f"{len(self.experts)} slots cannot be shared evenly by {self.num_ranks} ranks"
-            )
+            raise InputError.at("slots", f"{len(self.experts)} slots cannot be shared evenly by {self.num_ranks} ranks")
         if set(self.experts) != set(range(self.num_experts)):
             raise InputError.at("slots", f"each of the experts 0 … {self.num_experts - 1} must stand in some slot")
         if [] in self.holders:
@@ -88,48 +93,65 @@ class SlotMap:
         """[slots]: the part of its expert's tokens that each slot takes; `equally` whatever the split says."""
         if self.split is not None and not equally:
             return self.split
-        replicas = torch.bincount(torch.tensor(self.experts)).tolist()
-        return tuple(1.0 / replicas[expert] for expert in self.experts)
+        replicas = np.bincount(self.experts)
+        return tuple(1.0 / int(replicas[expert]) for expert in self.experts)
 
 
-class SlotTable:
-    """A `SlotMap` as tensors on the device of the tokens."""
+class PartSplit:
+    """Shares out tokens by fixed parts."""
 
-    def __init__(self, slots: SlotMap, device: torch.device, equally: bool = False) -> None:
-        self.expert_of_slot = torch.tensor(slots.experts, device=device)
-        self.by_expert = self.expert_of_slot.argsort(stable=True)
-        """[slots]: slots in the order of their experts, of an expert's replicas the lower first."""
-        self.upper = torch.tensor(_upper_ends(slots, slots.parts(equally)), dtype=torch.float64, device=device)
-        self.is_first = self.expert_of_slot[self.by_expert].diff(prepend=self.expert_of_slot.new_tensor([-1])) != 0
+    def __init__(self, slots: SlotMap, parts: Sequence[float]) -> None:
+        """`parts` [S]: of its expert's tokens that each slot takes."""
+        experts = np.array(slots.experts)
+        self._by_expert = experts.argsort(kind="stable")
+        self._experts = experts[self._by_expert]
+        self._is_first = np.diff(self._experts, prepend=-1) != 0
+        self._upper = _upper_ends(slots, parts)
+        self._phases = (np.arange(slots.num_ranks)[:, None] + 0.5) / slots.num_ranks
 
-    def shares(self, counts: Tensor, phase: float) -> Tensor:
-        """Tokens per expert [experts] of one rank → tokens per slot [slots]: whole, and by the slots' parts.
+    def shares_of_sources(self, counts_by_source: Counts) -> Counts:
+        """[R, S]: whole tokens that each source rank sends to each slot, for its own `counts_by_source` [R, E].
 
-        The tokens of an expert are cut at floor(cumulative part · tokens + phase), 0 < phase < 1. If the ranks use
-        phases that are spread evenly, their roundings cancel out: two ranks with one token each use both of two slots.
+        A source's tokens of an expert are cut at floor(sum of parts so far · tokens + phase). Phases are spread evenly
+        over the ranks, so that their roundings cancel out: two ranks with one token each use both of two slots.
         """
-        tokens = counts[self.expert_of_slot[self.by_expert]]
-        ends = (self.upper * tokens + phase).floor().long()
-        previous = ends.roll(1).masked_fill(self.is_first, 0)
-        return torch.empty_like(ends).index_copy(0, self.by_expert, ends - previous)
-
-    def assign(self, experts: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts [choices] → the order that sorts the choices by slot, and the slots in this order.
-
-        Of the choices of one expert, in their order, each slot takes a consecutive piece of `shares[slot]`.
-        """
-        by_expert = experts.argsort(stable=True)
-        slot = self.by_expert.repeat_interleave(shares[self.by_expert], output_size=len(experts))
-        order = slot.argsort(stable=True)
-        return by_expert[order], slot[order]
+        tokens = counts_by_source[:, self._experts]
+        ends = np.floor(self._upper * tokens + self._phases).astype(np.int64)
+        shares = np.empty_like(ends)
+        shares[:, self._by_expert] = ends - np.where(self._is_first, 0, np.roll(ends, 1, axis=1))
+        return shares
 
 
-def _upper_ends(slots: SlotMap, parts: Sequence[float]) -> list[float]:
-    """In the order of experts, then slots: the parts of an expert's slots summed up to this one; exactly 1 at the last."""
+def token_shares(slots: SlotMap, token_split: TokenSplit) -> Callable[[Counts], Counts]:
+    """How ranks share out their tokens: counts [R, E] by source and expert → [R, S] by source and slot.
+
+    The same on all ranks. A function of the counts alone, made once for a placement.
+    """
+    if not slots.has_replicas:
+        return lambda counts: counts[:, list(slots.experts)]
+    if token_split is TokenSplit.STEP:
+        return StepSplit(slots.experts, slots.num_ranks).shares_of_sources
+    return PartSplit(slots, slots.parts(equally=token_split is TokenSplit.EVEN)).shares_of_sources
+
+
+def slots_of_choices(experts: Tensor, slots: SlotMap, shares: Counts) -> tuple[Tensor, Tensor]:
+    """Chosen experts [choices] → the order that sorts the choices by slot, and the slots in this order.
+
+    Of the choices of one expert, in their order, each slot takes a consecutive piece of this rank's `shares` [S].
+    """
+    by_expert = np.argsort(slots.experts, kind="stable")
+    table = torch.from_numpy(np.stack([by_expert, shares[by_expert]])).to(experts.device)
+    slot = table[0].repeat_interleave(table[1], output_size=len(experts))
+    order = slot.argsort(stable=True)
+    return experts.argsort(stable=True)[order], slot[order]
+
+
+def _upper_ends(slots: SlotMap, parts: Sequence[float]) -> Floats:
+    """In the order of experts, then slots: the sums of an expert's parts up to each slot; exactly 1 at the last."""
     of_expert: list[list[float]] = [[] for _ in range(slots.num_experts)]
     for expert, part in zip(slots.experts, parts, strict=True):
         of_expert[expert].append(part)
-    return [end for mine in of_expert for end in [*(min(end, 1.0) for end in accumulate(mine[:-1])), 1.0]]
+    return np.array([end for mine in of_expert for end in [*(min(end, 1.0) for end in accumulate(mine[:-1])), 1.0]])
 
 
 def as_slot_maps(placement: Placement, num_experts: Sequence[int]) -> list[SlotMap]:
