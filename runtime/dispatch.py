@@ -1,32 +1,131 @@
-"""The way of tokens to their experts and back: all-to-all, the experts of each rank, all-to-all."""
+"""The way of tokens to their experts and back: all-to-all, the experts of each rank, all-to-all.
+
+All ranks first know how many rows each of them sends to each slot (`counts` [R, S], by one all-gather: the only time at
+which the host waits for the device; nor does it where every slot takes a fixed number of rows). Whatever follows needs
+no further word between the ranks.
+
+R ranks, S slots (numbered rank by rank), E experts; T tokens of this rank, k choices of each, of which -1 is not sent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from runtime.exchange import Group, all_to_all, num_ranks
+from runtime.crossing import there_and_back
+from runtime.rows import pack, reordered, unpack
+from runtime.topology import Counts, Topology, swapped
+
+Split = Callable[[Counts], Counts]
+"""Choices of each rank for each expert [R, E] → how many of them go to each slot [R, S]; the same on all ranks."""
+
+
+def count(choices: Tensor, bins: int) -> Tensor:
+    """How often each of 0 … bins - 1 stands in `choices`, of any shape: [bins]; the host does not wait for it."""
+    flat = choices.flatten()
+    counts = flat.new_zeros(bins + 1).scatter_add_(0, flat.where(flat >= 0, bins), torch.ones_like(flat))
+    return counts[:bins]
+
+
+def gather_counts(counts: Tensor, topology: Topology) -> Counts:
+    """`counts` [n] of each rank → [R, n] on the host of all. The host waits for the device."""
+    if topology.num_ranks == 1:
+        return counts.cpu().numpy()[None]
+    gathered = counts.new_empty((topology.num_ranks, len(counts)))
+    dist.all_gather(list(gathered), counts, group=topology.group)
+    return gathered.cpu().numpy()
+
+
+def share_out(choices: Tensor, slots: Sequence[int], split: Split, topology: Topology) -> tuple[Tensor, Counts]:
+    """Experts chosen [T, k] → slots [T, k], and rows from each rank to each slot [R, S].
+
+    `slots` [S]: the expert in each slot. Of the choices of one expert, token by token, the first go to its first slot,
+    as many as `split` says, the next to its second, and so on.
+    """
+    shares = split(gather_counts(count(choices, max(slots) + 1), topology))
+    return slots_of(choices, slots, shares[topology.rank]), shares
+
+
+def slots_of(choices: Tensor, slots: Sequence[int], shares: Counts) -> Tensor:
+    """Experts chosen [T, k] → slots [T, k], by this rank's `shares` [S]; see `share_out`."""
+    flat = choices.flatten()
+    by_expert = flat.where(flat >= 0, len(slots)).argsort(stable=True)
+    order = np.argsort(slots, kind="stable")
+    table = torch.from_numpy(np.stack([order, shares[order]])).to(flat.device, non_blocking=True)
+    total = int(shares.sum())
+    slot = table[0].repeat_interleave(table[1], output_size=total)
+    return torch.full_like(flat, -1).index_copy_(0, by_expert[:total], slot).view_as(choices)
 
 
 def through_experts(
-    rows: Tensor, slot: Tensor, experts: Sequence[Callable[[Tensor], Tensor]], group: Group | None
+    tokens: Tensor,
+    slot: Tensor,
+    counts: Counts,
+    experts: Sequence[Callable[[Tensor], Tensor]],
+    topology: Topology,
+    pieces: int = 1,
 ) -> Tensor:
-    """Rows sorted by slot → what the experts in these slots, on whatever rank, make of them, in the same order.
+    """What the experts in the chosen slots, on whatever rank, make of each token: [T, k, hidden_size]; 0 where -1.
 
-    `rows` [rows, hidden_size], `slot` [rows]; slots are numbered rank by rank, `experts` are those of this rank.
+    `tokens` [T, hidden_size]; `slot` [T, k]; `experts` are those in this rank's slots, each from [rows, hidden_size] to
+    the same shape. `counts` [R, S]: rows that each rank sends to each slot, the same on all ranks, and at least this
+    rank's choices of the slot: further rows are padding (zeros), and what experts make of them is thrown away.
+    `pieces`: into how many parts the rows of each rank for each slot are cut, so that some travel while others are
+    computed; rows are computed alike, up to the rounding of matrix products of another shape.
     """
-    ranks, slots_per_rank = num_ranks(group), len(experts)
-    sent = torch.bincount(slot, minlength=ranks * slots_per_rank).view(ranks, -1)
-    ones = [1] * ranks
-    received = all_to_all(sent, ones, ones, group)
-    send_counts, receive_counts = torch.stack([sent.sum(1), received.sum(1)]).tolist()
-    arrived = all_to_all(rows, send_counts, receive_counts, group)
-    # They arrive by source rank, then by slot; experts want them by slot, then by source rank.
-    local_slot = torch.arange(slots_per_rank, device=rows.device).repeat(ranks)
-    order = local_slot.repeat_interleave(received.flatten()).argsort(stable=True)
-    pieces = torch.split(arrived[order], received.sum(0).tolist())
-    computed = torch.cat([expert(piece) for expert, piece in zip(experts, pieces, strict=True)])
-    back = torch.empty_like(computed).index_copy(0, order, computed)
-    return all_to_all(back, receive_counts, send_counts, group)
+    pieces = pieces if topology.num_ranks > 1 else 1
+    sizes = cut(counts, pieces)
+    place = _places(slot, counts[topology.rank], sizes[:, topology.rank])
+    to_ranks = sizes.reshape(pieces, topology.num_ranks, topology.num_ranks, -1)
+    rows = pack(tokens, place, int(counts[topology.rank].sum()))
+
+    def compute(piece: int, arrived: Tensor) -> Tensor:
+        return _computed(arrived, to_ranks[piece, :, topology.rank], experts)
+
+    between = to_ranks.sum(axis=3)
+    parts = torch.split(rows, between[:, topology.rank].sum(axis=1).tolist())
+    return unpack(there_and_back(parts, list(between), compute, topology), place)
+
+
+def cut(counts: Counts, pieces: int) -> Counts:
+    """`counts` [R, S] → [pieces, R, S]: each into parts that differ by one row at most."""
+    ends = -(-np.arange(pieces + 1).reshape(-1, 1, 1) * counts // pieces)
+    return np.diff(ends, axis=0)
+
+
+def _places(slot: Tensor, counts: Counts, sizes: Counts) -> Tensor:
+    """[T, k]: which of this rank's rows each choice is, counted by piece, then slot; the number of rows: none.
+
+    `counts` [S] and `sizes` [pieces, S] of this rank.
+    """
+    pieces, num_slots = sizes.shape
+    begins = (sizes.ravel().cumsum() - sizes.ravel()).reshape(sizes.shape)
+    shifts = np.pad(begins - (sizes.cumsum(axis=0) - sizes), ((0, 0), (0, 1)))
+    # A choice that is not sent is one for slot S, of which there can never be too many.
+    lengths = np.append(counts, slot.numel() + 1)
+    shift, length = (torch.from_numpy(table).to(slot.device, non_blocking=True) for table in (shifts, lengths))
+    flat = slot.flatten()
+    flat = flat.where(flat >= 0, num_slots)
+    order = flat.argsort(stable=True)
+    by_slot = flat[order]
+    amounts = count(flat, num_slots + 1)
+    position = torch.arange(len(flat), device=flat.device) - (amounts.cumsum(0) - amounts)[by_slot]
+    place = shift[position * pieces // length[by_slot], by_slot] + position
+    place = place.where(by_slot < num_slots, int(counts.sum()))
+    return torch.empty_like(place).index_copy_(0, order, place).view_as(slot)
+
+
+def _computed(arrived: Tensor, sizes: Counts, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Rows by source rank, then slot, `sizes` [R, S / R] → what the experts make of them, in the same order."""
+    if 1 in sizes.shape:
+        by_slot = arrived
+    else:
+        to_slots, to_sources = swapped(sizes, arrived.device), swapped(sizes.T, arrived.device)
+        by_slot = reordered(arrived, to_slots, to_sources)
+    parts = torch.split(by_slot, sizes.sum(axis=0).tolist())
+    computed = torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
+    return computed if by_slot is arrived else reordered(computed, to_sources, to_slots)

@@ -45,7 +45,7 @@ class RouterKind:
 
 
 def _third(output: Any) -> object:
-    return output[2] if isinstance(output, tuple) and len(output) == 3 else None
+    return output[2] if isinstance(output, tuple) and len(output) >= 3 else None
 
 
 ROUTERS = (

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -29,12 +28,15 @@ from torch import Tensor, nn
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
 from planner.spec.placement import TokenSplit
-from runtime.dispatch import through_experts
-from runtime.exchange import Group, gathered, num_ranks, rank
+from runtime.auxiliary import balance_loss
+from runtime.capacity import Capacity, limited, padded_counts
+from runtime.dispatch import share_out, through_experts
+from runtime.exchange import Group, num_ranks, rank
 from runtime.experts import Expert
-from runtime.gates import ExpertRouter, balance_loss, within_capacity
+from runtime.gates import ExpertRouter
 from runtime.replicas import bring_shadows
-from runtime.slots import Counts, SlotMap, slots_of_choices, token_shares
+from runtime.slots import SlotMap, token_shares
+from runtime.topology import Counts, Topology
 
 
 class ExpertParallelMoe(nn.Module):
@@ -44,7 +46,7 @@ class ExpertParallelMoe(nn.Module):
     are no submodules: neither `parameters()` nor a state dict has them.
     `balance_loss` holds, after a forward pass with `with_balance_loss`, the auxiliary loss of that pass, to be scaled
     and added to the training loss by the caller; else None. It does not survive activation checkpointing of the layer.
-    `rows_of_ranks` [ranks]: of how many tokens each rank's experts made something in the last forward pass.
+    `rows_of_ranks` [ranks]: of how many rows each rank's experts made something in the last forward pass.
     """
 
     balance_loss: Tensor | None = None
@@ -59,7 +61,10 @@ class ExpertParallelMoe(nn.Module):
         extra_slots_per_rank: int = 0,
         shadow_slots_per_rank: int = 0,
         token_split: TokenSplit = TokenSplit.WINDOW,
-        capacity_factor: float | None = None,
+        gate: ExpertRouter | None = None,
+        capacity: Capacity | None = None,
+        topology: Topology | None = None,
+        pieces: int = 1,
         with_balance_loss: bool = False,
     ) -> None:
         """Make the layer on this rank of `group`, with as many slots as it will ever have.
@@ -69,17 +74,19 @@ class ExpertParallelMoe(nn.Module):
         expert; further slots hold replicas of the experts of the next ranks.
         `token_split`: how replicas share tokens: `window`, by the placement's split where it has one, else equally;
         `even`, always equally; `step`, as evenly over the ranks as can be, from the counts of each pass.
-        `capacity_factor`: an expert takes at most factor · tokens · top_k / experts of the tokens of each rank, first
-        choices first; what exceeds it is dropped (adds nothing to its token). None: no token is dropped.
+        `gate` None: softmax and top-k, by `shape`. `capacity` None: no token is dropped; what is dropped adds
+        nothing to its token. `topology` None: straight all-to-all over `group`. `pieces`: see `through_experts`.
         Initial weights depend on the random seed and the logical expert only: not on ranks, nor on the placement.
         Raises InputError.
         """
         super().__init__()
-        _check(shape, capacity_factor, extra_slots_per_rank, shadow_slots_per_rank)
+        _check(shape, extra_slots_per_rank, shadow_slots_per_rank)
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = shape.num_experts
-        self.capacity_factor = capacity_factor
+        self.capacity = capacity
+        self.topology = Topology(group) if topology is None else topology
+        self.pieces = pieces
         self.with_balance_loss = with_balance_loss
         self.token_split = token_split
         self.rows_of_ranks: Counts = np.zeros(self.num_ranks, dtype=np.int64)
@@ -87,7 +94,7 @@ class ExpertParallelMoe(nn.Module):
             first = SlotMap.first(shape.num_experts, self.num_ranks, extra_slots_per_rank, shadow_slots_per_rank)
         else:
             first = SlotMap(tuple(slots), shape.num_experts, self.num_ranks, shadow_slots_per_rank)
-        self.router = ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
+        self.router = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
         self.experts = nn.ModuleList(Expert(hidden_size, shape) for _ in range(first.lasting_per_rank))
         self.shadows = [Expert(hidden_size, shape) for _ in range(first.shadows_per_rank)]
         self.place(first)
@@ -119,7 +126,7 @@ class ExpertParallelMoe(nn.Module):
     def place(self, slots: SlotMap) -> None:
         """Note that the experts sit in other slots now. Moves no weights: `runtime.migration.migrate` calls this."""
         self.slot_map = slots
-        self._shares = token_shares(slots, self.token_split)
+        self._shares = token_shares(slots, self.token_split, self.topology.ranks_per_node)
         self.weights_changed()
 
     def weights_changed(self) -> None:
@@ -133,28 +140,25 @@ class ExpertParallelMoe(nn.Module):
         """[…, hidden_size] → the same shape: for each token the weighted sum of what its experts make of it."""
         tokens = hidden.reshape(-1, hidden.shape[-1])
         self._prepare_shadows()
-        probabilities, weights, experts = self.router(tokens)
+        routing = self.router(tokens)
         if self.with_balance_loss:
-            self.balance_loss = balance_loss(probabilities, experts, self.group)
-        if self.capacity_factor is None:
-            chosen = torch.arange(experts.numel(), device=experts.device)
-        else:
-            chosen = within_capacity(experts, self._capacity(len(tokens)), self.num_experts)
-        order, slot = self._assign(experts.flatten()[chosen])
-        chosen = chosen[order]
-        rows = tokens[chosen // experts.shape[1]]
-        results = through_experts(rows, slot, [*self.experts, *self.shadows], self.group)
-        # Back to one row per choice of each token: the sum below does not depend on the placement.
-        by_choice = results.new_zeros((experts.numel(), results.shape[1])).index_copy(0, chosen, results)
-        by_choice = by_choice.view(*experts.shape, -1)
-        return torch.einsum("tk,tkh->th", weights.to(by_choice.dtype), by_choice).view_as(hidden)
+            self.balance_loss = balance_loss(routing.probabilities, routing.experts, self.group)
+        choices = limited(routing, self.capacity)
+        slot, counts = self._assign(choices)
+        self.rows_of_ranks = counts.sum(axis=0).reshape(self.num_ranks, -1).sum(axis=1)
+        experts = [*self.experts, *self.shadows]
+        by_choice = through_experts(tokens, slot, counts, experts, self.topology, self.pieces)
+        return torch.einsum("tk,tkh->th", routing.weights.to(by_choice.dtype), by_choice).view_as(hidden)
 
-    def _assign(self, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts [choices] → their order by slot, and the slots in this order. A collective."""
-        counts = torch.bincount(experts, minlength=self.num_experts)
-        shares = self._shares(gathered(counts, self.group).cpu().numpy())
-        self.rows_of_ranks = shares.sum(axis=0).reshape(self.num_ranks, -1).sum(axis=1)
-        return slots_of_choices(experts, self.slot_map, shares[rank(self.group)])
+    def _assign(self, choices: Tensor) -> tuple[Tensor, Counts]:
+        """Experts chosen [tokens, top_k] → slots [tokens, top_k], and rows of each rank for each slot [R, S]."""
+        if self.capacity is None or not self.capacity.padded:
+            return share_out(choices, self.slots, self._shares, self.topology)
+        counts = padded_counts(choices, len(self.slots), self.num_experts, self.capacity, self.topology)
+        if self.slot_map.has_replicas:
+            return share_out(choices, self.slots, self._shares, self.topology)[0], counts
+        slot_of_expert = torch.tensor(self.slots, device=choices.device).argsort()
+        return torch.where(choices >= 0, slot_of_expert[choices], -1), counts
 
     def _prepare_shadows(self) -> None:
         if self._shadows_are_stale:
@@ -168,10 +172,6 @@ class ExpertParallelMoe(nn.Module):
     def _forget_shadow_gradients(self) -> None:
         for shadow in self.shadows:
             shadow.zero_grad(set_to_none=True)
-
-    def _capacity(self, num_tokens: int) -> int:
-        assert self.capacity_factor is not None
-        return ceil(self.capacity_factor * num_tokens * self.router.top_k / self.num_experts)
 
     def _draw_experts(self) -> None:
         seed = int(torch.randint(2**31, ()))
@@ -224,9 +224,7 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from layer.experts.parameters()
 
 
-def _check(shape: MoeFeedForward, capacity_factor: float | None, extra_slots: int, shadow_slots: int) -> None:
-    if capacity_factor is not None and not capacity_factor > 0:
-        raise InputError.at("capacity_factor", f"must be above 0, got {capacity_factor}")
+def _check(shape: MoeFeedForward, extra_slots: int, shadow_slots: int) -> None:
     if shape.shared_width or shape.shared_gate:
         raise InputError.at("shared_width", "must be 0: add a dense feed-forward beside the expert-parallel layer")
     for name, slots in (("extra_slots_per_rank", extra_slots), ("shadow_slots_per_rank", shadow_slots)):

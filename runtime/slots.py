@@ -12,18 +12,13 @@ from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from planner.cost.balance import Floats
 from planner.online.placement import first_placement
 from planner.online.split import StepSplit
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
-
-Counts = NDArray[np.int64]
-"""Whole tokens, on the host."""
+from runtime.topology import Counts
 
 
 @dataclass(frozen=True)
@@ -122,28 +117,16 @@ class PartSplit:
         return shares
 
 
-def token_shares(slots: SlotMap, token_split: TokenSplit) -> Callable[[Counts], Counts]:
+def token_shares(slots: SlotMap, token_split: TokenSplit, ranks_per_node: int | None) -> Callable[[Counts], Counts]:
     """How ranks share out their tokens: counts [R, E] by source and expert → [R, S] by source and slot.
 
-    The same on all ranks. A function of the counts alone, made once for a placement.
+    The same on all ranks; made once for a placement. `ranks_per_node` None: nodes do not matter.
     """
     if not slots.has_replicas:
         return lambda counts: counts[:, list(slots.experts)]
     if token_split is TokenSplit.STEP:
-        return StepSplit(slots.experts, slots.num_ranks).shares_of_sources
+        return StepSplit(slots.experts, slots.num_ranks, ranks_per_node).shares_of_sources
     return PartSplit(slots, slots.parts(equally=token_split is TokenSplit.EVEN)).shares_of_sources
-
-
-def slots_of_choices(experts: Tensor, slots: SlotMap, shares: Counts) -> tuple[Tensor, Tensor]:
-    """Chosen experts [choices] → the order that sorts the choices by slot, and the slots in this order.
-
-    Of the choices of one expert, in their order, each slot takes a consecutive piece of this rank's `shares` [S].
-    """
-    by_expert = np.argsort(slots.experts, kind="stable")
-    table = torch.from_numpy(np.stack([by_expert, shares[by_expert]])).to(experts.device)
-    slot = table[0].repeat_interleave(table[1], output_size=len(experts))
-    order = slot.argsort(stable=True)
-    return experts.argsort(stable=True)[order], slot[order]
 
 
 def _upper_ends(slots: SlotMap, parts: Sequence[float]) -> Floats:
