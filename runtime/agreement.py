@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
-from planner.spec.errors import ConflictError, InputError
+from planner.spec.errors import ConflictError, TrimtabError
 from runtime.exchange import Group, gathered
 
 DIGEST_CHARACTERS = 16
 
 
-def agree(digest: str, refusal: Exception | None, what: str, group: Group | None, device: torch.device) -> None:
-    """Go on if all ranks of the group are ready and mean the same; else all raise, and none has done anything yet.
+T = TypeVar("T")
 
-    `digest`: up to 16 ASCII characters of what this rank is about to do. `refusal`: why it cannot; an InputError is
-    raised as it is, all else is the cause of a ConflictError, which the other ranks raise too. A collective.
+
+def all_or_none(prepare: Callable[[], tuple[str, T]], what: str, group: Group | None, device: torch.device) -> T:
+    """Run `prepare` on each rank, and give what it made, if all went well and with the same digest; else all raise.
+
+    `prepare` returns a digest (up to 16 ASCII characters of what this rank is about to do) and what it made. Of what it
+    raises, TrimtabErrors are raised as they are here, all else is the cause of a ConflictError, which the other ranks
+    raise too. A collective.
     """
+    refusal: Exception | None = None
+    try:
+        digest, made = prepare()
+    except Exception as error:  # whatever it is, the other ranks must hear of it before this one raises
+        digest, refusal = "", error
+    _agree(digest, refusal, what, group, device)
+    return made
+
+
+def _agree(digest: str, refusal: Exception | None, what: str, group: Group | None, device: torch.device) -> None:
     verdicts = _gather("" if refusal is not None else digest, group, device)
-    if isinstance(refusal, InputError):
+    if isinstance(refusal, TrimtabError):
         raise refusal
     if "" in verdicts:
         refusing = ", ".join(str(number) for number, verdict in enumerate(verdicts) if not verdict)

@@ -31,7 +31,7 @@ from torch import Tensor
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement
 from planner.spec.value import content_id
-from runtime.agreement import agree
+from runtime.agreement import all_or_none
 from runtime.exchange import rank
 from runtime.moe import ExpertParallelMoe
 from runtime.shipment import Parcel, Shipment
@@ -82,17 +82,15 @@ def migrate(
     began = time.perf_counter()
     group = layers[0].group
     device = next(layers[0].experts.parameters()).device
-    refusal: Exception | None = None
-    digest = ""
-    try:
+
+    def prepare() -> tuple[str, tuple[list[SlotMap], list[Transfer], Shipment]]:
         maps = _maps(layers, target)
         transfers = list(_transfers(layers, maps))
         shipment = Shipment.pack(_parcels(layers, transfers, optimizer), group, device)
         placements = [placement.model_dump(mode="json") for placement in (current_placement(layers), target)]
-        digest = content_id([placements, _layout(layers, optimizer)])
-    except Exception as error:  # whatever it is, the other ranks must hear of it before this one raises
-        refusal = error
-    agree(digest, refusal, "the migration", group, device)
+        return content_id([placements, _layout(layers, optimizer)]), (maps, transfers, shipment)
+
+    maps, transfers, shipment = all_or_none(prepare, "the migration", group, device)
     if transfers:
         shipment.exchange()
         shipment.unpack()
