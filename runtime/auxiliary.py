@@ -30,15 +30,15 @@ class AuxiliaryLoss:
     """Of `z_loss`; ST-MoE: 0.001."""
 
     def __call__(self, routing: Routing, group: Group | None) -> Tensor:
-        """This rank's part, to be added to its loss. All ranks of the group must call this."""
-        total = routing.probabilities.new_zeros(())
-        if self.balance:
-            total = total + self.balance * balance_loss(routing.probabilities, routing.experts, group)
-        if self.first_choices:
-            total = total + self.first_choices * balance_loss(routing.probabilities, routing.experts[:, :1], group)
-        if self.router_z:
-            total = total + self.router_z * z_loss(routing.logits, group)
-        return total
+        """This rank's part, to be added to its loss. All ranks of the group must call this; one all-reduce."""
+        tokens, num_experts = routing.probabilities.shape
+        ours = [count(routing.experts, num_experts), count(routing.experts[:, :1], num_experts)]
+        sums = _summed(torch.cat([*ours, ours[0].new_tensor([tokens])]), group)
+        choices, firsts, total = torch.split(sums, [num_experts, num_experts, 1])
+        per_token = num_ranks(group) / total.clamp(min=1)
+        mean = routing.probabilities.sum(dim=0) * per_token
+        loss = self.balance * _balance(mean, choices) + self.first_choices * _balance(mean, firsts)
+        return loss + self.router_z * (_squared_logs(routing.logits) * per_token).sum()
 
 
 def balance_loss(probabilities: Tensor, experts: Tensor, group: Group | None) -> Tensor:
@@ -49,9 +49,13 @@ def balance_loss(probabilities: Tensor, experts: Tensor, group: Group | None) ->
     """
     tokens, num_experts = probabilities.shape
     counts = count(experts, num_experts)
-    sums = _summed(torch.cat([counts, counts.new_tensor([tokens])]), group).to(probabilities.dtype)
-    shares = sums[:-1] / sums[:-1].sum().clamp(min=1)
-    return num_experts * (shares * probabilities.sum(dim=0)).sum() * num_ranks(group) / sums[-1].clamp(min=1)
+    sums = _summed(torch.cat([counts, counts.new_tensor([tokens])]), group)
+    return _balance(probabilities.sum(dim=0) * num_ranks(group) / sums[-1].clamp(min=1), sums[:-1])
+
+
+def _balance(mean_probability: Tensor, counts: Tensor) -> Tensor:
+    """Both [experts]."""
+    return len(counts) * (counts / counts.sum().clamp(min=1) * mean_probability).sum()
 
 
 def z_loss(logits: Tensor, group: Group | None) -> Tensor:
@@ -60,7 +64,11 @@ def z_loss(logits: Tensor, group: Group | None) -> Tensor:
     Source: ST-MoE, arXiv 2202.08906, equation 5.
     """
     tokens = _summed(torch.tensor(len(logits), device=logits.device), group)
-    return logits.logsumexp(dim=1).square().sum() * num_ranks(group) / tokens.clamp(min=1)
+    return _squared_logs(logits) * num_ranks(group) / tokens.clamp(min=1)
+
+
+def _squared_logs(logits: Tensor) -> Tensor:
+    return logits.logsumexp(dim=1).square().sum()
 
 
 def carrying(output: Tensor, loss: Tensor) -> Tensor:

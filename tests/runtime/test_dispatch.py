@@ -11,6 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
@@ -33,6 +34,8 @@ class Case(NamedTuple):
     ranks_per_node: int = 1
     padded_to: int | None = None
     dtype: torch.dtype = torch.float32
+    recomputed: str = ""
+    """By activation checkpointing, `with` or `without` reentrance."""
     seed: int = 0
 
 
@@ -68,17 +71,21 @@ def uneven_split(slots):
 
 
 def dispatched(case):
-    """Output, gradient of the tokens, gradients of this rank's networks, the slots used; on one rank."""
+    """Output, gradient of the tokens, gradients of this rank's networks."""
     topology = Topology.of_nodes(None, case.ranks_per_node)
     hidden, choices, factor = inputs(case, topology.rank)
     each = len(case.slots) // topology.num_ranks
     mine = [network(expert, case.dtype) for expert in case.slots[topology.rank * each :][:each]]
-    slot, counts = share_out(choices, case.slots, uneven_split(case.slots), topology)
-    if case.padded_to is not None:
-        counts = np.full_like(counts, case.padded_to)
-    output = through_experts(hidden, slot, counts, mine, topology, case.pieces)
+
+    def go(hidden):
+        slot, counts = share_out(choices, case.slots, uneven_split(case.slots), topology)
+        if case.padded_to is not None:
+            counts = np.full_like(counts, case.padded_to)
+        return through_experts(hidden, slot, counts, mine, topology, case.pieces)
+
+    output = checkpoint(go, hidden, use_reentrant=case.recomputed == "with") if case.recomputed else go(hidden)
     (output * factor).sum().backward()
-    return output.detach(), hidden.grad, [[p.grad for p in one.parameters()] for one in mine], slot
+    return output.detach(), hidden.grad, [[p.grad for p in one.parameters()] for one in mine]
 
 
 def all_dispatched(report, cases):
@@ -107,12 +114,11 @@ def check(case, results, atol=1e-5):
     outputs, gradients, of_experts = by_definition(case)
     summed = [[torch.zeros_like(p) for p in network(e, case.dtype).parameters()] for e in range(max(case.slots) + 1)]
     each = len(case.slots) // len(case.tokens)
-    for rank, (output, gradient, of_networks, _) in enumerate(results):
+    for rank, (output, gradient, of_networks) in enumerate(results):
         torch.testing.assert_close(output, outputs[rank], atol=atol, rtol=atol)
         torch.testing.assert_close(gradient, gradients[rank], atol=atol, rtol=atol)
         for expert, found in zip(case.slots[rank * each :], of_networks, strict=False):
-            for total, one in zip(summed[expert], found, strict=True):
-                total += one
+            summed[expert] = [total + one for total, one in zip(summed[expert], found, strict=True)]
     for expert, found in enumerate(summed):
         for one, wanted in zip(found, of_experts[expert], strict=True):
             torch.testing.assert_close(one, torch.zeros_like(one) if wanted is None else wanted, atol=atol, rtol=atol)
@@ -132,6 +138,8 @@ ON_TWO = [
     Case((0, 0), (1, 0), 1),
     Case((6, 3), FOUR, 3, choosable=3, pieces=3),
     Case((6, 3), FOUR, 2, padded_to=7, pieces=2),
+    Case((6, 3), FOUR, 2, pieces=3, recomputed="with"),
+    Case((6, 3), FOUR, 2, pieces=3, recomputed="without"),
 ]
 ON_FOUR = [
     Case((5, 0, 9, 2), FOUR, 2),
@@ -190,47 +198,43 @@ def test_nodes_can_be_those_of_any_group():
     assert launch(groups_of_three_and_a_pair, 6, timeout_s=120) == [[], []] + [[True, True]] * 4
 
 
-class Diary(Topology):
-    """A single rank that notes when rows leave and when they are waited for."""
-
-    def begin(self, rows, counts):
-        number = len([entry for entry in NOTES if entry.startswith("send")])
-        NOTES.append(f"send {number}")
-        return rows.clone(), lambda: NOTES.append(f"wait {number}")
-
-
-NOTES: list[str] = []
-
-
 def test_the_next_piece_travels_while_one_is_computed_there_and_back_and_so_do_gradients():
-    NOTES.clear()
+    notes: list[str] = []
+
+    class Diary(Topology):
+        def begin(self, rows, counts):
+            number = len([entry for entry in notes if entry.startswith("send")])
+            notes.append(f"send {number}")
+            return rows.clone(), lambda: notes.append(f"wait {number}")
 
     class Computed(torch.autograd.Function):
         @staticmethod
         def forward(ctx, rows, number):
             ctx.number = number
-            NOTES.append(f"compute {number}")
+            notes.append(f"compute {number}")
             return rows * 2
 
         @staticmethod
         def backward(ctx, gradient):
-            NOTES.append(f"gradient {ctx.number}")
+            notes.append(f"gradient {ctx.number}")
             return gradient * 2, None
 
     pieces = [torch.ones(2, 1, requires_grad=True) for _ in range(3)]
     counts = [np.array([[2]])] * 3
     back = there_and_back(pieces, counts, lambda number, rows: Computed.apply(rows, number), Diary())
     # Sends by number: 0, 1, 3 are the pieces on their way there, 2, 4, 5 the same on their way back.
-    assert NOTES == [
+    there = [
         *("send 0", "send 1", "wait 0", "compute 0", "send 2", "send 3", "wait 1", "compute 1", "send 4"),
         *("wait 3", "compute 2", "send 5", "wait 2", "wait 4", "wait 5"),
     ]
-    NOTES.clear()
+    assert notes == there
+    notes.clear()
     torch.cat(back).sum().backward()
-    assert NOTES == [
+    gradients = [
         *("send 0", "send 1", "send 2", "wait 0", "gradient 2", "send 3", "wait 1", "gradient 1", "send 4"),
         *("wait 3", "wait 2", "gradient 0", "send 5", "wait 4", "wait 5"),
     ]
+    assert notes == gradients
     assert all(torch.equal(piece.grad, torch.full((2, 1), 2.0)) for piece in pieces)
 
 

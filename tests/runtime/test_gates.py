@@ -172,15 +172,14 @@ def test_recomputation_draws_the_same_random_numbers_and_a_seed_sets_them(gate, 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ExpertRouter(HIDDEN, 4, 5), "top_k must be 1 … 4, got 5"),
-        (lambda: ExpertRouter(HIDDEN, 4, 1, jitter=1.0), "jitter must be at least 0 and below 1"),
-        (lambda: SigmoidRule(4, num_groups=3), "num_groups must divide the 4 experts, got 3"),
-        (lambda: SigmoidRule(4, num_groups=2, groups_kept=3), "groups_kept must be 1 … 2, got 3"),
+        (lambda: ExpertRouter(HIDDEN, 4, 5), "must be 1 … 4, got 5"),
+        (lambda: ExpertRouter(HIDDEN, 4, 1, jitter=1.0), "must be at least 0 and below 1, got 1.0"),
+        (lambda: SigmoidRule(4, num_groups=3), "must divide the 4 experts, got 3"),
+        (lambda: SigmoidRule(4, num_groups=2, groups_kept=3), "must be 1 … 2, got 3"),
         (lambda: SigmoidRule(4, num_groups=2, groups_kept=1)(torch.zeros(1, 4), 3, False), "too few to choose 3 from"),
         (lambda: GShardRule()(torch.zeros(1, 4), 1, False), "must be 2 for GShard's gate, got 1"),
     ],
 )
 def test_gates_that_cannot_be_are_refused(make, message):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=message):
         make()
-    assert message.split()[-1] in str(caught.value) and all(word in str(caught.value) for word in message.split())
