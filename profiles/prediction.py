@@ -75,7 +75,7 @@ def _training(precision: Precision) -> Training:
 
 
 def _matmul_s(sample: MatmulSample, given: Conditions) -> float:
-    return linear_s(given, sample.rows, sample.columns, sample.depth, sample.groups)[0]
+    return float(linear_s(given, sample.rows, sample.columns, sample.depth, sample.groups)[0])
 
 
 def _attention_s(sample: AttentionSample, cluster: Cluster) -> Pair:
@@ -137,4 +137,4 @@ def _collective_s(sample: CollectiveSample, levels: tuple[Level, ...]) -> float:
         Operation.REDUCE_SCATTER: reduce_scatter_s,
         Operation.ALL_TO_ALL: all_to_all_s,
     }[sample.operation]
-    return price(levels, group, sample.message_bytes)
+    return float(price(levels, group, sample.message_bytes))

@@ -1,4 +1,6 @@
-"""Formulas: seconds and bytes of a plan. estimate() is the only front door; one formula has one home.
+"""Formulas: seconds and bytes of a plan; one formula has one home.
+
+estimate() is the front door. StepPrices tells the same of one plan, time only, for many loads and placements at once.
 
 kernels       one device: matrix products, memory-bound work, overlap
 collectives   groups of devices under tiers of links
@@ -8,6 +10,9 @@ part, dense, attention, experts, vocabulary, joints, state
 layer         one layer under one strategy
 traffic       all messages of a layer, as layer prices them
 work          what the layers of a stage take and hold together
+prepared      a plan but for what the load of experts changes
+step          bills of stages, the step that they make, and many steps at once
+numbers       formulas that take arrays as well
 boundary      between layers and stages
 pipeline      from stages to the step
 timeline      the same run event by event: the oracle of pipeline

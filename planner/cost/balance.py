@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
+HALVINGS = 12
+"""Of the interval in which the largest load per replica is sought; what is left is added one by one."""
+
 
 def replica_counts(slots: ArrayLike, num_experts: int) -> Indices:
     """In how many of the slots [..., slots] each expert stands: [..., experts]."""
@@ -94,12 +97,34 @@ def spread_replicas(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -> I
     """
     load = np.asarray(shares, dtype=np.float64)
     rows = load.reshape(-1, load.shape[-1])
-    counts = np.ones(rows.shape, dtype=np.intp)
-    every = np.arange(rows.shape[0])
-    for _ in range(num_ranks * slots_per_rank - rows.shape[1]):
-        hottest = np.where(counts < num_ranks, rows / counts, -1.0).argmax(axis=1)
-        counts[every, hottest] += 1
+    total = num_ranks * slots_per_rank
+    counts = _surely_needed(rows, num_ranks, total)
+    while (open_rows := np.flatnonzero(counts.sum(axis=1) < total)).size:
+        part = rows[open_rows] / counts[open_rows]
+        hottest = np.where(counts[open_rows] < num_ranks, part, -1.0).argmax(axis=1)
+        counts[open_rows, hottest] += 1
     return counts.reshape(load.shape)
+
+
+def _surely_needed(rows: Floats, num_ranks: int, total: int) -> Indices:
+    """Counts [layers, experts] that replicas added one by one pass through on the way to `total`.
+
+    Of all x_e / c (c = 1, 2, ...) the largest are taken first, so if all those above a level t fit, they are taken.
+    Halving finds for each row a level that leaves few to add.
+    """
+    most, least = rows.max(axis=1), rows.sum(axis=1) / total
+    for _ in range(HALVINGS if total > rows.shape[1] else 0):
+        level = (most + least) / 2
+        fit = _above(rows, level, num_ranks).sum(axis=1) <= total
+        most, least = np.where(fit, level, most), np.where(fit, least, level)
+    return _above(rows, most, num_ranks)
+
+
+def _above(rows: Floats, level: Floats, num_ranks: int) -> Indices:
+    """Replicas [layers, experts] that bring each expert's load per replica to its row's level, one at least."""
+    with np.errstate(invalid="ignore"):
+        needed = np.ceil(rows / level[:, None])
+    return np.asarray(np.clip(np.nan_to_num(needed), 1, num_ranks), dtype=np.intp)
 
 
 def imbalance_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -> float:

@@ -8,7 +8,7 @@ from planner.cost.assumptions import assumptions
 from planner.cost.band import error_band
 from planner.cost.flops import model_flops_per_sample
 from planner.cost.layer import PASS_PARTS
-from planner.cost.load import check_placement, check_workload, expert_loads
+from planner.cost.load import expert_loads
 from planner.cost.pipeline import Pace
 from planner.cost.prepared import Prepared
 from planner.cost.step import Bill, bill_of, bills, host_s, whole_step_s
@@ -76,12 +76,8 @@ def stage_paces(
 
 
 def _bills(prepared: Prepared, pairs: Sequence[Condition]) -> list[Bill]:
-    model = prepared.model
-    for workload, placement in pairs:
-        check_workload(len(model.moe_layers), workload)
-        check_placement(len(model.moe_layers), placement)
     conditions = [(workload.expert_shares or None, placement) for workload, placement in pairs]
-    return bills(prepared, expert_loads(model, prepared.training, prepared.expert_ranks, conditions))
+    return bills(prepared, expert_loads(prepared.sizes, conditions, prepared.training.capacity_factor))
 
 
 def _estimate(prepared: Prepared, made: list[Bill], condition: Condition) -> Estimate:

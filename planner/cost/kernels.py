@@ -6,14 +6,16 @@ sizes are aligned.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost.numbers import Numbers, ceiling, larger, smallest, where
+from planner.cost.numbers import Numbers, are_many, larger, where
 from planner.spec.cluster import Device, Precision
 from planner.spec.errors import InputError
 from planner.spec.stack import Stack
+
 
 class Rates(NamedTuple):
     """What the device does per second in the training's number format, and how its kernels are shaped."""
@@ -105,10 +107,14 @@ def matmul_s(
     if groups <= 0:
         return 0.0
     tile_s = 2.0 * (depth + rate.matmul_half_depth) * rate.compute_units / rate.matmul_flops_per_s
-    busy_s = tile_s * smallest(
-        _waves(rate, groups * ceiling(rows / high) * ceiling(columns / wide)) * high * wide / ratio
-        for high, wide, ratio in rate.tiles
-    )
+    many = are_many(rows) or are_many(columns)
+    up, longer, shortest = (np.ceil, np.maximum, np.minimum.reduce) if many else (ceil, max, min)
+    areas = []
+    for high, wide, ratio in rate.tiles:
+        waves = groups * up(rows / high) * up(columns / wide) / rate.compute_units
+        waves = longer(1.0, waves + rate.last_wave_ratio * (up(waves) - waves))
+        areas.append(waves * high * wide / ratio)
+    busy_s = tile_s * shortest(areas)
     if not aligned:
         busy_s /= rate.misaligned_ratio
     moved = groups * rate.element_bytes * (rows * depth + depth * columns + rows * columns)
@@ -121,11 +127,6 @@ def is_aligned(rate: Rates, *sizes: float) -> bool:
     For sizes that the model gives; tokens are padded where they stand for one. Source: as `matmul_s`, section 2.
     """
     return not any(size * rate.element_bytes % 16 for size in sizes)
-
-
-def _waves(rate: Rates, tiles: Numbers) -> Numbers:
-    waves = tiles / rate.compute_units
-    return where(waves <= 1.0, 1.0, waves + rate.last_wave_ratio * (ceiling(waves) - waves))
 
 
 def _tiles(rows: int, columns: int, half_ratio: float) -> tuple[tuple[int, int, float], ...]:

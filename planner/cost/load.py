@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike
 from planner.cost.balance import Floats, Indices, rank_loads
 from planner.cost.numbers import Numbers
 from planner.spec.errors import InputError
-from planner.spec.model import Model, MoeFeedForward
+from planner.spec.model import MoeFeedForward
 from planner.spec.placement import Placement
-from planner.spec.training import Training
 from planner.spec.workload import Workload
 
 
@@ -51,19 +50,16 @@ class ExpertLoads(NamedTuple):
 
 
 def expert_loads(
-    model: Model,
-    training: Training,
-    num_ranks: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
     conditions: Sequence[tuple[ArrayLike | None, Placement | Seats | None]],
+    capacity_factor: float | None,
 ) -> ExpertLoads:
-    """What pairs of shares and placement make of the MoE layers, of which the i-th has `num_ranks[i]` ranks.
+    """What pairs of shares and placement make of MoE layers; `sizes`: (experts, expert-parallel ranks) of each.
 
     Shares are rows by MoE layer, or one for all of them; None: balanced. Placement None: experts in order. Raises
     InputError if any does not match.
     """
-    found = [
-        _ratios(model, num_ranks, shares, placement, training.capacity_factor) for shares, placement in conditions
-    ]
+    found = [_ratios(sizes, shares, placement, capacity_factor) for shares, placement in conditions]
     load, copies = (np.array(column, dtype=np.float64) for column in zip(*found, strict=True))
     differ = any(placement is not None or _num_rows(shares) > 1 for shares, placement in conditions)
     return ExpertLoads(load, copies, differ)
@@ -83,9 +79,8 @@ def load_ratio(
     share: what is dropped is not computed. Raises InputError if workload or placement do not match the layer.
     """
     shares = _rows(workload.expert_shares or None, [moe_layer], moe.num_experts)
-    if placement is None:
-        return float(load_ratios(shares, num_ranks, capacity_factor=capacity_factor)[0])
-    _check_seats(moe, moe_layer, num_ranks, placement)
+    if placement is not None:
+        _check_seats(moe.num_experts, moe_layer, num_ranks, placement)
     return float(load_ratios(shares, num_ranks, *_seats(placement, [moe_layer]), capacity_factor)[0])
 
 
@@ -131,28 +126,27 @@ def _check_rows(num_moe_layers: int, shares: Any) -> None:
 
 
 def _ratios(
-    model: Model,
-    num_ranks: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
     shares: Any,
     placement: Placement | Seats | None,
     capacity_factor: float | None,
 ) -> tuple[Floats, Floats]:
     """(load ratio, copies ratio) of every MoE layer; those of equal sizes are looked at together."""
-    _check_rows(len(num_ranks), shares)
-    check_placement(len(num_ranks), placement)
-    load, copies = np.ones(len(num_ranks)), np.ones(len(num_ranks))
+    _check_rows(len(sizes), shares)
+    check_placement(len(sizes), placement)
+    load, copies = np.ones(len(sizes)), np.ones(len(sizes))
     alike: dict[tuple[int, int, int], list[int]] = {}
-    for number, (layer, ranks) in enumerate(zip(model.moe_layers, num_ranks, strict=True)):
-        moe = model.moe(layer)
+    for number, (experts, ranks) in enumerate(sizes):
+        num_slots = experts
         if placement is not None:
-            _check_seats(moe, number, ranks, placement)
-        num_slots = moe.num_experts if placement is None else len(placement.layers[number])
-        alike.setdefault((moe.num_experts, ranks, num_slots), []).append(number)
+            _check_seats(experts, number, ranks, placement)
+            num_slots = len(placement.layers[number])
+        alike.setdefault((experts, ranks, num_slots), []).append(number)
     for (experts, ranks, num_slots), numbers in alike.items():
-        rows, seats = _rows(shares, numbers, experts), (None, None)
+        rows = _rows(shares, numbers, experts)
         if placement is not None:
-            rows, seats = np.broadcast_to(rows, (len(numbers), experts)), _seats(placement, numbers)
-        load[numbers] = load_ratios(rows, ranks, *seats, capacity_factor)
+            rows = np.broadcast_to(rows, (len(numbers), experts))
+        load[numbers] = load_ratios(rows, ranks, *_seats(placement, numbers), capacity_factor)
         copies[numbers] = num_slots / experts
     return load, copies
 
@@ -168,19 +162,19 @@ def _rows(shares: Any, moe_layers: Sequence[int], num_experts: int) -> Floats:
     return np.asarray(rows, dtype=np.float64)
 
 
-def _seats(placement: Placement | Seats, moe_layers: Sequence[int]) -> tuple[Indices, Floats | None]:
-    """(slots, split) of some MoE layers with as many slots: [layers, slots]."""
+def _seats(placement: Placement | Seats | None, moe_layers: Sequence[int]) -> tuple[Indices | None, Floats | None]:
+    """(slots, split) of some MoE layers with as many slots: [layers, slots]; None where there are none."""
+    if placement is None:
+        return None, None
     slots = np.array([placement.layers[number] for number in moe_layers], dtype=np.intp)
     if placement.split is None:
         return slots, None
     return slots, np.array([placement.split[number] for number in moe_layers], dtype=np.float64)
 
 
-def _check_seats(moe: MoeFeedForward, moe_layer: int, num_ranks: int, placement: Placement | Seats) -> None:
+def _check_seats(num_experts: int, moe_layer: int, num_ranks: int, placement: Placement | Seats) -> None:
     if placement.num_ranks != num_ranks:
         raise InputError.at("placement.num_ranks", f"must be the plan's {num_ranks}, is {placement.num_ranks}")
-    if placement.num_experts(moe_layer) != moe.num_experts:
-        raise InputError.at(
-            f"placement.layers[{moe_layer}]",
-            f"must place {moe.num_experts} experts, places {placement.num_experts(moe_layer)}",
-        )
+    placed = placement.num_experts(moe_layer)
+    if placed != num_experts:
+        raise InputError.at(f"placement.layers[{moe_layer}]", f"must place {num_experts} experts, places {placed}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from math import ceil
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,11 +19,6 @@ Numbers: TypeAlias = Any
 def are_many(number: Numbers) -> bool:
     """Whether this is an array."""
     return isinstance(number, np.ndarray)
-
-
-def ceiling(number: Numbers) -> Numbers:
-    """Rounded up to whole numbers."""
-    return np.ceil(number) if isinstance(number, np.ndarray) else ceil(number)
 
 
 def whole_number(number: Numbers) -> Numbers:

@@ -1,6 +1,6 @@
 """A plan prepared for its price: what no load changes is priced once, the rest for as many loads as are asked at once.
 
-Knows stages, layers and what crosses between them; what becomes of it, planner.cost.step and planner.cost.estimate know.
+Knows stages, layers and what crosses between them; what becomes of it, planner.cost.step knows.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Prepared:
         self._plain: dict[_Key, LayerCost] = {}
         self._kinds: dict[_Key, _Kind] = {}
         self._moe_numbers = {layer: number for number, layer in enumerate(model.moe_layers)}
-        self.expert_ranks: list[int] = [0] * len(model.moe_layers)
-        """[MoE layers] of the expert-parallel size."""
+        self.sizes: list[tuple[int, int]] = [(0, 0)] * len(model.moe_layers)
+        """[MoE layers] of (experts, expert-parallel ranks)."""
         self.stages = [self._stage(number, stage) for number, stage in enumerate(plan.stages)]
 
     def works(self, loads: ExpertLoads) -> list[Work]:
@@ -126,17 +126,15 @@ class Prepared:
         samples, length = self.plan.samples_per_micro_batch, self.plan.sequence_length
         return unrouted(here, layer, strategy, samples, length, not tied_stage(self.model, self.plan))
 
-    def _add_moe_layers(
-        self, key: _Key, kind: tuple[Conditions, Block, Strategy], stage: int, layers: range
-    ) -> None:
+    def _add_moe_layers(self, key: _Key, kind: tuple[Conditions, Block, Strategy], stage: int, layers: range) -> None:
         here, layer, strategy = kind
-        assert strategy.experts is not None, "check_plan has seen to it"
+        assert strategy.experts is not None and layer.moe is not None, "check_plan has seen to it"
         if key not in self._kinds:
             self._kinds[key] = _Kind(self._unrouted(here, layer, strategy), layer, strategy, {})
         numbers = [self._moe_numbers[each] for each in layers]
         self._kinds[key].by_stage.setdefault(stage, []).extend(numbers)
         for number in numbers:
-            self.expert_ranks[number] = strategy.experts.expert_parallel_size
+            self.sizes[number] = (layer.moe.num_experts, strategy.experts.expert_parallel_size)
 
     def _orders(self, stage: Stage) -> tuple[object, ...]:
         """Of pieces whose strategies change, in which order they do."""

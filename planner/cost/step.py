@@ -60,7 +60,9 @@ class StepPrices:
         Placements hold for the plan's expert-parallel ranks; None: experts in order. Raises InputError if shares or
         placement do not match model or plan.
         """
-        return self.of_loads(expert_loads(self._prepared.model, self._prepared.training, self._ranks, conditions))
+        if not conditions:
+            return Steps(np.zeros(0), np.zeros(0, dtype=np.bool_))
+        return self.of_loads(expert_loads(self._prepared.sizes, conditions, self._prepared.training.capacity_factor))
 
     def of_loads(self, loads: ExpertLoads) -> Steps:
         """The same where it is known what the placements make of the shares."""
@@ -72,10 +74,6 @@ class StepPrices:
             host_bytes = group.device.host.memory_bytes if group.device.host else 0
             fits &= (sum(bill.memory.values()) <= group.usable_bytes) & (bill.host_bytes <= host_bytes)
         return Steps(seconds, fits)
-
-    @property
-    def _ranks(self) -> Sequence[int]:
-        return self._prepared.expert_ranks
 
 
 def bills(prepared: Prepared, loads: ExpertLoads) -> list[Bill]:
@@ -94,9 +92,12 @@ def bill_of(bill: Bill, load: int) -> Bill:
         return number[load].item() if are_many(number) else number
 
     return Bill(
-        tuple(map(one, bill.forward)),
-        tuple(map(one, bill.backward)),
-        *map(one, bill[2:6]),
+        forward=tuple(map(one, bill.forward)),
+        backward=tuple(map(one, bill.backward)),
+        once_communication_s=one(bill.once_communication_s),
+        optimizer_s=one(bill.optimizer_s),
+        boundary_s=bill.boundary_s,
+        transition_s=bill.transition_s,
         pace=Pace._make(map(one, bill.pace)),
         memory={name: one(number) for name, number in bill.memory.items()},
         host_bytes=one(bill.host_bytes),

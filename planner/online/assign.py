@@ -1,4 +1,4 @@
-"""Placements made afresh: longest first into the emptiest rank, and relabelled so that most experts stay.
+"""Placements made afresh, the heaviest experts first, and relabelled so that most experts stay.
 
 Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R.
 """
@@ -11,33 +11,28 @@ from numpy.typing import NDArray
 from planner.cost.balance import Floats, Indices, spread_replicas
 
 
-def longest_first(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
-    """[L, S]: heaviest replica first, each to the rank with the least load so far that has room and lacks the expert.
+def dealt(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
+    """[L, S]: replicas dealt out in rounds, heaviest first, in each round the heaviest to the rank with the least load.
 
-    Graham's longest-processing-time rule with a limit on the number of jobs. Replica counts: `spread_replicas`.
+    As good as putting them one by one on the emptiest rank, in s steps instead of S. Replica counts:
+    `spread_replicas`.
     """
-    layers, experts = loads.shape
-    total = num_ranks * slots_per_rank
+    layers = len(loads)
     counts = spread_replicas(loads, num_ranks, slots_per_rank)
     weight = loads / counts
     # All replicas, heaviest first; the replicas of one expert stand together.
     by_weight = np.argsort(-weight, axis=1, kind="stable")
-    ordered = np.repeat(by_weight.ravel(), np.take_along_axis(counts, by_weight, axis=1).ravel()).reshape(layers, total)
-    every = np.arange(layers)
-    filled = np.zeros((layers, num_ranks), dtype=np.intp)
+    ordered = np.repeat(by_weight.ravel(), np.take_along_axis(counts, by_weight, axis=1).ravel())
+    rounds = ordered.reshape(layers, slots_per_rank, num_ranks)
+    every = np.arange(layers)[:, None]
     carried = np.zeros((layers, num_ranks))
-    absent = np.ones((layers, num_ranks, experts), dtype=bool)
-    slots = np.empty((layers, total), dtype=np.intp)
-    for expert in ordered.T:
-        room = filled < slots_per_rank
-        fit = room & absent[every, :, expert]
-        fit = np.where(fit.any(axis=1, keepdims=True), fit, room)
-        rank = np.where(fit, carried, np.inf).argmin(axis=1)
-        slots[every, rank * slots_per_rank + filled[every, rank]] = expert
-        absent[every, rank, expert] = False
-        filled[every, rank] += 1
-        carried[every, rank] += weight[every, expert]
-    return _part_twins(slots, weight, num_ranks)
+    slots = np.empty((layers, num_ranks, slots_per_rank), dtype=np.intp)
+    for number in range(slots_per_rank):
+        ranks = np.argsort(carried, axis=1, kind="stable")
+        slots[every, ranks, number] = rounds[:, number]
+        _part_in_round(slots, weight, number)
+        carried += np.take_along_axis(weight, slots[:, :, number], axis=1)
+    return _part_twins(slots.reshape(layers, -1), weight, num_ranks)
 
 
 def twins(slots: Indices, num_ranks: int) -> NDArray[np.bool_]:
@@ -90,6 +85,20 @@ def _presence(slots: Indices, num_ranks: int, experts: int) -> NDArray[np.float3
     ranks = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)
     present[np.arange(len(slots))[:, None], ranks, slots] = 1.0
     return present
+
+
+def _part_in_round(slots: Indices, weight: Floats, number: int) -> None:
+    """Where a rank got in this round an expert that it had, swap it, in place, for the nearest in weight that fits."""
+    doubled = (slots[:, :, :number] == slots[:, :, number, None]).any(axis=-1)
+    for layer, rank in np.argwhere(doubled):
+        before, dealt_now = slots[layer, :, :number], slots[layer, :, number]
+        expert = dealt_now[rank]
+        takes = ~(before == expert).any(axis=1) & ~(dealt_now[:, None] == before[rank]).any(axis=1)
+        others = np.flatnonzero(takes)
+        if others.size:
+            distance = np.abs(weight[layer, dealt_now[others]] - weight[layer, expert])
+            other = others[distance.argmin()]
+            dealt_now[rank], dealt_now[other] = dealt_now[other], expert
 
 
 def _part_twins(slots: Indices, weight: Floats, num_ranks: int) -> Indices:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
-from planner.online.assign import align_slots, keep_in_place, longest_first
-from planner.online.refine import ROUNDING, improve
+from planner.online.assign import align_slots, dealt, keep_in_place
+from planner.online.refine import ROUNDING, cooled, evened, improve
 from planner.spec.placement import Move
 
 
@@ -51,14 +51,11 @@ def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
     Slots beyond one per expert hold replicas. Two replicas of one expert share a rank only where `current` has it so
     and nothing was gained by a change.
     """
-    layers = len(loads)
     slots_per_rank = current.shape[1] // num_ranks
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    fresh = longest_first(loads, num_ranks, slots_per_rank)
-    both = np.concatenate([current, fresh])
-    path = improve(np.tile(loads, (2, 1)), num_ranks, both, np.tile(bound, 2))
-    relabelled = keep_in_place(path[-1, layers:], current, num_ranks)
-    slots = np.concatenate([path[:, :layers], relabelled[None]])
+    path = improve(loads, num_ranks, current, bound)
+    relabelled = keep_in_place(afresh(loads, num_ranks, slots_per_rank), current, num_ranks)
+    slots = np.concatenate([path, relabelled[None]])
     hottest = rank_loads(np.broadcast_to(loads, (len(slots), *loads.shape)), slots, num_ranks).max(axis=-1)
     unit = ROUNDING * loads.mean(axis=1)
     hottest = np.rint(hottest / unit) * unit
@@ -68,8 +65,8 @@ def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
 def afresh(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
     """[L, S]: the most even placement found for `loads` [L, E], whatever was before."""
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    path = improve(loads, num_ranks, longest_first(loads, num_ranks, slots_per_rank), bound)
-    return np.asarray(path[-1], dtype=np.intp)
+    fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
+    return np.asarray(cooled(loads, num_ranks, fresh, bound)[-1], dtype=np.intp)
 
 
 def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> Indices:

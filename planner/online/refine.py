@@ -1,5 +1,6 @@
-"""Local search: take load from the hottest rank, one swap or one new replica at a time, in all layers at once.
+"""Local search: the placements on the way from one in force, or from one made afresh, to a more even one.
 
+The hottest rank trades with all others, one change at a time; or many ranks trade in pairs (planner/online/pairs.py).
 Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R. A change is numbered by the
 slot of the hottest rank that it starts from and the slot that it touches elsewhere: [L, s, R, s].
 """
@@ -11,33 +12,83 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, replica_counts
+from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
+from planner.online.pairs import paired_step
 
 ROUNDING = 1e-9
 """A gain below this part of the hottest rank's load is rounding; without this the search could turn in circles."""
+
+EVEN_ENOUGH = 1e-3
+"""A layer whose hottest rank is within this part of the bound is done. A choice: less than any forecast knows."""
+
+TURNS = 8
+"""Most steps of pairs: with each, every hot rank meets another cold one."""
+
+WEIGHED = 3000
+"""Most changes of the hottest rank that are weighed in a layer, all steps together. A choice of CPU time."""
 
 Flags = NDArray[np.bool_]
 
 
 def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
-    """[steps + 1, L, S]: the path from `slots` [L, S] to a local optimum for `loads` [L, E].
+    """[steps + 1, L, S]: the path from `slots` [L, S] to a more even placement for `loads` [L, E].
 
-    Each step changes each layer that is above its `bound` [L] once: of all swaps of a slot of the hottest rank, and
-    of all replicas of its experts put in place of a spare replica elsewhere, it takes the change that lowers the
-    greatest load among the ranks it touches most per moved expert. A layer that has no such change is done.
+    A layer close to its `bound` [L] is done; the others first `cooled`, then by steps of pairs. These treat the ranks
+    that are above the middle between the hottest and the bound: so the path goes down with few moves at a time.
     """
-    path = [slots]
-    active = np.arange(len(slots))
-    # Every step lowers the sorted loads, so the search ends by itself; S changes per layer are more than it needs.
-    for _ in range(slots.shape[1]):
-        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active])
-        active = active[at]
+    path = list(cooled(loads, num_ranks, slots, bound))
+    replicate = slots.shape[1] > loads.shape[1]
+    for turn in range(TURNS):
+        active, peak = _uneven(loads, num_ranks, path[-1], bound)
         if not active.size:
             break
-        following = path[-1].copy()
-        following[active] = changed
-        path.append(following)
+        step = path[-1].copy()
+        level = (peak + bound[active]) / 2
+        step[active] = paired_step(loads[active], num_ranks, step[active], level, turn, replicate)
+        path.append(step)
     return np.stack(path)
+
+
+def evened(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+    """[L, S]: `slots` after steps of pairs that only swap, whatever they move; of all steps the most even."""
+    best, least = slots.copy(), rank_loads(loads, slots, num_ranks).max(axis=1)
+    last = slots
+    for turn in range(TURNS):
+        active, _ = _uneven(loads, num_ranks, last, bound)
+        if not active.size:
+            break
+        last = last.copy()
+        last[active] = paired_step(loads[active], num_ranks, last[active], bound[active], turn, replicate=False)
+        peak = rank_loads(loads, last, num_ranks).max(axis=1)
+        best[peak < least] = last[peak < least]
+        least = np.minimum(least, peak)
+    return best
+
+
+def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+    """[steps + 1, L, S]: the path from `slots`, one change of the hottest rank of each uneven layer at a time.
+
+    Of all swaps of its slots, and of all replicas of its experts put in place of a spare replica elsewhere, it is the
+    change that lowers the greatest load among the ranks it touches most per moved expert.
+    """
+    path = [slots]
+    active, _ = _uneven(loads, num_ranks, slots, bound)
+    for _ in range(max(1, WEIGHED * num_ranks // slots.shape[1] ** 2)):
+        if not active.size:
+            break
+        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active])
+        active = active[at]
+        step = path[-1].copy()
+        step[active] = changed
+        path.append(step)
+    return np.stack(path)
+
+
+def _uneven(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> tuple[Indices, Floats]:
+    """(Layers that are not close to their bound, load of their hottest rank.)"""
+    peak = rank_loads(loads, slots, num_ranks).max(axis=1)
+    active = np.flatnonzero(peak > bound * (1 + EVEN_ENOUGH))
+    return active, peak[active]
 
 
 class _Layers(NamedTuple):

@@ -14,6 +14,7 @@ R ranks, S slots (numbered rank by rank), s = S / R.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -26,8 +27,11 @@ Number = TypeVar("Number", np.int64, np.float64)
 TOLERANCE = 1e-3
 """The hottest rank may have this part more than the bound. A choice: fewer sweeps against a thousandth of a step."""
 
-SWEEPS = 64
-"""Most sweeps over the experts; a sweep never heats the hottest rank, so the split is sound after any of them."""
+SWEEPS = 24
+"""Most sweeps over the experts. A choice of CPU time: a sweep never heats the hottest rank, so all splits are sound."""
+
+SWEEPS_PER_CHECK = 4
+"""The bound of the hottest rank is looked for once in so many sweeps: it costs as much as one."""
 
 
 class _Spread(NamedTuple):
@@ -37,6 +41,15 @@ class _Spread(NamedTuple):
     ranks: tuple[int, ...]
     slots: tuple[tuple[int, ...], ...]
     """On each of the ranks; more than one only if the rank has twins."""
+
+
+class _Pour(NamedTuple):
+    """Tokens of one expert as they are poured over its ranks now."""
+
+    ranks: tuple[int, ...]
+    tokens: float
+    amounts: list[float]
+    """On each of the ranks; changes from sweep to sweep."""
 
 
 class _Runs:
@@ -76,24 +89,6 @@ class _Group(NamedTuple):
     """[R, S]: whether source and slot are of one group."""
 
 
-class _Pour:
-    """Tokens of one expert as they are poured over its ranks now."""
-
-    __slots__ = ("amounts", "ranks", "tokens")
-
-    def __init__(self, ranks: tuple[int, ...], tokens: float) -> None:
-        self.ranks = ranks
-        self.tokens = tokens
-        self.amounts: Sequence[float] = [0.0] * len(ranks)
-
-    def again(self, carried: list[float]) -> None:
-        """Take this expert's tokens off the ranks and pour them to the level that they reach."""
-        base = [carried[rank] - amount for rank, amount in zip(self.ranks, self.amounts, strict=True)]
-        self.amounts = _levelled(base, self.tokens)
-        for rank, under, amount in zip(self.ranks, base, self.amounts, strict=True):
-            carried[rank] = under + amount
-
-
 class StepSplit:
     """Splits the tokens of one layer in every step; made once for a placement."""
 
@@ -102,8 +97,7 @@ class StepSplit:
         self.num_ranks = num_ranks
         self._experts = np.array(slots, dtype=np.intp)
         self._slots_per_rank = len(slots) // num_ranks
-        self._of_expert = _Runs(self._experts)
-        self._groups = [self._group(ranks) for ranks in sorted({1, ranks_per_node or num_ranks, num_ranks})]
+        self._group_sizes = sorted({1, ranks_per_node or num_ranks, num_ranks})
         hosts: dict[int, dict[int, list[int]]] = {}
         for slot, expert in enumerate(self._experts.tolist()):
             hosts.setdefault(expert, {}).setdefault(slot // self._slots_per_rank, []).append(slot)
@@ -145,6 +139,14 @@ class StepSplit:
             counts = counts - self._by_expert(served)
         return shares
 
+    @cached_property
+    def _of_expert(self) -> _Runs:
+        return _Runs(self._experts)
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        return [self._group(ranks) for ranks in self._group_sizes]
+
     def _group(self, ranks: int) -> _Group:
         of_slots = np.arange(len(self._experts)) // self._slots_per_rank // ranks
         of_sources = np.arange(self.num_ranks) // ranks
@@ -156,23 +158,26 @@ class StepSplit:
         return np.add.reduceat(shares[:, self._of_expert.order], self._of_expert.begins, axis=1)
 
     def _poured(self, counts: Sequence[float]) -> list[_Pour]:
+        """The experts of `_spread` as they are poured at last; at first, evenly."""
         carried = [0.0] * self.num_ranks
         for expert, rank in self._alone:
             carried[rank] += counts[expert]
         bound = max(*carried, sum(counts) / self.num_ranks)
-        pours = [_Pour(spread.ranks, float(counts[spread.expert])) for spread in self._spread]
-        by_part = sorted(pours, key=lambda pour: -pour.tokens / len(pour.ranks))
-        for pour in by_part:
-            pour.again(carried)
-        for _ in range(SWEEPS):
-            hottest = max(carried)
-            if hottest <= bound * (1 + TOLERANCE):
+        pours = []
+        for spread in self._spread:
+            part = counts[spread.expert] / len(spread.ranks)
+            pours.append(_Pour(spread.ranks, counts[spread.expert], [part] * len(spread.ranks)))
+            for rank in spread.ranks:
+                carried[rank] += part
+        pairs = [pour for pour in pours if len(pour.ranks) == 2]
+        wider = [pour for pour in pours if len(pour.ranks) > 2]
+        for sweep in range(SWEEPS):
+            if max(carried) <= bound * (1 + TOLERANCE):
                 break
-            bound = max(bound, _bound_of_hottest(by_part, carried))
-            if hottest <= bound * (1 + TOLERANCE):
-                break
-            for pour in by_part:
-                pour.again(carried)
+            if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
+                bound = max(bound, _bound_of_hottest(pours, carried))
+            _sweep_wider(wider, carried)
+            _sweep_pairs(pairs, carried)
         return pours
 
     def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -208,16 +213,37 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     return np.array(rows, dtype=np.float64)
 
 
-def _levelled(base: list[float], tokens: float) -> list[float]:
-    """What each rank gets when `tokens` are poured over ranks that carry `base`, up to one level."""
-    level, ranks = tokens, 0
-    for under in sorted(base):
-        if ranks and under * ranks >= level:
-            break
-        level += under
-        ranks += 1
-    level /= ranks
-    return [level - under if level > under else 0.0 for under in base]
+def _sweep_pairs(pours: list[_Pour], carried: list[float]) -> None:
+    """Bring the two ranks of each expert to one load, as far as its tokens go."""
+    for (one, other), tokens, amounts in pours:
+        amount = amounts[0]
+        level = amount + (carried[other] - carried[one]) / 2
+        if level < 0:
+            level = 0.0
+        elif level > tokens:
+            level = tokens
+        passed = level - amount
+        carried[one] += passed
+        carried[other] -= passed
+        amounts[0] = level
+        amounts[1] = tokens - level
+
+
+def _sweep_wider(pours: list[_Pour], carried: list[float]) -> None:
+    """Take each expert's tokens off its ranks and pour them again, up to one level."""
+    for ranks, tokens, amounts in pours:
+        base = [carried[rank] - amount for rank, amount in zip(ranks, amounts, strict=True)]
+        level, filled = tokens, 0
+        for under in sorted(base):
+            if filled and under * filled >= level:
+                break
+            level += under
+            filled += 1
+        level /= filled
+        for place, (rank, under) in enumerate(zip(ranks, base, strict=True)):
+            amount = level - under if level > under else 0.0
+            amounts[place] = amount
+            carried[rank] = under + amount
 
 
 def _bound_of_hottest(pours: list[_Pour], carried: list[float]) -> float:

@@ -115,7 +115,8 @@ def cluster_link(
 
 def all_reduce_price_s(link: Link, per_node: int, each: Timed) -> float:
     """Our price of an all-reduce inside a node."""
-    return all_reduce_s((Level(name="node", num_devices=per_node, link=link),), ((each.degree, 1),), each.message_bytes)
+    node = Level(name="node", num_devices=per_node, link=link)
+    return float(all_reduce_s((node,), ((each.degree, 1),), each.message_bytes))
 
 
 def _link(reached: list[float], hops: tuple[float, ...], latency_s: float, field: str, where: str) -> Link:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from moe_runs import all_assignments
 
 from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads
-from planner.online.assign import longest_first, twins
+from planner.online.assign import dealt, twins
 from planner.online.placement import afresh, first_placement, moves_between, options
 
 layer_loads = arrays(np.int64, (2, 8), elements=st.integers(0, 100)).filter(lambda loads: loads.sum(axis=1).all())
@@ -106,13 +106,13 @@ def test_every_option_is_a_complete_placement_without_avoidable_twins(loads, sha
 
 @given(layer_loads, shapes)
 @settings(max_examples=80, deadline=None)
-def test_free_moves_never_leave_less_balance_than_before_or_than_longest_first(loads, shape):
+def test_free_moves_never_leave_less_balance_than_before_or_than_the_cards_dealt(loads, shape):
     ranks, each = shape
     loads = loads.astype(float)
     before = contiguous(8, ranks, each, layers=2)
     best = hottest(loads, options(loads, ranks, before).choose(0.0), ranks)
     assert (best <= hottest(loads, before, ranks) + 1e-9).all()
-    assert (best <= hottest(loads, longest_first(loads, ranks, each), ranks) + 1e-9).all()
+    assert (best <= hottest(loads, dealt(loads, ranks, each), ranks) + 1e-9).all()
     assert (best >= hottest_rank_bound(loads, ranks, each) - 1e-9).all()
 
 
