@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
 from planner.spec.placement import TokenSplit
-from runtime.auxiliary import balance_loss
+from runtime.auxiliary import AuxiliaryLoss, carrying
 from runtime.capacity import Capacity, limited, padded_counts
 from runtime.dispatch import share_out, through_experts
 from runtime.exchange import Group, num_ranks, rank
@@ -44,12 +44,13 @@ class ExpertParallelMoe(nn.Module):
 
     `experts[i]` is the expert in this rank's i-th slot; `shadows` holds those of its shadow slots, the last. Shadows
     are no submodules: neither `parameters()` nor a state dict has them.
-    `balance_loss` holds, after a forward pass with `with_balance_loss`, the auxiliary loss of that pass, to be scaled
-    and added to the training loss by the caller; else None. It does not survive activation checkpointing of the layer.
+    `auxiliary_loss` holds, after a forward pass of a layer with an auxiliary loss, that of the pass, for the caller to
+    add to the training loss; it does not survive activation checkpointing of the layer. If the layer carries it
+    (`runtime.auxiliary.carrying`), it is there to be shown only.
     `rows_of_ranks` [ranks]: of how many rows each rank's experts made something in the last forward pass.
     """
 
-    balance_loss: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
 
     def __init__(
         self,
@@ -65,7 +66,8 @@ class ExpertParallelMoe(nn.Module):
         capacity: Capacity | None = None,
         topology: Topology | None = None,
         pieces: int = 1,
-        with_balance_loss: bool = False,
+        auxiliary: AuxiliaryLoss | None = None,
+        carry_auxiliary_loss: bool = False,
     ) -> None:
         """Make the layer on this rank of `group`, with as many slots as it will ever have.
 
@@ -80,21 +82,24 @@ class ExpertParallelMoe(nn.Module):
         Raises InputError.
         """
         super().__init__()
-        _check(shape, extra_slots_per_rank, shadow_slots_per_rank)
+        topology = Topology(group) if topology is None else topology
+        gate = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
+        _check(shape, gate, topology.group is group, pieces, extra_slots_per_rank, shadow_slots_per_rank)
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = shape.num_experts
         self.capacity = capacity
-        self.topology = Topology(group) if topology is None else topology
+        self.topology = topology
         self.pieces = pieces
-        self.with_balance_loss = with_balance_loss
+        self.auxiliary = auxiliary
+        self.carry_auxiliary_loss = carry_auxiliary_loss
         self.token_split = token_split
         self.rows_of_ranks: Counts = np.zeros(self.num_ranks, dtype=np.int64)
         if slots is None:
             first = SlotMap.first(shape.num_experts, self.num_ranks, extra_slots_per_rank, shadow_slots_per_rank)
         else:
             first = SlotMap(tuple(slots), shape.num_experts, self.num_ranks, shadow_slots_per_rank)
-        self.router = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
+        self.router = gate
         self.experts = nn.ModuleList(Expert(hidden_size, shape) for _ in range(first.lasting_per_rank))
         self.shadows = [Expert(hidden_size, shape) for _ in range(first.shadows_per_rank)]
         self.place(first)
@@ -141,14 +146,19 @@ class ExpertParallelMoe(nn.Module):
         tokens = hidden.reshape(-1, hidden.shape[-1])
         self._prepare_shadows()
         routing = self.router(tokens)
-        if self.with_balance_loss:
-            self.balance_loss = balance_loss(routing.probabilities, routing.experts, self.group)
+        if self.auxiliary is not None:
+            self.auxiliary_loss = self.auxiliary(routing, self.group)
         choices = limited(routing, self.capacity)
         slot, counts = self._assign(choices)
         self.rows_of_ranks = counts.sum(axis=0).reshape(self.num_ranks, -1).sum(axis=1)
         experts = [*self.experts, *self.shadows]
         by_choice = through_experts(tokens, slot, counts, experts, self.topology, self.pieces)
-        return torch.einsum("tk,tkh->th", routing.weights.to(by_choice.dtype), by_choice).view_as(hidden)
+        output = torch.einsum("tk,tkh->th", routing.weights.to(by_choice.dtype), by_choice).view_as(hidden)
+        if self.auxiliary_loss is None or not self.carry_auxiliary_loss:
+            return output
+        output = carrying(output, self.auxiliary_loss)
+        self.auxiliary_loss = self.auxiliary_loss.detach()
+        return output
 
     def _assign(self, choices: Tensor) -> tuple[Tensor, Counts]:
         """Experts chosen [tokens, top_k] → slots [tokens, top_k], and rows of each rank for each slot [R, S]."""
@@ -224,9 +234,21 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from layer.experts.parameters()
 
 
-def _check(shape: MoeFeedForward, extra_slots: int, shadow_slots: int) -> None:
+def _check(  # what each argument must be beside the others
+    shape: MoeFeedForward, gate: ExpertRouter, same_group: bool, pieces: int, extra_slots: int, shadow_slots: int
+) -> None:
     if shape.shared_width or shape.shared_gate:
         raise InputError.at("shared_width", "must be 0: add a dense feed-forward beside the expert-parallel layer")
-    for name, slots in (("extra_slots_per_rank", extra_slots), ("shadow_slots_per_rank", shadow_slots)):
-        if slots < 0:
-            raise InputError.at(name, f"must be 0 or more, got {slots}")
+    if (gate.num_experts, gate.top_k) != (shape.num_experts, shape.top_k):
+        raise InputError.at(
+            "gate", f"chooses {gate.top_k} of {gate.num_experts}, not {shape.top_k} of {shape.num_experts}"
+        )
+    if not same_group:
+        raise InputError.at("topology", "must be of the group that is given")
+    for name, number, least in (
+        ("pieces", pieces, 1),
+        ("extra_slots_per_rank", extra_slots, 0),
+        ("shadow_slots_per_rank", shadow_slots, 0),
+    ):
+        if number < least:
+            raise InputError.at(name, f"must be {least} or more, got {number}")

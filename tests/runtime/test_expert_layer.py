@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import gelu, relu, silu
+from torch.utils.checkpoint import checkpoint
 from training_samples import RANKS
 
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
-from runtime.auxiliary import balance_loss
+from runtime.auxiliary import AuxiliaryLoss, balance_loss
 from runtime.capacity import Capacity, within_capacity
+from runtime.gates import ExpertRouter
 from runtime.gradients import average_gradients
 from runtime.launch import launch
 from runtime.moe import ExpertParallelMoe
@@ -143,17 +145,32 @@ def test_balance_loss_is_one_when_balanced_and_the_number_of_experts_when_all_ch
 def balance_loss_of_my_part(report):
     torch.manual_seed(0)
     rank, shape = torch.distributed.get_rank(), MoeFeedForward(num_experts=8, top_k=2, expert_width=4)
-    layer = ExpertParallelMoe(HIDDEN, shape, with_balance_loss=True)
+    layer = ExpertParallelMoe(HIDDEN, shape, auxiliary=AuxiliaryLoss(balance=1.0))
     layer(torch.randn(32, HIDDEN)[rank * 8 : rank * 8 + 8])
-    return layer.balance_loss.item()
+    return layer.auxiliary_loss.item()
 
 
 def test_the_mean_balance_loss_of_the_ranks_is_that_of_one_process_on_all_tokens():
     torch.manual_seed(0)
-    layer = ExpertParallelMoe(HIDDEN, MoeFeedForward(num_experts=8, top_k=2, expert_width=4), with_balance_loss=True)
+    layer = ExpertParallelMoe(
+        HIDDEN, MoeFeedForward(num_experts=8, top_k=2, expert_width=4), auxiliary=AuxiliaryLoss(balance=1.0)
+    )
     layer(torch.randn(32, HIDDEN))
     parts = launch(balance_loss_of_my_part, RANKS, timeout_s=60)
-    assert sum(parts) / RANKS == pytest.approx(layer.balance_loss.item(), abs=1e-6)
+    assert sum(parts) / RANKS == pytest.approx(layer.auxiliary_loss.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_layer_that_carries_its_auxiliary_loss_trains_as_if_the_caller_had_added_it(checkpointed):
+    shape, gradients = MoeFeedForward(num_experts=4, top_k=2, expert_width=3), []
+    tokens = torch.randn(6, HIDDEN)
+    for carry in (False, True):
+        torch.manual_seed(1)
+        layer = ExpertParallelMoe(HIDDEN, shape, auxiliary=AuxiliaryLoss(0.3), carry_auxiliary_loss=carry)
+        loss = (checkpoint(layer, tokens, use_reentrant=False) if checkpointed and carry else layer(tokens)).sum()
+        (loss if carry else loss + layer.auxiliary_loss).backward()
+        gradients.append(layer.router.projection.weight.grad)
+    assert torch.allclose(*gradients, atol=1e-7)
 
 
 def test_a_checkpoint_brings_its_placement_along():
@@ -181,6 +198,8 @@ def test_a_checkpoint_of_another_rank_is_refused():
         ({}, {"slots": [0, 1, 2]}, "must stand in some slot"),
         ({}, {"slots": [0, 1, 2, 3, 4]}, "must stand in some slot"),
         ({}, {"slots": [0, 1, 2, 3], "shadow_slots_per_rank": 1}, "expert 3 stands in shadow slots only"),
+        ({}, {"gate": ExpertRouter(HIDDEN, 4, 1)}, "chooses 1 of 4, not 2 of 4"),
+        ({}, {"pieces": 0}, "must be 1 or more"),
         ({}, {"extra_slots_per_rank": -1}, "must be 0 or more"),
         ({}, {"shadow_slots_per_rank": -1}, "must be 0 or more"),
     ],
