@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, LayerRun, Model, MoeFeedForward
+from planner.spec.placement import TokenSplit
 from planner.spec.plan import Plan
 from planner.spec.strategy import ExpertStrategy, Recompute, Sharding
 from planner.spec.value import Count, Index, Positive, Value
@@ -155,6 +156,10 @@ class Job(Value):
     window_steps: Count
     learning_rate: Positive = 2e-3
     seed: Index = 0
+    extra_slots_per_rank: Index = 0
+    """For replicas of experts; the run of the planner must have as many."""
+    token_split: TokenSplit = TokenSplit.WINDOW
+    """How replicas share tokens."""
 
 
 class Progress(NamedTuple):
@@ -187,7 +192,7 @@ def train(report: Report, job: Job) -> Comparison:
         raise InputError.at("plan", f"this example cannot run {job.plan.summary} on {num_ranks(None)} ranks")
     tell = report if rank(None) == 0 else _say_nothing
     torch.manual_seed(job.seed)
-    model = LanguageModel(job.model)
+    model = LanguageModel(job.model, extra_slots_per_rank=job.extra_slots_per_rank, token_split=job.token_split)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
     first_placement = current_placement(moe_layers(model))
     text = library_text(4_000_000)
