@@ -6,7 +6,7 @@ each window, by the tokens counted in it, and splits the tokens of replicas in e
 gate skewed: expert e of E is preferred by (e + 1)^-skew, so that experts in order are uneven; the text adds its part.
 
 Step times are ratios within a step. CPU seconds of the busiest rank say what a step would take if each rank had a core
-for itself; wall seconds what it took, beside whatever else the machine did. Both jobs' losses must stay equal.
+for itself; wall seconds what it took beside whatever else the machine did, the least of them with the least of it. Both jobs' losses must stay equal.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def main() -> None:
 def show(console: Console, settings: Settings, steps: Sequence[tuple[Step, Step]], pauses: Sequence[Pause]) -> None:
     """Means and ratios, from the end of the first window on."""
     counted = steps[settings.window_steps :]
-    table = Table("job", "imbalance", "CPU s of the busiest rank", "wall s of a step", title=str(settings))
+    table = Table("job", "imbalance", "CPU s of the busiest rank", "wall s", "least wall s", title=str(settings))
     for which, name in enumerate(("static", "adaptive")):
         mine = [pair[which] for pair in counted]
         table.add_row(
@@ -179,8 +179,10 @@ def show(console: Console, settings: Settings, steps: Sequence[tuple[Step, Step]
             f"{imbalance(np.concatenate([np.array(step.rows) for step in mine])):.3f}",
             f"{median(step.cpu_s for step in mine):.3f}",
             f"{median(step.wall_s for step in mine):.3f}",
+            f"{min(step.wall_s for step in mine):.3f}",
         )
     ratios = [median(getattr(a, name) / getattr(b, name) for a, b in counted) for name in ("cpu_s", "wall_s")]
+    ratios.append(min(a.wall_s for a, _ in counted) / min(b.wall_s for _, b in counted))
     table.add_row("static / adaptive", "", *(f"{ratio:.2f}" for ratio in ratios))
     console.print(table)
     total = [sum(pair[which].wall_s for pair in counted) for which in (0, 1)]

@@ -116,6 +116,11 @@ class ExpertParallelMoe(nn.Module):
         return self.slot_map.per_rank
 
     @property
+    def extra_slots_per_rank(self) -> int:
+        """Slots of each rank beyond an even share that are no shadow slots: as a run of the planner counts them."""
+        return self.slot_map.lasting_per_rank - -(-self.num_experts // self.num_ranks)
+
+    @property
     def local_slots(self) -> range:
         """Physical slots of this rank: those of `experts`, then those of `shadows`."""
         first = rank(self.group) * self.slots_per_rank
