@@ -6,7 +6,8 @@ each window, by the tokens counted in it, and splits the tokens of replicas in e
 gate skewed: expert e of E is preferred by (e + 1)^-skew, so that experts in order are uneven; the text adds its part.
 
 Step times are ratios within a step. CPU seconds of the busiest rank say what a step would take if each rank had a core
-for itself; wall seconds what it took beside whatever else the machine did, the least of them with the least of it. Both jobs' losses must stay equal.
+for itself; wall seconds what it took beside whatever else the machine did: the least of them say the most. Both jobs'
+losses must stay equal.
 """
 
 from __future__ import annotations
