@@ -25,7 +25,7 @@ class AuxiliaryLoss:
     balance: float = 0.0
     """Of `balance_loss` over all choices; Switch Transformers: 0.01."""
     first_choices: float = 0.0
-    """Of `balance_loss` over first choices alone: GShard, arXiv 2006.16668, algorithm 1, there over experts²."""
+    """Of `balance_loss` over first choices alone: GShard, arXiv 2006.16668, algorithm 1, there divided by experts²."""
     router_z: float = 0.0
     """Of `z_loss`; ST-MoE: 0.001."""
 

@@ -95,9 +95,10 @@ def there_and_back(
     """Send each piece of rows to other ranks by its `counts` [R, R], `compute(number, rows)` there, and send it back.
 
     While a piece is computed, the next is on its way there and the last on its way back.
-    Source: FasterMoE (He and others, PPoPP 2022), section 5.2, smart scheduling; Tutel, arXiv 2206.03382, adaptive
-    pipelining.
+    Source: FasterMoE (He and others, PPoPP 2022), smart scheduling; Tutel, arXiv 2206.03382, pipelining degree.
     """
+    if topology.num_ranks == 1:
+        return [compute(number, rows) for number, rows in enumerate(pieces)]
     back: list[Crossing] = []
     coming = Crossing(pieces[0], topology, counts[0])
     for number in range(len(pieces)):

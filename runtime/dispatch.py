@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
 from runtime.rows import pack, reordered, unpack
 from runtime.topology import Counts, Topology, swapped
@@ -52,6 +53,9 @@ def share_out(choices: Tensor, slots: Sequence[int], split: Split, topology: Top
 
 def slots_of(choices: Tensor, slots: Sequence[int], shares: Counts) -> Tensor:
     """Experts chosen [T, k] → slots [T, k], by this rank's `shares` [S]; see `share_out`."""
+    if len(set(slots)) == len(slots):
+        slot_of_expert = [*np.argsort(slots).tolist(), -1]  # the last is where -1 finds itself
+        return torch.tensor(slot_of_expert, device=choices.device)[choices]
     flat = choices.flatten()
     by_expert = flat.where(flat >= 0, len(slots)).argsort(stable=True)
     order = np.argsort(slots, kind="stable")
@@ -75,8 +79,10 @@ def through_experts(
     the same shape. `counts` [R, S]: rows that each rank sends to each slot, the same on all ranks, and at least this
     rank's choices of the slot: further rows are padding (zeros), and what experts make of them is thrown away.
     `pieces`: into how many parts the rows of each rank for each slot are cut, so that some travel while others are
-    computed; rows are computed alike, up to the rounding of matrix products of another shape.
+    computed; rows are computed alike, up to the rounding of matrix products of another shape. Raises InputError.
     """
+    if pieces < 1:
+        raise InputError.at("pieces", f"must be at least 1, got {pieces}")
     pieces = pieces if topology.num_ranks > 1 else 1
     sizes = cut(counts, pieces)
     place = _places(slot, counts[topology.rank], sizes[:, topology.rank])
@@ -104,7 +110,8 @@ def _places(slot: Tensor, counts: Counts, sizes: Counts) -> Tensor:
     """
     pieces, num_slots = sizes.shape
     begins = (sizes.ravel().cumsum() - sizes.ravel()).reshape(sizes.shape)
-    shifts = np.pad(begins - (sizes.cumsum(axis=0) - sizes), ((0, 0), (0, 1)))
+    shifts = np.zeros((pieces, num_slots + 1), dtype=np.int64)
+    shifts[:, :-1] = begins - (sizes.cumsum(axis=0) - sizes)
     # A choice that is not sent is one for slot S, of which there can never be too many.
     lengths = np.append(counts, slot.numel() + 1)
     shift, length = (torch.from_numpy(table).to(slot.device, non_blocking=True) for table in (shifts, lengths))
@@ -112,8 +119,8 @@ def _places(slot: Tensor, counts: Counts, sizes: Counts) -> Tensor:
     flat = flat.where(flat >= 0, num_slots)
     order = flat.argsort(stable=True)
     by_slot = flat[order]
-    amounts = count(flat, num_slots + 1)
-    position = torch.arange(len(flat), device=flat.device) - (amounts.cumsum(0) - amounts)[by_slot]
+    begins_of_slots = torch.searchsorted(by_slot, torch.arange(num_slots + 1, device=flat.device))
+    position = torch.arange(len(flat), device=flat.device) - begins_of_slots[by_slot]
     place = shift[position * pieces // length[by_slot], by_slot] + position
     place = place.where(by_slot < num_slots, int(counts.sum()))
     return torch.empty_like(place).index_copy_(0, order, place).view_as(slot)

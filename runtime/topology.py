@@ -4,7 +4,7 @@ Knows neither experts nor gradients. Straight, each rank sends R - 1 messages, m
 levels, ranks of a node first gather on the rank with the target's number in its node all that goes to that number
 anywhere; then ranks of equal number exchange across nodes: fewer and larger messages on the network, and all bytes
 twice inside the node. What arrives is the same to the bit, in the same order.
-Source: Tutel, arXiv 2206.03382, section 4.3 (2DH all-to-all); HetuMoE, arXiv 2203.14685, section 3.2.
+Source: Tutel, arXiv 2206.03382 (2DH all-to-all); HetuMoE, arXiv 2203.14685 (hierarchical all-to-all).
 """
 
 from __future__ import annotations
@@ -103,8 +103,6 @@ class Topology:
         return received, finish
 
     def _start(self, rows: Tensor, counts: Counts) -> tuple[Tensor, Callable[[], None]]:
-        if self.num_ranks == 1:
-            return rows, _nothing
         if self.within is None or self.across is None:
             return _send(rows.contiguous(), counts[self.rank], counts[:, self.rank], self.group)
         per_node = num_ranks(self.within)
@@ -142,7 +140,3 @@ def _send(rows: Tensor, sent: Counts, due: Counts, group: Group | None) -> tuple
         work.wait()
 
     return received, finish
-
-
-def _nothing() -> None:
-    """What is here already has arrived."""

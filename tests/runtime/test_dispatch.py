@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from planner.online.split import StepSplit
 from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
 from runtime.dispatch import count, cut, share_out, slots_of, through_experts
@@ -36,6 +37,8 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     recomputed: str = ""
     """By activation checkpointing, `with` or `without` reentrance."""
+    split_anew: bool = False
+    """By the planner's split for the counts of a step, instead of at random."""
     seed: int = 0
 
 
@@ -73,12 +76,15 @@ def uneven_split(slots):
 def dispatched(case):
     """Output, gradient of the tokens, gradients of this rank's networks."""
     topology = Topology.of_nodes(None, case.ranks_per_node)
+    split = uneven_split(case.slots)
+    if case.split_anew:
+        split = StepSplit(case.slots, topology.num_ranks, case.ranks_per_node).shares_of_sources
     hidden, choices, factor = inputs(case, topology.rank)
     each = len(case.slots) // topology.num_ranks
     mine = [network(expert, case.dtype) for expert in case.slots[topology.rank * each :][:each]]
 
     def go(hidden):
-        slot, counts = share_out(choices, case.slots, uneven_split(case.slots), topology)
+        slot, counts = share_out(choices, case.slots, split, topology)
         if case.padded_to is not None:
             counts = np.full_like(counts, case.padded_to)
         return through_experts(hidden, slot, counts, mine, topology, case.pieces)
@@ -146,6 +152,7 @@ ON_FOUR = [
     Case((5, 0, 9, 2), FOUR, 4, pieces=4, ranks_per_node=2),
     Case((1, 8, 1, 1), (0, 1, 2, 3), 1, choosable=1, ranks_per_node=2),
     Case((5, 3, 2, 2), (0, 1, 2, 3), 2, padded_to=6, pieces=4, ranks_per_node=2),
+    Case((9, 0, 7, 5), FOUR, 2, pieces=2, ranks_per_node=2, split_anew=True),
 ]
 
 
@@ -202,6 +209,8 @@ def test_the_next_piece_travels_while_one_is_computed_there_and_back_and_so_do_g
     notes: list[str] = []
 
     class Diary(Topology):
+        num_ranks = 2
+
         def begin(self, rows, counts):
             number = len([entry for entry in notes if entry.startswith("send")])
             notes.append(f"send {number}")
@@ -271,6 +280,11 @@ def test_rows_that_lie_by_two_numbers_are_put_in_the_order_of_the_second(first, 
 
 def test_counting_leaves_out_what_is_not_sent():
     assert count(torch.tensor([[0, 2], [-1, 2]]), 4).tolist() == [1, 0, 2, 0]
+
+
+def test_less_than_one_piece_is_refused():
+    with pytest.raises(InputError, match="must be at least 1, got 0"):
+        through_experts(torch.randn(1, HIDDEN), torch.zeros(1, 1).long(), np.ones((1, 1)), [], Topology(), pieces=0)
 
 
 def test_more_choices_of_a_slot_than_rows_for_it_are_an_error():
