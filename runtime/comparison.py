@@ -10,14 +10,16 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from planner.cost.balance import imbalance
+from planner.online.placement import moves_between
 from planner.spec.placement import Placement
 from planner.spec.value import Positive, Value
 from runtime.exchange import num_ranks
-from runtime.hooks import attach
 from runtime.migration import migrate
 from runtime.moe import moe_layers
 
@@ -37,9 +39,9 @@ class Comparison(Value):
 
     rounds: tuple[tuple[Trial, Trial], ...]
     imbalance: tuple[float, float]
-    """Max over mean tokens of the ranks, averaged over MoE layers: counted in these very passes."""
+    """Max over mean tokens that the ranks' experts computed in these passes, averaged over MoE layers."""
     moved_experts: int
-    """Experts, over all layers, that the two placements have on different ranks."""
+    """Experts, over all layers, that come to ranks which did not have them."""
 
     @property
     def wall_ratio(self) -> float:
@@ -63,22 +65,18 @@ def compare_placements(
     The first batch warms up and is not kept. Weights and optimizer state are as before, gradients are gone.
     """
     layers, rounds = moe_layers(model), []
-    counters = attach(model)
+    rows = [np.zeros((len(layers), layers[0].num_ranks)) for _ in placements]
     for number, batch in enumerate(batches):
         trials = {}
         for which in (0, 1) if number % 2 else (1, 0):
             migrate(layers, placements[which], optimizer)
             trials[which] = _measure(model, batch)
+            rows[which] += np.array([layer.rows_of_ranks for layer in layers])
         rounds.append((trials[0], trials[1]))
-    tokens = torch.stack([counter.take(batches[0].device) for counter in counters])
-    if num_ranks(None) > 1:
-        dist.all_reduce(tokens)
-    for counter in counters:
-        counter.detach()
     migrate(layers, placements[1], optimizer)
     return Comparison(
         rounds=tuple(rounds[1:]),
-        imbalance=(_imbalance(tokens, placements[0]), _imbalance(tokens, placements[1])),
+        imbalance=(imbalance(rows[0]), imbalance(rows[1])),
         moved_experts=_moved(*placements),
     )
 
@@ -99,18 +97,6 @@ def _measure(model: nn.Module, batch: Tensor) -> Trial:
     )
 
 
-def _imbalance(tokens: Tensor, placement: Placement) -> float:
-    """Tokens [layer, expert] under a placement without replicas: max over mean load of the ranks, mean over layers."""
-    by_rank = (
-        tokens.gather(1, torch.tensor(placement.layers)).view(len(tokens), placement.num_ranks, -1).sum(2).double()
-    )
-    return (by_rank.max(1).values / by_rank.mean(1)).mean().item()
-
-
 def _moved(one: Placement, other: Placement) -> int:
-    moved = 0
-    for number, (before, after) in enumerate(zip(one.layers, other.layers, strict=True)):
-        size = one.slots_per_rank(number)
-        was = {expert: slot // size for slot, expert in enumerate(before)}
-        moved += sum(was[expert] != slot // size for slot, expert in enumerate(after))
-    return moved
+    before, after = (np.array(placement.layers) for placement in (one, other))
+    return len(moves_between(before, after, other.num_ranks))

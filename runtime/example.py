@@ -10,7 +10,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.model import Block, Embedding, GroupedQueryAttention, Head, LayerRun, Model, MoeFeedForward
+from planner.spec.placement import TokenSplit
 from planner.spec.plan import Plan
 from planner.spec.strategy import ExpertStrategy, Recompute, Sharding
 from planner.spec.value import Count, Index, Positive, Value
@@ -72,7 +73,7 @@ class SelfAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Norm, attention, norm, experts; two residual additions."""
 
-    def __init__(self, hidden_size: int, block: Block, group: Group | None) -> None:
+    def __init__(self, hidden_size: int, block: Block, group: Group | None, layer_options: dict[str, Any]) -> None:
         super().__init__()
         attention, experts = block.attention, block.moe
         if experts is None or not isinstance(attention, GroupedQueryAttention) or attention != _plain(attention):
@@ -80,7 +81,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.RMSNorm(hidden_size)
         self.attention = SelfAttention(hidden_size, attention)
         self.expert_norm = nn.RMSNorm(hidden_size)
-        self.experts = ExpertParallelMoe(hidden_size, experts, group)
+        self.experts = ExpertParallelMoe(hidden_size, experts, group, **layer_options)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[samples, tokens, hidden_size] → the same shape."""
@@ -94,9 +95,12 @@ def _plain(shape: GroupedQueryAttention) -> GroupedQueryAttention:
 
 
 class LanguageModel(nn.Module):
-    """The model that a `Model` of `language_model` describes, with its experts spread over `group`."""
+    """The model that a `Model` of `language_model` describes, with its experts spread over `group`.
 
-    def __init__(self, model: Model, group: Group | None = None) -> None:
+    `layer_options`: further arguments of `ExpertParallelMoe`.
+    """
+
+    def __init__(self, model: Model, group: Group | None = None, **layer_options: Any) -> None:
         super().__init__()
         embedding = model.layers[0]
         if not isinstance(embedding, Embedding) or embedding.num_positions == 0:
@@ -104,7 +108,9 @@ class LanguageModel(nn.Module):
         self.tokens = nn.Embedding(embedding.vocab_size, model.hidden_size)
         self.positions = nn.Embedding(embedding.num_positions, model.hidden_size)
         blocks = (layer for layer in model.layers if isinstance(layer, Block))
-        self.blocks = nn.ModuleList(TransformerBlock(model.hidden_size, block, group) for block in blocks)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(model.hidden_size, block, group, layer_options) for block in blocks
+        )
         self.norm = nn.RMSNorm(model.hidden_size)
         self.head = nn.Linear(model.hidden_size, embedding.vocab_size, bias=False)
 
@@ -150,6 +156,10 @@ class Job(Value):
     window_steps: Count
     learning_rate: Positive = 2e-3
     seed: Index = 0
+    extra_slots_per_rank: Index = 0
+    """For replicas of experts; the run of the planner must have as many."""
+    token_split: TokenSplit = TokenSplit.WINDOW
+    """How replicas share tokens."""
 
 
 class Progress(NamedTuple):
@@ -182,7 +192,7 @@ def train(report: Report, job: Job) -> Comparison:
         raise InputError.at("plan", f"this example cannot run {job.plan.summary} on {num_ranks(None)} ranks")
     tell = report if rank(None) == 0 else _say_nothing
     torch.manual_seed(job.seed)
-    model = LanguageModel(job.model)
+    model = LanguageModel(job.model, extra_slots_per_rank=job.extra_slots_per_rank, token_split=job.token_split)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
     first_placement = current_placement(moe_layers(model))
     text = library_text(4_000_000)

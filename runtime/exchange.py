@@ -37,6 +37,15 @@ def first_rank(group: Group | None) -> int:
     return dist.get_global_rank(group, 0) if group is not None else 0
 
 
+def gathered(mine: Tensor, group: Group | None) -> Tensor:
+    """[n] of each rank → [ranks, n]."""
+    if num_ranks(group) == 1:
+        return mine[None]
+    everyone = [torch.empty_like(mine) for _ in range(num_ranks(group))]
+    dist.all_gather(everyone, mine, group=group)
+    return torch.stack(everyone)
+
+
 def all_to_all(
     rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], group: Group | None = None
 ) -> Tensor:

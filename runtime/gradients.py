@@ -5,52 +5,109 @@ Instead of DistributedDataParallel, which would copy the experts of rank 0 over 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from runtime.exchange import Group, num_ranks
-from runtime.moe import expert_parameters
+from runtime.exchange import Group, num_ranks, rank
+from runtime.moe import ExpertParallelMoe, expert_parameters, moe_layers
+from runtime.replicas import gradients_of, sum_replicas
 
 
 def average_gradients(model: nn.Module, group: Group | None = None, expert_data_group: Group | None = None) -> None:
-    """After `backward`: make gradients those of the mean of all ranks' losses.
+    """After `backward`, once before each step of the optimizer: make gradients those of the mean of all ranks' losses.
 
     `group`: all data-parallel ranks (None: all ranks). Each rank's loss must be a mean over equally many tokens.
     Parameters that all ranks hold are averaged over `group`. The gradient of an expert already sums what came back
     from the ranks of its expert-parallel group, so it is divided by all data-parallel ranks; before that it is summed
-    over `expert_data_group`, the ranks that hold the same experts (None: no other rank does).
+    over `expert_data_group`, the ranks that hold the same experts in the same slots (None: no other rank does), and
+    over the slots of the expert: replicas get the same bits, so they stay equal.
     """
     ranks = num_ranks(group)
-    if ranks == 1:
-        return
+    layers = moe_layers(model)
     experts = {id(parameter): parameter for parameter in expert_parameters(model)}
     dense = [p for p in model.parameters() if p.requires_grad and id(p) not in experts]
     local = [p for p in experts.values() if p.requires_grad]
-    _sum_over(dense, group)
+    if ranks > 1:
+        _sum_over(dense, group)
     if expert_data_group is not None:
-        _sum_over(local, expert_data_group)
-    torch._foreach_div_(_gradients([*dense, *local]), ranks)
+        # Shadow experts too: what they computed is added to the sums of the slots that they copy.
+        _sum_over([*local, *_shadow_parameters(layers)], expert_data_group)
+    for together in _by_group(layers):
+        sum_replicas(together, together[0].group, next(together[0].experts.parameters()).device)
+    if ranks > 1:
+        torch._foreach_div_(gradients_of([*dense, *local]), ranks)
+    for layer in layers:
+        layer.weights_changed()
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """After `average_gradients`: the 2-norm of the gradients of one process, the same number on all ranks.
+
+    Each expert counts once, whichever rank holds it and however many replicas it has. A collective.
+    """
+    layers = moe_layers(model)
+    experts = {id(parameter) for parameter in expert_parameters(model)}
+    dense = [p for p in model.parameters() if id(p) not in experts and p.grad is not None]
+    if not layers:
+        return _squared(dense).sqrt()
+    total = torch.zeros_like(_squared(dense))
+    for number, together in enumerate(_by_group(layers)):
+        mine = [p for layer in together for p in _first_held(layer)]
+        # The dense part rides along from rank 0, so that all ranks get the same bits.
+        counted = _squared(mine if number or rank(together[0].group) else [*dense, *mine])
+        if num_ranks(together[0].group) > 1:
+            dist.all_reduce(counted, group=together[0].group)
+        total += counted
+    return total.sqrt()
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """After `average_gradients`: scale gradients to a norm of at most `max_norm`; returns the norm before.
+
+    A collective. What `torch.nn.utils.clip_grad_norm_` is on one process: it knows nothing of experts on other ranks.
+    """
+    norm = gradient_norm(model)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale.to(parameter.grad.dtype))
+    return norm
+
+
+def _by_group(layers: Sequence[ExpertParallelMoe]) -> list[list[ExpertParallelMoe]]:
+    groups: dict[int, list[ExpertParallelMoe]] = {}
+    for layer in layers:
+        groups.setdefault(id(layer.group), []).append(layer)
+    return list(groups.values())
+
+
+def _shadow_parameters(layers: Sequence[ExpertParallelMoe]) -> list[nn.Parameter]:
+    return [p for layer in layers for shadow in layer.shadows for p in shadow.parameters() if p.requires_grad]
+
+
+def _first_held(layer: ExpertParallelMoe) -> Iterator[nn.Parameter]:
+    """Of the experts of which this rank has the first slot."""
+    for slot in layer.local_slots:
+        if layer.slot_map.holders[layer.slots[slot]][0] == slot:
+            yield from (p for p in layer.expert_at(slot).parameters() if p.grad is not None)
+
+
+def _squared(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Σ of the squares of their gradients."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    return torch.stack([torch.zeros(()), *(norm.float() for norm in norms)]).square().sum()
 
 
 def _sum_over(parameters: Iterable[nn.Parameter], group: Group | None) -> None:
     """One all-reduce per number format. A rank whose loss did not reach a parameter adds zero."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in _gradients(parameters):
+    for gradient in gradients_of(parameters):
         by_dtype.setdefault(gradient.dtype, []).append(gradient)
     for gradients in by_dtype.values():
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat, group=group)
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-
-
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    found = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        found.append(parameter.grad)
-    return found

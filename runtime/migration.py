@@ -13,24 +13,29 @@ All or nothing, in four phases on all ranks of the expert-parallel group:
 3. exchange: one all-to-all, into the new buffers;
 4. commit: every rank unpacks its buffers into its slots and notes the placement.
 
-A swap needs no care: sources were packed before the first slot is overwritten. Call it between optimizer steps.
+A swap needs no care: sources were packed before the first slot is overwritten. Call it between optimizer steps: then
+replicas are equal, and any of them can be the source. Shadow slots are filled by the layer, before its next forward
+pass; a new split moves nothing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from planner.spec.errors import ConflictError, InputError
+from planner.spec.errors import InputError
 from planner.spec.placement import Placement
 from planner.spec.value import content_id
-from runtime.exchange import Group, is_distributed, num_ranks, rank
-from runtime.moe import ExpertParallelMoe, check_slots
+from runtime.agreement import all_or_none
+from runtime.exchange import rank
+from runtime.moe import ExpertParallelMoe
+from runtime.shipment import Parcel, Shipment
+from runtime.slots import SlotMap, as_slot_maps
 
 
 class Transfer(NamedTuple):
@@ -41,46 +46,28 @@ class Transfer(NamedTuple):
     to_slot: int
 
 
-class Arrival(NamedTuple):
-    """One expert on its way to this rank."""
-
-    layer: int
-    local_slot: int
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """What leaves this rank, packed in the order of destinations, and room for what comes, in the order of sources."""
-
-    moved_experts: int
-    sent: Tensor
-    send_counts: list[int]
-    received: Tensor
-    receive_counts: list[int]
-    arrivals: list[Arrival]
-
-    def exchange(self, group: Group | None) -> None:
-        """Fill `received`. A collective."""
-        if is_distributed():
-            dist.all_to_all_single(self.received, self.sent, self.receive_counts, self.send_counts, group=group)
-        else:
-            self.received.copy_(self.sent)
-
-
 @dataclass(frozen=True)
 class Migration:
     """What a migration did, over all ranks of the group."""
 
     moved_experts: int
-    """Experts that changed their slot, over all layers."""
+    """Slots that got another expert, over all layers; shadow slots are not counted, they are filled in every step."""
     received_bytes: int
     """Bytes that this rank received, from itself included."""
+    pause_s: float
+    """How long it kept this rank from training, waiting for the others included."""
 
 
 def current_placement(layers: Sequence[ExpertParallelMoe]) -> Placement:
     """Where the experts of these layers sit now."""
-    return Placement(layers=tuple(layer.slots for layer in layers), num_ranks=layers[0].num_ranks)
+    maps = [layer.slot_map for layer in layers]
+    even = all(slots.split is None for slots in maps)
+    return Placement(
+        layers=tuple(slots.experts for slots in maps),
+        num_ranks=layers[0].num_ranks,
+        shadow_slots_per_rank=maps[0].shadows_per_rank,
+        split=None if even else tuple(slots.parts() for slots in maps),
+    )
 
 
 def migrate(
@@ -92,25 +79,26 @@ def migrate(
     rank; ConflictError if this rank cannot prepare for another reason (memory, say: its cause), if another rank
     refuses, or if it wants something else. Then nothing has changed on any rank, and all may go on as they are.
     """
+    began = time.perf_counter()
     group = layers[0].group
-    refusal: Exception | None = None
-    digest = ""
-    try:
-        shipment = _prepare(layers, target, optimizer)
-        digest = content_id([current_placement(layers).layers, target.layers, _layout(layers, optimizer)])
-    except Exception as error:  # whatever it is, the other ranks must hear of it before this one raises
-        refusal = error
-    verdicts = _gather(digest, group, layers[0].slot_of_expert.device)
-    if isinstance(refusal, InputError):
-        raise refusal
-    if "" in verdicts:
-        refusing = ", ".join(str(number) for number, verdict in enumerate(verdicts) if not verdict)
-        raise ConflictError(f"rank {refusing} of the group cannot prepare the migration") from refusal
-    if len(set(verdicts)) > 1:
-        raise ConflictError(f"the ranks do not agree on the migration (digests by rank: {verdicts}); nothing was moved")
-    shipment.exchange(group)
-    _commit(layers, target, optimizer, shipment)
-    return Migration(shipment.moved_experts, shipment.received.numel())
+    device = next(layers[0].experts.parameters()).device
+
+    def prepare() -> tuple[str, tuple[list[SlotMap], list[Transfer], Shipment]]:
+        maps = _maps(layers, target)
+        transfers = list(_transfers(layers, maps))
+        shipment = Shipment.pack(_parcels(layers, transfers, optimizer), group, device)
+        placements = [placement.model_dump(mode="json") for placement in (current_placement(layers), target)]
+        return content_id([placements, _layout(layers, optimizer)]), (maps, transfers, shipment)
+
+    maps, transfers, shipment = all_or_none(prepare, "the migration", group, device)
+    if transfers:
+        shipment.exchange()
+        shipment.unpack()
+    for layer, slots in zip(layers, maps, strict=True):
+        layer.place(slots)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return Migration(len(transfers), shipment.received.numel(), time.perf_counter() - began)
 
 
 def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> None:
@@ -118,28 +106,45 @@ def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Op
     _layout(layers, optimizer)
 
 
-def _transfers(layers: Sequence[ExpertParallelMoe], target: Placement) -> list[Transfer]:
-    """What has to move, in an order that all ranks share; raises InputError where the target does not fit."""
+def _maps(layers: Sequence[ExpertParallelMoe], target: Placement) -> list[SlotMap]:
+    """The target, layer by layer; raises InputError where it does not fit."""
     if len(target.layers) != len(layers):
         raise InputError.at("placement.layers", f"has {len(target.layers)} layers, the model has {len(layers)}")
     if target.num_ranks != layers[0].num_ranks:
         raise InputError.at("placement.num_ranks", f"is {target.num_ranks}, the group has {layers[0].num_ranks} ranks")
-    transfers = []
-    for number, (layer, slots) in enumerate(zip(layers, target.layers, strict=True)):
-        try:
-            wanted = check_slots(slots, layer.num_experts, layer.num_ranks)
-        except InputError as error:
-            raise error.under(f"placement.layers[{number}]") from None
-        was = {expert: slot for slot, expert in enumerate(layer.slots)}
-        transfers += [Transfer(number, was[e], slot) for slot, e in enumerate(wanted) if was[e] != slot]
-    return transfers
+    maps = as_slot_maps(target, [layer.num_experts for layer in layers])
+    for number, (layer, slots) in enumerate(zip(layers, maps, strict=True)):
+        if slots.shadows_per_rank != layer.slot_map.shadows_per_rank:
+            raise InputError.at(
+                "placement.shadow_slots_per_rank",
+                f"is {slots.shadows_per_rank}, the layer was made with {layer.slot_map.shadows_per_rank}",
+            )
+        if slots.per_rank != layer.slots_per_rank:
+            raise InputError.at(
+                f"placement.layers[{number}]",
+                f"has {slots.per_rank} slots on each rank, the layer was made with {layer.slots_per_rank}",
+            )
+    return maps
+
+
+def _transfers(layers: Sequence[ExpertParallelMoe], maps: Sequence[SlotMap]) -> Iterator[Transfer]:
+    """What has to move, in an order that all ranks share: into each lasting slot that gets another expert.
+
+    From the nearest slot that has the expert. Replicas are equal, so it does not matter which; those that no slot of
+    the target wants vanish.
+    """
+    for number, (layer, target) in enumerate(zip(layers, maps, strict=True)):
+        now = layer.slot_map
+        for slot, (before, after) in enumerate(zip(now.experts, target.experts, strict=True)):
+            if before != after and not target.is_shadow(slot):
+                yield Transfer(number, now.nearest(after, target.rank_of(slot)), slot)
 
 
 def _layout(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> list[Any]:
     """Number formats and shapes of what belongs to an expert, by layer; equal for all experts of a layer."""
     layouts = []
     for number, layer in enumerate(layers):
-        kinds = {content_id(_describe(layer, local, optimizer)) for local in range(layer.slots_per_rank)}
+        kinds = {content_id(_describe(layer, local, optimizer)) for local in range(len(layer.experts))}
         if len(kinds) > 1:
             raise InputError.at(f"layers[{number}]", "its experts differ in gradients, optimizer state or options")
         layouts.append(kinds.pop())
@@ -177,62 +182,15 @@ def _parts(
             yield f"{name}.{key}", value
 
 
-def _prepare(
-    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None
-) -> Shipment:
-    """Pack what leaves this rank, by destination, and make room for what comes, by source."""
-    device = layers[0].slot_of_expert.device
-    me, ranks = rank(layers[0].group), layers[0].num_ranks
-    transfers = _transfers(layers, target)
-    outgoing: list[list[Tensor]] = [[] for _ in range(ranks)]
-    incoming: list[list[Arrival]] = [[] for _ in range(ranks)]
+def _parcels(
+    layers: Sequence[ExpertParallelMoe], transfers: Sequence[Transfer], optimizer: torch.optim.Optimizer | None
+) -> Iterator[Parcel]:
     for number, from_slot, to_slot in transfers:
         layer = layers[number]
-        source, from_local = divmod(from_slot, layer.slots_per_rank)
-        destination, to_local = divmod(to_slot, layer.slots_per_rank)
-        if source == me:
-            outgoing[destination] += [_bytes(part, device) for _, part in _parts(layer, from_local, optimizer)]
-        if destination == me:
-            size = sum(part.numel() * part.element_size() for _, part in _parts(layer, to_local, optimizer))
-            incoming[source].append(Arrival(number, to_local, size))
-    receive_counts = [sum(arrival.size_bytes for arrival in source) for source in incoming]
-    return Shipment(
-        moved_experts=len(transfers),
-        sent=torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(part for to in outgoing for part in to)]),
-        send_counts=[sum(part.numel() for part in to) for to in outgoing],
-        received=torch.empty(sum(receive_counts), dtype=torch.uint8, device=device),
-        receive_counts=receive_counts,
-        arrivals=[arrival for source in incoming for arrival in source],
-    )
-
-
-def _commit(
-    layers: Sequence[ExpertParallelMoe],
-    target: Placement,
-    optimizer: torch.optim.Optimizer | None,
-    shipment: Shipment,
-) -> None:
-    offset = 0
-    for arrival in shipment.arrivals:
-        for _, part in _parts(layers[arrival.layer], arrival.local_slot, optimizer):
-            size = part.numel() * part.element_size()
-            # A copy of the piece starts where every number format is aligned.
-            piece = shipment.received[offset : offset + size].clone()
-            part.copy_(piece.view(part.dtype).view(part.shape))
-            offset += size
-    for layer, slots in zip(layers, target.layers, strict=True):
-        layer.place(slots)
-
-
-def _bytes(part: Tensor, device: torch.device) -> Tensor:
-    return part.detach().contiguous().reshape(-1).to(device).view(torch.uint8)
-
-
-def _gather(text: str, group: Group | None, device: torch.device) -> list[str]:
-    """A short text (up to 16 ASCII characters) of every rank of the group, in order."""
-    if not is_distributed():
-        return [text]
-    mine = torch.tensor(list(text.ljust(16).encode()), dtype=torch.uint8, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(num_ranks(group))]
-    dist.all_gather(everyone, mine, group=group)
-    return [bytes(other.tolist()).decode().strip() for other in everyone]
+        from_rank, to_rank = layer.slot_map.rank_of(from_slot), layer.slot_map.rank_of(to_slot)
+        me = rank(layer.group)
+        contents, into = (
+            [part for _, part in _parts(layer, slot - layer.local_slots.start, optimizer)] if there == me else []
+            for there, slot in ((from_rank, from_slot), (to_rank, to_slot))
+        )
+        yield Parcel(from_rank, to_rank, contents, into)

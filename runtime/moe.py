@@ -1,43 +1,56 @@
 """A Mixture-of-Experts layer whose experts are spread over ranks by a placement.
 
-Every rank routes its own tokens, sends each to the rank that holds the expert (all-to-all), computes its local experts,
-and gets the results back. Which logical expert sits in which physical slot is the placement; it changes where work is
+Every rank routes its own tokens, sends each to a rank that holds the expert (all-to-all), computes its local experts,
+and gets the results back. Which logical expert sits in which physical slots is the placement; it changes where work is
 done, never what is computed. `runtime.migration` changes it while training runs.
 
-Data parallelism: all ranks hold the router; each expert is held once per expert-parallel group. Gradients become those
+An expert in several slots has replicas, which share its tokens: by the placement's split, or anew in every step.
+Lasting replicas have optimizer state and stay equal because they get the same gradients; a shadow expert is filled
+from a lasting slot after each step of the optimizer, which knows nothing of it (`runtime.replicas`).
+
+Data parallelism: all ranks hold the router; each expert is held by one expert-parallel group. Gradients become those
 of one process on the union of the ranks' batches by `runtime.gradients.average_gradients`.
 
-Not here: replicas of experts (refused), shared experts (a dense feed-forward beside this layer does that), biases of
-experts, expert-tensor parallelism, grouped matrix products (local experts are computed one after the other).
+Not here: shared experts (a dense feed-forward beside this layer does that), expert-tensor parallelism, grouped matrix
+products (local experts are computed one after the other).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
-from runtime.auxiliary import balance_loss
+from planner.spec.placement import TokenSplit
+from runtime.auxiliary import AuxiliaryLoss, carrying
 from runtime.capacity import Capacity, limited, padded_counts
 from runtime.dispatch import share_out, through_experts
 from runtime.exchange import Group, num_ranks, rank
 from runtime.experts import Expert
 from runtime.gates import ExpertRouter
+from runtime.replicas import bring_shadows
+from runtime.slots import SlotMap, token_shares
 from runtime.topology import Counts, Topology
 
 
 class ExpertParallelMoe(nn.Module):
     """The layer. `slots[s]` is the logical expert in physical slot s; slots are numbered rank by rank.
 
-    `balance_loss` holds, after a forward pass with `with_balance_loss`, the auxiliary loss of that pass, to be scaled
-    and added to the training loss by the caller; else None. It does not survive activation checkpointing of the layer.
+    `experts[i]` is the expert in this rank's i-th slot; `shadows` holds those of its shadow slots, the last. Shadows
+    are no submodules: neither `parameters()` nor a state dict has them.
+    `auxiliary_loss` holds, after a forward pass of a layer with an auxiliary loss, that of the pass, for the caller to
+    add to the training loss; it does not survive activation checkpointing of the layer. If the layer carries it
+    (`runtime.auxiliary.carrying`), it is there to be shown only.
+    `rows_of_ranks` [ranks]: of how many rows each rank's experts made something in the last forward pass.
     """
 
-    balance_loss: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
 
     def __init__(
         self,
@@ -46,103 +59,173 @@ class ExpertParallelMoe(nn.Module):
         group: Group | None = None,
         *,
         slots: Sequence[int] | None = None,
+        extra_slots_per_rank: int = 0,
+        shadow_slots_per_rank: int = 0,
+        token_split: TokenSplit = TokenSplit.WINDOW,
         gate: ExpertRouter | None = None,
         capacity: Capacity | None = None,
         topology: Topology | None = None,
         pieces: int = 1,
-        with_balance_loss: bool = False,
+        auxiliary: AuxiliaryLoss | None = None,
+        carry_auxiliary_loss: bool = False,
     ) -> None:
-        """Make the layer on this rank of `group`; `slots` None places expert e on rank e // (experts / ranks).
+        """Make the layer on this rank of `group`, with as many slots as it will ever have.
 
+        `slots`, `shadow_slots_per_rank` of each rank's among them: as in a `Placement`. None: expert e on rank
+        e // (experts / ranks), an even share and `extra_slots_per_rank` on each rank, though no more than one for each
+        expert; further slots hold replicas of the experts of the next ranks.
+        `token_split`: how replicas share tokens: `window`, by the placement's split where it has one, else equally;
+        `even`, always equally; `step`, as evenly over the ranks as can be, from the counts of each pass.
         `gate` None: softmax and top-k, by `shape`. `capacity` None: no token is dropped; what is dropped adds
         nothing to its token. `topology` None: straight all-to-all over `group`. `pieces`: see `through_experts`.
         Initial weights depend on the random seed and the logical expert only: not on ranks, nor on the placement.
         Raises InputError.
         """
         super().__init__()
-        _check_shape(shape)
+        topology = Topology(group) if topology is None else topology
+        gate = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
+        _check(shape, gate, topology.group is group, pieces, extra_slots_per_rank, shadow_slots_per_rank)
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = shape.num_experts
         self.capacity = capacity
-        self.topology = Topology(group) if topology is None else topology
+        self.topology = topology
         self.pieces = pieces
-        self.with_balance_loss = with_balance_loss
-        self.slots = check_slots(
-            range(shape.num_experts) if slots is None else slots, shape.num_experts, self.num_ranks
-        )
-        self.router = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
-        self.experts = nn.ModuleList(
-            Expert(hidden_size, shape.expert_width, shape.gated) for _ in range(self.slots_per_rank)
-        )
-        self.register_buffer("slot_of_expert", _inverse(self.slots), persistent=False)
-        self.slot_of_expert: Tensor
+        self.auxiliary = auxiliary
+        self.carry_auxiliary_loss = carry_auxiliary_loss
+        self.token_split = token_split
+        self.rows_of_ranks: Counts = np.zeros(self.num_ranks, dtype=np.int64)
+        if slots is None:
+            first = SlotMap.first(shape.num_experts, self.num_ranks, extra_slots_per_rank, shadow_slots_per_rank)
+        else:
+            first = SlotMap(tuple(slots), shape.num_experts, self.num_ranks, shadow_slots_per_rank)
+        self.router = gate
+        self.experts = nn.ModuleList(Expert(hidden_size, shape) for _ in range(first.lasting_per_rank))
+        self.shadows = [Expert(hidden_size, shape) for _ in range(first.shadows_per_rank)]
+        self.place(first)
         self._draw_experts()
 
     @property
+    def slots(self) -> tuple[int, ...]:
+        """The logical expert in each slot of all ranks."""
+        return self.slot_map.experts
+
+    @property
     def slots_per_rank(self) -> int:
-        """Experts that this rank holds."""
-        return len(self.slots) // self.num_ranks
+        """Experts that this rank holds, shadow experts included."""
+        return self.slot_map.per_rank
+
+    @property
+    def extra_slots_per_rank(self) -> int:
+        """Slots of each rank beyond an even share that are no shadow slots: as a run of the planner counts them."""
+        return self.slot_map.lasting_per_rank - -(-self.num_experts // self.num_ranks)
 
     @property
     def local_slots(self) -> range:
-        """Physical slots of this rank; `experts[i]` sits in the i-th of them."""
+        """Physical slots of this rank: those of `experts`, then those of `shadows`."""
         first = rank(self.group) * self.slots_per_rank
         return range(first, first + self.slots_per_rank)
 
-    def place(self, slots: Sequence[int]) -> None:
+    def expert_at(self, slot: int) -> Expert:
+        """The expert in a slot of this rank."""
+        local = slot - self.local_slots.start
+        expert = self.experts[local] if local < len(self.experts) else self.shadows[local - len(self.experts)]
+        assert isinstance(expert, Expert)
+        return expert
+
+    def place(self, slots: SlotMap) -> None:
         """Note that the experts sit in other slots now. Moves no weights: `runtime.migration.migrate` calls this."""
-        self.slots = check_slots(slots, self.num_experts, self.num_ranks)
-        self.slot_of_expert.copy_(_inverse(self.slots))
+        self.slot_map = slots
+        self._shares = token_shares(slots, self.token_split, self.topology.ranks_per_node)
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Fill the shadow experts anew before they are used again. All ranks of the group call it, or none.
+
+        `average_gradients`, a migration and a state dict do so themselves.
+        """
+        self._shadows_are_stale = bool(self.shadows)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[…, hidden_size] → the same shape: for each token the weighted sum of what its experts make of it."""
         tokens = hidden.reshape(-1, hidden.shape[-1])
+        self._prepare_shadows()
         routing = self.router(tokens)
-        if self.with_balance_loss:
-            self.balance_loss = balance_loss(routing.probabilities, routing.experts, self.group)
+        if self.auxiliary is not None:
+            self.auxiliary_loss = self.auxiliary(routing, self.group)
         choices = limited(routing, self.capacity)
-        if self.capacity is not None and self.capacity.padded:
-            slot = torch.where(choices >= 0, self.slot_of_expert[choices], -1)
-            counts = padded_counts(choices, len(self.slots), self.num_experts, self.capacity, self.topology)
-        else:
-            slot, counts = share_out(choices, self.slots, self._to_slots, self.topology)
-        by_choice = through_experts(tokens, slot, counts, list(self.experts), self.topology, self.pieces)
-        return torch.einsum("tk,tkh->th", routing.weights.to(by_choice.dtype), by_choice).view_as(hidden)
+        slot, counts = self._assign(choices)
+        self.rows_of_ranks = counts.sum(axis=0).reshape(self.num_ranks, -1).sum(axis=1)
+        experts = [*self.experts, *self.shadows]
+        by_choice = through_experts(tokens, slot, counts, experts, self.topology, self.pieces)
+        output = torch.einsum("tk,tkh->th", routing.weights.to(by_choice.dtype), by_choice).view_as(hidden)
+        if self.auxiliary_loss is None or not self.carry_auxiliary_loss:
+            return output
+        output = carrying(output, self.auxiliary_loss)
+        self.auxiliary_loss = self.auxiliary_loss.detach()
+        return output
 
-    def _to_slots(self, counts: Counts) -> Counts:
-        return counts[:, self.slots]
+    def _assign(self, choices: Tensor) -> tuple[Tensor, Counts]:
+        """Experts chosen [tokens, top_k] → slots [tokens, top_k], and rows of each rank for each slot [R, S]."""
+        if self.capacity is None or not self.capacity.padded:
+            return share_out(choices, self.slots, self._shares, self.topology)
+        counts = padded_counts(choices, len(self.slots), self.num_experts, self.capacity, self.topology)
+        if self.slot_map.has_replicas:
+            return share_out(choices, self.slots, self._shares, self.topology)[0], counts
+        slot_of_expert = torch.tensor(self.slots, device=choices.device).argsort()
+        return torch.where(choices >= 0, slot_of_expert[choices], -1), counts
+
+    def _prepare_shadows(self) -> None:
+        if self._shadows_are_stale:
+            with torch.no_grad():
+                bring_shadows([self], self.group, self.shadows[0].up.device)
+            self._shadows_are_stale = False
+            self._forget_shadow_gradients()
+        elif self.shadows and next(self.experts.parameters()).grad is None:
+            self._forget_shadow_gradients()  # the optimizer cleared those that it knows
+
+    def _forget_shadow_gradients(self) -> None:
+        for shadow in self.shadows:
+            shadow.zero_grad(set_to_none=True)
 
     def _draw_experts(self) -> None:
         seed = int(torch.randint(2**31, ()))
-        for expert, slot in zip(self.experts, self.local_slots, strict=True):
-            assert isinstance(expert, Expert)
+        for slot in self.local_slots[: len(self.experts)]:
+            expert = self.expert_at(slot)
             expert.reset_parameters(torch.Generator(expert.up.device).manual_seed(seed + self.slots[slot]))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExpertParallelMoe:
+        for shadow in self.shadows:
+            shadow._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def get_extra_state(self) -> dict[str, Any]:
-        """The placement under which the experts of this rank's checkpoint are to be read."""
-        return {"slots": list(self.slots), "rank": rank(self.group), "num_ranks": self.num_ranks}
+        """The placement under which the experts of this rank's part of a state dict are to be read."""
+        return {
+            "slots": list(self.slots),
+            "split": self.slot_map.split,
+            "rank": rank(self.group),
+            "num_ranks": self.num_ranks,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over the placement of a checkpoint; raises InputError if another rank wrote it."""
+        """Take over the placement of a state dict; raises InputError if another rank wrote it, or it does not fit.
+
+        `runtime.checkpoint` resumes on other ranks and in other slots.
+        """
         mine = (rank(self.group), self.num_ranks)
         if (state["rank"], state["num_ranks"]) != mine:
             raise InputError.at(
                 "state_dict",
                 f"was written by rank {state['rank']} of {state['num_ranks']}, this is rank {mine[0]} of {mine[1]}",
             )
-        self.place(state["slots"])
-
-
-def check_slots(slots: Sequence[int], num_experts: int, num_ranks: int) -> tuple[int, ...]:
-    """The slots, if each expert stands in exactly one and ranks share them evenly; raises InputError."""
-    if len(slots) % num_ranks:
-        raise InputError.at("placement", f"{len(slots)} slots cannot be shared evenly by {num_ranks} ranks")
-    if len(slots) > num_experts and set(slots) == set(range(num_experts)):
-        raise InputError.at("placement", "experts have replicas, which the expert-parallel layer cannot hold")
-    if sorted(slots) != list(range(num_experts)):
-        raise InputError.at("placement", f"each of the experts 0 … {num_experts - 1} must stand in exactly one slot")
-    return tuple(slots)
+        slots = replace(self.slot_map, experts=tuple(state["slots"]), split=state["split"])
+        if slots.per_rank != self.slots_per_rank:
+            raise InputError.at(
+                "state_dict", f"has {slots.per_rank} slots on each rank, the layer has {self.slots_per_rank}"
+            )
+        self.place(slots)
 
 
 def moe_layers(model: nn.Module) -> list[ExpertParallelMoe]:
@@ -156,12 +239,21 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from layer.experts.parameters()
 
 
-def _check_shape(shape: MoeFeedForward) -> None:
-    if shape.bias:
-        raise InputError.at("bias", "experts with biases are not supported by the expert-parallel layer")
+def _check(  # what each argument must be beside the others
+    shape: MoeFeedForward, gate: ExpertRouter, same_group: bool, pieces: int, extra_slots: int, shadow_slots: int
+) -> None:
     if shape.shared_width or shape.shared_gate:
         raise InputError.at("shared_width", "must be 0: add a dense feed-forward beside the expert-parallel layer")
-
-
-def _inverse(slots: Sequence[int]) -> Tensor:
-    return torch.tensor(slots).argsort()
+    if (gate.num_experts, gate.top_k) != (shape.num_experts, shape.top_k):
+        raise InputError.at(
+            "gate", f"chooses {gate.top_k} of {gate.num_experts}, not {shape.top_k} of {shape.num_experts}"
+        )
+    if not same_group:
+        raise InputError.at("topology", "must be of the group that is given")
+    for name, number, least in (
+        ("pieces", pieces, 1),
+        ("extra_slots_per_rank", extra_slots, 0),
+        ("shadow_slots_per_rank", shadow_slots, 0),
+    ):
+        if number < least:
+            raise InputError.at(name, f"must be {least} or more, got {number}")

@@ -60,6 +60,11 @@ class Topology:
         return num_ranks(self.group)
 
     @property
+    def ranks_per_node(self) -> int | None:
+        """None: nodes do not matter."""
+        return None if self.within is None else num_ranks(self.within)
+
+    @property
     def rank(self) -> int:
         """This process's number in the group."""
         return rank(self.group)

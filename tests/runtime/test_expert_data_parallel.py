@@ -20,6 +20,7 @@ from training_samples import (
 )
 
 from planner.spec.errors import InputError
+from planner.spec.placement import TokenSplit
 from runtime.example import LanguageModel
 from runtime.gradients import average_gradients
 from runtime.launch import launch
@@ -29,13 +30,19 @@ from runtime.moe import moe_layers
 STEPS = 20
 
 
-def train_in_two_groups(report):
+def train_in_two_groups(report, extra, shadows):
     """Experts over ranks {0, 1} and again over {2, 3}; ranks {0, 2} and {1, 3} hold the same experts."""
     expert_groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     same_experts = [dist.new_group([0, 2]), dist.new_group([1, 3])]
     rank = dist.get_rank()
     torch.manual_seed(0)
-    model = LanguageModel(MODEL, expert_groups[rank // 2])
+    model = LanguageModel(
+        MODEL,
+        expert_groups[rank // 2],
+        extra_slots_per_rank=extra,
+        shadow_slots_per_rank=shadows,
+        token_split=TokenSplit.STEP,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     data, random_numbers, losses = my_batches(), random.Random(2), []
     for step in range(STEPS):
@@ -48,12 +55,13 @@ def train_in_two_groups(report):
         dist.all_reduce(total)
         losses.append(total.item() / RANKS)
         if step % 6 == 5:
-            migrate(moe_layers(model), random_placement(random_numbers, ranks=2), optimizer)
+            migrate(moe_layers(model), random_placement(random_numbers, 2, extra, shadows), optimizer)
     return losses, [layer.num_ranks for layer in moe_layers(model)]
 
 
-def test_two_expert_parallel_groups_train_like_one_process():
-    results = launch(train_in_two_groups, RANKS, timeout_s=60)
+@pytest.mark.parametrize(("extra", "shadows"), [(0, 0), (1, 1)])
+def test_two_expert_parallel_groups_train_like_one_process(extra, shadows):
+    results = launch(train_in_two_groups, RANKS, (extra, shadows), timeout_s=60)
     assert results[0][1] == [2, 2]
     assert all(result == results[0] for result in results)
     assert largest_difference(results[0][0], train_with_migrations(None, STEPS, 0)) <= 1e-5

@@ -132,8 +132,8 @@ def test_nothing_moves_anywhere_if_one_rank_disagrees_or_refuses():
     [
         (Placement(layers=(tuple(range(EXPERTS)),), num_ranks=1), "placement.layers"),
         (Placement.contiguous([EXPERTS] * LAYERS, 2), "placement.num_ranks"),
-        (Placement.contiguous([EXPERTS, EXPERTS - 1], 1), "placement.layers[1].placement"),
-        (Placement(layers=((*range(EXPERTS), 0),) * LAYERS, num_ranks=1), "placement.layers[0].placement"),
+        (Placement.contiguous([EXPERTS, EXPERTS - 1], 1), "placement.layers[1].slots"),
+        (Placement(layers=((*range(EXPERTS), 0),) * LAYERS, num_ranks=1), "placement.layers[0]"),
     ],
 )
 def test_a_placement_that_does_not_fit_the_model_is_refused(placement, field):

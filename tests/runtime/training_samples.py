@@ -21,9 +21,9 @@ EXPERT_SHAPE = MoeFeedForward(num_experts=EXPERTS, top_k=2, expert_width=48)
 MODEL = language_model(hidden_size=32, num_blocks=LAYERS, num_heads=2, experts=EXPERT_SHAPE, sequence_length=TOKENS)
 
 
-def make_job(seed=0):
+def make_job(seed=0, **layer_options):
     torch.manual_seed(seed)
-    model = LanguageModel(MODEL)
+    model = LanguageModel(MODEL, **layer_options)
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
@@ -49,9 +49,24 @@ def train_step(model, optimizer, batch):
     return (total / num_ranks(None)).item()
 
 
-def random_placement(random_numbers: random.Random, ranks=RANKS):
-    rows = tuple(tuple(random_numbers.sample(range(EXPERTS), EXPERTS)) for _ in range(LAYERS))
-    return Placement(layers=rows, num_ranks=ranks)
+def random_placement(random_numbers: random.Random, ranks=RANKS, extra=0, shadows=0, split=False):
+    """`extra` and `shadows`: slots of each rank for replicas, and for shadow experts."""
+    rows, parts = [], []
+    for _ in range(LAYERS):
+        experts = [*range(EXPERTS), *random_numbers.choices(range(EXPERTS), k=extra * ranks)]
+        random_numbers.shuffle(experts)
+        size = len(experts) // ranks
+        row = []
+        for rank_number in range(ranks):
+            row += experts[rank_number * size : (rank_number + 1) * size]
+            row += random_numbers.choices(range(EXPERTS), k=shadows)
+        weights = [random_numbers.choice([0.0, 1.0, 3.0]) + 0.01 for _ in row]
+        whole = [sum(w for w, e in zip(weights, row, strict=True) if e == expert) for expert in range(EXPERTS)]
+        rows.append(tuple(row))
+        parts.append(tuple(weight / whole[expert] for weight, expert in zip(weights, row, strict=True)))
+    return Placement(
+        layers=tuple(rows), num_ranks=ranks, shadow_slots_per_rank=shadows, split=tuple(parts) if split else None
+    )
 
 
 def train_with_migrations(report, steps, every):

@@ -1,0 +1,200 @@
+"""What moving and replicating experts is worth in training: two processes, a skewed gate. By hand; `--help`.
+
+Two jobs with the same weights and data take each step one right after the other, in turns, in the same two processes,
+each on a core of its own: one with experts in order and no replicas, and one that places its experts anew at the end of
+each window, by the tokens counted in it, and splits the tokens of replicas in every step. The routers' biases make the
+gate skewed: expert e of E is preferred by (e + 1)^-skew, so that experts in order are uneven; the text adds its part.
+
+Step times are ratios within a step. CPU seconds of the busiest rank say what a step would take if each rank had a core
+for itself; wall seconds what it took beside whatever else the machine did: the least of them say the most. Both jobs'
+losses must stay equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from planner.cost.balance import imbalance
+from planner.online.placement import options
+from planner.spec.model import MoeFeedForward
+from planner.spec.placement import Placement, TokenSplit
+from runtime.example import LanguageModel, batches, language_model, library_text, train_step
+from runtime.hooks import RouterCounter, attach
+from runtime.launch import Report, launch
+from runtime.migration import migrate
+from runtime.moe import moe_layers
+
+RANKS = 2
+MOVE_PRICE = 0.01
+"""A move must take this part of a rank's mean load off the hottest rank. A choice, for want of links to price."""
+
+
+class Settings(NamedTuple):
+    """What is trained, and for how long."""
+
+    steps: int
+    window_steps: int
+    extra_slots: int
+    skew: float
+    hidden_size: int
+    num_experts: int
+    samples: int
+    sequence_length: int = 128
+    num_blocks: int = 2
+    learning_rate: float = 1e-3
+
+
+class Step(NamedTuple):
+    """One step of one job."""
+
+    loss: float
+    wall_s: float
+    cpu_s: float
+    """Of the busiest rank."""
+    rows: list[list[int]]
+    """[MoE layer][rank] of the step's forward pass."""
+
+
+class Pause(NamedTuple):
+    """One migration: seconds until the last rank went on, and experts copied."""
+
+    seconds: float
+    moved_experts: int
+
+
+class Job:
+    """One of the two."""
+
+    def __init__(self, settings: Settings, extra_slots: int, token_split: TokenSplit) -> None:
+        self.settings = settings
+        torch.manual_seed(0)
+        experts = MoeFeedForward(
+            num_experts=settings.num_experts, top_k=2, expert_width=4 * settings.hidden_size, router_bias=True
+        )
+        model = language_model(
+            hidden_size=settings.hidden_size,
+            num_blocks=settings.num_blocks,
+            num_heads=4,
+            experts=experts,
+            sequence_length=settings.sequence_length,
+        )
+        self.model = LanguageModel(model, extra_slots_per_rank=extra_slots, token_split=token_split)
+        self.layers = moe_layers(self.model)
+        for layer in self.layers:
+            preferred = -settings.skew * torch.arange(1, settings.num_experts + 1).log()
+            layer.router.projection.bias.data.copy_(preferred)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
+
+    def step(self, data: Iterator[Tensor]) -> Step:
+        """Train on one batch, timed; all ranks begin together."""
+        dist.barrier()
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = train_step(self.model, self.optimizer, data, 1)
+        spent = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu], dtype=torch.float64)
+        total = torch.tensor(loss, dtype=torch.float64)
+        dist.all_reduce(spent, dist.ReduceOp.MAX)
+        dist.all_reduce(total)
+        rows = [layer.rows_of_ranks.tolist() for layer in self.layers]
+        return Step(total.item() / RANKS, spent[0].item(), spent[1].item(), rows)
+
+    def adapt(self, counters: Sequence[RouterCounter]) -> Pause:
+        """Place the experts anew by the tokens since the last time."""
+        tokens = torch.stack([counter.take(torch.device("cpu")) for counter in counters])
+        dist.all_reduce(tokens)
+        loads = tokens.double().numpy()
+        choices = options(loads, RANKS, np.array([layer.slots for layer in self.layers]))
+        slots = choices.choose(MOVE_PRICE * loads.sum(axis=1).mean() / RANKS)
+        done = migrate(
+            self.layers, Placement(layers=tuple(map(tuple, slots.tolist())), num_ranks=RANKS), self.optimizer
+        )
+        longest = torch.tensor(done.pause_s)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        return Pause(longest.item(), done.moved_experts)
+
+
+def train_both(report: Report, settings: Settings) -> tuple[list[tuple[Step, Step]], list[Pause]]:
+    """The program of one rank: steps of both jobs, and the pauses of the one that adapts."""
+    rank = dist.get_rank()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    static, adaptive = Job(settings, 0, TokenSplit.EVEN), Job(settings, settings.extra_slots, TokenSplit.STEP)
+    counters = attach(adaptive.model)
+    text = library_text(4_000_000)
+    feeds = [batches(text, settings.samples, settings.sequence_length, seed=rank) for _ in range(2)]
+    steps, pauses = [], []
+    for number in range(settings.steps):
+        both: dict[int, Step] = {}
+        for which in (0, 1) if number % 2 else (1, 0):
+            both[which] = (static, adaptive)[which].step(feeds[which])
+        steps.append((both[0], both[1]))
+        if (number + 1) % settings.window_steps == 0:
+            pauses.append(adaptive.adapt(counters))
+        report(number)
+    return steps, pauses
+
+
+def main() -> None:
+    """Run, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--window-steps", type=int, default=4)
+    parser.add_argument("--extra-slots", type=int, default=1)
+    parser.add_argument("--skew", type=float, default=1.0)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--num-experts", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=16)
+    settings = Settings(**vars(parser.parse_args()))
+    console = Console(width=120)
+    with console.status("training") as status:
+        results = launch(
+            train_both,
+            RANKS,
+            (settings,),
+            on_report=lambda rank, number: status.update(f"step {number + 1} of {settings.steps}"),
+            timeout_s=1800,
+        )
+    show(console, settings, *results[0])
+
+
+def show(console: Console, settings: Settings, steps: Sequence[tuple[Step, Step]], pauses: Sequence[Pause]) -> None:
+    """Means and ratios, from the end of the first window on."""
+    counted = steps[settings.window_steps :]
+    table = Table("job", "imbalance", "CPU s of the busiest rank", "wall s", "least wall s", title=str(settings))
+    for which, name in enumerate(("static", "adaptive")):
+        mine = [pair[which] for pair in counted]
+        table.add_row(
+            name,
+            f"{imbalance(np.concatenate([np.array(step.rows) for step in mine])):.3f}",
+            f"{median(step.cpu_s for step in mine):.3f}",
+            f"{median(step.wall_s for step in mine):.3f}",
+            f"{min(step.wall_s for step in mine):.3f}",
+        )
+    ratios = [median(getattr(a, name) / getattr(b, name) for a, b in counted) for name in ("cpu_s", "wall_s")]
+    ratios.append(min(a.wall_s for a, _ in counted) / min(b.wall_s for _, b in counted))
+    table.add_row("static / adaptive", "", *(f"{ratio:.2f}" for ratio in ratios))
+    console.print(table)
+    total = [sum(pair[which].wall_s for pair in counted) for which in (0, 1)]
+    paused = sum(pause.seconds for pause in pauses)
+    console.print(
+        f"{len(pauses)} migrations of {sum(pause.moved_experts for pause in pauses)} experts paused it for "
+        f"{paused:.2f} s together; wall time with them: static / adaptive {total[0] / (total[1] + paused):.2f}"
+    )
+    difference = max(abs(a.loss - b.loss) for a, b in steps)
+    console.print(f"largest difference of losses {difference:.1e}; last loss {steps[-1][0].loss:.4f}")
+
+
+if __name__ == "__main__":
+    main()

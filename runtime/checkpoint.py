@@ -1,0 +1,257 @@
+"""Checkpoints by logical expert: a job goes on with another placement, other replicas, another number of ranks.
+
+    folder/step-00000400/            one checkpoint, complete as soon as it has this name
+        trimtab.json                 step, placement with its split, options of the optimizer
+        .metadata, __0_0.distcp, …   tensors, each once, in the format of torch.distributed.checkpoint
+    folder/step-00000500.partial/    one that was not finished: nobody reads it
+
+The names of tensors say which expert of which layer it is (`runtime.logical`), so each rank reads what its slots need.
+A checkpoint is written under a name of its own and then renamed: a rank that dies on the way leaves the last one as it
+was. All ranks need the same folder (a file system that they share). Random numbers and the place in the data are not
+in it: the step is, from which the caller finds them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from warnings import catch_warnings, filterwarnings
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+from planner.spec.errors import InputError, MalformedError, NotFoundError, UnavailableError
+from planner.spec.parse import parse, read_json
+from planner.spec.placement import Placement
+from planner.spec.value import Index, Value, content_id
+from runtime.agreement import all_or_none
+from runtime.exchange import Group, is_distributed, rank
+from runtime.logical import all_names, held_by, one_name_each, optimizer_state, options_of, restore
+from runtime.migration import current_placement
+from runtime.moe import ExpertParallelMoe, moe_layers
+from runtime.slots import as_slot_maps
+
+HEAD = "trimtab.json"
+MODEL, OPTIMIZER = "model", "optimizer"
+
+Shapes = dict[str, TensorStorageMetadata]
+"""Number formats and shapes of the tensors in a checkpoint."""
+
+
+class Checkpoint(Value):
+    """What a checkpoint says of itself."""
+
+    format: Annotated[int, Field(ge=1, le=1)] = 1
+    step: Index
+    placement: Placement | None
+    """Where the experts were; None: the model has no expert-parallel layer."""
+    optimizer: tuple[dict[str, Any], ...] | None
+    """Options of each group of parameters; None: saved without an optimizer."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    group: Group | None = None,
+) -> Path:
+    """Write `folder`/step-…; every rank of `group` (all that train; None: all ranks) calls it. Between steps.
+
+    Of replicas one is written. Raises InputError if the state cannot be saved or this step is there already,
+    ConflictError if another rank refuses, UnavailableError if it cannot be written; then no checkpoint has come to be.
+    """
+    final = folder / f"step-{step:08d}"
+    partial = final.with_name(f"{final.name}.partial")
+    device = next(model.parameters()).device
+
+    def prepare() -> tuple[str, tuple[Checkpoint, dict[str, Tensor]]]:
+        head, tensors = _head(step, model, optimizer), _tensors(model, optimizer)
+        if rank(group) == 0:
+            _make_room(final, partial)
+        return _digest(head), (head, tensors)
+
+    def complete() -> tuple[str, None]:
+        if rank(group) == 0:
+            _complete(partial, final, head)
+        return "complete", None
+
+    head, tensors = all_or_none(prepare, f"the checkpoint {final}", group, device)
+    with _as_ours(f"the checkpoint {final} could not be written"):
+        writer = FileSystemWriter(partial)
+        save_tensors(dict(tensors), storage_writer=writer, process_group=group, no_dist=not is_distributed())
+    all_or_none(complete, f"the checkpoint {final}", group, device)
+    return final
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, group: Group | None = None
+) -> Checkpoint:
+    """Read a checkpoint into a model and an optimizer made as they were made for it, on however many ranks.
+
+    The experts take the checkpoint's placement and split if these fit the model's ranks and slots; otherwise they stay
+    where they are. An optimizer that was not saved starts afresh. Raises InputError (ConflictError on other ranks)
+    before anything has changed if the checkpoint is not for this model and optimizer, NotFoundError if there is none,
+    UnavailableError if it cannot be read to its end: then the model is to be thrown away.
+    """
+
+    def prepare() -> tuple[str, tuple[Checkpoint, Shapes]]:
+        head, shapes = read_head(path), _shapes(path)
+        _check(head, shapes, model, optimizer)
+        return _digest(head), (head, shapes)
+
+    head, shapes = all_or_none(prepare, f"the checkpoint {path}", group, next(model.parameters()).device)
+    _adopt(head.placement, moe_layers(model))
+    held = held_by(model)
+    tensors = {f"{MODEL}/{name}": copies[0].detach() for name, copies in held.items()}
+    saved = optimizer if head.optimizer is not None else None
+    names = [] if saved is None else one_name_each(model, saved)
+    state = {(key, name): f"{OPTIMIZER}/{key}/{name}" for key, name in _optimizer_keys(shapes) if name in set(names)}
+    tensors |= {at: torch.empty(shapes[at].size, dtype=shapes[at].properties.dtype) for at in state.values()}
+    _read(path, tensors, group, no_dist=not is_distributed())
+    for first, *others in held.values():
+        for other in others:
+            other.detach().copy_(first.detach())
+    if saved is not None and head.optimizer is not None:
+        restore(saved, names, head.optimizer, {key: tensors[at] for key, at in state.items()})
+    return head
+
+
+def latest(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in a folder; None if it has none."""
+    complete = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def read_head(path: Path) -> Checkpoint:
+    """What a checkpoint says of itself; raises NotFoundError if it is none, InputError if it cannot be read."""
+    try:
+        text = (path / HEAD).read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"{path} is no checkpoint: {error}") from None
+    return parse(Checkpoint, read_json(text, "checkpoint"), "checkpoint")
+
+
+def read_model(path: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint by logical name, on one process: a state dict for experts in order."""
+    read_head(path)
+    wanted = {key: shape for key, shape in _shapes(path).items() if key.startswith(MODEL)}
+    tensors = {key: torch.empty(shape.size, dtype=shape.properties.dtype) for key, shape in wanted.items()}
+    _read(path, tensors, None, no_dist=True)
+    return {key.removeprefix(f"{MODEL}/"): tensor for key, tensor in tensors.items()}
+
+
+def _digest(head: Checkpoint) -> str:
+    return content_id(head.model_dump(mode="json"))
+
+
+def _head(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Checkpoint:
+    layers = moe_layers(model)
+    head = {
+        "step": step,
+        "placement": current_placement(layers) if layers else None,
+        "optimizer": None if optimizer is None else options_of(optimizer),
+    }
+    return parse(Checkpoint, head, "checkpoint")
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    tensors = {f"{MODEL}/{name}": copies[0].detach() for name, copies in held_by(model).items()}
+    if optimizer is not None:
+        for (key, name), tensor in optimizer_state(model, optimizer).items():
+            tensors[f"{OPTIMIZER}/{key}/{name}"] = tensor
+    return tensors
+
+
+def _make_room(final: Path, partial: Path) -> None:
+    if final.exists():
+        raise InputError.at("step", f"{final} is there already")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+
+
+def _complete(partial: Path, final: Path, head: Checkpoint) -> None:
+    """Give a checkpoint whose tensors are written its head and its name, so that a crash of the machine keeps both."""
+    with (partial / HEAD).open("w") as file:
+        file.write(head.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _shapes(path: Path) -> Shapes:
+    try:
+        found = FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:  # torch reads a pickle here, which fails in many ways
+        raise MalformedError.at("checkpoint", f"{path} cannot be read: {error}") from error
+    return {key: entry for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _optimizer_keys(shapes: Shapes) -> Iterator[tuple[str, str]]:
+    """(what the optimizer calls it, logical name) of each of its tensors."""
+    for at in shapes:
+        kind, *rest = at.split("/", 2)
+        if kind == OPTIMIZER:
+            yield rest[0], rest[1]
+
+
+def _check(head: Checkpoint, shapes: Shapes, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    wanted = {f"{MODEL}/{name}" for name in all_names(model)}
+    found = {at for at in shapes if at.startswith(MODEL)}
+    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, unlike the model,")):
+        if names:
+            raise InputError.at("checkpoint", f"{what} {min(names).removeprefix(f'{MODEL}/')!r}")
+    for name, (tensor, *_) in held_by(model).items():
+        size = shapes[f"{MODEL}/{name}"].size
+        if size != tensor.shape:
+            raise InputError.at("checkpoint", f"has {name!r} of shape {list(size)}, the model of {list(tensor.shape)}")
+    if optimizer is not None:
+        one_name_each(model, optimizer)
+        if head.optimizer is not None and len(head.optimizer) != len(optimizer.param_groups):
+            raise InputError.at(
+                "optimizer", f"has {len(optimizer.param_groups)} groups, the checkpoint's had {len(head.optimizer)}"
+            )
+
+
+def _adopt(placement: Placement | None, layers: list[ExpertParallelMoe]) -> None:
+    """Take over a placement, if there is one that fits."""
+    maps = [layer.slot_map for layer in layers]
+    if placement is not None and layers and placement.num_ranks == layers[0].num_ranks:
+        wanted = as_slot_maps(placement, [layer.num_experts for layer in layers])
+        if [(m.per_rank, m.shadows_per_rank) for m in wanted] == [(m.per_rank, m.shadows_per_rank) for m in maps]:
+            maps = wanted
+    for layer, slots in zip(layers, maps, strict=True):
+        layer.place(slots)
+
+
+def _read(path: Path, tensors: dict[str, Tensor], group: Group | None, no_dist: bool) -> None:
+    with _as_ours(f"the checkpoint {path} could not be read"):
+        load_tensors(dict(tensors), storage_reader=FileSystemReader(path), process_group=group, no_dist=no_dist)
+
+
+@contextmanager
+def _as_ours(what: str) -> Iterator[None]:
+    """torch's complaint about a checkpoint, which is no Exception, as ours; that there is one process is no news."""
+    try:
+        with catch_warnings():
+            filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except CheckpointException as error:
+        raise UnavailableError(f"{what}: {error}") from error
