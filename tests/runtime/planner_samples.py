@@ -43,11 +43,11 @@ def sample_plan(ranks, micro_batch_size=2):
     )
 
 
-def sample_run(name="my-run", ranks=RANKS, micro_batch_size=2):
+def sample_run(name="my-run", ranks=RANKS, micro_batch_size=2, more_plans=()):
     cluster = resolve_cluster(ClusterRequest(nodes=1, devices_per_node=ranks, device="cpu-core"))
     plan = sample_plan(ranks, micro_batch_size)
     training = Training(global_batch_size=plan.global_batch_size, sequence_length=TOKENS, precision=Precision.FP32)
-    context = RunContext(model=MODEL, cluster=cluster, training=training, plans=(plan,))
+    context = RunContext(model=MODEL, cluster=cluster, training=training, plans=(plan, *more_plans))
     state = begin(context)
     return Run(
         id=f"id-of-{name}",
@@ -79,6 +79,19 @@ def turn(window: Window) -> Decision:
     placement = Placement(layers=tuple((row[-1], *row[:-1]) for row in rows), num_ranks=window.placement.num_ranks)
     changes = {"action": Action.REBALANCE, "placement": placement, "reason": "the sample turns"}
     return Decision(**keep(window).model_dump() | changes)
+
+
+class InThread:
+    """A local policy without a process of its own: answers like `answer`."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, window):
+        return self.answer(window)
+
+    def close(self):
+        pass
 
 
 class SamplePlanner:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from planner_samples import SEARCH, SamplePlanner, keep, sample_run, turn
+from planner_samples import SEARCH, InThread, SamplePlanner, keep, sample_run, turn
 from training_samples import (
     EXPERTS,
     LAYERS,
@@ -28,14 +28,14 @@ from runtime.agent import Agent
 from runtime.hooks import attach
 from runtime.launch import launch
 from runtime.moe import moe_layers
-from runtime.policy import local_policy
+from runtime.policy import LocalPolicy
 
-STEPS, WINDOW = 32, 4
+STEPS, WINDOW = 33, 4
 
 
 def turning_policy(run):
     """Away from the service, experts turn too: so it shows who decided by the reason."""
-    return lambda window: turn(window).model_copy(update={"reason": "decided alone"})
+    return InThread(lambda window: turn(window).model_copy(update={"reason": "decided alone"}))
 
 
 def train_with_agent(report, url, steps):
@@ -75,7 +75,7 @@ def plain_losses():
 def check_that_ranks_agree(results, plain_losses):
     losses, heard, slots = results[0]
     assert all(other == (losses, heard, slots) for other in results)
-    assert [step for step, _ in heard] == list(range(2 * WINDOW, STEPS + 1, WINDOW))
+    assert [step for step, _ in heard] == list(range(2 * WINDOW + 1, STEPS + 1, WINDOW))
     assert [decision.window for _, decision in heard] == list(range(STEPS // WINDOW - 1))
     assert largest_difference(losses, plain_losses) <= 1e-5
     assert slots[0] == (*range(EXPERTS - len(heard), EXPERTS), *range(EXPERTS - len(heard)))
@@ -129,7 +129,7 @@ def train_with_a_rank_out_of_memory(report, url):
     data, losses, slots = my_batches(), [], []
     arguments = {"service": url, "run": "my-run", "search": SEARCH, "window_steps": WINDOW, "policy": turning_policy}
     with Agent(model=model, optimizer=optimizer, **arguments) as agent:
-        for _ in range(4 * WINDOW):
+        for _ in range(4 * WINDOW + 1):
             losses.append(train_step(model, optimizer, next(data)))
             agent.step()
             slots.append({layer.slots for layer in moe_layers(model)})
@@ -153,9 +153,9 @@ def test_a_rank_that_fails_to_prepare_a_migration_stops_it_on_all_ranks_and_noth
         results = launch(train_with_a_rank_out_of_memory, RANKS, (planner.url,), timeout_s=60)
     losses, slots, _ = results[0]
     assert all(other[:2] == (losses, slots) for other in results)
-    assert largest_difference(losses, plain_losses[: 4 * WINDOW]) <= 1e-5
+    assert largest_difference(losses, plain_losses[: 4 * WINDOW + 1]) <= 1e-5
     first = tuple(range(EXPERTS))
-    assert slots == [{first}] * (3 * WINDOW - 1) + [{(first[-1], *first[:-1])}] * WINDOW + [
+    assert slots == [{first}] * (3 * WINDOW) + [{(first[-1], *first[:-1])}] * WINDOW + [
         {(*first[-2:], *first[:-2])}
     ], "the first decision was not carried out, the next ones were"
     message = "window 0: not carried out, nothing was moved: rank 2 of the group cannot prepare the migration"
@@ -206,9 +206,10 @@ def skew_routers(model):
 def train_skewed(report, url):
     seen = []
 
-    def recording_policy(run):
-        policy = local_policy(run)
-        return lambda window: seen.append(window) or policy(window)
+    class RecordingPolicy(LocalPolicy):
+        def __call__(self, window):
+            seen.append(window)
+            return super().__call__(window)
 
     model, optimizer = make_job()
     skew_routers(model)
@@ -221,10 +222,10 @@ def train_skewed(report, url):
         optimizer=optimizer,
         window_steps=WINDOW,
         on_decision=heard.append,
-        policy=recording_policy,
+        policy=RecordingPolicy,
     )
     report("attached")
-    for _ in range(4 * WINDOW):
+    for _ in range(4 * WINDOW + 1):
         train_step(model, optimizer, next(data))
         agent.step()
         time.sleep(0.05)
