@@ -205,7 +205,7 @@ class Agent:
                 logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
                 logger.info("window %d: moved %d experts", decision.window, done.moved_experts)
-            self._stretch = None  # this step was longer than others
+        self._stretch = None  # this step was longer than others
         applied = self._on_decision(decision) if self._on_decision is not None else None
         if applied:
             self._placement = decision.placement or self._placement

@@ -118,7 +118,7 @@ def _with_history(get: Get, run: Run, plan: str | None) -> Attachment:
     return Attachment(
         run=run,
         plan_id=plan or decision.plan_id,
-        placement=decision.placement or last.placement or run.placement,
+        placement=decision.placement or last.placement or _last_placed(get, run) or run.placement,
         next_index=last.index + 1,
         next_step=last.first_step + last.num_steps,
     )
@@ -143,6 +143,17 @@ def _last_window(get: Get, path: str) -> Window | None:
     return last
 
 
+def _last_placed(get: Get, run: Run) -> Placement | None:
+    """The placement that was decided last, if any; for a run whose windows do not tell theirs, as the agent's do."""
+    placement, path = None, f"/v1/runs/{run.id}/decisions"
+    while path:
+        answer = get(path)
+        for item in _items(answer):
+            placement = _value(Decision, item).placement or placement
+        path = answer.json().get("next")
+    return placement
+
+
 def _later(found: Window, last: Window) -> Window:
     if found.index <= last.index:
         raise UnavailableError(f"the service shows window {found.index} among those after window {last.index}")
@@ -151,11 +162,16 @@ def _later(found: Window, last: Window) -> Window:
 
 def _first(kind: type[T], answer: Answer) -> T | None:
     """The first of the items that a list holds."""
+    items = _items(answer)
+    return _value(kind, items[0]) if items else None
+
+
+def _items(answer: Answer) -> list[Any]:
     content = _accepted(answer).json()
     items = content.get("items") if isinstance(content, dict) else None
     if not isinstance(items, list):
         raise UnavailableError(f"{answer.path} did not answer with a list of items")
-    return _value(kind, items[0]) if items else None
+    return items
 
 
 def _accepted(answer: Answer) -> Answer:

@@ -1,6 +1,6 @@
 """The same policy as the service's, run beside the training: for the time when the service is away.
 
-It thinks in a process of its own, at the lowest priority: in a thread of the training job it would hold Python's lock
+It thinks in a process of its own, at a low priority: in a thread of the training job it would hold Python's lock
 for as long as it thinks (figures in docs/log.md), and steps would wait. The process knows no torch and no device. It
 begins with the first window, ends with the job however that ends, and if it dies, nothing but its advice is missed.
 """

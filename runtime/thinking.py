@@ -24,7 +24,7 @@ OWNER_CHECK_S = 2.0
 def main(owner: int) -> None:
     """Answer windows, until there is nobody to answer to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which then closes the input
-    os.nice(19)
+    os.nice(10)
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     lines = iter(sys.stdin.buffer)
     run = parse(Run, read_json(next(lines), "run"))

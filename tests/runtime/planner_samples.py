@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -101,7 +100,7 @@ class SamplePlanner:
         self.decide, self.mode, self.ranks = decide, mode, ranks
         self.runs = {run.id: run for run in runs}
         self.windows, self.decisions, self.requests = [], [], []
-        self.delay_s = 5.0
+        self.released = threading.Event()  # until then, a slow service keeps all waiting
         planner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -128,6 +127,7 @@ class SamplePlanner:
         return self
 
     def __exit__(self, *_):
+        self.released.set()
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
@@ -136,7 +136,7 @@ class SamplePlanner:
         self.requests.append((handler.command, handler.path, handler.headers.get("Authorization")))
         mode = self.mode
         if mode == "slow":
-            time.sleep(self.delay_s)
+            self.released.wait(60)
         status, answer = (mode, {"detail": "as told"}) if isinstance(mode, int) else self.route(handler, body)
         if mode == "hang-up":
             handler.close_connection = True

@@ -38,7 +38,7 @@ def turning_policy(run):
     return InThread(lambda window: turn(window).model_copy(update={"reason": "decided alone"}))
 
 
-def train_with_agent(report, url, steps):
+def train_with_agent(report, url, steps, patience_s=5.0):
     model, optimizer = make_job()
     heard, losses, data = [], [], my_batches()
     step = 0
@@ -59,11 +59,10 @@ def train_with_agent(report, url, steps):
     )
     for step in range(1, steps + 1):
         losses.append(train_step(model, optimizer, next(data)))
-        before = time.monotonic()
         agent.step()
-        report((step, time.monotonic() - before))
+        report(step)
         time.sleep(0.02)
-    agent.close()
+    agent.close(patience_s)
     return losses, heard, [layer.slots for layer in moe_layers(model)]
 
 
@@ -85,8 +84,7 @@ def check_that_ranks_agree(results, plain_losses):
 def test_a_service_that_goes_away_in_the_middle_changes_nothing_and_hears_everything_later(plain_losses):
     with SamplePlanner() as planner:
 
-        def follow(rank, message):
-            step, _ = message
+        def follow(rank, step):
             if rank == 0 and step in (10, 26):
                 planner.mode = "hang-up" if step == 10 else "up"
 
@@ -98,18 +96,16 @@ def test_a_service_that_goes_away_in_the_middle_changes_nothing_and_hears_everyt
     assert all(sum(row) == WINDOW * RANKS * 2 * TOKENS * 2 for w in planner.windows for row in w.tokens)
 
 
-def test_a_service_that_sleeps_five_seconds_never_holds_a_step_up(plain_losses):
-    slowest = []
+def test_a_service_that_does_not_answer_holds_no_rank_up(plain_losses):
     with SamplePlanner() as planner:
 
         def follow(rank, message):
-            if message[0] == 1 and rank == 0:
+            if message == 1 and rank == 0:
                 planner.mode = "slow"
-            slowest.append(message[1])
 
-        results = launch(train_with_agent, RANKS, (planner.url, STEPS), on_report=follow, timeout_s=120)
+        results = launch(train_with_agent, RANKS, (planner.url, STEPS, 0.2), on_report=follow, timeout_s=120)
+        assert not planner.released.is_set() and not planner.windows, "it has answered nothing yet"
     assert all(check_that_ranks_agree(results, plain_losses))
-    assert len(slowest) == RANKS * STEPS and max(slowest) < 2.5, "half of what the service sleeps"
 
 
 def train_with_a_rank_out_of_memory(report, url):
@@ -204,12 +200,14 @@ def skew_routers(model):
 
 
 def train_skewed(report, url):
-    seen = []
+    seen, thought = [], []
 
     class RecordingPolicy(LocalPolicy):
         def __call__(self, window):
             seen.append(window)
-            return super().__call__(window)
+            decision = super().__call__(window)
+            thought.append(decision)
+            return decision
 
     model, optimizer = make_job()
     skew_routers(model)
@@ -225,10 +223,12 @@ def train_skewed(report, url):
         policy=RecordingPolicy,
     )
     report("attached")
-    for _ in range(4 * WINDOW + 1):
+    for step in range(1, 4 * WINDOW + 2):
         train_step(model, optimizer, next(data))
         agent.step()
-        time.sleep(0.05)
+        deadline = time.monotonic() + 60
+        while dist.get_rank() == 0 and len(thought) < (step - 1) // WINDOW and time.monotonic() < deadline:
+            time.sleep(0.05)  # its process has just begun
     agent.close(timeout_s=0.1)
     return heard, [layer.slots for layer in moe_layers(model)], seen
 
@@ -240,7 +240,7 @@ def test_the_local_policy_is_the_services_policy():
         def leave(rank, message):
             planner.mode = "hang-up"
 
-        results = launch(train_skewed, RANKS, (planner.url,), on_report=leave, timeout_s=60)
+        results = launch(train_skewed, RANKS, (planner.url,), on_report=leave, timeout_s=120)
     heard, slots, seen = results[0]
     assert all(other[:2] == (heard, slots) for other in results)
     state, wanted = begin(run.context), []
