@@ -32,19 +32,19 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError, TrimtabError
 from planner.spec.parse import parse, read_json
-from planner.spec.run import Run, RunRequest
+from planner.spec.run import Run
 from planner.spec.window import Window
 from runtime.boundary import Boundary, Stretch
 from runtime.client import Attachment, PlannerService
 from runtime.courier import Courier
 from runtime.exchange import Group, broadcast_bytes, rank
-from runtime.hooks import RouterCounter, attach
-from runtime.joining import agree, fitted, join
+from runtime.hooks import ROUTERS, RouterCounter, RouterKind, TokenMask, attach
+from runtime.joining import agree, fitted, join, run_request
 from runtime.migration import check_movable, current_placement, migrate
 from runtime.moe import ExpertParallelMoe, moe_layers
 from runtime.policy import LocalPolicy, Policy
@@ -80,8 +80,14 @@ class Agent:
         group: Group | None = None,
         timeout_s: float = 10.0,
         policy: Callable[[Run], Policy] = LocalPolicy,
+        routers: Sequence[RouterKind] = (),
+        same_tokens: Group | None = None,
     ) -> None:
-        """Attach to the model's routers and to the run; a collective over `group` (the data-parallel ranks, None: all).
+        """Attach to the model's routers and to the run; a collective over `group`, over which tokens are summed.
+
+        `group` (None: all ranks) is every rank that trains this model, those of tensor, sequence, context and expert
+        parallelism too. `same_tokens`: ranks whose routers see the same tokens (tensor parallelism without sequence
+        parallelism); only the first of them counts. `routers`: kinds of routers beside those that are known.
 
         `run`: id or name of a run. If the service has none, one of this name begins from `search` (a search's id) with
         `plan` (an id from its shortlist; None: its first). `service` and `token` default to the environment's
@@ -100,6 +106,7 @@ class Agent:
         self._optimizer = optimizer
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._layers = moe_layers(model)
+        self._mask = TokenMask()
         self._counters: list[RouterCounter] = []
         self._courier: Courier | None = None
         with ExitStack() as undo:
@@ -108,12 +115,12 @@ class Agent:
             def prepare() -> dict[str, Any]:
                 if window_steps < 1:
                     raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
-                self._counters = attach(model)
+                self._counters = attach(model, (*routers, *ROUTERS), mask=self._mask, same_tokens=same_tokens)
                 self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
                 if rank(group) == 0:
                     self._client = _client(service, token, timeout_s)
                 experts = [counter.num_experts for counter in self._counters]
-                slots = [layer.slots for layer in self._layers]
+                slots = [layer.slot_map.experts for layer in self._layers]
                 asked = {"run": run, "search": search, "plan": plan, "window_steps": window_steps}
                 return asked | {"apply": self._migrates, "model": [experts, slots]}
 
@@ -147,6 +154,15 @@ class Agent:
         elif self._stretch is None:
             self._stretch = Stretch(self._device)
 
+    def mask(self, real_tokens: Tensor | None) -> None:
+        """From here on, count only tokens where this is not 0; None: all. To be set before each forward pass.
+
+        `real_tokens`: one entry per token of the micro-batch, in any shape, on the model's device, in the order in
+        which this rank's routers see them: [batch, length] as Hugging Face's attention_mask, [length, batch] for
+        Megatron-Core; with sequence or context parallelism this rank's part. Recomputation uses the mask of its pass.
+        """
+        self._mask.real = real_tokens
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Deliver the windows that wait, for at most `timeout_s`, and leave the model as it was found."""
         self._remove_hooks()
@@ -166,7 +182,7 @@ class Agent:
         self.close()
 
     def _find_run(self, name: str, search: str | None, plan: str | None) -> Attachment:
-        new = None if search is None else RunRequest(name=name, search_id=search, plan_id=plan)
+        new = None if search is None else run_request(name, search, plan, self._layers)
         return fitted(self._client.attach(name, new, plan), self._counters, self._layers, plan)
 
     def _begin_boundary(self) -> None:

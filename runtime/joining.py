@@ -14,7 +14,7 @@ from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError, Problem, UnavailableError
 from planner.spec.parse import parse
 from planner.spec.placement import Placement
-from planner.spec.run import RunContext
+from planner.spec.run import RunContext, RunRequest
 from planner.spec.window import Window
 from runtime.client import Attachment
 from runtime.exchange import Group, broadcast_json, gather_json, rank
@@ -82,6 +82,24 @@ def join(attach: Callable[[], Attachment], group: Group | None, device: torch.de
     if "problems" in answer:
         raise InputError(*(Problem(*problem) for problem in parse(list[tuple[str, str]], answer["problems"])))
     return parse(Attachment, answer["attachment"]) if "attachment" in answer else None
+
+
+def run_request(name: str, search: str, plan: str | None, layers: Sequence[ExpertParallelMoe]) -> RunRequest:
+    """What begins a run for a job with these expert-parallel layers: it says what they can hold and how they split.
+
+    Raises InputError if the layers differ in that.
+    """
+    kinds = {(layer.extra_slots_per_rank, layer.slot_map.shadows_per_rank, layer.token_split) for layer in layers}
+    if len(kinds) > 1:
+        raise InputError.at(
+            "model", "has expert-parallel layers of different extra slots, shadow slots or token splits"
+        )
+    request = RunRequest(name=name, search_id=search, plan_id=plan)
+    if not kinds:
+        return request
+    extra, shadows, split = kinds.pop()
+    changes = {"extra_slots_per_rank": extra, "shadow_slots_per_rank": shadows, "token_split": split}
+    return request.model_copy(update=changes)
 
 
 def fitted(
