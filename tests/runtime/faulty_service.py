@@ -95,7 +95,9 @@ def _with_layers(window, *layers):
 
 MISFITS = {
     "fewer experts": lambda window: _with_layers(window, *[(0, 1, 2, 3)] * len(window.tokens)),
-    "more slots": lambda window: _with_layers(window, *[(*window.placement.layers[0], 0, 1, 2, 3)] * len(window.tokens)),
+    "more slots": lambda window: _with_layers(
+        window, *[(*window.placement.layers[0], 0, 1, 2, 3)] * len(window.tokens)
+    ),
     "fewer layers": lambda window: _with_layers(window, window.placement.layers[0]),
     "more layers": lambda window: _with_layers(window, *[window.placement.layers[0]] * 9),
     "other ranks": lambda window: _changed(

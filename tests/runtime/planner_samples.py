@@ -24,9 +24,12 @@ from profiles import resolve_cluster
 SEARCH = "search-1"
 
 
-def sample_plan(ranks, micro_batch_size=2):
+def sample_plan(ranks, micro_batch_size=2, expert_ranks=None):
+    """Data parallelism on `ranks`, experts over `expert_ranks` (None: all) of them."""
     axes = (Axis(AxisKind.DP, ranks),) if ranks > 1 else ()
-    plain, spread = Strategy(axes=axes), Strategy(axes=axes, experts=ExpertStrategy(expert_parallel_size=ranks))
+    size = expert_ranks or ranks
+    experts = ExpertStrategy(expert_parallel_size=size, expert_data_parallel_size=ranks // size)
+    plain, spread = Strategy(axes=axes), Strategy(axes=axes, experts=experts)
     runs = (
         StageRun(first_layer=0, num_layers=1, strategy=plain),
         StageRun(first_layer=1, num_layers=LAYERS, strategy=spread),

@@ -15,7 +15,6 @@ from training_samples import EXPERTS, LAYERS, TOKENS, largest_difference, make_j
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from runtime.agent import Agent
-from runtime.hooks import RouterCounter
 from runtime.moe import moe_layers
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens

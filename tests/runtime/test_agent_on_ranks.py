@@ -23,12 +23,12 @@ from training_samples import (
 
 from planner.online import begin, decide
 from planner.spec.errors import InputError
-from runtime import migration
 from runtime.agent import Agent
 from runtime.hooks import attach
 from runtime.launch import launch
 from runtime.moe import moe_layers
 from runtime.policy import LocalPolicy
+from runtime.shipment import Shipment
 
 STEPS, WINDOW = 33, 4
 
@@ -110,15 +110,15 @@ def test_a_service_that_does_not_answer_holds_no_rank_up(plain_losses):
 
 def train_with_a_rank_out_of_memory(report, url):
     """On rank 2 the first migration fails while it is prepared; returns also slots and warnings by step."""
-    prepare, tries = migration._prepare, []
+    pack, tries = Shipment.pack, []
 
     def fail_once(*arguments):
         tries.append(arguments)
         if dist.get_rank() == 2 and len(tries) == 1:
             raise RuntimeError("out of memory, as asked")
-        return prepare(*arguments)
+        return pack(*arguments)
 
-    migration._prepare = fail_once
+    Shipment.pack = fail_once
     warnings = Warnings()
     logging.getLogger("trimtab.agent").addHandler(warnings)
     model, optimizer = make_job()
@@ -151,9 +151,9 @@ def test_a_rank_that_fails_to_prepare_a_migration_stops_it_on_all_ranks_and_noth
     assert all(other[:2] == (losses, slots) for other in results)
     assert largest_difference(losses, plain_losses[: 4 * WINDOW + 1]) <= 1e-5
     first = tuple(range(EXPERTS))
-    assert slots == [{first}] * (3 * WINDOW) + [{(first[-1], *first[:-1])}] * WINDOW + [
-        {(*first[-2:], *first[:-2])}
-    ], "the first decision was not carried out, the next ones were"
+    assert slots == [{first}] * (3 * WINDOW) + [{(first[-1], *first[:-1])}] * WINDOW + [{(*first[-2:], *first[:-2])}], (
+        "the first decision was not carried out, the next ones were"
+    )
     message = "window 0: not carried out, nothing was moved: rank 2 of the group cannot prepare the migration"
     causes = [None, None, "out of memory, as asked", None]
     assert [told for _, _, told in results] == [[(message, cause)] for cause in causes]
@@ -170,6 +170,50 @@ def test_all_ranks_raise_the_same_error_when_the_run_cannot_begin():
     with SamplePlanner() as planner:
         messages = launch(begin_what_cannot_begin, RANKS, (planner.url,), timeout_s=60)
     assert len(set(messages)) == 1 and "no search 'unknown'" in messages[0]
+
+
+def begin_with_other_arguments(report, url, changes):
+    """What rank 2 asks for differs by `changes`; it may have no service at all."""
+    model, optimizer = make_job()
+    arguments = {"service": url, "run": "my-run", "search": SEARCH, "model": model, "optimizer": optimizer}
+    if dist.get_rank() == 2:
+        if changes.get("model") == "other":
+            changes = {"model": torch.nn.Linear(2, 2)}
+        arguments |= changes
+    try:
+        Agent(**arguments).close()
+    except InputError as error:
+        return str(error), any(module._forward_hooks for module in model.modules())
+
+
+def begin_all(report, url, cases):
+    """One launch for all cases: a job whose agent could not be made can make another one."""
+    return [begin_with_other_arguments(report, url, changes) for changes in cases]
+
+
+DIFFERENT = [
+    ({"window_steps": 7}, "window_steps: must be the same on all ranks; rank 0 has 50, rank 2 has 7"),
+    ({"run": "your-run"}, 'run: must be the same on all ranks; rank 0 has "my-run", rank 2 has "your-run"'),
+    ({"plan": "other"}, 'plan: must be the same on all ranks; rank 0 has null, rank 2 has "other"'),
+    ({"apply": "advise"}, "apply: must be the same on all ranks; rank 0 has true, rank 2 has false"),
+    ({"window_steps": 0}, "window_steps: must be at least 1, got 0 (on rank 2)"),
+    ({"model": "other"}, "model: has no router that is known"),
+    ({"optimizer": None}, "optimizer: is required to move experts with their state"),
+    ({"service": None}, None),
+]
+
+
+def test_ranks_that_ask_for_different_things_all_get_an_error_and_none_waits_for_ever():
+    with SamplePlanner() as planner:
+        cases = [changes for changes, _ in DIFFERENT]
+        everywhere = launch(begin_all, RANKS, (planner.url, cases), timeout_s=120)
+    for case, ((_, wanted), *answers) in enumerate(zip(DIFFERENT, *everywhere, strict=True)):
+        assert len(set(answers)) == 1, DIFFERENT[case]
+        if wanted is None:
+            assert answers[0] is None, "only rank 0 needs the service"
+        else:
+            message, hooks_left = answers[0]
+            assert message.startswith(wanted) and not hooks_left
 
 
 def count_alone(report):

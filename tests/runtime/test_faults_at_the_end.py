@@ -1,4 +1,4 @@
-"""How a process with an agent ends: without `close`, by Ctrl-C, by a kill, with children; nothing hangs, nothing stays."""
+"""How a process with an agent ends: without `close`, by Ctrl-C, killed, with children; nothing hangs, nothing stays."""
 
 from __future__ import annotations
 

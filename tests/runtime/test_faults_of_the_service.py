@@ -1,4 +1,4 @@
-"""Whatever comes over the wire from a planner service: windows arrive later, once and in order, and one warning says so."""
+"""Whatever comes over the wire from a service: windows arrive later, once and in order, and one warning says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 from faulty_service import MISFITS, NONSENSE, Wire, answer, status
-from planner_samples import SEARCH, InThread, SamplePlanner, keep, turn
+from planner_samples import SEARCH, InThread, SamplePlanner, keep, sample_plan, sample_run, turn
 from training_samples import EXPERTS, LAYERS, largest_difference, make_job, my_batches, train_step
 
 import runtime.client
@@ -17,8 +17,9 @@ from planner.spec.errors import InputError, UnavailableError
 from planner.spec.run import RunRequest
 from planner.spec.window import Window
 from runtime.agent import Agent
-from runtime.client import PlannerService
+from runtime.client import Attachment, PlannerService
 from runtime.courier import Courier
+from runtime.hooks import attach
 from runtime.joining import fitted
 from runtime.moe import moe_layers
 
@@ -213,9 +214,7 @@ def test_a_job_trains_through_all_of_it_as_without_an_agent(planner, wire):
 
     def agent_for(model, optimizer):
         arguments = {"service": wire.url, "run": "my-run", "search": SEARCH, "window_steps": 2, "timeout_s": 2.0}
-        return Agent(
-            model=model, optimizer=optimizer, apply="advise", policy=lambda run: InThread(turn), **arguments
-        )
+        return Agent(model=model, optimizer=optimizer, apply="advise", policy=lambda run: InThread(turn), **arguments)
 
     planner.decide = turn
     losses, slots = losses_of(agent_for)
@@ -225,17 +224,12 @@ def test_a_job_trains_through_all_of_it_as_without_an_agent(planner, wire):
 
 
 def test_a_run_goes_on_under_a_plan_of_the_jobs_size(caplog):
-    from planner_samples import sample_plan, sample_run
-
-    from runtime.client import Attachment
-    from runtime.hooks import attach
-
     model, _ = make_job()
-    alone = sample_plan(ranks=1)
+    alone = sample_plan(ranks=4, expert_ranks=1)
     run = sample_run(ranks=4, more_plans=(alone,))
     found = Attachment(run=run, plan_id=run.plan_id, placement=run.placement, next_index=7, next_step=70)
     changed = fitted(found, attach(model), moe_layers(model), None)
     assert (changed.plan_id, changed.placement, changed.next_index) == (alone.id, None, 7)
     assert "goes on with experts over 1 ranks, not 4" in caplog.text
-    with pytest.raises(InputError, match="over 4 ranks, the model over 1: .* has 4 .*, 1 "):
+    with pytest.raises(InputError, match=r"over 4 ranks, the model over 1: .* has 4 .*, 1 "):
         fitted(found, attach(model), moe_layers(model), run.plan_id)

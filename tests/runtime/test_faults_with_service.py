@@ -102,7 +102,7 @@ def test_a_job_does_not_feel_what_the_service_suffers_and_its_windows_are_kept_o
     windows = [parse(Window, item) for item in items]
     assert [window.index for window in windows] == list(range(len(PHASES)))
     assert [window.first_step for window in windows] == [WINDOW * number for number in range(len(PHASES))]
-    losses, told = results[0]
+    _, told = results[0]
     assert ["is away" in message for message in told] == [True, False], told
     assert "is back" in told[1]
     plain = launch(train, RANKS, (None, None, None, None), timeout_s=120)[0][0]
