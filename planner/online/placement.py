@@ -1,16 +1,22 @@
 """Which expert sits in which slot: balanced placements of all MoE layers at once, reached with few moves.
 
 `options` proposes, layer by layer, a path of placements that starts from the one in force and gets more even with
-every step, and one placement made afresh and relabelled so that most experts stay. `Options.choose` takes for each
-layer the option with the least (load of the hottest rank + price of a move x moves). So the price of a move alone
-says how far to go; price 0 is the best balance that was found.
+most steps, and, where that path ends far from the bound, one placement made afresh and relabelled so that most experts
+stay. `Options.choose` takes for each layer the option with the least (load of the hottest rank + price of a move x
+moves). So the price of a move alone says how far to go; price 0 is the best balance that was found.
+
+Modes. Without slots to spare experts only change places. With them, hot experts get replicas, which take equal parts of
+the tokens (`TokenSplit.EVEN`) or the parts that are best for the load (planner/online/split.py): then the search looks
+for replicas that couple hot ranks with cold ones, and needs far fewer. With shadow slots only their content changes,
+which costs no move. For routing that is limited to nodes see planner/online/nodes.py.
 
 Everything is deterministic: ties go to the lower index. Arrays: L layers, E experts, R ranks, S slots (numbered rank
-by rank), s = S / R. Replicas split tokens evenly. Knows nothing of seconds, links or plans.
+by rank), s = S / R. Knows nothing of seconds, links or plans.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +24,14 @@ from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
 from planner.online.assign import align_slots, dealt, keep_in_place
+from planner.online.couple import coupled
 from planner.online.refine import ROUNDING, cooled, evened, improve
-from planner.spec.placement import Move
+from planner.online.rules import Rules
+from planner.online.split import best_split
+from planner.spec.placement import Move, TokenSplit
+
+FAR = 0.01
+"""A path that ends further than this part above the bound is worth a placement made afresh beside it. A choice."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +57,75 @@ class Options:
         return align_slots(chosen, self.slots[0], self.num_ranks)
 
 
-def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
+def options(
+    loads: Floats,
+    num_ranks: int,
+    current: Indices,
+    token_split: TokenSplit = TokenSplit.EVEN,
+    shadow_slots_per_rank: int = 0,
+    also: Sequence[Floats] = (),
+) -> Options:
     """Placements of L layers near `current` [L, S] and far from it, for `loads` [L, E] (shares or counts).
 
     Slots beyond one per expert hold replicas. Two replicas of one expert share a rank only where `current` has it so
-    and nothing was gained by a change.
+    and nothing was gained by a change. Of a rank's slots the last `shadow_slots_per_rank` hold shadow experts; with
+    any, the other slots stay as they are. `also` are loads that a placement for split tokens should serve too, the
+    latest last: a placement that splits well only the last window's load is not yet a good one.
     """
-    slots_per_rank = current.shape[1] // num_ranks
-    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    path = improve(loads, num_ranks, current, bound)
-    relabelled = keep_in_place(afresh(loads, num_ranks, slots_per_rank), current, num_ranks)
-    slots = np.concatenate([path, relabelled[None]])
-    hottest = rank_loads(np.broadcast_to(loads, (len(slots), *loads.shape)), slots, num_ranks).max(axis=-1)
+    rules = Rules.of(current.shape[1], num_ranks, shadow_slots_per_rank)
+    bound = hottest_rank_bound(loads, num_ranks, current.shape[1] // num_ranks)
+    if token_split is TokenSplit.EVEN or current.shape[1] == loads.shape[1]:
+        path = improve(loads, num_ranks, current, bound, rules)
+        hottest = rank_loads(np.broadcast_to(loads, (len(path), *loads.shape)), path, num_ranks).max(axis=-1)
+    else:
+        path, hottest = _coupled_path(loads, num_ranks, current, rules, also)
+    far = np.flatnonzero(hottest.min(axis=0) > bound * (1 + FAR))
+    if far.size and not shadow_slots_per_rank:
+        fresh, peak = path[-1].copy(), hottest[-1].copy()
+        fresh[far], peak[far] = _afresh_near(loads[far], num_ranks, current[far], token_split)
+        path, hottest = np.concatenate([path, fresh[None]]), np.concatenate([hottest, peak[None]])
     unit = ROUNDING * loads.mean(axis=1)
-    hottest = np.rint(hottest / unit) * unit
-    return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1), num_ranks)
+    moved = _newcomers(path, current, num_ranks, loads.shape[1])[..., ~rules.shadows]
+    return Options(path, np.rint(hottest / unit) * unit, moved.sum(axis=-1), num_ranks)
 
 
-def afresh(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
-    """[L, S]: the most even placement found for `loads` [L, E], whatever was before."""
+def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: TokenSplit = TokenSplit.EVEN) -> Indices:
+    """[L, S]: the most even placement found for `loads` [L, E], whatever was before.
+
+    Where tokens are split as is best, that evens out what this leaves.
+    """
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
-    return np.asarray(cooled(loads, num_ranks, fresh, bound)[-1], dtype=np.intp)
+    first = dealt(loads, num_ranks, slots_per_rank)
+    if token_split is not TokenSplit.EVEN and num_ranks * slots_per_rank > loads.shape[1]:
+        return evened(loads, num_ranks, first, bound * (1 + FAR))
+    rules = Rules.of(first.shape[1], num_ranks)
+    fresh = evened(loads, num_ranks, first, bound)
+    return np.asarray(cooled(loads, num_ranks, fresh, bound, rules)[-1], dtype=np.intp)
+
+
+def _coupled_path(
+    loads: Floats, num_ranks: int, current: Indices, rules: Rules, also: Sequence[Floats]
+) -> tuple[Indices, Floats]:
+    """(Path from `current`, load of the hottest rank), by way of placements that suit the loads `also`."""
+    slots_per_rank = current.shape[1] // num_ranks
+    start, steps = current, len(also)
+    for other in also:
+        bound = hottest_rank_bound(other, num_ranks, slots_per_rank)
+        start = coupled(other, num_ranks, start, bound, rules)[0][-1]
+    path, hottest = coupled(loads, num_ranks, start, hottest_rank_bound(loads, num_ranks, slots_per_rank), rules)
+    if not steps:
+        return path, hottest
+    split = best_split(loads, current, num_ranks)
+    now = rank_loads(loads, current, num_ranks, split).max(axis=-1)
+    return np.concatenate([current[None], path]), np.concatenate([now[None], hottest])
+
+
+def _afresh_near(loads: Floats, num_ranks: int, current: Indices, token_split: TokenSplit) -> tuple[Indices, Floats]:
+    """(Placement made afresh, relabelled after `current`, load of its hottest rank)."""
+    fresh = afresh(loads, num_ranks, current.shape[1] // num_ranks, token_split)
+    fresh = keep_in_place(fresh, current, num_ranks)
+    split = None if token_split is TokenSplit.EVEN else best_split(loads, fresh, num_ranks)
+    return fresh, rank_loads(loads, fresh, num_ranks, split).max(axis=-1)
 
 
 def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> Indices:

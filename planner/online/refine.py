@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
 from planner.online.pairs import paired_step
+from planner.online.rules import Rules
 
 ROUNDING = 1e-9
 """A gain below this part of the hottest rank's load is rounding; without this the search could turn in circles."""
@@ -30,15 +31,15 @@ WEIGHED = 3000
 Flags = NDArray[np.bool_]
 
 
-def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Indices:
     """[steps + 1, L, S]: the path from `slots` [L, S] to a more even placement for `loads` [L, E].
 
     A layer close to its `bound` [L] is done; the others first `cooled`, then by steps of pairs. These treat the ranks
     that are above the middle between the hottest and the bound: so the path goes down with few moves at a time.
     """
-    path = list(cooled(loads, num_ranks, slots, bound))
+    path = list(cooled(loads, num_ranks, slots, bound, rules))
     replicate = slots.shape[1] > loads.shape[1]
-    for turn in range(TURNS):
+    for turn in range(0 if rules.shadows.any() else TURNS):
         active, peak = _uneven(loads, num_ranks, path[-1], bound)
         if not active.size:
             break
@@ -65,7 +66,7 @@ def evened(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indi
     return best
 
 
-def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Indices:
     """[steps + 1, L, S]: the path from `slots`, one change of the hottest rank of each uneven layer at a time.
 
     Of all swaps of its slots, and of all replicas of its experts put in place of a spare replica elsewhere, it is the
@@ -76,7 +77,7 @@ def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indi
     for _ in range(max(1, WEIGHED * num_ranks // slots.shape[1] ** 2)):
         if not active.size:
             break
-        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active])
+        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active], rules)
         active = active[at]
         step = path[-1].copy()
         step[active] = changed
@@ -131,14 +132,18 @@ def _layers(loads: Floats, num_ranks: int, flat: Indices) -> _Layers:
     return _Layers(loads, counts, slots, slot_loads, carried, hot, hot_experts, carried[every, hot], blocked, on_hot)
 
 
-def _best_changes(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> tuple[Indices, Indices]:
+def _best_changes(
+    loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules
+) -> tuple[Indices, Indices]:
     """(which of the layers gain, their slots after the change)."""
     now = _layers(loads, num_ranks, slots)
     least_gain = ROUNDING * now.peak
-    gains = ((now.peak[:, None, None, None] - _after_swap(now)) / 2).reshape(len(slots), -1)
+    swaps, replaces = (allowed.reshape(num_ranks, -1) for allowed in (rules.swaps, rules.replaces))
+    may_swap = swaps[now.hot][:, :, None, None] & swaps
+    gains = np.where(may_swap, (now.peak[:, None, None, None] - _after_swap(now)) / 2, -np.inf).reshape(len(slots), -1)
     if slots.shape[1] > loads.shape[1]:
-        replica_gains = (now.peak[:, None, None, None] - _after_replica(now)).reshape(len(slots), -1)
-        gains = np.concatenate([gains, replica_gains], axis=1)
+        replica_gains = np.where(replaces, now.peak[:, None, None, None] - _after_replica(now), -np.inf)
+        gains = np.concatenate([gains, replica_gains.reshape(len(slots), -1)], axis=1)
     best = gains.argmax(axis=1)
     gain = gains[np.arange(len(slots)), best]
     at = np.flatnonzero((gain > least_gain) & (now.peak > bound + least_gain))
