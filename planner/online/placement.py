@@ -95,12 +95,10 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
     Where tokens are split as is best, that evens out what this leaves.
     """
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    first = dealt(loads, num_ranks, slots_per_rank)
-    if token_split is not TokenSplit.EVEN and num_ranks * slots_per_rank > loads.shape[1]:
-        return evened(loads, num_ranks, first, bound * (1 + FAR))
-    rules = Rules.of(first.shape[1], num_ranks)
-    fresh = evened(loads, num_ranks, first, bound)
-    return np.asarray(cooled(loads, num_ranks, fresh, bound, rules)[-1], dtype=np.intp)
+    fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
+    if token_split is not TokenSplit.EVEN and fresh.shape[1] > loads.shape[1]:
+        return fresh
+    return np.asarray(cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))[-1], dtype=np.intp)
 
 
 def _coupled_path(

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices
+from planner.cost.balance import Floats, Indices, replica_counts
 
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -169,15 +169,7 @@ class StepSplit:
             pours.append(_Pour(spread.ranks, counts[spread.expert], [part] * len(spread.ranks)))
             for rank in spread.ranks:
                 carried[rank] += part
-        pairs = [pour for pour in pours if len(pour.ranks) == 2]
-        wider = [pour for pour in pours if len(pour.ranks) > 2]
-        for sweep in range(SWEEPS):
-            if max(carried) <= bound * (1 + TOLERANCE):
-                break
-            if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
-                bound = max(bound, _bound_of_hottest(pours, carried))
-            _sweep_wider(wider, carried)
-            _sweep_pairs(pairs, carried)
+        _level(pours, carried, bound)
         return pours
 
     def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,10 +199,42 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     For `loads` [L, E] (shares or counts) under the placement `slots` [L, S], within TOLERANCE. Fits
     `Placement.split` and `rank_loads`.
     """
-    rows = [
-        StepSplit(placed.tolist(), num_ranks).parts(load.tolist()) for load, placed in zip(loads, slots, strict=True)
-    ]
-    return np.array(rows, dtype=np.float64)
+    counts = np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
+    parts = 1.0 / counts
+    even = np.take_along_axis(loads, slots, axis=1) * parts
+    ranks_of = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)
+    carried = even.reshape(len(slots), num_ranks, -1).sum(axis=-1)
+    alone = np.where(counts == 1, even, 0.0).reshape(carried.shape[0], num_ranks, -1).sum(axis=-1).max(axis=1)
+    bounds = np.maximum(alone, carried.mean(axis=1))
+    layer, slot = np.nonzero((counts > 1) & (np.take_along_axis(loads, slots, axis=1) > 0))
+    order = np.lexsort((slots[layer, slot], layer))
+    layer, slot = layer[order], slot[order]
+    begins = np.flatnonzero(np.diff(layer * loads.shape[1] + slots[layer, slot], prepend=-1))
+    pours: list[list[_Pour]] = [[] for _ in slots]
+    ranks, amounts = ranks_of[slot].tolist(), even[layer, slot].tolist()
+    tokens = loads[layer, slots[layer, slot]][begins].tolist()
+    for number, begin, end, whole in zip(
+        layer[begins].tolist(), begins.tolist(), [*begins[1:].tolist(), len(slot)], tokens, strict=True
+    ):
+        pours[number].append(_Pour(tuple(ranks[begin:end]), whole, amounts[begin:end]))
+    for mine, on_ranks, bound in zip(pours, carried.tolist(), bounds.tolist(), strict=True):
+        _level(mine, on_ranks, bound)
+    poured = [amount for mine in pours for pour in mine for amount in pour.amounts]
+    parts[layer, slot] = np.array(poured) / loads[layer, slots[layer, slot]]
+    return parts
+
+
+def _level(pours: list[_Pour], carried: list[float], bound: float) -> None:
+    """Pour tokens from hot ranks to cold ones, in place, until the hottest rank is close to its bound."""
+    pairs = [pour for pour in pours if len(pour.ranks) == 2]
+    wider = [pour for pour in pours if len(pour.ranks) > 2]
+    for sweep in range(SWEEPS):
+        if max(carried) <= bound * (1 + TOLERANCE):
+            break
+        if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
+            bound = max(bound, _bound_of_hottest(pours, carried))
+        _sweep_wider(wider, carried)
+        _sweep_pairs(pairs, carried)
 
 
 def _sweep_pairs(pours: list[_Pour], carried: list[float]) -> None:
