@@ -207,6 +207,8 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     alone = np.where(counts == 1, even, 0.0).reshape(carried.shape[0], num_ranks, -1).sum(axis=-1).max(axis=1)
     bounds = np.maximum(alone, carried.mean(axis=1))
     layer, slot = np.nonzero((counts > 1) & (np.take_along_axis(loads, slots, axis=1) > 0))
+    if not slot.size:
+        return parts
     order = np.lexsort((slots[layer, slot], layer))
     layer, slot = layer[order], slot[order]
     begins = np.flatnonzero(np.diff(layer * loads.shape[1] + slots[layer, slot], prepend=-1))
