@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices
+from planner.cost.balance import Floats, Indices, replica_counts
 from planner.online.rules import Rules
-from planner.online.split import TOLERANCE, best_split
+from planner.online.split import TOLERANCE, best_split, poured_again
 
 HOT_RANKS = 4
 COLD_RANKS = 8
@@ -53,7 +53,8 @@ def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules:
     Replicas split the tokens of `loads` [L, E] as is best, as far as the search knows. A layer within twice the
     split's tolerance of its `bound` [L] is done.
     """
-    placed, carried = slots, _split_loads(loads, num_ranks, slots)
+    placed = slots
+    carried = np.take_along_axis(loads, slots, axis=1) * best_split(loads, slots, num_ranks)
     path, hottest = [placed], [_peak(carried, num_ranks)]
     for step in range(STEPS):
         active = np.flatnonzero(hottest[-1] > bound * (1 + 2 * TOLERANCE))
@@ -63,17 +64,12 @@ def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules:
         if np.array_equal(now, placed[active]):
             break
         if not step % max(1, num_ranks // RANKS_PER_SPLIT):
-            then = _split_loads(loads[active], num_ranks, now)
+            then = poured_again(loads[active], now, num_ranks, then)
         placed, carried = placed.copy(), carried.copy()
         placed[active], carried[active] = now, then
         path.append(placed)
         hottest.append(_peak(carried, num_ranks))
     return np.stack(path), np.stack(hottest)
-
-
-def _split_loads(loads: Floats, num_ranks: int, slots: Indices) -> Floats:
-    split: Floats = np.take_along_axis(loads, slots, axis=1) * best_split(loads, slots, num_ranks)
-    return split
 
 
 def _peak(carried: Floats, num_ranks: int) -> Floats:
@@ -171,14 +167,12 @@ def _slots_of(ranks: Indices, each: int) -> Indices:
 
 def _coolest_other_host(experts: int, slots: Indices, rank_loads: Floats, each: int) -> Floats:
     """[L, S]: load of the coolest rank that has the slot's expert in another slot; infinite if none has."""
-    number = np.arange(len(slots))[:, None] * experts + slots
-    order = np.lexsort((np.repeat(rank_loads, each, axis=1).ravel(), number.ravel()))
-    numbers, loads = number.ravel()[order], np.repeat(rank_loads, each, axis=1).ravel()[order]
-    first = np.append(True, numbers[1:] != numbers[:-1])
-    begins = np.flatnonzero(first)
-    stretch = np.cumsum(first) - 1
-    many = np.diff(begins, append=len(numbers)) > 1
-    second = np.where(many, loads[np.minimum(begins + 1, len(loads) - 1)], np.inf)
-    found = np.empty(slots.size)
-    found[order] = np.where(first, second[stretch], loads[begins][stretch])
-    return found.reshape(slots.shape)
+    found = np.full(slots.shape, np.inf)
+    layer, slot = np.nonzero(np.take_along_axis(replica_counts(slots, experts), slots, axis=1) > 1)
+    number, loads = layer * experts + slots[layer, slot], rank_loads[layer, slot // each]
+    order = np.lexsort((loads, number))
+    opens = np.diff(number[order], prepend=-1) != 0
+    begins = np.flatnonzero(opens)
+    coolest = begins[np.cumsum(opens) - 1]
+    found[layer[order], slot[order]] = loads[order[np.where(opens, coolest + 1, coolest)]]
+    return found

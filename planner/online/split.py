@@ -199,31 +199,37 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     For `loads` [L, E] (shares or counts) under the placement `slots` [L, S], within TOLERANCE. Fits
     `Placement.split` and `rank_loads`.
     """
+    tokens = np.take_along_axis(loads, slots, axis=1)
+    parts = 1.0 / np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
+    poured = poured_again(loads, slots, num_ranks, tokens * parts)
+    return np.divide(poured, tokens, out=parts, where=tokens > 0)
+
+
+def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
+    """[L, S]: tokens of each slot under the best split, found from those that the slots carry now, `carried`."""
     counts = np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
-    parts = 1.0 / counts
-    even = np.take_along_axis(loads, slots, axis=1) * parts
-    ranks_of = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)
-    carried = even.reshape(len(slots), num_ranks, -1).sum(axis=-1)
-    alone = np.where(counts == 1, even, 0.0).reshape(carried.shape[0], num_ranks, -1).sum(axis=-1).max(axis=1)
-    bounds = np.maximum(alone, carried.mean(axis=1))
+    on_ranks = carried.reshape(len(slots), num_ranks, -1).sum(axis=-1)
+    alone = np.where(counts == 1, carried, 0.0).reshape(len(slots), num_ranks, -1).sum(axis=-1)
+    bounds = np.maximum(alone.max(axis=1), on_ranks.mean(axis=1))
     layer, slot = np.nonzero((counts > 1) & (np.take_along_axis(loads, slots, axis=1) > 0))
     if not slot.size:
-        return parts
+        return carried
     order = np.lexsort((slots[layer, slot], layer))
     layer, slot = layer[order], slot[order]
     begins = np.flatnonzero(np.diff(layer * loads.shape[1] + slots[layer, slot], prepend=-1))
-    pours: list[list[_Pour]] = [[] for _ in slots]
-    ranks, amounts = ranks_of[slot].tolist(), even[layer, slot].tolist()
+    ranks = (slot // (slots.shape[1] // num_ranks)).tolist()
+    amounts = carried[layer, slot].tolist()
     tokens = loads[layer, slots[layer, slot]][begins].tolist()
+    pours: list[list[_Pour]] = [[] for _ in slots]
     for number, begin, end, whole in zip(
         layer[begins].tolist(), begins.tolist(), [*begins[1:].tolist(), len(slot)], tokens, strict=True
     ):
         pours[number].append(_Pour(tuple(ranks[begin:end]), whole, amounts[begin:end]))
-    for mine, on_ranks, bound in zip(pours, carried.tolist(), bounds.tolist(), strict=True):
-        _level(mine, on_ranks, bound)
-    poured = [amount for mine in pours for pour in mine for amount in pour.amounts]
-    parts[layer, slot] = np.array(poured) / loads[layer, slots[layer, slot]]
-    return parts
+    for mine, hosts, bound in zip(pours, on_ranks.tolist(), bounds.tolist(), strict=True):
+        _level(mine, hosts, bound)
+    poured = carried.copy()
+    poured[layer, slot] = [amount for mine in pours for pour in mine for amount in pour.amounts]
+    return poured
 
 
 def _level(pours: list[_Pour], carried: list[float], bound: float) -> None:
