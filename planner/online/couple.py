@@ -18,18 +18,18 @@ from planner.cost.balance import Floats, Indices, replica_counts
 from planner.online.rules import Rules
 from planner.online.split import TOLERANCE, best_split, poured_again
 
-HOT_RANKS = 4
+HOT_RANKS = 8
 COLD_RANKS = 8
 """Of each layer that a step looks at. A choice: with more, steps get slow and the first change stays the best one."""
 
 STEPS = 24
 """Most steps. A choice of CPU time."""
 
-RANKS_PER_CHANGE = 16
+RANKS_PER_CHANGE = 8
 """A step makes one change in a layer for so many ranks, and one at least: few ranks get few moves at a time."""
 
-RANKS_PER_SPLIT = 8
-"""With more than so many ranks the best split is solved for the less often, as each costs the more."""
+RANKS_PER_SPLIT = 16
+"""The best split is solved for after so many steps as these go into the ranks: for more ranks each costs more."""
 
 
 class _Trade(NamedTuple):

@@ -63,14 +63,12 @@ def options(
     current: Indices,
     token_split: TokenSplit = TokenSplit.EVEN,
     shadow_slots_per_rank: int = 0,
-    also: Sequence[Floats] = (),
 ) -> Options:
     """Placements of L layers near `current` [L, S] and far from it, for `loads` [L, E] (shares or counts).
 
     Slots beyond one per expert hold replicas. Two replicas of one expert share a rank only where `current` has it so
     and nothing was gained by a change. Of a rank's slots the last `shadow_slots_per_rank` hold shadow experts; with
-    any, the other slots stay as they are. `also` are loads that a placement for split tokens should serve too, the
-    latest last: a placement that splits well only the last window's load is not yet a good one.
+    any, the other slots stay as they are.
     """
     rules = Rules.of(current.shape[1], num_ranks, shadow_slots_per_rank)
     bound = hottest_rank_bound(loads, num_ranks, current.shape[1] // num_ranks)
@@ -78,7 +76,7 @@ def options(
         path = improve(loads, num_ranks, current, bound, rules)
         hottest = rank_loads(np.broadcast_to(loads, (len(path), *loads.shape)), path, num_ranks).max(axis=-1)
     else:
-        path, hottest = _coupled_path(loads, num_ranks, current, rules, also)
+        path, hottest = coupled(loads, num_ranks, current, bound, rules)
     far = np.flatnonzero(hottest.min(axis=0) > bound * (1 + FAR))
     if far.size and not shadow_slots_per_rank:
         fresh, peak = path[-1].copy(), hottest[-1].copy()
@@ -101,21 +99,23 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
     return np.asarray(cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))[-1], dtype=np.intp)
 
 
-def _coupled_path(
-    loads: Floats, num_ranks: int, current: Indices, rules: Rules, also: Sequence[Floats]
-) -> tuple[Indices, Floats]:
-    """(Path from `current`, load of the hottest rank), by way of placements that suit the loads `also`."""
-    slots_per_rank = current.shape[1] // num_ranks
-    start, steps = current, len(also)
-    for other in also:
-        bound = hottest_rank_bound(other, num_ranks, slots_per_rank)
-        start = coupled(other, num_ranks, start, bound, rules)[0][-1]
-    path, hottest = coupled(loads, num_ranks, start, hottest_rank_bound(loads, num_ranks, slots_per_rank), rules)
-    if not steps:
-        return path, hottest
-    split = best_split(loads, current, num_ranks)
-    now = rank_loads(loads, current, num_ranks, split).max(axis=-1)
-    return np.concatenate([current[None], path]), np.concatenate([now[None], hottest])
+def suited(
+    recent: Sequence[Floats],
+    num_ranks: int,
+    current: Indices,
+    token_split: TokenSplit,
+    move_price: float = 0.0,
+    shadow_slots_per_rank: int = 0,
+) -> Indices:
+    """[L, S]: `current`, changed for each of the `recent` loads [L, E] in turn, the latest last.
+
+    Where tokens are split as is best, most of what suits one load stays good for the next; so the result splits all of
+    them well, and rather the load to come than one that suits the last alone. A move is worth `move_price` each time.
+    """
+    placed = current
+    for loads in recent:
+        placed = options(loads, num_ranks, placed, token_split, shadow_slots_per_rank).choose(move_price)
+    return align_slots(placed, current, num_ranks)
 
 
 def _afresh_near(loads: Floats, num_ranks: int, current: Indices, token_split: TokenSplit) -> tuple[Indices, Floats]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, replica_counts
+from planner.online.assign import twins
 
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -206,14 +207,26 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
 
 
 def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
-    """[L, S]: tokens of each slot under the best split, found from those that the slots carry now, `carried`."""
+    """[L, S]: tokens of each slot under the best split, found from those that the slots carry now, `carried`.
+
+    Layers with twins are split anew: their slots share what their rank takes.
+    """
+    poured = _poured_apart(loads, slots, num_ranks, carried)
+    for layer in np.flatnonzero(twins(slots, num_ranks).any(axis=1)):
+        parts = StepSplit(slots[layer].tolist(), num_ranks).parts(loads[layer].tolist())
+        poured[layer] = loads[layer, slots[layer]] * np.array(parts)
+    return poured
+
+
+def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
+    """`poured_again` for layers without twins."""
     counts = np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
     on_ranks = carried.reshape(len(slots), num_ranks, -1).sum(axis=-1)
     alone = np.where(counts == 1, carried, 0.0).reshape(len(slots), num_ranks, -1).sum(axis=-1)
     bounds = np.maximum(alone.max(axis=1), on_ranks.mean(axis=1))
     layer, slot = np.nonzero((counts > 1) & (np.take_along_axis(loads, slots, axis=1) > 0))
     if not slot.size:
-        return carried
+        return carried.copy()
     order = np.lexsort((slots[layer, slot], layer))
     layer, slot = layer[order], slot[order]
     begins = np.flatnonzero(np.diff(layer * loads.shape[1] + slots[layer, slot], prepend=-1))
