@@ -82,7 +82,8 @@ def options(
         fresh, peak = path[-1].copy(), hottest[-1].copy()
         fresh[far], peak[far] = _afresh_near(loads[far], num_ranks, current[far], token_split)
         path, hottest = np.concatenate([path, fresh[None]]), np.concatenate([hottest, peak[None]])
-    unit = ROUNDING * loads.mean(axis=1)
+    mean = loads.mean(axis=1)
+    unit = np.where(mean > 0, ROUNDING * mean, 1.0)
     moved = _newcomers(path, current, num_ranks, loads.shape[1])[..., ~rules.shadows]
     return Options(path, np.rint(hottest / unit) * unit, moved.sum(axis=-1), num_ranks)
 
