@@ -277,30 +277,37 @@ def _sweep_pairs(pours: list[_Pour], carried: list[float]) -> None:
 def _sweep_wider(pours: list[_Pour], carried: list[float]) -> None:
     """Take each expert's tokens off its ranks and pour them again, up to one level."""
     for ranks, tokens, amounts in pours:
-        base = [carried[rank] - amount for rank, amount in zip(ranks, amounts, strict=True)]
+        for place, rank in enumerate(ranks):
+            carried[rank] -= amounts[place]
         level, filled = tokens, 0
-        for under in sorted(base):
+        for under in sorted([carried[rank] for rank in ranks]):
             if filled and under * filled >= level:
                 break
             level += under
             filled += 1
         level /= filled
-        for place, (rank, under) in enumerate(zip(ranks, base, strict=True)):
-            amount = level - under if level > under else 0.0
-            amounts[place] = amount
-            carried[rank] = under + amount
+        for place, rank in enumerate(ranks):
+            under = carried[rank]
+            if under < level:
+                amounts[place] = level - under
+                carried[rank] = level
+            else:
+                amounts[place] = 0.0
 
 
 def _bound_of_hottest(pours: list[_Pour], carried: list[float]) -> float:
     """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it."""
     reached = {carried.index(max(carried))}
-    grew = True
+    waiting, grew = pours, True
     while grew:
-        grew = False
-        for pour in pours:
-            if not reached.issuperset(pour.ranks) and any(
-                amount > 0 and rank in reached for rank, amount in zip(pour.ranks, pour.amounts, strict=True)
-            ):
-                reached.update(pour.ranks)
-                grew = True
+        grew, still = False, []
+        for pour in waiting:
+            for rank, amount in zip(pour.ranks, pour.amounts, strict=True):
+                if amount > 0 and rank in reached:
+                    reached.update(pour.ranks)
+                    grew = True
+                    break
+            else:
+                still.append(pour)
+        waiting = still
     return sum(carried[rank] for rank in reached) / len(reached)
