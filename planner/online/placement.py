@@ -30,7 +30,7 @@ from planner.online.rules import Rules
 from planner.online.split import best_split
 from planner.spec.placement import Move, TokenSplit
 
-FAR = 0.01
+FAR = 0.02
 """A path that ends further than this part above the bound is worth a placement made afresh beside it. A choice."""
 
 
@@ -96,8 +96,21 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
     fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
     if token_split is not TokenSplit.EVEN and fresh.shape[1] > loads.shape[1]:
-        return fresh
+        return _coupled_where_far(loads, num_ranks, fresh, bound)
     return np.asarray(cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))[-1], dtype=np.intp)
+
+
+def _coupled_where_far(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+    """[L, S]: `slots`, changed in the layers that the best split leaves far from their bound."""
+    split = best_split(loads, slots, num_ranks)
+    far = np.flatnonzero(rank_loads(loads, slots, num_ranks, split).max(axis=1) > bound * (1 + FAR))
+    if not far.size:
+        return slots
+    enough = bound[far] * (1 + FAR / 2)
+    path, hottest = coupled(loads[far], num_ranks, slots[far], enough, Rules.of(slots.shape[1], num_ranks))
+    changed = slots.copy()
+    changed[far] = path[hottest.argmin(axis=0), np.arange(len(far))]
+    return changed
 
 
 def suited(

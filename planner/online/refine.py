@@ -51,18 +51,22 @@ def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules:
 
 
 def evened(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
-    """[L, S]: `slots` after steps of pairs that only swap, whatever they move; of all steps the most even."""
+    """[L, S]: `slots` after steps of pairs that only swap, whatever they move; of all steps the most even.
+
+    A layer close to its `bound` [L] is done, and one in which no pair has a swap left.
+    """
     best, least = slots.copy(), rank_loads(loads, slots, num_ranks).max(axis=1)
-    last = slots
+    last, active = slots, np.arange(len(slots))
     for turn in range(TURNS):
-        active, _ = _uneven(loads, num_ranks, last, bound)
+        active = active[least[active] > bound[active] * (1 + EVEN_ENOUGH)]
         if not active.size:
             break
-        last = last.copy()
-        last[active] = paired_step(loads[active], num_ranks, last[active], bound[active], turn, replicate=False)
-        peak = rank_loads(loads, last, num_ranks).max(axis=1)
-        best[peak < least] = last[peak < least]
-        least = np.minimum(least, peak)
+        before, last = last, last.copy()
+        last[active] = paired_step(loads[active], num_ranks, before[active], bound[active], turn, replicate=False)
+        active = active[(last[active] != before[active]).any(axis=1)]
+        peak = rank_loads(loads[active], last[active], num_ranks).max(axis=1)
+        better = peak < least[active]
+        best[active[better]], least[active[better]] = last[active[better]], peak[better]
     return best
 
 
