@@ -20,7 +20,7 @@ from planner.cost.transfer import transfer_s
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.placement import Move
+from planner.spec.placement import Move, Placement
 from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import ExpertStrategy, Sharding, Strategy
 from planner.spec.training import Training
@@ -71,20 +71,27 @@ def migration_s(
     plan: Plan,
     moves: Sequence[Move],
     pause_s: float = PAUSE_S,
+    to: Placement | None = None,
 ) -> float:
     """Seconds of pause while experts move from rank to rank under `plan`: the transfer and `pause_s`; 0 for no moves.
 
     `Move.layer` counts MoE layers. Rank r of expert-data-parallel group g and expert-tensor-parallel part t is device
     first_device + (g x ep + r) x etp + t; every group and every part moves its own: 1/etp of the weights and of the
     optimizer state, of what is sharded over the g groups 1/g (optimizer state from ZeRO-1 on, weights under ZeRO-3).
+    `to`: the placement that they make; moves into its shadow slots cost nothing here, for a shadow's weights come anew
+    in every step anyway (planner.cost.copies).
     """
     owners = _owners(model, plan)
+    by_layer: dict[int, list[tuple[int, int]]] = {}
+    for move in moves:
+        if to is None or not to.is_shadow(move.layer, move.to_slot):
+            by_layer.setdefault(move.layer, []).append((move.from_rank, move.to_rank))
     # Of each group of the cluster, which no move leaves: senders, receivers, sizes.
     messages: dict[int, tuple[list[Devices], list[Devices], list[NDArray[np.float64]]]] = {}
-    for moe_layer in sorted({move.layer for move in moves}):
+    for moe_layer, ranks in sorted(by_layer.items()):
         stage, strategy = owners[model.moe_layers[moe_layer]]
         experts = _experts(strategy, model.moe_layers[moe_layer])
-        pairs = np.array([(move.from_rank, move.to_rank) for move in moves if move.layer == moe_layer])
+        pairs = np.array(ranks)
         number = cluster.group_number(stage.first_device, stage.num_devices)
         devices = rank_devices(stage, experts) - cluster.first_devices[number]
         senders, receivers, sizes = messages.setdefault(number, ([], [], []))
