@@ -85,6 +85,11 @@ def token_exchange(
 ) -> Messages:
     """Messages of the routed experts in one direction: every copy of a token to its expert and back.
 
+    All ranks route alike, and so send to the slots of an expert in the same proportions: of n ranks the busiest gets
+    `load_ratio` times the mean, 1/n of it from itself, m/n from the m that share its island; none sends more. So the
+    messages of its size, spread evenly, take as long as the real ones on every tier (tests/cost/test_traffic_of_loads).
+    A runtime that prefers replicas near by sends less. Every copy travels by itself, also where several experts of a
+    token stand on one node: groups of experts (node-limited routing) change nothing here.
     Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
     """
     tensor = experts.expert_tensor_parallel_size
