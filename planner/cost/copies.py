@@ -7,8 +7,9 @@ Once per step, whatever the number of micro-batches: no weight changes in betwee
 * A shadow has weights and gradients only. Its weights come from the slot of the expert before the first forward pass,
   its gradients go back after the last backward pass, along a chain of all ranks that hold the expert.
 
-Each expert-parallel group keeps its own copies equal. What is sharded over expert-data-parallel devices stays so: each
-sends its part. Copies on one rank add up without any traffic. Own derivation, from rings as NCCL has them; FasterMoE
+Each expert-parallel group keeps its own copies equal, when expert-data-parallel devices have reduced the gradients of
+all copies, shadows too (as runtime.gradients does). What is sharded over these devices stays so: each sends its part.
+Copies on one rank add up without any traffic. Own derivation, from rings as NCCL has them; FasterMoE
 (He et al., PPoPP 2022, section 4.1) sends shadows in every micro-batch, which gradient accumulation does not need.
 """
 
@@ -45,10 +46,8 @@ ONE_EACH = Copies()
 class ExpertBytes(NamedTuple):
     """What one device sends of an expert."""
 
-    shadow_weights: float
-    shadow_gradients: float
+    weights: float
     gradients: float
-    """Of a replica, as they are summed."""
 
 
 class _Holders(NamedTuple):
@@ -96,8 +95,8 @@ def equal_copies_s(
     to_shadow = holders.is_shadow[following]
     chain = (holders.layer[to_shadow], holders.rank[to_shadow], holders.rank[following][to_shadow])
     layer, giver, taker = chain[0], chain[1] * rank_stride, chain[2] * rank_stride
-    weights_s = transfers_s(levels, layer, giver, taker, sent.shadow_weights, layers)
-    gradients_s = transfers_s(levels, layer, taker, giver, sent.shadow_gradients, layers)
+    weights_s = transfers_s(levels, layer, giver, taker, sent.weights, layers)
+    gradients_s = transfers_s(levels, layer, taker, giver, sent.gradients, layers)
     return weights_s, gradients_s + summed_s
 
 

@@ -105,8 +105,8 @@ def messages_of_experts(conditions: Conditions, layer: Block, strategy: Strategy
 def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies: Copies = ONE_EACH) -> State:
     """State of the routed experts of an MoE layer, and the traffic that keeps their copies equal.
 
-    A replica has weights, gradients and optimizer state of its own, a shadow has no optimizer state, and what is
-    gathered or reduced once per step passes it by.
+    A replica has weights, gradients and optimizer state of its own; a shadow has no optimizer state, and its weights
+    are not gathered once per step, for they come whole.
     """
     held = _experts(conditions, layer, strategy)
     own = _state(conditions, strategy, held._replace(parameters=held.parameters * copies.own_ratio))
@@ -117,25 +117,21 @@ def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, c
     if peak(copies.shadow_ratio) == 0:
         return own
     shadows = _state(conditions, strategy, held._replace(parameters=held.parameters * copies.shadow_ratio))
-    passing = ("optimizer_bytes", "once_forward_s", "once_backward_s", "optimizer_s", "host_bytes")
+    passing = ("optimizer_bytes", "once_forward_s", "optimizer_s", "host_bytes")
     return add_states(own, shadows._replace(**dict.fromkeys(passing, 0.0)))
 
 
 def sent_of_expert(conditions: Conditions, layer: Block, strategy: Strategy) -> ExpertBytes:
     """What one device sends to keep the copies of one expert equal.
 
-    Gradients of replicas are summed when the expert-data-parallel devices have reduced theirs: sharded from ZeRO-1 on.
-    A shadow's go back before that, unless every micro-batch scatters them (from ZeRO-2 on); its weights come sharded
-    under ZeRO-3, and are gathered with all others.
+    Gradients are sharded from ZeRO-1 on; weights under ZeRO-3, where those of shadows are gathered with all others.
     """
     assert strategy.experts is not None and layer.moe is not None
     conditions, parts = of_layer(conditions, layer), strategy.experts.expert_data_parallel_size
     parameters = expert_parameters(layer.moe, conditions.hidden_size) / strategy.experts.expert_tensor_parallel_size
     weights, gradients = (parameters * each(conditions.training) for each in (weight_bytes, gradient_bytes))
-    scattered = strategy.sharding in (Sharding.GRADIENTS, Sharding.FULL)
     return ExpertBytes(
-        shadow_weights=weights / (parts if strategy.sharding is Sharding.FULL else 1),
-        shadow_gradients=gradients / (parts if scattered else 1),
+        weights=weights / (parts if strategy.sharding is Sharding.FULL else 1),
         gradients=gradients / (1 if strategy.sharding is Sharding.NONE else parts),
     )
 

@@ -13,7 +13,7 @@ from planner.cost.transfer import transfer_s
 from planner.spec.placement import Move, Placement
 from planner.spec.training import Training
 
-SENT = ExpertBytes(shadow_weights=1e9, shadow_gradients=2e9, gradients=3e9)
+SENT = ExpertBytes(weights=1e9, gradients=3e9)
 LEVELS = cluster(2, 4).levels
 NEAR, FAR = (1e9 / link.bytes_per_s for link in (NODE_LINK, NETWORK_LINK))
 """Seconds for a gigabyte."""
@@ -62,7 +62,7 @@ def test_the_busiest_rank_sets_the_pace_and_others_work_beside_it():
 def test_weights_of_a_shadow_come_once_and_its_gradients_go_back():
     forward, backward = seconds(with_extra(r1=0), shadows=1)
     assert forward == pytest.approx(1 * NEAR + NODE_LINK.latency_s)
-    assert backward == pytest.approx(2 * NEAR + NODE_LINK.latency_s)
+    assert backward == pytest.approx(3 * NEAR + NODE_LINK.latency_s)
 
 
 def test_shadows_on_all_ranks_take_their_weights_from_a_neighbour():
@@ -118,8 +118,8 @@ def one_by_one(row, ranks, per_rank, shadows):
             if there not in own:
                 chains.append((here, there))
     summed = total(sums)
-    forward = total([(here, there, SENT.shadow_weights) for here, there in chains])
-    return forward, total([(there, here, SENT.shadow_gradients) for here, there in chains]) + summed
+    forward = total([(here, there, SENT.weights) for here, there in chains])
+    return forward, total([(there, here, SENT.gradients) for here, there in chains]) + summed
 
 
 def total(messages):
