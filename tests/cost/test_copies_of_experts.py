@@ -10,6 +10,7 @@ from planner.cost import Seats, StepPrices, estimate
 from planner.cost.copies import ExpertBytes, equal_copies_s
 from planner.cost.migration import migration_s
 from planner.cost.transfer import transfer_s
+from planner.spec.model import Model
 from planner.spec.placement import Move, Placement
 from planner.spec.training import Training
 
@@ -192,3 +193,19 @@ def test_a_move_into_a_shadow_slot_costs_nothing():
     target = placed(with_extra(r4=0))
     assert migration_s(MODEL, WHERE, TRAINING, plan, moves, to=target) > 0.0
     assert migration_s(MODEL, WHERE, TRAINING, plan, moves, to=placed(with_extra(r4=0), 1)) == 0.0
+
+
+def test_estimates_say_what_they_take_for_granted_of_copies_and_routing_groups():
+    none, replicas, shadows = (
+        " ".join(priced("zero0", placed(slots, number)).assumptions)
+        for slots, number in ((range(8), 0), (with_extra(r4=0), 0), (with_extra(r4=0), 1))
+    )
+    assert "replicas of an expert" in replicas and "replicas of an expert" not in none
+    assert "shadow experts" in shadows and "shadow experts" not in replicas
+    content = MODEL.model_dump()
+    content["runs"][1]["layer"]["feed_forward"] |= {"num_groups": 4, "groups_per_token": 2}
+    grouped = Model.model_validate(content)
+    plan = even_plan("dp8-ep8-mbs1-zero0", grouped, WHERE, TRAINING)
+    found = estimate(grouped, WHERE, TRAINING, plan)
+    assert "node-limited routing" in " ".join(found.assumptions)
+    assert found.step_time_s == pytest.approx(estimate(MODEL, WHERE, TRAINING, plan).step_time_s)
