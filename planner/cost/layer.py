@@ -134,7 +134,8 @@ def with_experts(
     """The price of a layer under one load, or arrays of prices under arrays of loads; see `layer_cost`."""
     conditions, part_of, whole, held = found
     if isinstance(layer, Block) and layer.moe is not None:
-        whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
+        slots_ratio = copies.own_ratio + copies.shadow_ratio
+        whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio, slots_ratio)))
         held = add_states(held, state_of_experts(conditions, layer, strategy, copies))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
     whole_bytes = map(whole_number, cost[4:-2])

@@ -209,3 +209,12 @@ def test_estimates_say_what_they_take_for_granted_of_copies_and_routing_groups()
     found = estimate(grouped, WHERE, TRAINING, plan)
     assert "node-limited routing" in " ".join(found.assumptions)
     assert found.step_time_s == pytest.approx(estimate(MODEL, WHERE, TRAINING, plan).step_time_s)
+
+
+def test_copies_make_smaller_products_that_read_more_weights():
+    layers = (tuple(range(8)), tuple(with_extra()))
+    plan = even_plan("dp8-ep8-mbs1-zero0", MODEL, WHERE, TRAINING)
+    none, twice = (
+        estimate(MODEL, WHERE, TRAINING, plan, placement=Placement(layers=(row,) * 4, num_ranks=8)) for row in layers
+    )
+    assert twice.time["compute"] > none.time["compute"]
