@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from table import Row, row
 from torch import nn
 
 from runtime.dispatch import share_out, through_experts
@@ -78,6 +79,12 @@ class Load(NamedTuple):
     top_k: int = 2
     skew: float = 0.0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.ranks} ranks x {self.tokens} tokens, top-{self.top_k} of {self.experts} experts"
+            f" of width {self.width}, skew {self.skew:g}"
+        )
+
 
 def seconds(report: Any, load: Load, variants: list[Variant]) -> list[list[float]]:
     """[variant][round], on this rank, between two barriers."""
@@ -115,19 +122,28 @@ def compared(load: Load, variants: list[Variant]) -> list[tuple[float, float]]:
     return [(median(times), median(ratio)) for times, ratio in zip(slowest, ratios, strict=True)]
 
 
+PIECES = [Variant(), Variant(2), Variant(4), Variant(padded=True)]
+NODES = [Variant(), Variant(ranks_per_node=2), Variant(2), Variant(2, ranks_per_node=2)]
+LINK = [Variant(pieces, link_bytes_per_s=3e7) for pieces in (1, 2, 4, 8)]
+
+
+def rows() -> list[Row]:
+    """What four pieces hide over the emulated link."""
+    load = Load(2, 1024, 256)
+    ratio = compared(load, [LINK[0], LINK[2]])[1][1]
+    what = f"to experts and back, {load}, link of 30 MB/s: 4 pieces over whole"
+    return [row(what, ratio, 1.0)]
+
+
 def main() -> None:
-    pieces = [Variant(), Variant(2), Variant(4), Variant(padded=True)]
-    nodes = [Variant(), Variant(ranks_per_node=2), Variant(2), Variant(2, ranks_per_node=2)]
-    link = [Variant(pieces, link_bytes_per_s=3e7) for pieces in (1, 2, 4, 8)]
     for load, variants in [
-        (Load(2, 1024, 256), link),
-        (Load(2, 1024, 256), pieces),
-        (Load(2, 1024, 1024), pieces),
-        (Load(2, 1024, 1024, skew=1.0), pieces),
-        (Load(4, 512, 256), nodes),
+        (Load(2, 1024, 256), LINK),
+        (Load(2, 1024, 256), PIECES),
+        (Load(2, 1024, 1024), PIECES),
+        (Load(2, 1024, 1024, skew=1.0), PIECES),
+        (Load(4, 512, 256), NODES),
     ]:
-        print(f"\n{load.ranks} ranks, {load.tokens} tokens x top-{load.top_k} of {load.experts} experts on each rank,")
-        print(f"hidden {HIDDEN}, expert width {load.width}, skew {load.skew:g}; {ROUNDS} rounds")
+        print(f"\n{load}, hidden {HIDDEN}; {ROUNDS} rounds")
         for variant, (spent, ratio) in zip(variants, compared(load, variants), strict=True):
             print(f"  {variant!s:<50} {1e3 * spent:>8.1f} ms  {ratio:>6.3f} of the first")
 

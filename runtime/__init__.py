@@ -2,7 +2,8 @@
 
 from runtime.agent import Agent
 from runtime.gradients import average_gradients, clip_gradients
+from runtime.hooks import RouterKind
 from runtime.migration import migrate
 from runtime.moe import ExpertParallelMoe
 
-__all__ = ["Agent", "ExpertParallelMoe", "average_gradients", "clip_gradients", "migrate"]
+__all__ = ["Agent", "ExpertParallelMoe", "RouterKind", "average_gradients", "clip_gradients", "migrate"]

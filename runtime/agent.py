@@ -30,7 +30,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError, TrimtabError
@@ -40,7 +40,7 @@ from planner.spec.window import Window
 from runtime.client import Attachment, PlannerService
 from runtime.courier import Courier
 from runtime.exchange import Group, broadcast_bytes, num_ranks, rank
-from runtime.hooks import RouterCounter, attach
+from runtime.hooks import ROUTERS, RouterCounter, RouterKind, TokenMask, attach
 from runtime.joining import check_run, join
 from runtime.migration import check_movable, current_placement, migrate
 from runtime.moe import ExpertParallelMoe, moe_layers
@@ -77,8 +77,14 @@ class Agent:
         group: Group | None = None,
         timeout_s: float = 10.0,
         policy: Callable[[Run], Policy] = local_policy,
+        routers: Sequence[RouterKind] = (),
+        same_tokens: Group | None = None,
     ) -> None:
-        """Attach to the model's routers and to the run; a collective over `group` (the data-parallel ranks, None: all).
+        """Attach to the model's routers and to the run; a collective over `group`, over which tokens are summed.
+
+        `group` (None: all ranks) is every rank that trains this model, those of tensor, sequence, context and expert
+        parallelism too. `same_tokens`: ranks whose routers see the same tokens (tensor parallelism without sequence
+        parallelism); only the first of them counts. `routers`: kinds of routers beside those that are known.
 
         `run`: id or name of a run. If the service has none, one of this name begins from `search` (a search's id) with
         `plan` (an id from its shortlist; None: its first). `service` and `token` default to the environment's
@@ -101,7 +107,8 @@ class Agent:
         self._optimizer = optimizer
         self._device = next(model.parameters()).device
         self._layers = moe_layers(model)
-        self._counters = attach(model)
+        self._mask = TokenMask()
+        self._counters = attach(model, (*routers, *ROUTERS), mask=self._mask, same_tokens=same_tokens)
         with ExitStack() as undo:
             undo.callback(self._remove_hooks)
             self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
@@ -139,6 +146,15 @@ class Agent:
             self._clock = None
         if self._clock is None:
             self._clock = (self._steps, time.perf_counter())
+
+    def mask(self, real_tokens: Tensor | None) -> None:
+        """From here on, count only tokens where this is not 0; None: all. To be set before each forward pass.
+
+        `real_tokens`: one entry per token of the micro-batch, in any shape, on the model's device, in the order in
+        which this rank's routers see them: [batch, length] as Hugging Face's attention_mask, [length, batch] for
+        Megatron-Core; with sequence or context parallelism this rank's part. Recomputation uses the mask of its pass.
+        """
+        self._mask.real = real_tokens
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Deliver the windows that wait, for at most `timeout_s`, and leave the model as it was found."""

@@ -3,7 +3,7 @@
 Each exchange is two nodes of the autograd graph, one that sends and one that waits. The backward pass visits them in
 reverse: where the forward pass waited, the gradient is sent, and where it sent, the gradient is waited for. So what
 overlaps in the forward pass overlaps in the backward pass, and all ranks send in the same order, since nodes that are
-ready run in the reverse order of their making.
+ready run in the reverse order of their making. Gradients of gradients are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from runtime.topology import Counts, Topology
 
@@ -56,6 +57,7 @@ class _Send(torch.autograd.Function):
         return parcel.send(rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.parcel.wait_back(), None
 
@@ -68,6 +70,7 @@ class _Wait(torch.autograd.Function):
         return rows
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         ctx.parcel.send_back(gradients[0])
         return gradients[0], None  # its shape alone is needed: `_Send` returns what comes back

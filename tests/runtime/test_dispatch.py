@@ -247,6 +247,21 @@ def test_the_next_piece_travels_while_one_is_computed_there_and_back_and_so_do_g
     assert all(torch.equal(piece.grad, torch.full((2, 1), 2.0)) for piece in pieces)
 
 
+def test_gradients_of_gradients_are_refused_but_the_same_gradient_may_be_asked_for_twice():
+    class Twice(Topology):
+        num_ranks = 2
+
+        def begin(self, rows, counts):
+            return rows.clone(), lambda: None
+
+    rows = torch.ones(2, 1, requires_grad=True)
+    (back,) = there_and_back([rows], [np.array([[2]])], lambda number, rows: rows**3, Twice())
+    first, second = (torch.autograd.grad(back.sum(), rows, create_graph=True)[0] for _ in range(2))
+    assert first.tolist() == second.tolist() == [[3.0], [3.0]]
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()
+
+
 @given(st.lists(st.lists(st.integers(-1, 3), min_size=2, max_size=2), max_size=9), st.randoms(use_true_random=False))
 def test_of_an_experts_choices_the_first_go_to_its_first_slot(choices, random):
     slots, chosen = FOUR, torch.tensor(choices, dtype=torch.int64).view(-1, 2)

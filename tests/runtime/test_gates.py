@@ -14,6 +14,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 from planner.spec.errors import InputError
 from runtime.auxiliary import update_biases
 from runtime.gates import ExpertRouter, GShardRule, SigmoidRule, SoftmaxRule, gshard_gate, switch_gate
+from runtime.hooks import attach
 from runtime.launch import launch
 
 HIDDEN, EXPERTS, TOKENS = 16, 12, 50
@@ -131,6 +132,17 @@ def test_gshard_goes_to_the_second_expert_with_twice_its_weight_as_probability()
 def test_gshard_always_goes_to_a_second_expert_of_equal_weight():
     routing = gshard_gate(HIDDEN, 4).rule(torch.zeros(1000, 4), 2, True)
     assert routing.experts.min() >= 0
+
+
+@pytest.mark.parametrize(
+    "gate", [gshard_gate(HIDDEN, EXPERTS), ExpertRouter(HIDDEN, EXPERTS, 3, rule=SigmoidRule(EXPERTS))]
+)
+def test_the_agent_counts_the_choices_that_go_somewhere(gate):
+    (counter,) = attach(nn.ModuleList([gate]))
+    routing = gate(torch.randn(TOKENS, HIDDEN))
+    wanted = torch.bincount(routing.experts[routing.experts >= 0], minlength=EXPERTS)
+    assert counter.take(torch.device("cpu")).tolist() == wanted.tolist()
+    counter.detach()
 
 
 def test_switch_takes_one_expert_by_its_probability():

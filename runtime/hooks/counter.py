@@ -1,0 +1,54 @@
+"""The counter on one router: from its making until `detach` it counts what goes to each expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.spec.errors import InputError
+from runtime.hooks.kinds import RouterKind
+from runtime.hooks.passes import Passes, TokenMask
+
+
+class RouterCounter:
+    """Counts on the router's device, and never waits for it."""
+
+    def __init__(self, name: str, router: Any, kind: RouterKind, mask: TokenMask, counts_here: bool = True) -> None:
+        """`counts_here`: False where another rank counts the same tokens. Raises InputError."""
+        num_experts = kind.num_experts(router)
+        if not isinstance(num_experts, int) or num_experts < 1:
+            raise InputError.at("model", f"router {name} ({type(router).__name__}) does not say its num_experts")
+        self.name = name
+        self.num_experts = num_experts
+        self._kind = kind
+        self._counts: Tensor | None = None
+        self._passes = Passes(mask)
+        self._counts_here = counts_here
+        register = getattr(router, "register_forward_hook", None) or router.register_forward_post_hook
+        self._handle = register(torch.compiler.disable(self._hook))  # type: ignore[no-untyped-call]
+
+    def _hook(self, router: Any, _inputs: object, output: object) -> None:
+        if not self._counts_here:
+            return
+        counted = self._passes.enter(router.training, self._kind.recording(output))
+        if counted is None:
+            return
+        routing = self._kind.routing(router, output)
+        if routing is None:
+            raise InputError.at("model", f"router {self.name} ({type(router).__name__}) does not return chosen experts")
+        counts = routing.count(self.num_experts, counted.real)
+        self._counts = counts if self._counts is None else self._counts.add_(counts)
+
+    def take(self, device: torch.device) -> Tensor:
+        """The counts [experts] since the last call, on `device`; counting begins anew."""
+        counts, self._counts = self._counts, None
+        self._passes.forget()
+        if counts is None:
+            return torch.zeros(self.num_experts, dtype=torch.int64, device=device)
+        return counts.to(device)
+
+    def detach(self) -> None:
+        """Remove the hook from the router."""
+        self._handle.remove()
