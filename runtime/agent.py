@@ -3,33 +3,35 @@
 Usage is three lines; see `Agent`. What happens, with W = `window_steps`:
 
     step 1 … W      hooks count on the device; `step()` only counts steps
-    step W          boundary 0: ONE all-reduce sums the counts of window 0; rank 0 hands the window to its courier,
-                    which posts it from a background thread while the local policy answers it in another
+    step W          boundary 0: ONE all-reduce begins to sum the counts of window 0; nobody waits for it
+    step W + 1      it is done; rank 0 hands the window to its courier, which posts it from a background thread while
+                    the local policy thinks about it in a process of its own
     step 2W         boundary 1: rank 0 looks, without waiting, what was decided about window 0: the service's answer
                     if it came, else the local policy's; the length of that decision rides in the same all-reduce that
-                    sums window 1. If it is not 0, one broadcast brings the decision to all ranks, and all carry it out
-                    here, at the same step. Then window 1, with the placement that is now in force, is handed over
+                    sums window 1
+    step 2W + 1     if that length is not 0, one broadcast brings the decision to all ranks, and all carry it out here,
+                    at the same step. Then window 1, with the placement that is now in force, is handed over
     …
 
 So a decision has one window's time to arrive, every rank applies the same one at the same step, and no rank ever waits
-for HTTP. An answer that comes later than its boundary stands in the service's history only. Windows that could not be
-delivered are delivered later, in order. A window without a token in some MoE layer (nothing was trained) is left out.
+for HTTP, nor for the device. An answer that comes later than its boundary stands in the service's history only. Windows
+that could not be delivered are delivered later, in order. A window without a token in some MoE layer (nothing was
+trained) is left out.
 
 The agent changes experts' places only, by `runtime.migration`; it never switches plans: that needs a restart, and is
-for `on_decision`.
+for `on_decision`. A rank that dies takes the job with it, as it does without the agent: the others hear of it from
+torch. What goes wrong otherwise, and what the job does then, is a table in docs/online.md.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.spec.decision import Action, Decision
@@ -37,14 +39,15 @@ from planner.spec.errors import InputError, TrimtabError
 from planner.spec.parse import parse, read_json
 from planner.spec.run import Run
 from planner.spec.window import Window
+from runtime.boundary import Boundary, Stretch
 from runtime.client import Attachment, PlannerService
 from runtime.courier import Courier
-from runtime.exchange import Group, broadcast_bytes, num_ranks, rank
+from runtime.exchange import Group, broadcast_bytes, rank
 from runtime.hooks import ROUTERS, RouterCounter, RouterKind, TokenMask, attach
-from runtime.joining import check_run, join
+from runtime.joining import agree, fitted, join, run_request
 from runtime.migration import check_movable, current_placement, migrate
 from runtime.moe import ExpertParallelMoe, moe_layers
-from runtime.policy import Policy, local_policy
+from runtime.policy import LocalPolicy, Policy
 
 logger = logging.getLogger("trimtab.agent")
 
@@ -76,7 +79,7 @@ class Agent:
         token: str | None = None,
         group: Group | None = None,
         timeout_s: float = 10.0,
-        policy: Callable[[Run], Policy] = local_policy,
+        policy: Callable[[Run], Policy] = LocalPolicy,
         routers: Sequence[RouterKind] = (),
         same_tokens: Group | None = None,
     ) -> None:
@@ -88,64 +91,68 @@ class Agent:
 
         `run`: id or name of a run. If the service has none, one of this name begins from `search` (a search's id) with
         `plan` (an id from its shortlist; None: its first). `service` and `token` default to the environment's
-        TRIMTAB_SERVICE and TRIMTAB_TOKEN. `apply`: `migrate` moves the experts of our own layers with their state in
-        `optimizer`; `advise` never touches the model; None: `migrate` if the model has such layers. `on_decision` is
-        called on every rank at the same step, after the agent's own part; it returns True if it carried the decision
-        out itself. `policy` makes the policy that decides while the service is away.
+        TRIMTAB_SERVICE and TRIMTAB_TOKEN; only rank 0 needs them. `apply`: `migrate` moves the experts of our own
+        layers with their state in `optimizer`; `advise` never touches the model; None: `migrate` if the model has such
+        layers. `on_decision` is called on every rank at the same step, after the agent's own part; it returns True if
+        it carried the decision out itself. `policy` makes the policy that decides while the service is away.
 
-        Waits for the service once, at most a few times `timeout_s`; a service that is away is a warning. Raises
-        InputError on all ranks if an argument, the model or the run cannot be right.
+        Waits for the service once, at most `runtime.client.ATTACH_PATIENCE` times `timeout_s`; a service that is away
+        is a warning. Raises InputError on all ranks if an argument, the model or the run cannot be right, or if ranks
+        ask for different things.
         """
-        address = service or os.environ.get("TRIMTAB_SERVICE")
-        if not address:
-            raise InputError.at("service", "is required, here or in TRIMTAB_SERVICE: http://host:port")
-        if window_steps < 1:
-            raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
         self._group = group
         self._window_steps = window_steps
         self._on_decision = on_decision
         self._optimizer = optimizer
-        self._device = next(model.parameters()).device
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._layers = moe_layers(model)
         self._mask = TokenMask()
-        self._counters = attach(model, (*routers, *ROUTERS), mask=self._mask, same_tokens=same_tokens)
+        self._counters: list[RouterCounter] = []
+        self._courier: Courier | None = None
         with ExitStack() as undo:
             undo.callback(self._remove_hooks)
-            self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
-            client = PlannerService(address, token or os.environ.get("TRIMTAB_TOKEN"), timeout_s)
 
-            def find_run() -> Attachment:
-                attachment = client.attach(run, search, plan)
-                check_run(attachment.run, self._counters, self._layers)
-                return attachment
+            def prepare() -> dict[str, Any]:
+                if window_steps < 1:
+                    raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
+                self._counters = attach(model, (*routers, *ROUTERS), mask=self._mask, same_tokens=same_tokens)
+                self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
+                if rank(group) == 0:
+                    self._client = _client(service, token, timeout_s)
+                experts = [counter.num_experts for counter in self._counters]
+                slots = [layer.slot_map.experts for layer in self._layers]
+                asked = {"run": run, "search": search, "plan": plan, "window_steps": window_steps}
+                return asked | {"apply": self._migrates, "model": [experts, slots]}
 
-            courier = Courier(client, find_run, policy)
-            undo.callback(courier.close, 0.0)
-            attachment = join(courier.attach, group, self._device)
+            def begin() -> Attachment:
+                self._courier = Courier(self._client, lambda: self._find_run(run, search, plan), policy)
+                undo.callback(self._courier.close, 0.0)
+                return self._courier.attach()
+
+            agree(prepare, group, self._device)
+            attachment = join(begin, group, self._device)
             undo.pop_all()
-        self._courier: Courier | None = courier
-        if rank(group) != 0:
-            courier.close(0.0)
-            self._courier = None
         self._plan_id = None if attachment is None else attachment.plan_id
         self._placement = None if attachment is None else attachment.placement
         self._last_window: Window | None = None
+        self._boundary: Boundary | None = None
+        self._message = b""
+        self._advised: str | None = None
         self._steps = 0
         self._windows = 0
-        self._clock: tuple[int, float] | None = None
+        self._stretch: Stretch | None = None
 
     def step(self) -> None:
-        """One training step is done. At the end of a window: share the counts, carry out what was decided."""
+        """One training step is done. At the end of a window: begin to share the counts; a step later: act on them."""
         self._steps += 1
+        if self._stretch is not None:
+            self._stretch.steps += 1
+        if self._boundary is not None:
+            self._pass_boundary(self._boundary)
         if self._steps % self._window_steps == 0:
-            tokens, decision = self._share(self._pending_decision())
-            step_time_s = self._step_time_s()  # now: to share the counts was to wait for the steps that were queued
-            if decision is not None:
-                self._carry_out(decision)
-            self._hand_over(tokens, step_time_s)
-            self._clock = None
-        if self._clock is None:
-            self._clock = (self._steps, time.perf_counter())
+            self._begin_boundary()
+        elif self._stretch is None:
+            self._stretch = Stretch(self._device)
 
     def mask(self, real_tokens: Tensor | None) -> None:
         """From here on, count only tokens where this is not 0; None: all. To be set before each forward pass.
@@ -159,15 +166,39 @@ class Agent:
     def close(self, timeout_s: float = 5.0) -> None:
         """Deliver the windows that wait, for at most `timeout_s`, and leave the model as it was found."""
         self._remove_hooks()
-        if self._courier is not None:
-            self._courier.close(timeout_s)
-            self._courier = None
+        boundary, self._boundary = self._boundary, None
+        if boundary is not None and boundary.done_within(timeout_s):
+            self._hand_over(boundary, boundary.shared()[0])
+        courier, self._courier = self._courier, None
+        if courier is not None:
+            courier.close(timeout_s)
 
     def __enter__(self) -> Agent:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._boundary = None  # other ranks may never come to it
         self.close()
+
+    def _find_run(self, name: str, search: str | None, plan: str | None) -> Attachment:
+        new = None if search is None else run_request(name, search, plan, self._layers)
+        return fitted(self._client.attach(name, new, plan), self._counters, self._layers, plan)
+
+    def _begin_boundary(self) -> None:
+        decision = self._pending_decision()
+        self._message = b"" if decision is None else decision.model_dump_json().encode()
+        self._boundary = Boundary(self._counters, len(self._message), self._group, self._device, self._stretch)
+        self._stretch = Stretch(self._device)
+
+    def _pass_boundary(self, boundary: Boundary) -> None:
+        """What was begun a step ago is done: carry out what was decided, hand the window over."""
+        self._boundary = None
+        tokens, length = boundary.shared()
+        message = broadcast_bytes(self._message, length, self._group, self._device)
+        if message:
+            self._carry_out(parse(Decision, read_json(message, "decision")))
+        self._hand_over(boundary, tokens)
 
     def _pending_decision(self) -> Decision | None:
         """On rank 0, what was decided about the last window by now."""
@@ -181,21 +212,6 @@ class Agent:
         logger.info("window %d (%s): %s: %s", decision.window, source, decision.action.value, decision.reason)
         return decision
 
-    def _share(self, decision: Decision | None) -> tuple[list[list[int]], Decision | None]:
-        """Tokens [MoE layer][expert] of all ranks, and rank 0's decision for all."""
-        message = b"" if decision is None else decision.model_dump_json().encode()
-        length = torch.tensor([len(message)], device=self._device)
-        vector = torch.cat([*(counter.take(self._device) for counter in self._counters), length])
-        if num_ranks(self._group) > 1:
-            dist.all_reduce(vector, group=self._group)
-        numbers = vector.tolist()
-        message = broadcast_bytes(message, numbers.pop(), self._group, self._device)
-        tokens = []
-        for counter in self._counters:
-            tokens.append(numbers[: counter.num_experts])
-            del numbers[: counter.num_experts]
-        return tokens, parse(Decision, read_json(message, "decision")) if message else None
-
     def _carry_out(self, decision: Decision) -> None:
         if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:
             try:
@@ -205,16 +221,18 @@ class Agent:
                 logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
                 logger.info("window %d: moved %d experts", decision.window, done.moved_experts)
+        self._stretch = None  # this step was longer than others
         applied = self._on_decision(decision) if self._on_decision is not None else None
         if applied:
             self._placement = decision.placement or self._placement
             self._plan_id = decision.plan_id
-        elif decision.action is Action.SWITCH_PLAN:
+        elif decision.action is Action.SWITCH_PLAN and decision.plan_id != self._advised:
+            self._advised = decision.plan_id  # told once, however often it is decided
             logger.warning(
                 "window %d: another plan is better (%s): %s", decision.window, decision.plan_id, decision.reason
             )
 
-    def _hand_over(self, tokens: list[list[int]], step_time_s: float | None) -> None:
+    def _hand_over(self, boundary: Boundary, tokens: list[list[int]]) -> None:
         index, self._windows = self._windows, self._windows + 1
         self._last_window = None
         if self._courier is None:
@@ -225,24 +243,25 @@ class Agent:
             return
         self._last_window = Window(
             index=index,
-            first_step=self._steps - self._window_steps,
+            first_step=index * self._window_steps,
             num_steps=self._window_steps,
             tokens=tuple(map(tuple, tokens)),
-            step_time_s=step_time_s,
+            step_time_s=boundary.step_time_s(),
             plan_id=self._plan_id,
             placement=current_placement(self._layers) if self._layers else self._placement,
         )
         self._courier.submit(self._last_window)
 
-    def _step_time_s(self) -> float | None:
-        """Mean over the steps since the clock was started; None if there is none."""
-        if self._clock is None or self._steps == self._clock[0]:
-            return None
-        return (time.perf_counter() - self._clock[1]) / (self._steps - self._clock[0])
-
     def _remove_hooks(self) -> None:
         for counter in self._counters:
             counter.detach()
+
+
+def _client(service: str | None, token: str | None, timeout_s: float) -> PlannerService:
+    address = service or os.environ.get("TRIMTAB_SERVICE")
+    if not address:
+        raise InputError.at("service", "is required, here or in TRIMTAB_SERVICE: http://host:port")
+    return PlannerService(address, token or os.environ.get("TRIMTAB_TOKEN"), timeout_s)
 
 
 def _can_migrate(

@@ -6,21 +6,23 @@ is UnavailableError: later may be better. What the service finds wrong with a re
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import httpx
-
 from planner.spec.decision import Decision
 from planner.spec.errors import InputError, UnavailableError
-from planner.spec.parse import parse, read_json
+from planner.spec.parse import parse
 from planner.spec.placement import Placement
 from planner.spec.run import Run, RunRequest
 from planner.spec.value import Index, Value
 from planner.spec.window import Window
+from runtime.request import Answer, Requester
 
 T = TypeVar("T", bound=Value)
+Get = Callable[[str], Answer]
 
 _REFUSALS = frozenset(
     {
@@ -31,6 +33,10 @@ _REFUSALS = frozenset(
     }
 )
 """Answers that will be the same next time."""
+ATTACH_PATIENCE = 3.0
+"""To find a run takes several requests: together at most so many times as long as one may take."""
+DELIVERY_TIMEOUT_S = 60.0
+"""For a window, for whose answer nobody waits: a service that needs long to decide still gets them all."""
 
 
 class Attachment(Value):
@@ -48,125 +54,143 @@ class PlannerService:
 
     def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
         """`url` is the service's root; `token` goes along as a bearer token. Raises InputError for no HTTP address."""
-        if httpx.URL(url).scheme not in ("http", "https"):
-            raise InputError.at("service", f"must be an http or https address, got {url!r}")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._requester = Requester(url, token)
+        self._timeout_s = timeout_s
 
-    def attach(self, name: str, search: str | None, plan: str | None) -> Attachment:
-        """Find the run of this id, or the newest of this name; else begin one from the search.
+    def attach(self, name: str, new: RunRequest | None, plan: str | None) -> Attachment:
+        """Find the run of this id, or the newest of this name; else begin the `new` one.
 
-        In an existing run, what was decided last counts as in force, unless `plan` says otherwise.
-        Raises InputError if there is none and no search to begin it from, or if the service refuses.
+        In an existing run, what was decided last counts as in force, unless `plan` says otherwise. Takes at most
+        `ATTACH_PATIENCE` times as long as one request may.
+        Raises InputError if there is none and no new one to begin, or if the service refuses.
         """
-        run = self._find(name)
+        until = time.monotonic() + ATTACH_PATIENCE * self._timeout_s
+
+        def send(method: str, path: str, body: str | None = None) -> Answer:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise UnavailableError(f"the run was not found within {ATTACH_PATIENCE * self._timeout_s:g} s")
+            return self._requester.send(method, path, body, min(left_s, self._timeout_s))
+
+        def get(path: str) -> Answer:
+            return send("GET", path)
+
+        run = _find(get, name)
         if run is not None:
-            return self._with_history(run, plan)
-        if search is None:
+            return _with_history(get, run, plan)
+        if new is None:
             raise InputError.at("run", f"the service has no run {name!r}; give search= (a search's id) to begin one")
-        request = RunRequest(name=name, search_id=search, plan_id=plan)
-        response = self._send("POST", "/v1/runs", request)
-        begun = _read(Run, _accepted(response))
+        begun = _read(Run, _accepted(send("POST", "/v1/runs", new.model_dump_json(exclude_none=True))))
         return Attachment(run=begun, plan_id=begun.plan_id, placement=begun.placement)
 
     def post_window(self, run_id: str, window: Window) -> Decision:
         """Deliver a window, get the decision; InputError: this window will never be accepted."""
-        response = self._send("POST", f"/v1/runs/{quote(run_id, safe='')}/windows", window)
-        if response.status_code in _REFUSALS:
-            raise InputError.at(f"window {window.index}", f"the service refused it: {_detail(response)}")
-        if not response.is_success:
-            raise UnavailableError(_detail(response))
-        return _read(Decision, response)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _find(self, name: str) -> Run | None:
-        response = self._send("GET", f"/v1/runs/{quote(name, safe='')}")
-        if response.is_success:
-            return _read(Run, response)
-        if response.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY):  # 422: no id looks so
-            _accepted(response)
-        named = self._items(_accepted(self._send("GET", f"/v1/runs?name={quote(name, safe='')}&limit=1")))
-        return _value(Run, named[0]) if named else None
-
-    def _with_history(self, run: Run, plan: str | None) -> Attachment:
-        """Go on after the last window that the service has."""
-        last: Decision | None = None
-        placement, path = run.placement, f"/v1/runs/{run.id}/decisions"
-        while path is not None:
-            response = _accepted(self._send("GET", path))
-            for item in self._items(response):
-                last = _value(Decision, item)
-                placement = last.placement or placement
-            path = _json(response).get("next")
-        if last is None:
-            return Attachment(run=run, plan_id=plan or run.plan_id, placement=placement)
-        after = f"&after={last.window - 1}" if last.window else ""
-        windows = self._items(_accepted(self._send("GET", f"/v1/runs/{run.id}/windows?limit=1{after}")))
-        if not windows:
-            raise UnavailableError(f"the service has a decision for window {last.window}, but not the window")
-        window = _value(Window, windows[0])
-        return Attachment(
-            run=run,
-            plan_id=plan or last.plan_id,
-            placement=placement,
-            next_index=last.window + 1,
-            next_step=window.first_step + window.num_steps,
-        )
-
-    def _items(self, response: httpx.Response) -> list[Any]:
-        content = _json(response)
-        items = content.get("items") if isinstance(content, dict) else None
-        if not isinstance(items, list):
-            raise UnavailableError(f"{response.request.url.path} did not answer with a list of items")
-        return items
-
-    def _send(self, method: str, path: str, body: Value | None = None) -> httpx.Response:
-        content = None if body is None else body.model_dump_json(exclude_none=True)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        try:
-            return self._client.request(method, path, content=content, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UnavailableError(f"{type(error).__name__}: {error}") from None
+        path, body = f"/v1/runs/{quote(run_id, safe='')}/windows", window.model_dump_json(exclude_none=True)
+        answer = self._requester.send("POST", path, body, max(self._timeout_s, DELIVERY_TIMEOUT_S))
+        if answer.status in _REFUSALS:
+            raise InputError.at(f"window {window.index}", f"the service refused it: {answer.detail()}")
+        if not answer.is_success:
+            raise answer.failure()
+        decision = _read(Decision, answer)
+        if decision.window != window.index:
+            raise UnavailableError(f"the answer is for window {decision.window}, not {window.index}")
+        return decision
 
 
-def _accepted(response: httpx.Response) -> httpx.Response:
-    """The response if it is a success; InputError if the request was at fault, UnavailableError if the service was."""
-    status = response.status_code
-    if response.is_success:
-        return response
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise InputError.at("token", f"the service does not let us in: {_detail(response)}")
-    if status in _REFUSALS or status == HTTPStatus.NOT_FOUND:
-        raise InputError.at("run", f"the service refused: {_detail(response)}")
-    raise UnavailableError(_detail(response))
+def _find(get: Get, name: str) -> Run | None:
+    answer = get(f"/v1/runs/{quote(name, safe='')}")
+    if answer.is_success:
+        return _read(Run, answer)
+    if answer.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY):  # 422: no id looks so
+        _accepted(answer)
+    return _first(Run, get(f"/v1/runs?name={quote(name, safe='')}&limit=1"))
 
 
-def _detail(response: httpx.Response) -> str:
-    """What the problem document says, or at least the status."""
-    try:
-        content = response.json()
-    except ValueError:
-        content = None
-    said = content.get("detail") if isinstance(content, dict) else None
-    return f"{response.status_code} {response.reason_phrase}" + (f": {said}" if said else "")
+def _with_history(get: Get, run: Run, plan: str | None) -> Attachment:
+    """Go on after the last window that the service has."""
+    last = _last_window(get, f"/v1/runs/{run.id}/windows?limit=1")
+    if last is None:
+        return Attachment(run=run, plan_id=plan or run.plan_id, placement=run.placement)
+    after = f"&after={last.index - 1}" if last.index else ""
+    decision = _first(Decision, get(f"/v1/runs/{run.id}/decisions?limit=1{after}"))
+    if decision is None or decision.window != last.index:
+        raise UnavailableError(f"the service has window {last.index}, but no decision for it")
+    return Attachment(
+        run=run,
+        plan_id=plan or decision.plan_id,
+        placement=decision.placement or last.placement or _last_placed(get, run) or run.placement,
+        next_index=last.index + 1,
+        next_step=last.first_step + last.num_steps,
+    )
 
 
-def _json(response: httpx.Response) -> Any:
-    try:
-        return read_json(response.content, "answer")
-    except InputError as error:
-        raise UnavailableError(f"{response.request.url.path}: {error}") from None
+def _last_window(get: Get, path: str) -> Window | None:
+    """The window of the greatest index, in some 2 log2(windows) requests: strides that double, then halves."""
+    last = _first(Window, get(path))
+    if last is None:
+        return None
+    stride = 1
+    while (found := _first(Window, get(f"{path}&after={last.index + stride - 1}"))) is not None:
+        last, stride = _later(found, last), 2 * stride
+    highest = last.index + stride - 1
+    while last.index < highest:
+        middle = (last.index + highest) // 2
+        found = _first(Window, get(f"{path}&after={middle}"))
+        if found is None:
+            highest = middle
+        else:
+            last = _later(found, last)
+    return last
 
 
-def _read(kind: type[T], response: httpx.Response) -> T:
-    return _value(kind, _json(response))
+def _last_placed(get: Get, run: Run) -> Placement | None:
+    """The placement that was decided last, if any; for a run whose windows do not tell theirs, as the agent's do."""
+    placement, path = None, f"/v1/runs/{run.id}/decisions"
+    while path:
+        answer = get(path)
+        for item in _items(answer):
+            placement = _value(Decision, item).placement or placement
+        path = answer.json().get("next")
+    return placement
 
 
-def _value(kind: type[T], data: object) -> T:
+def _later(found: Window, last: Window) -> Window:
+    if found.index <= last.index:
+        raise UnavailableError(f"the service shows window {found.index} among those after window {last.index}")
+    return found
+
+
+def _first(kind: type[T], answer: Answer) -> T | None:
+    """The first of the items that a list holds."""
+    items = _items(answer)
+    return _value(kind, items[0]) if items else None
+
+
+def _items(answer: Answer) -> list[Any]:
+    content = _accepted(answer).json()
+    items = content.get("items") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise UnavailableError(f"{answer.path} did not answer with a list of items")
+    return items
+
+
+def _accepted(answer: Answer) -> Answer:
+    """The answer if it is a success; InputError if the request was at fault, UnavailableError if the service was."""
+    if answer.is_success:
+        return answer
+    if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise InputError.at("token", f"the service does not let us in: {answer.detail()}")
+    if answer.status in _REFUSALS or answer.status == HTTPStatus.NOT_FOUND:
+        raise InputError.at("run", f"the service refused: {answer.detail()}")
+    raise answer.failure()
+
+
+def _read(kind: type[T], answer: Answer) -> T:
+    return _value(kind, answer.json())
+
+
+def _value(kind: type[T], data: Any) -> T:
     try:
         return parse(kind, data)
     except InputError as error:
-        raise UnavailableError(f"the answer is no {kind.__name__.lower()}: {error}") from None
+        raise UnavailableError(f"the answer is no {kind.__name__.lower()}: {str(error)[:500]}") from None

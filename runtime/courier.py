@@ -1,10 +1,11 @@
 """Delivers windows to the service and fetches decisions, off the training thread. Lives on rank 0 of a job.
 
-Two background threads: one posts the windows, in order, one at a time; the other lets the local policy answer the same
-windows. A window that could not be delivered stays in a bounded queue and is posted later. The training thread only
-calls `submit` and `answer`, and neither waits.
+Two daemon threads: one posts the windows, in order, one at a time; the other waits for the local policy, which thinks
+about the same windows in a process of its own. A window that could not be delivered stays in a bounded queue and is
+posted later. The training thread only calls `submit` and `answer`, and neither waits.
 
-A service that does not answer, or answers garbage, is *away*; that is logged once, and once more when it is back.
+What the service does is told once when it changes, not for each window: it is *away* (does not answer, or answers
+garbage), has *no run for us*, decides what *does not fit* this job, or is back.
 """
 
 from __future__ import annotations
@@ -14,108 +15,142 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from enum import Enum
 
 from planner.spec.decision import Decision
-from planner.spec.errors import InputError, TrimtabError, UnavailableError
+from planner.spec.errors import InputError, UnavailableError
 from planner.spec.run import Run
 from planner.spec.window import Window
 from runtime.client import Attachment, PlannerService
-from runtime.policy import Policy
+from runtime.joining import check_decision
+from runtime.policy import Policy, Thinker
 
 logger = logging.getLogger("trimtab.agent")
 
 MAX_WINDOWS_KEPT = 1000
 """Windows that wait for a service that is away; the oldest are given up first."""
+MAX_COUNTS_KEPT = 4_000_000
+"""Token counts and slots in these windows, at up to 36 bytes each in Python: 140 MB."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """Between two attempts to reach a service that is away; doubles each time."""
+LONGEST_PAUSE_ASKED_S = 600.0
+"""A service that asks for a longer pause (Retry-After) gets this one."""
 
 
 class Trouble(Enum):
-    """Why windows cannot be delivered."""
+    """What is wrong with the service."""
 
     AWAY = "is away"
     REFUSED = "has no run for us"
+    MISFIT = "decides what does not fit this job"
 
 
 class Courier:
     """One run's windows on their way out, and its decisions on their way in."""
 
     def __init__(
-        self, service: PlannerService, attach: Callable[[], Attachment], policy_for: Callable[[Run], Policy]
+        self, service: PlannerService, find_run: Callable[[], Attachment], policy_for: Callable[[Run], Policy]
     ) -> None:
-        """`attach` finds or begins the run; it is called by `attach` here, and again until it has succeeded once."""
+        """`find_run` finds or begins the run; it is called in the background until it has succeeded once."""
         self._service = service
-        self._find_run = attach
+        self._find_run = find_run
         self._policy_for = policy_for
         self._attachment: Attachment | None = None
-        self._policy: Policy | None = None
+        self._first_attempt: Future[Attachment] = Future()
+        self._thinker: Thinker | None = None
         self._waiting: deque[Window] = deque()
-        self._answers: dict[int, Decision] = {}
-        self._local: dict[int, Future[Decision]] = {}
+        self._counts_waiting = 0
+        self._answer: tuple[int, Decision] | None = None  # index as the job counts
         self._changed = threading.Condition()
         self._closing = False
         self._last_attempt = False  # begun after `close`
         self._trouble: Trouble | None = None
         self._pause_s = FIRST_PAUSE_S
-        self._thinker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trimtab-policy")
-        self._thread: threading.Thread | None = None
+        self._thread = self._started()
 
     def attach(self) -> Attachment:
-        """Ask the service for the run, and wait for it; raises InputError, or UnavailableError: later may be better."""
-        try:
-            attachment = self._find_run()
-        except UnavailableError:
-            self._trouble = Trouble.AWAY
-            raise
-        policy = self._policy_for(attachment.run)
-        with self._changed:
-            self._attachment, self._policy = attachment, policy
-        return attachment
+        """Wait for the first attempt to find the run; raises InputError, or UnavailableError: later may be better."""
+        return self._first_attempt.result()
 
     def submit(self, window: Window) -> None:
         """Take over a window, numbered from the begin of this job; answers to earlier windows are forgotten."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._deliver_all, name="trimtab-courier", daemon=True)
-            self._thread.start()
+        if not self._thread.is_alive() and not self._closing:
+            logger.error("the thread that delivers windows has died; another one takes over")
+            self._thread = self._started()
         with self._changed:
-            self._answers.clear()
-            self._local.clear()
-            if self._policy is not None:
-                self._local[window.index] = self._thinker.submit(self._policy, self._numbered(window))
-            if len(self._waiting) == MAX_WINDOWS_KEPT:
-                logger.warning("window %d was never delivered: too many wait", self._waiting.popleft().index)
+            self._answer = None
+            if self._thinker is not None:
+                self._thinker.submit(window)
             self._waiting.append(window)
+            self._counts_waiting += _counts(window)
+            while len(self._waiting) > 1 and (
+                len(self._waiting) > MAX_WINDOWS_KEPT or self._counts_waiting > MAX_COUNTS_KEPT
+            ):
+                logger.warning("window %d was never delivered: too many wait", self._waiting[0].index)
+                self._forget_first()
             self._changed.notify()
 
     def answer(self, window: Window) -> tuple[Decision, str] | None:
         """What the service decided for the window last submitted, else what the local policy did; None: neither yet."""
         with self._changed:
-            decision, local = self._answers.get(window.index), self._local.get(window.index)
-        if decision is not None:
-            return decision, "service"
-        if local is None or not local.done():
+            if self._answer is not None and self._answer[0] == window.index:
+                return self._answer[1], "service"
+            thinker, attachment = self._thinker, self._attachment
+        if thinker is None or attachment is None:
             return None
-        error = local.exception()
-        if error is not None:
-            logger.warning("the local policy could not answer window %d: %s", window.index, error)
-            return None
-        return local.result(), "local policy"
+        decision = thinker.decision(window.index + attachment.next_index)
+        return None if decision is None else (decision, "local policy")
 
     def close(self, timeout_s: float) -> None:
         """Deliver what can still be delivered within the time, then stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is None:
-            self._service.close()
-        else:
-            self._thread.join(timeout_s)
-        self._thinker.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(timeout_s)
+        if self._thinker is not None:
+            self._thinker.close()
         with self._changed:
             if self._waiting:
                 logger.warning("%d windows were not delivered", len(self._waiting))
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="trimtab-courier", daemon=True)
+        thread.start()
+        return thread
+
+    def _work(self) -> None:
+        if not self._first_attempt.done():
+            self._attempt_first()
+        while (window := self._next_window()) is not None:
+            try:
+                self._deliver(window)
+            except UnavailableError as error:
+                self._note(Trouble.AWAY, error)
+                self._pause(error.retry_after_s)
+            except InputError as error:
+                self._note(Trouble.REFUSED, error)
+                self._pause(0.0)
+            except Exception:
+                # Whatever it is, it must not end the delivery, and never the training.
+                logger.exception("window %d is given up", window.index)
+                self._done_with(window)
+
+    def _attempt_first(self) -> None:
+        try:
+            self._first_attempt.set_result(self._attach())
+        except UnavailableError as error:
+            self._trouble = Trouble.AWAY  # whoever waits for the first attempt tells it
+            self._first_attempt.set_exception(error)
+        except BaseException as error:  # whoever waits must hear of it
+            self._first_attempt.set_exception(error)
+
+    def _attach(self) -> Attachment:
+        attachment = self._find_run()
+        thinker = Thinker(self._policy_for(attachment.run), self._numbered)
+        with self._changed:
+            self._attachment, self._thinker = attachment, thinker
+        return attachment
 
     def _numbered(self, window: Window) -> Window:
         """The window as the run counts: a job that attaches to a run goes on after what the run has seen."""
@@ -130,75 +165,65 @@ class Courier:
             }
         )
 
-    def _deliver_all(self) -> None:
-        while (window := self._next_window()) is not None:
-            try:
-                self._deliver(window)
-            except UnavailableError as error:
-                self._wait_out(Trouble.AWAY, error)
-            except InputError as error:
-                self._wait_out(Trouble.REFUSED, error)
-            except Exception:
-                # Whatever it is, it must not end the delivery, and never the training.
-                logger.exception("window %d is given up", window.index)
-                self._done_with(window)
-            else:
-                self._note_well()
-        self._service.close()
-
     def _next_window(self) -> Window | None:
         """Wait for a window that can be delivered; None: the job ends, and there is none."""
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
-            if not self._waiting or (self._last_attempt and self._trouble):
+            if not self._waiting or (self._last_attempt and self._trouble in (Trouble.AWAY, Trouble.REFUSED)):
                 return None
             self._last_attempt = self._closing
             return self._waiting[0]
 
     def _deliver(self, window: Window) -> None:
         """One attempt; raises UnavailableError to be repeated, InputError if there is still no run to report to."""
-        attachment = self._attachment or self.attach()
+        attachment = self._attachment or self._attach()
         numbered = self._numbered(window)
         try:
             decision = self._service.post_window(attachment.run.id, numbered)
         except InputError as error:
             logger.warning("given up: %s", error)
-        else:
-            check_answer(decision, numbered)
-            with self._changed:
-                self._answers[window.index] = decision
+            self._done_with(window)
+            return
         self._done_with(window)
+        try:
+            check_decision(decision, numbered, attachment.run.context)
+        except InputError as error:
+            self._note(Trouble.MISFIT, error)
+            return
+        with self._changed:
+            self._answer = (window.index, decision)
+        self._note_well()
 
     def _done_with(self, window: Window) -> None:
+        self._pause_s = FIRST_PAUSE_S
         with self._changed:
             if self._waiting and self._waiting[0] is window:
-                self._waiting.popleft()
+                self._forget_first()
 
-    def _wait_out(self, trouble: Trouble, error: TrimtabError) -> None:
-        """Log what is new, and pause before the next attempt; a job that ends makes one more at once, no second."""
+    def _forget_first(self) -> None:
+        self._counts_waiting -= _counts(self._waiting.popleft())
+
+    def _note(self, trouble: Trouble, error: Exception) -> None:
+        """Log what is new."""
         if self._trouble is not trouble:
             logger.warning("the planner service %s (%s); training goes on", trouble.value, error)
         self._trouble = trouble
-        until = time.monotonic() + self._pause_s
+
+    def _pause(self, asked_s: float) -> None:
+        """Wait before the next attempt; a job that ends makes one more at once, no second."""
+        until = time.monotonic() + max(self._pause_s, min(asked_s, LONGEST_PAUSE_ASKED_S))
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         with self._changed:
-            while not self._closing and time.monotonic() < until:
-                self._changed.wait(until - time.monotonic())
+            while not self._closing and (left_s := until - time.monotonic()) > 0:
+                self._changed.wait(left_s)
 
     def _note_well(self) -> None:
         if self._trouble:
             logger.warning("the planner service is back; windows that waited are delivered")
         self._trouble = None
-        self._pause_s = FIRST_PAUSE_S
 
 
-def check_answer(decision: Decision, window: Window) -> None:
-    """Raises UnavailableError if a decision cannot belong to this window."""
-    if decision.window != window.index:
-        raise UnavailableError(f"the answer is for window {decision.window}, not {window.index}")
-    if decision.placement is None:
-        return
-    wanted, given = [len(row) for row in window.tokens], [max(slots) + 1 for slots in decision.placement.layers]
-    if wanted != given:
-        raise UnavailableError(f"the answer places {given} experts by layer, the model has {wanted}")
+def _counts(window: Window) -> int:
+    slots = 0 if window.placement is None else sum(map(len, window.placement.layers))
+    return slots + sum(map(len, window.tokens))

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from planner.cost.migration import expert_ranks
+from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError, Problem, UnavailableError
 from planner.spec.parse import parse
-from planner.spec.run import Run
+from planner.spec.placement import Placement
+from planner.spec.run import RunContext, RunRequest
+from planner.spec.window import Window
 from runtime.client import Attachment
-from runtime.exchange import Group, broadcast_json, rank
+from runtime.exchange import Group, broadcast_json, gather_json, rank
 from runtime.hooks import RouterCounter
 from runtime.moe import ExpertParallelMoe
 
 logger = logging.getLogger("trimtab.agent")
+
+_SHOWN_CHARACTERS = 120
+
+
+def agree(prepare: Callable[[], Mapping[str, Any]], group: Group | None, device: torch.device) -> None:
+    """Prepare each rank, and compare what must be equal on all (by field, as plain data). A collective.
+
+    Raises InputError on all ranks if one cannot be prepared, or if two differ; what else a rank raises, it raises
+    after the others have heard of it.
+    """
+    mine: dict[str, Any] = {}
+    failure: Exception | None = None
+    try:
+        mine["asked"] = dict(prepare())
+    except InputError as error:
+        mine["problems"] = [[problem.field, problem.message] for problem in error.problems]
+    except Exception as error:
+        failure = error
+        mine["problems"] = [["agent", f"failed: {error!r}"]]
+    everyone = gather_json(mine, group, device)
+    if failure is not None:
+        raise failure
+    failed = [number for number, other in enumerate(everyone) if "problems" in other]
+    if failed:
+        problems = parse(list[tuple[str, str]], everyone[failed[0]]["problems"])
+        where = "" if len(failed) == len(everyone) else f" (on rank {failed[0]})"
+        raise InputError(*(Problem(field, message + where) for field, message in problems))
+    first = everyone[0]["asked"]
+    for number, other in enumerate(everyone):
+        differing = [field for field in first if other["asked"][field] != first[field]]
+        if differing:
+            here, there = (_shown(asked[differing[0]]) for asked in (first, other["asked"]))
+            raise InputError.at(
+                differing[0], f"must be the same on all ranks; rank 0 has {here}, rank {number} has {there}"
+            )
 
 
 def join(attach: Callable[[], Attachment], group: Group | None, device: torch.device) -> Attachment | None:
@@ -43,24 +84,104 @@ def join(attach: Callable[[], Attachment], group: Group | None, device: torch.de
     return parse(Attachment, answer["attachment"]) if "attachment" in answer else None
 
 
-def check_run(run: Run, counters: Sequence[RouterCounter], layers: Sequence[ExpertParallelMoe]) -> None:
-    """Raises InputError unless the run's model has these routers, and its placement these expert-parallel layers."""
-    planned = run.context.model
-    wanted = [planned.moe(layer).num_experts for layer in planned.moe_layers]
-    found = [counter.num_experts for counter in counters]
-    if wanted != found:
+def run_request(name: str, search: str, plan: str | None, layers: Sequence[ExpertParallelMoe]) -> RunRequest:
+    """What begins a run for a job with these expert-parallel layers: it says what they can hold and how they split.
+
+    Raises InputError if the layers differ in that.
+    """
+    kinds = {(layer.extra_slots_per_rank, layer.slot_map.shadows_per_rank, layer.token_split) for layer in layers}
+    if len(kinds) > 1:
         raise InputError.at(
-            "model", f"has routers for {_by_layer(found)}, but run {run.name!r} was planned for {_by_layer(wanted)}"
+            "model", "has expert-parallel layers of different extra slots, shadow slots or token splits"
         )
-    if layers and (run.placement is None or run.placement.num_ranks != layers[0].num_ranks):
-        planned_ranks = 1 if run.placement is None else run.placement.num_ranks
+    request = RunRequest(name=name, search_id=search, plan_id=plan)
+    if not kinds:
+        return request
+    extra, shadows, split = kinds.pop()
+    changes = {"extra_slots_per_rank": extra, "shadow_slots_per_rank": shadows, "token_split": split}
+    return request.model_copy(update=changes)
+
+
+def fitted(
+    found: Attachment, counters: Sequence[RouterCounter], layers: Sequence[ExpertParallelMoe], plan: str | None
+) -> Attachment:
+    """The attachment as it holds for a job with these routers and expert-parallel layers, which asked for `plan`.
+
+    A job that was restarted on another number of ranks goes on in its run: under the first plan of the shortlist that
+    spreads experts over so many. Raises InputError if the run was planned for another model, or has no such plan.
+    """
+    context, name = found.run.context, found.run.name
+    wanted = [context.model.moe(layer).num_experts for layer in context.model.moe_layers]
+    has = [counter.num_experts for counter in counters]
+    if wanted != has:
+        raise InputError.at(
+            "model", f"has routers for {_by_layer(has)}, but run {name!r} was planned for {_by_layer(wanted)}"
+        )
+    if found.plan_id not in {other.id for other in context.plans}:
+        raise InputError.at(
+            "plan", f"must be of the run's shortlist ({', '.join(other.id for other in context.plans)})"
+        )
+    if not layers:
+        return found
+    ranks = {other.id: expert_ranks(context.model, other) for other in context.plans}
+    mine = layers[0].num_ranks
+    if ranks[found.plan_id] == mine:
+        return found
+    same_size = [plan_id for plan_id, size in ranks.items() if size == mine]
+    if plan is not None or not same_size:
+        sizes = ", ".join(f"{size or 'unequal'} ({plan_id})" for plan_id, size in ranks.items())
         raise InputError.at(
             "plan",
-            f"run {run.name!r} spreads the experts over {planned_ranks} ranks, the model over {layers[0].num_ranks}: "
-            "begin a run with a plan of that expert-parallel size",
+            f"run {name!r} spreads the experts over {ranks[found.plan_id] or 'unequal numbers of'} ranks, the model "
+            f"over {mine}: take a plan of that expert-parallel size; the run's shortlist has {sizes}",
         )
+    logger.warning(
+        "run %r goes on with experts over %d ranks, not %s: plan %s counts as in force",
+        name,
+        mine,
+        ranks[found.plan_id],
+        same_size[0],
+    )
+    return found.model_copy(update={"plan_id": same_size[0], "placement": None})
+
+
+def check_decision(decision: Decision, window: Window, context: RunContext) -> None:
+    """Raises InputError if a decision about this window cannot be one for this job."""
+    if decision.plan_id not in {plan.id for plan in context.plans}:
+        raise InputError.at("plan_id", f"{decision.plan_id!r} is not in the run's shortlist")
+    if decision.action is not Action.SWITCH_PLAN and decision.plan_id != window.plan_id:
+        raise InputError.at("plan_id", f"is {decision.plan_id!r}, but plan {window.plan_id!r} is in force")
+    if decision.placement is None:
+        return
+    wanted, given = [len(row) for row in window.tokens], _num_experts(decision.placement)
+    if wanted != given:
+        raise InputError.at("placement", f"is for {_by_layer(given)}, the job has {_by_layer(wanted)}")
+    now = window.placement
+    if decision.action is Action.REBALANCE and now is not None:
+        if _slots(decision.placement) != _slots(now):
+            shapes = " instead of ".join(
+                f"{ranks} ranks with {'/'.join(map(str, sorted(set(slots))))} slots, {shadows} of them for shadows"
+                for ranks, shadows, slots in (_slots(decision.placement), _slots(now))
+            )
+            raise InputError.at("placement", f"has {shapes}")
+    elif decision.placement.num_ranks != expert_ranks(context.model, context.plan(decision.plan_id)):
+        raise InputError.at("placement.num_ranks", "is not the expert-parallel size of the plan")
+
+
+def _num_experts(placement: Placement) -> list[int]:
+    return [placement.num_experts(layer) for layer in range(len(placement.layers))]
+
+
+def _slots(placement: Placement) -> tuple[int, int, list[int]]:
+    layers = range(len(placement.layers))
+    return placement.num_ranks, placement.shadow_slots_per_rank, [placement.slots_per_rank(layer) for layer in layers]
 
 
 def _by_layer(experts: Sequence[int]) -> str:
     sizes = sorted(set(experts))
     return f"{len(experts)} MoE layers of {' or '.join(map(str, sizes)) or 'no'} experts"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

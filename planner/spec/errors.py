@@ -124,7 +124,14 @@ class TooLargeError(TrimtabError):
 
 
 class UnavailableError(TrimtabError):
-    """A service that is needed does not answer."""
+    """A service that is needed does not answer. `retry_after_s`: it asked to be left alone for so long; 0: it did not."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[UnavailableError], tuple[str, float]]:
+        return (type(self), (str(self), self.retry_after_s))
 
 
 class CancelledError(TrimtabError):

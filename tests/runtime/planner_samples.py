@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -25,9 +24,12 @@ from profiles import resolve_cluster
 SEARCH = "search-1"
 
 
-def sample_plan(ranks, micro_batch_size=2):
+def sample_plan(ranks, micro_batch_size=2, expert_ranks=None):
+    """Data parallelism on `ranks`, experts over `expert_ranks` (None: all) of them."""
     axes = (Axis(AxisKind.DP, ranks),) if ranks > 1 else ()
-    plain, spread = Strategy(axes=axes), Strategy(axes=axes, experts=ExpertStrategy(expert_parallel_size=ranks))
+    size = expert_ranks or ranks
+    experts = ExpertStrategy(expert_parallel_size=size, expert_data_parallel_size=ranks // size)
+    plain, spread = Strategy(axes=axes), Strategy(axes=axes, experts=experts)
     runs = (
         StageRun(first_layer=0, num_layers=1, strategy=plain),
         StageRun(first_layer=1, num_layers=LAYERS, strategy=spread),
@@ -43,11 +45,11 @@ def sample_plan(ranks, micro_batch_size=2):
     )
 
 
-def sample_run(name="my-run", ranks=RANKS, micro_batch_size=2):
+def sample_run(name="my-run", ranks=RANKS, micro_batch_size=2, more_plans=()):
     cluster = resolve_cluster(ClusterRequest(nodes=1, devices_per_node=ranks, device="cpu-core"))
     plan = sample_plan(ranks, micro_batch_size)
     training = Training(global_batch_size=plan.global_batch_size, sequence_length=TOKENS, precision=Precision.FP32)
-    context = RunContext(model=MODEL, cluster=cluster, training=training, plans=(plan,))
+    context = RunContext(model=MODEL, cluster=cluster, training=training, plans=(plan, *more_plans))
     state = begin(context)
     return Run(
         id=f"id-of-{name}",
@@ -81,6 +83,19 @@ def turn(window: Window) -> Decision:
     return Decision(**keep(window).model_dump() | changes)
 
 
+class InThread:
+    """A local policy without a process of its own: answers like `answer`."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, window):
+        return self.answer(window)
+
+    def close(self):
+        pass
+
+
 class SamplePlanner:
     """Behaves as told: `mode` is `up`, `slow`, `garbage`, `misfit`, `stale`, `hang-up`, or an HTTP status."""
 
@@ -88,7 +103,7 @@ class SamplePlanner:
         self.decide, self.mode, self.ranks = decide, mode, ranks
         self.runs = {run.id: run for run in runs}
         self.windows, self.decisions, self.requests = [], [], []
-        self.delay_s = 5.0
+        self.released = threading.Event()  # until then, a slow service keeps all waiting
         planner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -115,6 +130,7 @@ class SamplePlanner:
         return self
 
     def __exit__(self, *_):
+        self.released.set()
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
@@ -123,7 +139,7 @@ class SamplePlanner:
         self.requests.append((handler.command, handler.path, handler.headers.get("Authorization")))
         mode = self.mode
         if mode == "slow":
-            time.sleep(self.delay_s)
+            self.released.wait(60)
         status, answer = (mode, {"detail": "as told"}) if isinstance(mode, int) else self.route(handler, body)
         if mode == "hang-up":
             handler.close_connection = True

@@ -7,6 +7,7 @@ import pytest
 from api.demo import EXPERTS, RANKS, model, plan, running_service
 from planner.spec.errors import InputError, UnavailableError
 from planner.spec.placement import Placement
+from planner.spec.run import RunRequest
 from planner.spec.window import Window
 from runtime.client import PlannerService
 
@@ -19,7 +20,10 @@ def service(tmp_path_factory):
         client = PlannerService(url, None, 20.0)
         search, shortlist = plan(url)
         yield client, search, shortlist.plans[0].plan
-        client.close()
+
+
+def new(name, search, plan=None):
+    return RunRequest(name=name, search_id=search, plan_id=plan)
 
 
 def window(index, num_experts=EXPERTS.num_experts):
@@ -29,7 +33,7 @@ def window(index, num_experts=EXPERTS.num_experts):
 
 def test_a_run_begins_and_is_found_again_with_its_history(service):
     client, search, best = service
-    begun = client.attach("some run", search, None)
+    begun = client.attach("some run", new("some run", search), None)
     assert (begun.run.name, begun.next_index, begun.next_step) == ("some run", 0, 0)
     assert begun.plan_id == best.id == begun.run.context.plans[0].id
     assert begun.placement == Placement.contiguous([EXPERTS.num_experts] * LAYERS, RANKS)
@@ -50,21 +54,21 @@ def test_any_name_may_be_asked_for(service, name):
     client, search, _ = service
     with pytest.raises(InputError, match="give search="):
         client.attach(name, None, None)
-    begun = client.attach(name, search, None)
+    begun = client.attach(name, new(name, search), None)
     assert client.attach(name, None, None).run == begun.run
 
 
 def test_a_search_or_plan_that_does_not_exist_is_the_users_error(service):
     client, search, _ = service
     with pytest.raises(InputError, match="no search 'unknown'"):
-        client.attach("new", "unknown", None)
+        client.attach("new", new("new", "unknown"), None)
     with pytest.raises(InputError, match="must be a plan of the shortlist"):
-        client.attach("new", search, "unknown")
+        client.attach("new", new("new", search, "unknown"), "unknown")
 
 
 def test_a_window_of_the_wrong_shape_is_refused_for_good(service):
     client, search, _ = service
-    run = client.attach("shapes", search, None).run
+    run = client.attach("shapes", new("shapes", search), None).run
     with pytest.raises(InputError, match="refused it: 422"):
         client.post_window(run.id, window(0, num_experts=3))
 

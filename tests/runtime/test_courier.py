@@ -6,11 +6,12 @@ import logging
 import time
 
 import pytest
-from planner_samples import SEARCH, SamplePlanner, keep, sample_run
+from planner_samples import SEARCH, InThread, SamplePlanner, keep, sample_run
 from training_samples import EXPERTS, LAYERS
 
 import runtime.courier
 from planner.spec.errors import InputError, UnavailableError
+from planner.spec.run import RunRequest
 from planner.spec.window import Window
 from runtime.client import PlannerService
 from runtime.courier import Courier
@@ -21,9 +22,10 @@ def window(index):
     return Window(index=index, first_step=4 * index, num_steps=4, tokens=(row,) * LAYERS)
 
 
-def make_courier(planner, policy=lambda run: keep, name="my-run"):
+def make_courier(planner, policy=keep, name="my-run"):
     service = PlannerService(planner.url, None, 2.0)
-    return Courier(service, lambda: service.attach(name, SEARCH, None), policy)
+    new = RunRequest(name=name, search_id=SEARCH)
+    return Courier(service, lambda: service.attach(name, new, None), lambda run: InThread(policy))
 
 
 def wait_until(condition, timeout_s=10.0):
@@ -60,7 +62,7 @@ def test_a_policy_that_fails_decides_nothing_and_stops_nothing(planner, caplog):
     def failing(_):
         raise InputError.at("tokens", "as asked")
 
-    courier = make_courier(planner, policy=lambda run: failing)
+    courier = make_courier(planner, policy=failing)
     courier.attach()
     planner.mode = 503
     courier.submit(window(0))
@@ -72,7 +74,7 @@ def test_a_policy_that_fails_decides_nothing_and_stops_nothing(planner, caplog):
 
 
 def test_an_answer_of_the_service_goes_before_that_of_the_local_policy(planner):
-    courier = make_courier(planner, policy=lambda run: lambda w: keep(w).model_copy(update={"reason": "alone"}))
+    courier = make_courier(planner, policy=lambda w: keep(w).model_copy(update={"reason": "alone"}))
     courier.attach()
     courier.submit(window(0))
     wait_until(lambda: (found := courier.answer(window(0))) is not None and found[1] == "service")
@@ -94,7 +96,7 @@ def test_a_run_that_turns_out_to_be_unknown_later_is_logged_once_and_windows_wai
     monkeypatch.setattr(runtime.courier, "FIRST_PAUSE_S", 0.01)
     planner.mode = 503
     service = PlannerService(planner.url, None, 2.0)
-    courier = Courier(service, lambda: service.attach("unknown", None, None), lambda run: keep)
+    courier = Courier(service, lambda: service.attach("unknown", None, None), lambda run: InThread(keep))
     with pytest.raises(UnavailableError):
         courier.attach()
     planner.mode = "up"
