@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from training_samples import EXPERTS, LAYERS, MODEL, RANKS, TOKENS
 
-from planner.online import begin
+from planner.online import begin, decide
 from planner.spec.decision import Action, Decision
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan, Stage, StageRun
@@ -81,6 +81,18 @@ def turn(window: Window) -> Decision:
     placement = Placement(layers=tuple((row[-1], *row[:-1]) for row in rows), num_ranks=window.placement.num_ranks)
     changes = {"action": Action.REBALANCE, "placement": placement, "reason": "the sample turns"}
     return Decision(**keep(window).model_dump() | changes)
+
+
+def real_policy(run):
+    """The service's policy for a run, from its beginning."""
+    state = begin(run.context, run.plan_id)
+
+    def answer(window):
+        nonlocal state
+        decision, state = decide(window, state, run.context)
+        return decision
+
+    return answer
 
 
 class InThread:

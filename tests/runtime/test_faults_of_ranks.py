@@ -8,10 +8,9 @@ import time
 
 import pytest
 import torch.distributed as dist
-from planner_samples import SEARCH, InThread, SamplePlanner, sample_plan, sample_run, turn
+from planner_samples import SEARCH, InThread, SamplePlanner, real_policy, sample_plan, sample_run, turn
 from training_samples import largest_difference, make_job, my_batches, train_step
 
-from planner.online import begin, decide
 from planner.spec.errors import RankFailedError
 from planner.spec.placement import Placement
 from runtime.agent import Agent
@@ -119,15 +118,3 @@ def test_a_job_goes_on_after_a_rank_was_killed(tmp_path, plain_losses, where):
     assert len(indices) > seen and indices == sorted(set(indices)), "windows go on after those of the job that died"
     under = {(window.plan_id, window.placement.num_ranks) for window in planner.windows[seen:]}
     assert under == {(run.context.plans[RANKS - ranks].id, ranks)}, "a smaller job, under the plan of its size"
-
-
-def real_policy(run):
-    """The service's policy, asked anew for each window after those that it was not asked about."""
-    state = begin(run.context, run.plan_id)
-
-    def answer(window):
-        nonlocal state
-        decision, state = decide(window, state, run.context)
-        return decision
-
-    return answer
