@@ -15,22 +15,43 @@ today's r, which is the last weight:
 So a load that drifts is followed at once; one that comes and goes (oscillation, a rotating hot spot, a spike
 of one window) is averaged, because windows two apart are then no farther from each other than neighbours.
 
+A walk is a model. Where windows of late were forecast better by the window before them than by the smoothed load, the
+last window is the forecast; both keep being tried (`Forecast.mistakes`).
+
+How uncertain the forecast is, `Forecast.variances` says by layer: the squared distance that it had from the window
+that came, as it was of late. Who decides takes as noise what lies within it (`planner.online.candidates`).
+
 The forecast lives until drift has carried the load as far as its own skew, |share - even|^2 / q steps, and, for want
 of evidence, no longer than the run has lasted so far.
 """
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import numpy as np
+from pydantic import BeforeValidator
 
 from planner.cost.balance import Floats
+from planner.spec.packed import Packed
 from planner.spec.value import Count, Index, NonNegative, Ratio, Value
 from planner.spec.window import Window
-from planner.spec.workload import Shares
 
 MEMORY_WINDOWS = 8.0
 """Windows over which distances are averaged: few enough to notice that a fast start has settled, enough to tell
 drift from noise. A choice, not a fit."""
+
+
+FADE = 1.0 - 1.0 / MEMORY_WINDOWS
+
+
+def _packed_shares(given: Any) -> Any:
+    """Rows of numbers, as states kept by version 0.1 have them, or what is packed already."""
+    return Packed.of(given, "<f4") if isinstance(given, (list, tuple)) else given
+
+
+Shares = Annotated[Packed, BeforeValidator(_packed_shares)]
+"""[MoE layer, expert], each row sums to 1; kept in four bytes each."""
 
 
 class Gap(Value):
@@ -43,9 +64,8 @@ class Gap(Value):
 
     def including(self, distance: float, steps: float) -> Gap:
         """With one more pair; older pairs fade."""
-        fade = 1.0 - 1.0 / MEMORY_WINDOWS
         return Gap(
-            pairs=fade * self.pairs + 1.0, distance=fade * self.distance + distance, steps=fade * self.steps + steps
+            pairs=FADE * self.pairs + 1.0, distance=FADE * self.distance + distance, steps=FADE * self.steps + steps
         )
 
 
@@ -55,16 +75,39 @@ class Seen(Value):
     shares: Shares
     middle_step: NonNegative
 
+    @property
+    def array(self) -> Floats:
+        """[layers, experts]."""
+        return _floats(self.shares)
+
+
+class Mistakes(Value):
+    """Squared distances from the window that came, faded, of two ways to forecast it."""
+
+    smoothed: NonNegative = 0.0
+    last: NonNegative = 0.0
+
+    @property
+    def last_is_better(self) -> bool:
+        """Equal mistakes speak for smoothing."""
+        return self.last < self.smoothed
+
 
 class Forecast(Value):
     """The load expected from now on."""
 
     shares: Shares
-    """[MoE layer][expert], each row sums to 1."""
+    """What is expected: the smoothed load, or the last window."""
+    smoothed: Shares | None = None
+    """None: as `shares`."""
     horizon_steps: NonNegative
     """Steps for which this is expected to hold."""
     weight: Ratio
-    """What the last window weighed in `shares`: 1 forgets all before it."""
+    """What the last window weighed in the smoothed load: 1 forgets all before it."""
+    variances: tuple[NonNegative, ...] = ()
+    """By MoE layer: squared distance of a window's shares from what was forecast for it, mean of the last windows;
+    empty before the second window."""
+    mistakes: Mistakes = Mistakes()
     first_step: Index
     windows: Count
     recent: tuple[Seen, ...]
@@ -77,7 +120,13 @@ class Forecast(Value):
     @property
     def array(self) -> Floats:
         """[layers, experts]."""
-        return np.array(self.shares)
+        return _floats(self.shares)
+
+    def uncertainty(self) -> Floats:
+        """[layers]: standard deviation of a layer's shares, as a distance; the whole load's before it is known."""
+        if not self.variances:
+            return np.sqrt(np.square(self.array).sum(axis=1))
+        return np.sqrt(np.array(self.variances))
 
 
 def begin_forecast(window: Window) -> Forecast:
@@ -95,24 +144,34 @@ def begin_forecast(window: Window) -> Forecast:
 
 def update_forecast(forecast: Forecast, window: Window) -> Forecast:
     """The forecast after one more window; gaps between windows count as drift over their steps."""
-    seen = _seen(window)
+    seen, seen_shares = _seen(window), window_shares(window)
     last = forecast.recent[0]
+    smoothed = _floats(forecast.smoothed or forecast.shares)
+    missed = np.square(seen_shares - smoothed).sum(axis=1), np.square(seen_shares - last.array).sum(axis=1)
+    mistakes = Mistakes(
+        smoothed=FADE * forecast.mistakes.smoothed + float(missed[0].sum()),
+        last=FADE * forecast.mistakes.last + float(missed[1].sum()),
+    )
     elapsed = _elapsed(last, seen, window)
-    neighbours = forecast.neighbours.including(_distance(seen, last), elapsed)
+    neighbours = forecast.neighbours.including(float(missed[1].sum()), elapsed)
     second = forecast.second_neighbours
     if len(forecast.recent) > 1:
         before = forecast.recent[1]
         apart = elapsed + max(1.0, last.middle_step - before.middle_step)
-        second = second.including(_distance(seen, before), apart)
-    drift, noise = _drift_and_noise(neighbours, second, _counting_noise(window))
+        second = second.including(float(np.square(seen_shares - before.array).sum()), apart)
+    drift, noise = _drift_and_noise(neighbours, second, _counting_noise(window, seen_shares))
     uncertain = forecast.weight * noise + drift * elapsed
     weight = uncertain / (uncertain + noise) if noise > 0 else 1.0
-    shares = forecast.array + weight * (np.array(seen.shares) - forecast.array)
+    smoothed = smoothed + weight * (seen_shares - smoothed)
+    shares = seen_shares if mistakes.last_is_better else smoothed
     lasted = max(window.first_step - forecast.first_step, 0) + window.num_steps
     return Forecast(
         shares=_rows(shares),
+        smoothed=_rows(smoothed),
         horizon_steps=_horizon(shares, drift, float(lasted)),
         weight=weight,
+        variances=_variances(forecast, np.square(seen_shares - forecast.array).sum(axis=1)),
+        mistakes=mistakes,
         first_step=min(forecast.first_step, window.first_step),
         windows=forecast.windows + 1,
         recent=(seen, last),
@@ -143,10 +202,17 @@ def _horizon(shares: Floats, drift: float, lasted: float) -> float:
     return lasted if drift * lasted <= skew else skew / drift
 
 
-def _counting_noise(window: Window) -> float:
+def _variances(forecast: Forecast, missed: Floats) -> tuple[float, ...]:
+    """The mean of all windows so far, or, once there are enough, one that fades."""
+    known = min(float(forecast.windows - 1), MEMORY_WINDOWS - 1.0) if forecast.variances else 0.0
+    before = np.array(forecast.variances) if forecast.variances else np.zeros(len(missed))
+    return tuple(((known * before + missed) / (known + 1.0)).tolist())
+
+
+def _counting_noise(window: Window, shares: Floats) -> float:
     """Variance of the shares if each token drew its expert by chance: sum of (1 - |p|^2) / tokens over layers."""
-    tokens = np.array(window.tokens, dtype=np.float64).sum(axis=1)
-    return float(((1.0 - np.square(window_shares(window)).sum(axis=1)) / tokens).clip(min=0.0).sum())
+    tokens = np.array([sum(row) for row in window.tokens], dtype=np.float64)
+    return float(((1.0 - np.square(shares).sum(axis=1)) / tokens).clip(min=0.0).sum())
 
 
 def _elapsed(last: Seen, seen: Seen, window: Window) -> float:
@@ -160,9 +226,9 @@ def _seen(window: Window) -> Seen:
     return Seen(shares=_rows(window_shares(window)), middle_step=middle)
 
 
-def _distance(one: Seen, other: Seen) -> float:
-    return float(np.square(np.array(one.shares) - np.array(other.shares)).sum())
+def _floats(packed: Packed) -> Floats:
+    return packed.array.astype(np.float64)
 
 
-def _rows(shares: Floats) -> Shares:
-    return tuple(map(tuple, (shares / shares.sum(axis=1, keepdims=True)).tolist()))
+def _rows(shares: Floats) -> Packed:
+    return Packed.of(shares / shares.sum(axis=1, keepdims=True), "<f4")
