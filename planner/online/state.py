@@ -13,6 +13,7 @@ from planner.online.forecast import Forecast
 from planner.online.placement import first_placement
 from planner.spec.errors import InputError
 from planner.spec.model import Model
+from planner.spec.packed import KeptPlacement
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
 from planner.spec.run import RunContext
@@ -23,7 +24,7 @@ class Debit(Value):
     """A move that was decided, and what it took out of the account."""
 
     plan_id: str
-    placement: Placement | None
+    placement: KeptPlacement | None
     cost_s: NonNegative
     placed_step_before: Index | None
     """`RunState.placed_step` when it was decided."""
@@ -34,7 +35,7 @@ class RunState(Value):
 
     plan_id: str
     """The plan in force."""
-    placement: Placement | None
+    placement: KeptPlacement | None
     """The placement in force; None where there is none: no experts, or MoE layers of unequal expert-parallel size."""
     balanced_step_time_s: dict[str, Positive] = Field(default_factory=dict)
     """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster,

@@ -39,6 +39,8 @@ class Decision(Value):
     imbalance_after: Annotated[float, Field(ge=1)]
     imbalance_bound: Annotated[float, Field(ge=1)]
     """No placement in the same slots can be better balanced than this."""
+    imbalance_bounds: tuple[Annotated[float, Field(ge=1)], ...] = ()
+    """The same by MoE layer; `imbalance_bound` is their mean. Empty where there is no placement."""
     reason: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -1,15 +1,19 @@
-"""Arrays of numbers inside values: their bytes, checked by shape, not number by number."""
+"""Arrays of numbers inside values: their bytes, checked by shape, not number by number.
+
+For what Trimtab keeps for itself and reads again often. What others write or read keeps its plain numbers.
+"""
 
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
-from planner.spec.value import Index, Value
+from planner.spec.placement import Placement
+from planner.spec.value import Count, Index, Value
 
 Kind = Literal["<f4", "<f8", "<u2", "<i4"]
 """Little-endian floats of 4 and 8 bytes, whole numbers of 2 and 4."""
@@ -43,3 +47,48 @@ class Packed(Value):
     def array(self) -> NDArray[np.generic]:
         """The numbers, not to be written to."""
         return np.frombuffer(self.data, dtype=np.dtype(self.kind)).reshape(self.shape)
+
+
+class PackedPlacement(Value):
+    """A placement with the same number of slots in every layer, for keeping."""
+
+    slots: Packed
+    """[layers, slots]"""
+    num_ranks: Count
+    shadow_slots_per_rank: Index = 0
+    split: Packed | None = None
+    """[layers, slots]"""
+
+    @classmethod
+    def of(cls, placement: Placement) -> PackedPlacement:
+        """The same, packed."""
+        return cls(
+            slots=Packed.of(placement.layers, "<i4"),
+            num_ranks=placement.num_ranks,
+            shadow_slots_per_rank=placement.shadow_slots_per_rank,
+            split=None if placement.split is None else Packed.of(placement.split, "<f8"),
+        )
+
+    @property
+    def placement(self) -> Placement:
+        """The same, unpacked and checked."""
+        return Placement(
+            layers=tuple(map(tuple, self.slots.array.tolist())),
+            num_ranks=self.num_ranks,
+            shadow_slots_per_rank=self.shadow_slots_per_rank,
+            split=None if self.split is None else tuple(map(tuple, self.split.array.tolist())),
+        )
+
+
+def _unpacked(given: Any) -> Any:
+    if isinstance(given, dict) and "slots" in given:
+        return PackedPlacement.model_validate(given).placement
+    return given
+
+
+def _packed(placement: Placement) -> Any:
+    return PackedPlacement.of(placement).model_dump(mode="json")
+
+
+KeptPlacement = Annotated[Placement, BeforeValidator(_unpacked), PlainSerializer(_packed, when_used="json")]
+"""A placement that JSON has packed; its plain form is read too."""

@@ -1,0 +1,151 @@
+"""Seconds of a step of one run under loads and placements, and of going from one to another.
+
+A `Pricing` remembers what it worked out of plans and pairs of plans: keep one for all windows of a run where time
+counts. It depends on the run's context alone, so whoever makes a new one finds the same prices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.cost import estimate
+from planner.cost.balance import Floats, Indices, rank_loads
+from planner.cost.migration import PAUSE_S, migration_s
+from planner.cost.switch import Known, switch_plan_s
+from planner.online.split import best_split
+from planner.spec.estimate import Estimate
+from planner.spec.mixed_cluster import AnyCluster
+from planner.spec.model import Model
+from planner.spec.placement import Move, Placement, TokenSplit
+from planner.spec.plan import Plan
+from planner.spec.run import RunContext
+from planner.spec.training import Training
+from planner.spec.workload import BALANCED, Workload
+
+Price = Callable[[Model, AnyCluster, Training, Plan, Workload, Placement | None], Estimate]
+"""`planner.cost.estimate`, or a double of it."""
+
+
+class Seats(NamedTuple):
+    """A placement as arrays."""
+
+    slots: Indices
+    """[layers, slots]"""
+    num_ranks: int
+    split: Floats | None = None
+    """[layers, slots]"""
+    shadow_slots_per_rank: int = 0
+
+    @classmethod
+    def of(cls, placement: Placement) -> Seats:
+        """The same as arrays."""
+        split = None if placement.split is None else np.array(placement.split, dtype=np.float64)
+        slots = np.array(placement.layers, dtype=np.intp)
+        return cls(slots, placement.num_ranks, split, placement.shadow_slots_per_rank)
+
+    @property
+    def placement(self) -> Placement:
+        """The same as a value."""
+        return Placement(
+            layers=tuple(map(tuple, self.slots.tolist())),
+            num_ranks=self.num_ranks,
+            shadow_slots_per_rank=self.shadow_slots_per_rank,
+            split=None if self.split is None else tuple(map(tuple, self.split.tolist())),
+        )
+
+    @property
+    def slots_per_rank(self) -> int:
+        """Of every layer."""
+        return self.slots.shape[1] // self.num_ranks
+
+
+Condition = tuple[Floats, Placement | Seats | None]
+"""Shares [layers, experts] under a placement; None: experts in order."""
+
+
+class StepPrice(NamedTuple):
+    """What a step is predicted to take."""
+
+    seconds: float
+    fits: bool
+    """Whether every stage has the memory for it."""
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """Prices steps and changes of one run."""
+
+    context: RunContext
+    price: Price = estimate
+    _switches: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
+    _known: Known = field(default_factory=dict, compare=False, repr=False)
+
+    def step(self, plan: Plan, loads: Floats, placement: Placement | Seats | None) -> StepPrice:
+        """Price of a step under shares [layers, experts], see `steps`."""
+        return self.steps(plan, [(loads, placement)])[0]
+
+    def steps(self, plan: Plan, conditions: Sequence[Condition]) -> list[StepPrice]:
+        """Price of a step under each load and placement.
+
+        Where the job splits tokens anew in every step, placements without a split have the best one for the load.
+        """
+        return [self._one(plan, loads, self.as_split(loads, placement)) for loads, placement in conditions]
+
+    def as_split(self, loads: Floats, placement: Placement | Seats | None) -> Seats | None:
+        """The placement with the split that a step under these loads has."""
+        seats = Seats.of(placement) if isinstance(placement, Placement) else placement
+        if seats is None or seats.split is not None or self.context.token_split is not TokenSplit.STEP:
+            return seats
+        if seats.slots.shape[1] == loads.shape[1]:
+            return seats
+        served_loads = served(loads, self.context.training)
+        return seats._replace(split=best_split(served_loads, seats.slots, seats.num_ranks))
+
+    def rank_loads(self, loads: Floats, placement: Placement | Seats) -> Floats:
+        """[layers, ranks]: what the ranks carry of served loads [layers, experts]."""
+        seats = self.as_split(loads, placement)
+        assert seats is not None
+        return rank_loads(loads, seats.slots, seats.num_ranks, seats.split)
+
+    def balanced_s(self, plan: Plan) -> float:
+        """Seconds of a step under balanced load, experts in order."""
+        context = self.context
+        return self.price(context.model, context.cluster, context.training, plan, BALANCED, None).step_time_s
+
+    def migration_s(self, plan: Plan, moves: Sequence[Move], pause_s: float = PAUSE_S) -> float:
+        """Seconds of pause for moves of experts under the plan; 0 for none."""
+        context = self.context
+        return migration_s(context.model, context.cluster, context.training, plan, moves, pause_s)
+
+    def switch_s(self, plan: Plan, other: Plan) -> float:
+        """Seconds to go over to another plan."""
+        key = (plan.id, other.id)
+        if key not in self._switches:
+            context = self.context
+            self._switches[key] = switch_plan_s(
+                context.model, context.cluster, context.training, plan, other, known=self._known
+            )
+        return self._switches[key]
+
+    def _one(self, plan: Plan, loads: Floats, seats: Seats | None) -> StepPrice:
+        workload = Workload(name="forecast", expert_shares=tuple(map(tuple, loads.tolist())))
+        placement = None if seats is None else seats.placement
+        context = self.context
+        found = self.price(context.model, context.cluster, context.training, plan, workload, placement)
+        return StepPrice(found.step_time_s, found.fits)
+
+
+def served(loads: Floats, training: Training) -> Floats:
+    """Shares [layers, experts] capped at the capacity factor's multiple of an even share."""
+    if training.capacity_factor is None:
+        return loads
+    return np.asarray(np.minimum(loads, training.capacity_factor / loads.shape[-1]), dtype=np.float64)
+
+
+def unevenness(carried: Floats) -> Floats:
+    """[layers]: max over mean of loads [layers, ranks]."""
+    return np.asarray(np.maximum(carried.max(axis=-1) / carried.mean(axis=-1), 1.0), dtype=np.float64)
