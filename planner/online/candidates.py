@@ -20,8 +20,7 @@ from planner.cost.migration import PAUSE_S, expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.forecast import Forecast
 from planner.online.placement import Options, afresh, moves_between, options
-from planner.online.pricing import Price, Pricing, Seats, StepPrice, served
-from planner.online.split import best_split
+from planner.online.pricing import Price, Pricing, Seats, StepPrice, served, whole_split
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
@@ -29,7 +28,7 @@ from planner.spec.plan import Plan
 
 __all__ = ["Candidate", "Price", "Pricing", "StepPrice", "placement_imbalance", "rebalances", "served", "switches"]
 
-STRICTNESS = 2.0
+STRICTNESS = 4.0
 """How many times over each move must pay for itself in the thrifty candidate: its gain is counted on the very load that
 it was fitted to, so it is rather less. A choice, not a fit."""
 
@@ -86,7 +85,7 @@ class Outlook:
         """[layers, slots]: the split to be decided along with a placement; None where none is."""
         if self.pricing.context.token_split is not TokenSplit.WINDOW or slots.shape[1] == self.loads.shape[1]:
             return None
-        return best_split(self.loads, slots, self.seats.num_ranks)
+        return whole_split(self.loads, slots, self.seats.num_ranks)
 
     def candidate(self, slots: Indices) -> Candidate:
         """These slots instead of those in force."""
@@ -117,13 +116,13 @@ def rebalances(outlook: Outlook) -> Iterator[Candidate]:
     if np.array_equal(most_even, current):
         return
     best = outlook.candidate(most_even)
-    if outlook.allows(best):
+    if not outlook.now.fits and outlook.allows(best):
         yield best
     if best.gain_s <= 0 or not best.moves:
         return
-    thrifty = _thrifty(choices, best, outlook)
-    if not np.array_equal(thrifty, most_even) and not np.array_equal(thrifty, current):
-        fewer = outlook.candidate(thrifty)
+    thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
+    if not np.array_equal(thrifty, current):
+        fewer = best if np.array_equal(thrifty, most_even) else outlook.candidate(thrifty)
         if outlook.allows(fewer):
             yield fewer
 
@@ -168,19 +167,7 @@ def _best_seats(pricing: Pricing, loads: Floats, num_ranks: int) -> Seats:
     experts = loads.shape[1]
     slots = afresh(loads, num_ranks, slots_per_rank(experts, num_ranks, context.extra_slots_per_rank))
     splits = context.token_split is TokenSplit.WINDOW and slots.shape[1] > experts
-    return Seats(slots, num_ranks, best_split(loads, slots, num_ranks) if splits else None)
-
-
-def _thrifty(choices: Options, best: Candidate, outlook: Outlook) -> Indices:
-    """[layers, slots]: of the best balance what pays for its moves, in layers where it is more than noise.
-
-    The load of one of n ranks is as uncertain as an n-th of its layer's variance says.
-    """
-    chosen = choices.choose(STRICTNESS * _move_price(choices, best))
-    loads, seats = outlook.loads, outlook.seats
-    before, after = (rank_loads(loads, slots, seats.num_ranks).max(axis=1) for slots in (seats.slots, chosen))
-    noise = outlook.forecast.uncertainty() / np.sqrt(seats.num_ranks)
-    return np.where((before - after > noise)[:, None], chosen, seats.slots)
+    return Seats(slots, num_ranks, whole_split(loads, slots, num_ranks) if splits else None)
 
 
 def _move_price(choices: Options, best: Candidate) -> float:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost import estimate
+from planner.cost import StepPrices, estimate
 from planner.cost.balance import Floats, Indices, rank_loads
+from planner.cost.load import ExpertLoads, Seats
 from planner.cost.migration import PAUSE_S, migration_s
 from planner.cost.switch import Known, switch_plan_s
 from planner.online.split import best_split
@@ -28,39 +29,6 @@ from planner.spec.workload import BALANCED, Workload
 
 Price = Callable[[Model, AnyCluster, Training, Plan, Workload, Placement | None], Estimate]
 """`planner.cost.estimate`, or a double of it."""
-
-
-class Seats(NamedTuple):
-    """A placement as arrays."""
-
-    slots: Indices
-    """[layers, slots]"""
-    num_ranks: int
-    split: Floats | None = None
-    """[layers, slots]"""
-    shadow_slots_per_rank: int = 0
-
-    @classmethod
-    def of(cls, placement: Placement) -> Seats:
-        """The same as arrays."""
-        split = None if placement.split is None else np.array(placement.split, dtype=np.float64)
-        slots = np.array(placement.layers, dtype=np.intp)
-        return cls(slots, placement.num_ranks, split, placement.shadow_slots_per_rank)
-
-    @property
-    def placement(self) -> Placement:
-        """The same as a value."""
-        return Placement(
-            layers=tuple(map(tuple, self.slots.tolist())),
-            num_ranks=self.num_ranks,
-            shadow_slots_per_rank=self.shadow_slots_per_rank,
-            split=None if self.split is None else tuple(map(tuple, self.split.tolist())),
-        )
-
-    @property
-    def slots_per_rank(self) -> int:
-        """Of every layer."""
-        return self.slots.shape[1] // self.num_ranks
 
 
 Condition = tuple[Floats, Placement | Seats | None]
@@ -103,7 +71,7 @@ class Pricing:
         if seats.slots.shape[1] == loads.shape[1]:
             return seats
         served_loads = served(loads, self.context.training)
-        return seats._replace(split=best_split(served_loads, seats.slots, seats.num_ranks))
+        return seats._replace(split=whole_split(served_loads, seats.slots, seats.num_ranks))
 
     def rank_loads(self, loads: Floats, placement: Placement | Seats) -> Floats:
         """[layers, ranks]: what the ranks carry of served loads [layers, experts]."""
@@ -144,6 +112,24 @@ def served(loads: Floats, training: Training) -> Floats:
     if training.capacity_factor is None:
         return loads
     return np.asarray(np.minimum(loads, training.capacity_factor / loads.shape[-1]), dtype=np.float64)
+
+
+def whole_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
+    """[layers, slots]: `best_split`, whose parts of each expert sum to 1 however few tokens it has."""
+    split = best_split(loads, slots, num_ranks)
+    layers, experts = loads.shape
+    number = np.arange(layers)[:, None] * experts + slots
+    sums = np.bincount(number.ravel(), weights=split.ravel(), minlength=loads.size)
+    return np.asarray(split / sums[number], dtype=np.float64)
+
+
+def whole_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
+    """[layers, slots]: `best_split`, whose parts of each expert sum to 1 however few tokens it has."""
+    split = best_split(loads, slots, num_ranks)
+    layers, experts = loads.shape
+    number = np.arange(layers)[:, None] * experts + slots
+    sums = np.bincount(number.ravel(), weights=split.ravel(), minlength=loads.size)
+    return np.asarray(split / sums[number], dtype=np.float64)
 
 
 def unevenness(carried: Floats) -> Floats:
