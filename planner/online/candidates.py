@@ -15,12 +15,13 @@ from functools import cached_property
 
 import numpy as np
 
+from planner.cost import Seats
 from planner.cost.balance import Floats, Indices, imbalance, rank_loads
 from planner.cost.migration import PAUSE_S, expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.forecast import Forecast
 from planner.online.placement import Options, afresh, moves_between, options
-from planner.online.pricing import Price, Pricing, Seats, StepPrice, served, whole_split
+from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
@@ -53,7 +54,7 @@ class Candidate:
     @cached_property
     def placement(self) -> Placement | None:
         """The placement to reach."""
-        return None if self.seats is None else self.seats.placement
+        return None if self.seats is None else placement_from(self.seats)
 
     @property
     def net_s(self) -> float:
@@ -89,8 +90,8 @@ class Outlook:
 
     def candidate(self, slots: Indices) -> Candidate:
         """These slots instead of those in force."""
-        seats = self.seats._replace(slots=slots, split=self.split(slots))
-        moves = moves_between(self.seats.slots, slots, seats.num_ranks)
+        seats = self.seats._replace(layers=slots, split=self.split(slots))
+        moves = moves_between(self.seats.layers, slots, seats.num_ranks)
         then = self.pricing.step(self.plan, self.forecast.array, seats)
         cost_s = self.pricing.migration_s(self.plan, moves, self.pause_s)
         gain_s = self.now.seconds - then.seconds
@@ -106,7 +107,7 @@ class Outlook:
 
 def rebalances(outlook: Outlook) -> Iterator[Candidate]:
     """More even placements than the one in force, and its slots with another split; their gain can be negative."""
-    current = outlook.seats.slots
+    current = outlook.seats.layers
     if outlook.split(current) is not None:
         anew = outlook.candidate(current)
         if outlook.allows(anew):
@@ -116,15 +117,15 @@ def rebalances(outlook: Outlook) -> Iterator[Candidate]:
     if np.array_equal(most_even, current):
         return
     best = outlook.candidate(most_even)
-    if not outlook.now.fits and outlook.allows(best):
+    fewer = best
+    if best.gain_s > 0 and best.moves:
+        thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
+        if not np.array_equal(thrifty, current) and not np.array_equal(thrifty, most_even):
+            fewer = outlook.candidate(thrifty)
+    if outlook.allows(fewer):
+        yield fewer
+    if fewer is not best and not outlook.now.fits and outlook.allows(best):
         yield best
-    if best.gain_s <= 0 or not best.moves:
-        return
-    thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
-    if not np.array_equal(thrifty, current):
-        fewer = best if np.array_equal(thrifty, most_even) else outlook.candidate(thrifty)
-        if outlook.allows(fewer):
-            yield fewer
 
 
 def switches(
@@ -157,8 +158,8 @@ def switches(
 
 def placement_imbalance(loads: Floats, placement: Placement) -> float:
     """Imbalance of shares [layers, experts] under a placement, split as it says."""
-    seats = Seats.of(placement)
-    return imbalance(rank_loads(loads, seats.slots, seats.num_ranks, seats.split))
+    seats = seats_of(placement)
+    return imbalance(rank_loads(loads, seats.layers, seats.num_ranks, seats.split))
 
 
 def _best_seats(pricing: Pricing, loads: Floats, num_ranks: int) -> Seats:

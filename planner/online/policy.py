@@ -38,13 +38,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost import estimate
+from planner.cost import Seats, estimate
 from planner.cost.balance import Floats, hottest_rank_bound
 from planner.online import reasons
 from planner.online.candidates import Candidate, Outlook, rebalances, switches
 from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
-from planner.online.pricing import Price, Pricing, Seats, StepPrice, served, unevenness
+from planner.online.pricing import Price, Pricing, StepPrice, seats_of, served, unevenness
 from planner.online.state import Debit, RunState, plan_of
 from planner.spec.decision import Action, Decision
 from planner.spec.plan import Plan
@@ -107,7 +107,7 @@ class _Standing:
         self.pricing = pricing
         self.state = state
         self.loads = loads
-        self.seats = None if state.placement is None else Seats.of(state.placement)
+        self.seats = None if state.placement is None else seats_of(state.placement)
 
     def with_state(self, state: RunState) -> _Standing:
         """The same placement in another state."""
@@ -121,7 +121,7 @@ class _Standing:
         """By layer: what no placement in as many slots can be below."""
         if seats is None:
             return ()
-        bound = hottest_rank_bound(self.loads, seats.num_ranks, seats.slots_per_rank)
+        bound = hottest_rank_bound(self.loads, seats.num_ranks, seats.layers.shape[1] // seats.num_ranks)
         return tuple(np.maximum(bound * seats.num_ranks / self.loads.sum(axis=1), 1.0).tolist())
 
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost import StepPrices, estimate
+from planner.cost import Seats, StepPrices, estimate
 from planner.cost.balance import Floats, Indices, rank_loads
-from planner.cost.load import ExpertLoads, Seats
 from planner.cost.migration import PAUSE_S, migration_s
 from planner.cost.switch import Known, switch_plan_s
 from planner.online.split import best_split
@@ -49,6 +48,7 @@ class Pricing:
 
     context: RunContext
     price: Price = estimate
+    _prices: dict[str, StepPrices] = field(default_factory=dict, compare=False, repr=False)
     _switches: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
     _known: Known = field(default_factory=dict, compare=False, repr=False)
 
@@ -61,23 +61,34 @@ class Pricing:
 
         Where the job splits tokens anew in every step, placements without a split have the best one for the load.
         """
-        return [self._one(plan, loads, self.as_split(loads, placement)) for loads, placement in conditions]
+        split = [(loads, self.as_split(loads, placement)) for loads, placement in conditions]
+        if self.price is not estimate:
+            return [self._one(plan, loads, seats) for loads, seats in split]
+        seconds, fits = self.prices(plan).under(split)
+        return [StepPrice(*each) for each in zip(seconds.tolist(), fits.tolist(), strict=True)]
+
+    def prices(self, plan: Plan) -> StepPrices:
+        """The plan as `estimate` prices it, for many loads."""
+        if plan.id not in self._prices:
+            context = self.context
+            self._prices[plan.id] = StepPrices(context.model, context.cluster, context.training, plan)
+        return self._prices[plan.id]
 
     def as_split(self, loads: Floats, placement: Placement | Seats | None) -> Seats | None:
         """The placement with the split that a step under these loads has."""
-        seats = Seats.of(placement) if isinstance(placement, Placement) else placement
+        seats = seats_of(placement) if isinstance(placement, Placement) else placement
         if seats is None or seats.split is not None or self.context.token_split is not TokenSplit.STEP:
             return seats
-        if seats.slots.shape[1] == loads.shape[1]:
+        if seats.layers.shape[1] == loads.shape[1]:
             return seats
         served_loads = served(loads, self.context.training)
-        return seats._replace(split=whole_split(served_loads, seats.slots, seats.num_ranks))
+        return seats._replace(split=whole_split(served_loads, seats.layers, seats.num_ranks))
 
     def rank_loads(self, loads: Floats, placement: Placement | Seats) -> Floats:
         """[layers, ranks]: what the ranks carry of served loads [layers, experts]."""
         seats = self.as_split(loads, placement)
         assert seats is not None
-        return rank_loads(loads, seats.slots, seats.num_ranks, seats.split)
+        return rank_loads(loads, seats.layers, seats.num_ranks, seats.split)
 
     def balanced_s(self, plan: Plan) -> float:
         """Seconds of a step under balanced load, experts in order."""
@@ -101,10 +112,27 @@ class Pricing:
 
     def _one(self, plan: Plan, loads: Floats, seats: Seats | None) -> StepPrice:
         workload = Workload(name="forecast", expert_shares=tuple(map(tuple, loads.tolist())))
-        placement = None if seats is None else seats.placement
+        placement = None if seats is None else placement_from(seats)
         context = self.context
         found = self.price(context.model, context.cluster, context.training, plan, workload, placement)
         return StepPrice(found.step_time_s, found.fits)
+
+
+def seats_of(placement: Placement) -> Seats:
+    """A placement as arrays."""
+    split = None if placement.split is None else np.array(placement.split, dtype=np.float64)
+    layers = np.array(placement.layers, dtype=np.intp)
+    return Seats(layers, placement.num_ranks, split, placement.shadow_slots_per_rank)
+
+
+def placement_from(seats: Seats) -> Placement:
+    """The value for arrays."""
+    return Placement(
+        layers=tuple(map(tuple, seats.layers.tolist())),
+        num_ranks=seats.num_ranks,
+        shadow_slots_per_rank=seats.shadow_slots_per_rank,
+        split=None if seats.split is None else tuple(map(tuple, seats.split.tolist())),
+    )
 
 
 def served(loads: Floats, training: Training) -> Floats:
@@ -117,19 +145,12 @@ def served(loads: Floats, training: Training) -> Floats:
 def whole_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     """[layers, slots]: `best_split`, whose parts of each expert sum to 1 however few tokens it has."""
     split = best_split(loads, slots, num_ranks)
-    layers, experts = loads.shape
-    number = np.arange(layers)[:, None] * experts + slots
-    sums = np.bincount(number.ravel(), weights=split.ravel(), minlength=loads.size)
-    return np.asarray(split / sums[number], dtype=np.float64)
-
-
-def whole_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
-    """[layers, slots]: `best_split`, whose parts of each expert sum to 1 however few tokens it has."""
-    split = best_split(loads, slots, num_ranks)
-    layers, experts = loads.shape
-    number = np.arange(layers)[:, None] * experts + slots
-    sums = np.bincount(number.ravel(), weights=split.ravel(), minlength=loads.size)
-    return np.asarray(split / sums[number], dtype=np.float64)
+    number = np.arange(len(loads))[:, None] * loads.shape[1] + slots
+    sums, copies = (
+        np.bincount(number.ravel(), weights=weights, minlength=loads.size)[number]
+        for weights in (split.ravel(), np.ones(split.size))
+    )
+    return np.where(sums > 0.0, split / np.where(sums > 0.0, sums, 1.0), 1.0 / copies)
 
 
 def unevenness(carried: Floats) -> Floats:
