@@ -19,8 +19,9 @@ from planner.cost import Seats
 from planner.cost.balance import Floats, Indices, imbalance, rank_loads
 from planner.cost.migration import PAUSE_S, expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
+from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
-from planner.online.placement import Options, afresh, moves_between, options
+from planner.online.placement import Options, afresh, options
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
@@ -41,8 +42,8 @@ class Candidate:
     action: Action
     plan: Plan
     seats: Seats | None
-    moves: tuple[Move, ...]
-    """Within the plan; a switch of plan carries experts along with everything else."""
+    copies: Copies | None
+    """Within the plan; None: a switch of plan carries experts along with everything else."""
     gain_s: float
     """Seconds that a step gets shorter under the forecast; can be negative."""
     cost_s: float
@@ -55,6 +56,16 @@ class Candidate:
     def placement(self) -> Placement | None:
         """The placement to reach."""
         return None if self.seats is None else placement_from(self.seats)
+
+    @property
+    def num_moves(self) -> int:
+        """Experts copied within the plan."""
+        return 0 if self.copies is None else len(self.copies.layer)
+
+    @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """The copies as values."""
+        return () if self.copies is None else self.copies.moves()
 
     @property
     def net_s(self) -> float:
@@ -91,11 +102,11 @@ class Outlook:
     def candidate(self, slots: Indices) -> Candidate:
         """These slots instead of those in force."""
         seats = self.seats._replace(layers=slots, split=self.split(slots))
-        moves = moves_between(self.seats.layers, slots, seats.num_ranks)
+        copies = copies_between(self.seats.layers, slots, seats.num_ranks)
         then = self.pricing.step(self.plan, self.forecast.array, seats)
-        cost_s = self.pricing.migration_s(self.plan, moves, self.pause_s)
+        cost_s = self.pricing.migration_s(self.plan, copies.copied, self.pause_s)
         gain_s = self.now.seconds - then.seconds
-        return Candidate(Action.REBALANCE, self.plan, seats, moves, gain_s, cost_s, self.life_steps, then.fits)
+        return Candidate(Action.REBALANCE, self.plan, seats, copies, gain_s, cost_s, self.life_steps, then.fits)
 
     def allows(self, candidate: Candidate) -> bool:
         """One that does not fit is offered only where the one in force does not fit either and it is faster.
@@ -118,7 +129,7 @@ def rebalances(outlook: Outlook) -> Iterator[Candidate]:
         return
     best = outlook.candidate(most_even)
     fewer = best
-    if best.gain_s > 0 and best.moves:
+    if best.gain_s > 0 and best.num_moves:
         thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
         if not np.array_equal(thrifty, current) and not np.array_equal(thrifty, most_even):
             fewer = outlook.candidate(thrifty)
@@ -153,7 +164,7 @@ def switches(
         then = pricing.step(other, forecast.array, made[ranks])
         if then.fits:
             gain = now.seconds - then.seconds
-            yield Candidate(Action.SWITCH_PLAN, other, made[ranks], (), gain, cost, horizon_steps)
+            yield Candidate(Action.SWITCH_PLAN, other, made[ranks], None, gain, cost, horizon_steps)
 
 
 def placement_imbalance(loads: Floats, placement: Placement) -> float:
@@ -178,4 +189,4 @@ def _move_price(choices: Options, best: Candidate) -> float:
     """
     relieved = float((choices.hottest[0] - choices.hottest.min(axis=0)).sum())
     seconds_per_share = best.gain_s / relieved
-    return max(0.0, best.cost_s - PAUSE_S) / len(best.moves) / (seconds_per_share * best.life_steps)
+    return max(0.0, best.cost_s - PAUSE_S) / best.num_moves / (seconds_per_share * best.life_steps)

@@ -24,7 +24,8 @@ from planner.cost import Seats
 from planner.cost.balance import Floats, Indices
 from planner.cost.migration import PAUSE_S
 from planner.online.assign import align_slots
-from planner.online.placement import afresh, moves_between, options
+from planner.online.copies import copies_between
+from planner.online.placement import afresh, options
 from planner.online.pricing import Pricing, placement_from, seats_of, served, whole_split
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
@@ -153,5 +154,5 @@ def _shortest(window_s: Floats, move_s: Floats) -> tuple[list[int], float]:
 def _move(pricing: Pricing, plan: Plan, before: Seats, after: Seats) -> tuple[int, float]:
     """(experts copied, pause) from one placement to another, whose slots are renamed so that experts stay put."""
     slots = align_slots(after.layers, before.layers, before.num_ranks)
-    moves = moves_between(before.layers, slots, before.num_ranks)
-    return len(moves), pricing.migration_s(plan, moves)
+    copied = copies_between(before.layers, slots, before.num_ranks).copied
+    return len(copied.layer), pricing.migration_s(plan, copied)

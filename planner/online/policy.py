@@ -188,7 +188,7 @@ def _act(
 ) -> tuple[Decision, RunState]:
     """The decision to take a candidate, and the state as if it were carried out; `debit_s` leaves the account."""
     state, bounds = standing.state, standing.bounds(chosen.seats)
-    stirs = bool(chosen.moves) or chosen.action is Action.SWITCH_PLAN
+    stirs = chosen.num_moves > 0 or chosen.action is Action.SWITCH_PLAN
     following = state.model_copy(
         update={
             "plan_id": chosen.plan.id,

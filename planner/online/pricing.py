@@ -14,13 +14,13 @@ import numpy as np
 
 from planner.cost import Seats, StepPrices, estimate
 from planner.cost.balance import Floats, Indices, rank_loads
-from planner.cost.migration import PAUSE_S, migration_s
+from planner.cost.migration import PAUSE_S, Copied, copies_s
 from planner.cost.switch import Known, switch_plan_s
 from planner.online.split import best_split
 from planner.spec.estimate import Estimate
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.placement import Move, Placement, TokenSplit
+from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
 from planner.spec.run import RunContext
 from planner.spec.training import Training
@@ -95,10 +95,10 @@ class Pricing:
         context = self.context
         return self.price(context.model, context.cluster, context.training, plan, BALANCED, None).step_time_s
 
-    def migration_s(self, plan: Plan, moves: Sequence[Move], pause_s: float = PAUSE_S) -> float:
+    def migration_s(self, plan: Plan, copied: Copied, pause_s: float = PAUSE_S) -> float:
         """Seconds of pause for moves of experts under the plan; 0 for none."""
         context = self.context
-        return migration_s(context.model, context.cluster, context.training, plan, moves, pause_s)
+        return copies_s(context.model, context.cluster, context.training, plan, copied, pause_s)
 
     def switch_s(self, plan: Plan, other: Plan) -> float:
         """Seconds to go over to another plan."""

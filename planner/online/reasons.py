@@ -53,8 +53,10 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
 def _what(candidate: Candidate) -> str:
     if candidate.action is Action.SWITCH_PLAN:
         return f"switching to plan {candidate.plan.summary}"
-    layers = len({move.layer for move in candidate.moves})
-    return f"moving {_count(len(candidate.moves), 'expert')} in {_count(layers, 'layer')}"
+    if not candidate.num_moves:
+        return "splitting the tokens of replicas anew"
+    layers = len(set(candidate.copies.layer.tolist())) if candidate.copies else 0
+    return f"moving {_count(candidate.num_moves, 'expert')} in {_count(layers, 'layer')}"
 
 
 def _count(number: int, what: str) -> str:
