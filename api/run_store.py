@@ -76,10 +76,18 @@ class RunStore:
             row = _row(session, run_id)
             return Standing(row.run.context, row.state, row.version)
 
+    def version(self, run_id: str) -> int:
+        """How often the state of the run has changed; raises NotFoundError."""
+        with self._database.reading() as session:
+            found = session.scalar(select(RunRow.version).where(RunRow.id == run_id))
+        if found is None:
+            raise _no_run(run_id)
+        return found
+
     def decision(self, run_id: str, index: int) -> Decision | None:
         """The answer to the window of this index, None if there was no such window; raises NotFoundError."""
         with self._database.reading() as session:
-            number = _row(session, run_id).number
+            number = _number(session, run_id)
             return session.scalar(
                 select(DecisionRow.decision).where(DecisionRow.run_number == number, DecisionRow.index == index)
             )
@@ -105,19 +113,30 @@ class RunStore:
         """At most `limit` windows in order, those with an index above `after`; raises NotFoundError."""
         query = select(WindowRow.window).order_by(WindowRow.index).limit(limit)
         with self._database.reading() as session:
-            query = query.where(WindowRow.run_number == _row(session, run_id).number)
+            query = query.where(WindowRow.run_number == _number(session, run_id))
             return tuple(session.scalars(query if after is None else query.where(WindowRow.index > after)))
 
     def decisions(self, run_id: str, limit: int, after: int | None = None) -> tuple[Decision, ...]:
         """At most `limit` decisions in order, those for an index above `after`; raises NotFoundError."""
         query = select(DecisionRow.decision).order_by(DecisionRow.index).limit(limit)
         with self._database.reading() as session:
-            query = query.where(DecisionRow.run_number == _row(session, run_id).number)
+            query = query.where(DecisionRow.run_number == _number(session, run_id))
             return tuple(session.scalars(query if after is None else query.where(DecisionRow.index > after)))
 
 
 def _row(session: Session, run_id: str) -> RunRow:
     row = session.scalar(select(RunRow).where(RunRow.id == run_id))
     if row is None:
-        raise NotFoundError(f"no run {run_id!r}")
+        raise _no_run(run_id)
     return row
+
+
+def _number(session: Session, run_id: str) -> int:
+    number = session.scalar(select(RunRow.number).where(RunRow.id == run_id))
+    if number is None:
+        raise _no_run(run_id)
+    return number
+
+
+def _no_run(run_id: str) -> NotFoundError:
+    return NotFoundError(f"no run {run_id!r}")

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
-from api.run_store import RunStore
+from api.run_store import RunStore, Standing
 from api.search_store import SearchStore
-from planner.online import begin, decide
+from planner.online import Pricing, begin, decide_at
 from planner.spec.decision import Decision
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.run import Run, RunContext, RunRequest
 from planner.spec.shortlist import Shortlist
 from planner.spec.window import Window
 
+RUNS_AT_HAND = 64
+"""Runs that are kept in memory, each with its prices and its last state: some megabytes."""
+
+
+@dataclass(frozen=True)
+class _AtHand:
+    """A run as this process knows it; true as long as the store has the same version."""
+
+    standing: Standing
+    pricing: Pricing
+
 
 class Runs:
-    """The online stage over the store. Clock and ids come from outside."""
+    """The online stage over the store. Clock and ids come from outside.
+
+    Runs that were asked about last stay in memory, beside the store: what is read from there is the version alone. Any
+    number of processes may serve one store, the version tells whose memory is old.
+    """
 
     def __init__(
         self, searches: SearchStore, store: RunStore, now: Callable[[], datetime], new_id: Callable[[], str]
@@ -25,6 +43,8 @@ class Runs:
         self._store = store
         self._now = now
         self._new_id = new_id
+        self._at_hand: OrderedDict[str, _AtHand] = OrderedDict()
+        self._lock = threading.Lock()
 
     def begin(self, request: RunRequest) -> Run:
         """A new run on the shortlist of its search; raises InputError, and ConflictError without shortlist."""
@@ -52,14 +72,36 @@ class Runs:
         each decision knows all that were made before it.
         """
         while True:
-            standing = self._store.standing(run_id)
+            known = self._known(run_id)
             # After the standing: a decision that another request records from here on changes the version.
             earlier = self._store.decision(run_id, window.index)
             if earlier is not None:
                 return earlier
-            decision, state = decide(window, standing.state, standing.context)
+            standing = known.standing
+            decision, state = decide_at(known.pricing, window, standing.state)
             if self._store.record(run_id, standing.version, window, decision, state):
+                self._keep(run_id, _AtHand(Standing(standing.context, state, standing.version + 1), known.pricing))
                 return decision
+
+    def _known(self, run_id: str) -> _AtHand:
+        """The run as it stands in the store; raises NotFoundError."""
+        version = self._store.version(run_id)
+        with self._lock:
+            found = self._at_hand.get(run_id)
+        if found is None:
+            standing = self._store.standing(run_id)
+            found = _AtHand(standing, Pricing(standing.context))
+        elif found.standing.version != version:
+            found = _AtHand(self._store.standing(run_id), found.pricing)
+        self._keep(run_id, found)
+        return found
+
+    def _keep(self, run_id: str, found: _AtHand) -> None:
+        with self._lock:
+            self._at_hand[run_id] = found
+            self._at_hand.move_to_end(run_id)
+            while len(self._at_hand) > RUNS_AT_HAND:
+                self._at_hand.popitem(last=False)
 
     def _context(self, request: RunRequest) -> RunContext:
         try:

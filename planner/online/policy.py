@@ -103,15 +103,15 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
 class _Standing:
     """A state with its placement as arrays, and the served loads [layers, experts] that a decision reports on."""
 
-    def __init__(self, pricing: Pricing, state: RunState, loads: Floats) -> None:
+    def __init__(self, pricing: Pricing, state: RunState, loads: Floats, seats: Seats | None = None) -> None:
         self.pricing = pricing
         self.state = state
         self.loads = loads
-        self.seats = None if state.placement is None else seats_of(state.placement)
+        self.seats = seats_of(state.placement) if seats is None and state.placement is not None else seats
 
     def with_state(self, state: RunState) -> _Standing:
         """The same placement in another state."""
-        return _Standing(self.pricing, state, self.loads)
+        return _Standing(self.pricing, state, self.loads, self.seats)
 
     def imbalance(self, seats: Seats | None) -> float:
         """Mean over layers of max over mean load of the ranks."""
