@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from planner.cost.migration import PAUSE_S, expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
-from planner.online.placement import Options, afresh, options
+from planner.online.placement import afresh, options
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
@@ -46,6 +47,8 @@ class Candidate:
     """Within the plan; None: a switch of plan carries experts along with everything else."""
     gain_s: float
     """Seconds that a step gets shorter under the forecast; can be negative."""
+    missed_s: float
+    """Seconds that a step would have been shorter under the load of the last window; can be negative."""
     cost_s: float
     life_steps: float
     """Steps for which the gain is expected to last."""
@@ -73,98 +76,130 @@ class Candidate:
         return self.gain_s * self.life_steps - self.cost_s
 
 
+class Standing(NamedTuple):
+    """What a step takes under the load that is expected, and under that of the last window."""
+
+    expected: StepPrice
+    seen_s: float
+
+
 @dataclass(frozen=True)
 class Outlook:
-    """What all candidates within a plan are held against."""
+    """What all candidates are held against."""
 
     pricing: Pricing
     plan: Plan
-    seats: Seats
     """In force."""
+    seats: Seats | None
+    """In force; None where there is no placement."""
     forecast: Forecast
-    now: StepPrice
-    life_steps: float
-    """For which a placement made now is expected to last until another takes its place."""
-    pause_s: float = PAUSE_S
-    """Of a move, besides its transfer."""
+    seen: Floats
+    """[layers, experts]: shares of the last window."""
+
+    @cached_property
+    def now(self) -> Standing:
+        """What is in force."""
+        return self.standing(self.plan, self.seats)
 
     @cached_property
     def loads(self) -> Floats:
         """[layers, experts]: what experts are expected to compute."""
         return served(self.forecast.array, self.pricing.context.training)
 
-    def split(self, slots: Indices) -> Floats | None:
+    def standing(self, plan: Plan, seats: Seats | None) -> Standing:
+        """What would be, under another plan or placement."""
+        expected, seen = self.pricing.steps(plan, [(self.forecast.array, seats), (self.seen, seats)])
+        return Standing(expected, seen.seconds)
+
+    def split(self, slots: Indices, num_ranks: int) -> Floats | None:
         """[layers, slots]: the split to be decided along with a placement; None where none is."""
         if self.pricing.context.token_split is not TokenSplit.WINDOW or slots.shape[1] == self.loads.shape[1]:
             return None
-        return whole_split(self.loads, slots, self.seats.num_ranks)
-
-    def candidate(self, slots: Indices) -> Candidate:
-        """These slots instead of those in force."""
-        seats = self.seats._replace(layers=slots, split=self.split(slots))
-        copies = copies_between(self.seats.layers, slots, seats.num_ranks)
-        then = self.pricing.step(self.plan, self.forecast.array, seats)
-        cost_s = self.pricing.migration_s(self.plan, copies.copied, self.pause_s)
-        gain_s = self.now.seconds - then.seconds
-        return Candidate(Action.REBALANCE, self.plan, seats, copies, gain_s, cost_s, self.life_steps, then.fits)
+        return whole_split(self.loads, slots, num_ranks)
 
     def allows(self, candidate: Candidate) -> bool:
         """One that does not fit is offered only where the one in force does not fit either and it is faster.
 
         With as many slots, and no layer's hottest rank hotter, it takes no more memory than what is running.
         """
-        return candidate.fits or (not self.now.fits and candidate.gain_s > 0)
+        return candidate.fits or (not self.now.expected.fits and candidate.gain_s > 0)
 
 
-def rebalances(outlook: Outlook) -> Iterator[Candidate]:
-    """More even placements than the one in force, and its slots with another split; their gain can be negative."""
-    current = outlook.seats.layers
-    if outlook.split(current) is not None:
-        anew = outlook.candidate(current)
-        if outlook.allows(anew):
-            yield anew
-    choices = options(outlook.loads, outlook.seats.num_ranks, current)
-    most_even = choices.choose(0.0)
-    if np.array_equal(most_even, current):
-        return
-    best = outlook.candidate(most_even)
-    fewer = best
-    if best.gain_s > 0 and best.num_moves:
-        thrifty = choices.choose(STRICTNESS * _move_price(choices, best))
-        if not np.array_equal(thrifty, current) and not np.array_equal(thrifty, most_even):
-            fewer = outlook.candidate(thrifty)
-    if outlook.allows(fewer):
-        yield fewer
-    if fewer is not best and not outlook.now.fits and outlook.allows(best):
-        yield best
+def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float = PAUSE_S) -> Iterator[Candidate]:
+    """More even placements than `seats`, which is in force, and its slots with another split; gains can be negative.
+
+    `life_steps`: for which a placement made now is expected to last until another takes its place. `pause_s`: of a
+    move, besides its transfer.
+    """
+
+    def candidate(slots: Indices) -> Candidate:
+        after = seats._replace(layers=slots, split=outlook.split(slots, seats.num_ranks))
+        copies = copies_between(seats.layers, slots, seats.num_ranks)
+        cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, pause_s)
+        return _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
+
+    found = []
+    if outlook.split(seats.layers, seats.num_ranks) is not None:
+        found.append(candidate(seats.layers))
+    choices = options(outlook.loads, seats.num_ranks, seats.layers)
+    thrifty = choices.choose(STRICTNESS * _move_price(outlook, seats, life_steps))
+    moves = not np.array_equal(thrifty, seats.layers)
+    if moves:
+        found.append(candidate(thrifty))
+    if not moves or not outlook.now.expected.fits:
+        most_even = choices.choose(0.0)
+        if not np.array_equal(most_even, thrifty):
+            found.append(candidate(most_even))
+    yield from filter(outlook.allows, found)
 
 
-def switches(
-    pricing: Pricing, plan: Plan, forecast: Forecast, now: StepPrice, balanced_step_s: dict[str, float]
-) -> Iterator[Candidate]:
+def switches(outlook: Outlook, balanced_step_s: dict[str, float]) -> Iterator[Candidate]:
     """Other plans of the shortlist that fit, each with its best placement.
 
-    Plans that cannot pay for the switch are left out, unless what is in force (`now`) does not fit. No switch is
-    quicker than its pause; no load makes a plan faster than balanced load does, unless a capacity factor drops tokens.
+    Plans that cannot pay for the switch are left out, unless what is in force does not fit. No switch is quicker than
+    its pause; no load makes a plan faster than balanced load does, unless a capacity factor drops tokens.
     """
-    context, horizon_steps = pricing.context, forecast.horizon_steps
+    pricing, now = outlook.pricing, outlook.now.expected
+    context, horizon_steps = pricing.context, outlook.forecast.horizon_steps
     drops_tokens = context.training.capacity_factor is not None
     made: dict[int, Seats] = {}
     for other in context.plans:
         fastest_s = 0.0 if drops_tokens else balanced_step_s[other.id]
         most = (now.seconds - fastest_s) * horizon_steps
-        if other.id == plan.id or (now.fits and most <= RESTART_PAUSE_S):
+        if other.id == outlook.plan.id or (now.fits and most <= RESTART_PAUSE_S):
             continue
-        cost = pricing.switch_s(plan, other)
+        cost_s = pricing.switch_s(outlook.plan, other)
         ranks = expert_ranks(context.model, other)
-        if (now.fits and most <= cost) or ranks is None:
+        if (now.fits and most <= cost_s) or ranks is None:
             continue
         if ranks not in made:
-            made[ranks] = _best_seats(pricing, served(forecast.array, context.training), ranks)
-        then = pricing.step(other, forecast.array, made[ranks])
-        if then.fits:
-            gain = now.seconds - then.seconds
-            yield Candidate(Action.SWITCH_PLAN, other, made[ranks], None, gain, cost, horizon_steps)
+            made[ranks] = _best_seats(outlook, ranks)
+        found = _instead(outlook, Action.SWITCH_PLAN, other, made[ranks], None, cost_s, horizon_steps)
+        if found.fits:
+            yield found
+
+
+def _instead(
+    outlook: Outlook,
+    action: Action,
+    plan: Plan,
+    seats: Seats,
+    copies: Copies | None,
+    cost_s: float,
+    life_steps: float,
+) -> Candidate:
+    then, now = outlook.standing(plan, seats), outlook.now
+    return Candidate(
+        action=action,
+        plan=plan,
+        seats=seats,
+        copies=copies,
+        gain_s=now.expected.seconds - then.expected.seconds,
+        missed_s=now.seen_s - then.seen_s,
+        cost_s=cost_s,
+        life_steps=life_steps,
+        fits=then.expected.fits,
+    )
 
 
 def placement_imbalance(loads: Floats, placement: Placement) -> float:
@@ -173,20 +208,21 @@ def placement_imbalance(loads: Floats, placement: Placement) -> float:
     return imbalance(rank_loads(loads, seats.layers, seats.num_ranks, seats.split))
 
 
-def _best_seats(pricing: Pricing, loads: Floats, num_ranks: int) -> Seats:
-    """The most even placement found for shares [layers, experts], whatever was before."""
-    context = pricing.context
-    experts = loads.shape[1]
-    slots = afresh(loads, num_ranks, slots_per_rank(experts, num_ranks, context.extra_slots_per_rank))
-    splits = context.token_split is TokenSplit.WINDOW and slots.shape[1] > experts
-    return Seats(slots, num_ranks, whole_split(loads, slots, num_ranks) if splits else None)
+def _best_seats(outlook: Outlook, num_ranks: int) -> Seats:
+    """The most even placement found for the forecast, whatever was before."""
+    extra, experts = outlook.pricing.context.extra_slots_per_rank, outlook.loads.shape[1]
+    slots = afresh(outlook.loads, num_ranks, slots_per_rank(experts, num_ranks, extra))
+    return Seats(slots, num_ranks, outlook.split(slots, num_ranks))
 
 
-def _move_price(choices: Options, best: Candidate) -> float:
+def _move_price(outlook: Outlook, seats: Seats, life_steps: float) -> float:
     """What one move must take from a layer's hottest rank, in shares, to pay for itself over its life.
 
-    The exchange rates are means over the best balance: seconds per share of load, seconds of transfer per move.
+    Seconds per share are those on the way from what is in force to balance; 0 where balance would gain nothing.
     """
-    relieved = float((choices.hottest[0] - choices.hottest.min(axis=0)).sum())
-    seconds_per_share = best.gain_s / relieved
-    return max(0.0, best.cost_s - PAUSE_S) / best.num_moves / (seconds_per_share * best.life_steps)
+    rates = outlook.pricing.rates(outlook.plan, seats)
+    hottest = float(outlook.pricing.rank_loads(outlook.loads, seats).max(axis=1).sum())
+    to_gain_s, to_relieve = outlook.now.expected.seconds - rates.balanced_s, hottest - rates.balanced_hottest
+    if to_gain_s <= 0.0 or to_relieve <= 0.0:
+        return 0.0
+    return rates.transfer_s * to_relieve / (to_gain_s * life_steps)

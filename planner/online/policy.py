@@ -44,10 +44,9 @@ from planner.online import reasons
 from planner.online.candidates import Candidate, Outlook, rebalances, switches
 from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
-from planner.online.pricing import Price, Pricing, StepPrice, seats_of, served, unevenness
+from planner.online.pricing import Price, Pricing, seats_of, served, unevenness
 from planner.online.state import Debit, RunState, plan_of
 from planner.spec.decision import Action, Decision
-from planner.spec.plan import Plan
 from planner.spec.run import RunContext
 from planner.spec.window import Window
 
@@ -81,8 +80,9 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
     state = _counted(in_force(window, state, context), forecast, window, pricing)
     standing = _Standing(pricing, state, served(forecast.array, context.training))
     plan = plan_of(context, state.plan_id, "plan_id")
-    now = pricing.step(plan, forecast.array, standing.seats)
-    found = _candidates(standing, plan, forecast, now, _age(state, window))
+    outlook = Outlook(pricing, plan, standing.seats, forecast, window_shares(window))
+    now = outlook.now.expected
+    found = _candidates(outlook, state, _age(state, window))
     remedy = None if now.fits else next((candidate for candidate in found if candidate.fits), None)
     if remedy is not None:
         return _act(window, standing, remedy, 0.0, reasons.remedy(remedy))
@@ -91,7 +91,7 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
     if not candidates:
         settled = state.model_copy(update={"account_s": min(state.account_s, 0.0)})
         return _keep(window, standing, forecast.horizon_steps, _nothing(state) + lack), settled
-    standing = standing.with_state(_with_loss(standing, plan, candidates, window))
+    standing = standing.with_state(_with_loss(state, candidates, window))
     account_s = standing.state.account_s
     chosen = _affordable(candidates, account_s)
     if chosen is None:
@@ -138,15 +138,12 @@ def _counted(state: RunState, forecast: Forecast, window: Window, pricing: Prici
     )
 
 
-def _candidates(
-    standing: _Standing, plan: Plan, forecast: Forecast, now: StepPrice, age_steps: float
-) -> list[Candidate]:
-    """What could be done instead of what is in force (`now`) under the forecast, the greatest net value first."""
-    pricing, seats = standing.pricing, standing.seats
-    found = list(switches(pricing, plan, forecast, now, standing.state.balanced_step_time_s))
-    if seats is not None and seats.num_ranks > 1:
-        life_steps = min(forecast.horizon_steps, age_steps)
-        found += rebalances(Outlook(pricing, plan, seats, forecast, now, life_steps))
+def _candidates(outlook: Outlook, state: RunState, age_steps: float) -> list[Candidate]:
+    """What could be done instead of what is in force under the forecast, the greatest net value first."""
+    found = list(switches(outlook, state.balanced_step_time_s))
+    if outlook.seats is not None and outlook.seats.num_ranks > 1:
+        life_steps = min(outlook.forecast.horizon_steps, age_steps)
+        found += rebalances(outlook, outlook.seats, life_steps)
     return sorted(found, key=lambda candidate: -candidate.net_s)
 
 
@@ -156,15 +153,9 @@ def _age(state: RunState, window: Window) -> float:
     return float(max(window.first_step + window.num_steps - placed, window.num_steps))
 
 
-def _with_loss(standing: _Standing, plan: Plan, candidates: list[Candidate], window: Window) -> RunState:
+def _with_loss(state: RunState, candidates: list[Candidate], window: Window) -> RunState:
     """The account after this window; a gain pays no debt, and no more is saved than the dearest candidate needs."""
-    pricing, state = standing.pricing, standing.state
-    seen, best = window_shares(window), candidates[0]
-    if best.plan is plan:
-        now, then = pricing.steps(plan, [(seen, standing.seats), (seen, best.seats)])
-    else:
-        now, then = pricing.step(plan, seen, standing.seats), pricing.step(best.plan, seen, best.seats)
-    loss_s = CREDIT * window.num_steps * (now.seconds - then.seconds)
+    loss_s = CREDIT * window.num_steps * candidates[0].missed_s
     account = max(min(state.account_s, 0.0), state.account_s + loss_s)
     most = max(candidate.cost_s for candidate in candidates) / TRUST
     return state.model_copy(update={"account_s": min(account, most)})

@@ -16,6 +16,7 @@ from planner.cost import Seats, StepPrices, estimate
 from planner.cost.balance import Floats, Indices, rank_loads
 from planner.cost.migration import PAUSE_S, Copied, copies_s
 from planner.cost.switch import Known, switch_plan_s
+from planner.online.placement import first_placement
 from planner.online.split import best_split
 from planner.spec.estimate import Estimate
 from planner.spec.mixed_cluster import AnyCluster
@@ -42,6 +43,16 @@ class StepPrice(NamedTuple):
     """Whether every stage has the memory for it."""
 
 
+class Rates(NamedTuple):
+    """What a plan's step takes when experts are balanced, and what moves take when all ranks share them."""
+
+    balanced_s: float
+    balanced_hottest: float
+    """Load of the hottest rank then, in shares, summed over layers."""
+    transfer_s: float
+    """Of one move among many, without the pause."""
+
+
 @dataclass(frozen=True)
 class Pricing:
     """Prices steps and changes of one run."""
@@ -49,6 +60,7 @@ class Pricing:
     context: RunContext
     price: Price = estimate
     _prices: dict[str, StepPrices] = field(default_factory=dict, compare=False, repr=False)
+    _rates: dict[tuple[str, int], Rates] = field(default_factory=dict, compare=False, repr=False)
     _switches: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
     _known: Known = field(default_factory=dict, compare=False, repr=False)
 
@@ -99,6 +111,26 @@ class Pricing:
         """Seconds of pause for moves of experts under the plan; 0 for none."""
         context = self.context
         return copies_s(context.model, context.cluster, context.training, plan, copied, pause_s)
+
+    def rates(self, plan: Plan, seats: Seats) -> Rates:
+        """What balance and moves are worth, for placements of as many slots."""
+        key = (plan.id, seats.layers.shape[1])
+        if key not in self._rates:
+            self._rates[key] = self._new_rates(plan, seats)
+        return self._rates[key]
+
+    def _new_rates(self, plan: Plan, seats: Seats) -> Rates:
+        layers, total = seats.layers.shape
+        experts = int(seats.layers.max()) + 1
+        loads = np.full((layers, experts), 1.0 / experts)
+        row = first_placement(experts, seats.num_ranks, total // seats.num_ranks)
+        even = seats._replace(layers=np.tile(row, (layers, 1)))
+        even = even._replace(split=whole_split(loads, even.layers, even.num_ranks))
+        ranks = np.arange(seats.num_ranks)
+        layer, source = np.repeat(np.arange(layers), len(ranks)), np.tile(ranks, layers)
+        transfer_s = self.migration_s(plan, Copied(layer, source, (source + 1) % len(ranks)), 0.0)
+        hottest = float(self.rank_loads(loads, even).max(axis=1).sum())
+        return Rates(self.step(plan, loads, even).seconds, hottest, transfer_s / len(layer))
 
     def switch_s(self, plan: Plan, other: Plan) -> float:
         """Seconds to go over to another plan."""
