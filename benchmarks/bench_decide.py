@@ -24,6 +24,8 @@ from api.run_store import RunStore
 from api.search_store import SearchStore
 from api.tables import SearchRow
 from planner.online import begin, replay_context
+from planner.online.replay import trace_model
+from planner.spec.model import Model
 from planner.spec.placement import TokenSplit
 from planner.spec.request import SearchRequest
 from planner.spec.run import Run, RunContext
@@ -111,8 +113,15 @@ JSON = httpx.Headers({"content-type": "application/json"})
 def _context(size: Size, loads: np.ndarray) -> RunContext:
     cluster = resolve_cluster(cluster_from_shorthand(size.cluster))
     tokens = np.rint(1e6 * loads / loads.sum(axis=1, keepdims=True)).astype(int)
-    context = replay_context(tokens[None], 2, cluster, size.ranks, size.extra_slots)
+    context = replay_context(tokens[None], 2, cluster, size.ranks, size.extra_slots, _model(size))
     return context.model_copy(update={"token_split": size.split})
+
+
+def _model(size: Size) -> Model:
+    """Experts small enough for the memory of the cluster: what does not fit is another question."""
+    data = trace_model(size.layers, size.experts, 2).model_dump(mode="json")
+    data["runs"][1]["layer"]["feed_forward"]["expert_width"] = 1024
+    return Model.model_validate(data)
 
 
 def _begin_run(folder: Path, context: RunContext) -> str:
