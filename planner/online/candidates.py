@@ -141,7 +141,8 @@ def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float
     found = []
     if outlook.split(seats.layers, seats.num_ranks) is not None:
         found.append(candidate(seats.layers))
-    choices = options(outlook.loads, seats.num_ranks, seats.layers)
+    splits = outlook.pricing.context.token_split
+    choices = options(outlook.loads, seats.num_ranks, seats.layers, splits, seats.shadow_slots_per_rank)
     thrifty = choices.choose(STRICTNESS * _move_price(outlook, seats, life_steps))
     moves = not np.array_equal(thrifty, seats.layers)
     if moves:
@@ -210,8 +211,9 @@ def placement_imbalance(loads: Floats, placement: Placement) -> float:
 
 def _best_seats(outlook: Outlook, num_ranks: int) -> Seats:
     """The most even placement found for the forecast, whatever was before."""
-    extra, experts = outlook.pricing.context.extra_slots_per_rank, outlook.loads.shape[1]
-    slots = afresh(outlook.loads, num_ranks, slots_per_rank(experts, num_ranks, extra))
+    context, experts = outlook.pricing.context, outlook.loads.shape[1]
+    each = slots_per_rank(experts, num_ranks, context.extra_slots_per_rank)
+    slots = afresh(outlook.loads, num_ranks, each, context.token_split)
     return Seats(slots, num_ranks, outlook.split(slots, num_ranks))
 
 

@@ -97,14 +97,14 @@ def best_sequence(
 
 def _candidates(known: Stretch, pricing: Pricing, start: Seats) -> Iterator[Seats]:
     """For each stretch: the most even placement, and the one that few moves reach from that of the stretch before."""
-    loads = served(known.shares, pricing.context.training)
+    loads, splits = served(known.shares, pricing.context.training), pricing.context.token_split
     for level in range(LEVELS):
         before = start.layers
         for windows in _stretches(loads, 2**level):
             mean = np.average(loads[windows], axis=0, weights=known.lengths[windows])
-            fresh = afresh(mean, start.num_ranks, start.layers.shape[1] // start.num_ranks)
+            fresh = afresh(mean, start.num_ranks, start.layers.shape[1] // start.num_ranks, splits)
             yield start._replace(layers=align_slots(fresh, before, start.num_ranks))
-            before = options(mean, start.num_ranks, before).choose(0.0)
+            before = options(mean, start.num_ranks, before, splits).choose(0.0)
             yield start._replace(layers=before)
 
 
