@@ -163,6 +163,8 @@ def _with_loss(state: RunState, candidates: list[Candidate], window: Window) -> 
 
 def _affordable(candidates: list[Candidate], account_s: float) -> Candidate | None:
     for candidate in candidates:
+        if candidate.cost_s == 0.0:
+            return candidate
         expected_to_pay = candidate.net_s > 0 and account_s >= _advance_s(candidate)
         if expected_to_pay or account_s >= candidate.cost_s / TRUST:
             return candidate

@@ -1,7 +1,8 @@
 """The policy against loads made to hurt it: total time beside the best fixed placement, which brute force finds.
 
-`bound_s` is what the docstring of planner/online/policy.py proves: B + 2 (S - B) + (1 - TRUST) C_max, with S the time
-of all steps, B what they would take with the best placement of each window, C_max the dearest move.
+`bound_s` and `factor_bound_s` are what docs/online.md proves: with S the time of all steps, B what they would take with
+the best placement of each window, F with the best fixed one, rho the greatest ratio of S to B in a window and C_max the
+dearest move, B + (1 + CREDIT) (S - B) + (1 - TRUST) C_max and (1 + (1 + CREDIT) (rho - 1)) F + (1 - TRUST) C_max.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from moe_runs import all_assignments, imbalance_price, run_context, window
 
 from planner.cost.balance import imbalance, rank_loads
 from planner.online import begin, decide
-from planner.online.policy import TRUST
+from planner.online.policy import CREDIT, TRUST
 from planner.spec.decision import Action
 
 EXPERTS, RANKS = 8, 4
@@ -33,11 +34,19 @@ class Game(NamedTuple):
     static_s: float
     dearest_s: float
     actions: int
+    worst_ratio: float
 
     @property
     def bound_s(self) -> float:
         lost_s = self.steps_s - self.best_of_each_window_s
-        return self.best_of_each_window_s + 2 * lost_s + (1 - TRUST) * self.dearest_s
+        return self.best_of_each_window_s + (1 + CREDIT) * lost_s + (1 - TRUST) * self.dearest_s
+
+    @property
+    def factor_bound_s(self) -> float:
+        return (1 + (1 + CREDIT) * (self.worst_ratio - 1)) * self.best_fixed_s + (1 - TRUST) * self.dearest_s
+
+    def stays_within_what_is_proved(self) -> bool:
+        return self.total_s <= self.bound_s + 1e-6 and self.total_s <= self.factor_bound_s + 1e-6
 
 
 def step_times(loads):
@@ -51,21 +60,23 @@ def play(next_load, windows, num_steps=10, run=CHEAP):
     state = begin(run)
     steps_s = pauses_s = best_s = 0.0
     fixed_s = np.zeros(len(EVERY))
-    dearest_s, actions = 0.0, 0
+    dearest_s, actions, worst_ratio = 0.0, 0, 1.0
     for index in range(windows):
         loads = np.asarray([next_load(index, state.placement)], dtype=float)
         seen = window(index, loads, num_steps)
         shares = np.array(seen.tokens) / np.sum(seen.tokens)
         under = rank_loads(shares, np.array(state.placement.layers), RANKS)
-        steps_s += num_steps * (1.0 + imbalance(under))
+        window_s = num_steps * (1.0 + imbalance(under))
+        steps_s += window_s
         every = num_steps * step_times(shares[0])
+        worst_ratio = max(worst_ratio, window_s / every.min())
         fixed_s += every
         best_s += every.min()
         decision, state = decide(seen, state, run, imbalance_price)
         if decision.action is not Action.KEEP:
             pauses_s, dearest_s, actions = pauses_s + decision.cost_s, max(dearest_s, decision.cost_s), actions + 1
     start = EVERY.tolist().index(list(begin(run).placement.layers[0]))
-    return Game(steps_s + pauses_s, steps_s, best_s, fixed_s.min(), fixed_s[start], dearest_s, actions)
+    return Game(steps_s + pauses_s, steps_s, best_s, fixed_s.min(), fixed_s[start], dearest_s, actions, worst_ratio)
 
 
 def hot(*experts, by=4.0):
@@ -105,13 +116,13 @@ ADVERSARIES = {
 def test_the_total_is_within_the_proved_bound_and_near_the_best_fixed_placement(name, run, num_steps, factor):
     """Farthest where one move costs a twentieth of the whole game, and the best fixed placement is had for nothing."""
     game = play(ADVERSARIES[name], 120, num_steps, run)
-    assert game.total_s <= game.bound_s + 1e-6
+    assert game.stays_within_what_is_proved()
     assert game.total_s <= factor * game.best_fixed_s
 
 
 @pytest.mark.parametrize(
     ("run", "num_steps", "factor"),
-    [(CHEAP, 1, 1.4), (CHEAP, 10, 1.4), (CHEAP, 100, 1.4), (DEAR, 100, 1.4), (DEAR, 10, 1.7), (DEAR, 1, 1.8)],
+    [(CHEAP, 1, 1.4), (CHEAP, 10, 1.4), (CHEAP, 100, 1.4), (DEAR, 100, 1.4), (DEAR, 10, 1.55), (DEAR, 1, 1.6)],
 )
 @pytest.mark.parametrize("every_rank", [False, True])
 def test_an_adversary_that_sees_the_placement_and_heats_one_rank_stays_within_its_factor(
@@ -125,7 +136,7 @@ def test_an_adversary_that_sees_the_placement_and_heats_one_rank_stays_within_it
         return hot(slots[2 * rank], slots[2 * rank + 1])
 
     game = play(spiteful, 120, num_steps, run)
-    assert game.total_s <= game.bound_s + 1e-6
+    assert game.stays_within_what_is_proved()
     assert game.total_s <= factor * game.best_fixed_s
 
 
@@ -137,7 +148,7 @@ def test_an_adversary_that_sees_the_placement_and_heats_one_rank_stays_within_it
 @settings(max_examples=40, deadline=None)
 def test_no_load_history_breaks_the_proved_bound(history, num_steps, run):
     game = play(lambda index, _: np.asarray(history[index]), len(history), num_steps, run)
-    assert game.total_s <= game.bound_s + 1e-6
+    assert game.stays_within_what_is_proved()
 
 
 @pytest.mark.parametrize("name", ["hot expert", "hot rank", "spike of one window"])
