@@ -25,8 +25,8 @@ def act(chosen: Candidate, account_s: float) -> str:
         return f"{offer}: paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
     return (
         f"{offer}: the gain is expected to last {chosen.life_steps:.3g} steps and to pay it back only after "
-        f"{payback:.3g}, but {_seconds(account_s)} were lost so far by waiting, {account_s / chosen.cost_s:.3g} times "
-        f"the cost"
+        f"{payback:.3g}, but waiting has cost so much that {_seconds(account_s)} may be spent, "
+        f"{account_s / chosen.cost_s:.3g} times the cost"
     )
 
 
@@ -45,8 +45,8 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
     if best.net_s <= 0:
         return f"{offer}: not paid back within the {best.life_steps:.3g} steps that the gain is expected to last"
     return (
-        f"{offer}: worth it if the gain lasts, but only {_seconds(max(0.0, account_s))} were lost so far; "
-        f"waits for {_seconds(advance_s)}"
+        f"{offer}: worth it if the gain lasts, but of what was lost so far only {_seconds(max(0.0, account_s))} may be "
+        f"spent; waits for {_seconds(advance_s)}"
     )
 
 

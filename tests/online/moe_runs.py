@@ -66,7 +66,8 @@ def imbalance_price(model, cluster, training, plan, workload, placement) -> Esti
     experts = model.moe(model.moe_layers[0]).num_experts
     shares = np.array([workload.shares(layer, experts) for layer in range(layers)])
     placement = placement or Placement.contiguous([experts] * layers, 1)
-    step = 1.0 + imbalance(rank_loads(shares, np.array(placement.layers), placement.num_ranks))
+    split = None if placement.split is None else np.array(placement.split)
+    step = 1.0 + imbalance(rank_loads(shares, np.array(placement.layers), placement.num_ranks, split))
     return estimate_of(plan.id, workload.name, step)
 
 

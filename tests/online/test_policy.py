@@ -12,7 +12,7 @@ from planner.online.policy import TRUST
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.model import DenseFeedForward
-from planner.spec.placement import Placement
+from planner.spec.placement import Placement, TokenSplit
 from planner.spec.run import RunContext
 from planner.spec.training import Training
 
@@ -109,16 +109,18 @@ def test_the_reason_is_one_sentence_with_the_numbers_of_the_ledger():
 
 def test_a_reason_never_contradicts_its_action():
     """A rotating hot spot: some moves are expected to pay, others are made because of what was lost."""
-    dear = run_context(layers=2, experts=8, ranks=4, bandwidth=5e8)
-    sequence = [np.roll(HOT_RANK, 2 * (index // 3), axis=1) for index in range(120)]
-    decisions, _ = play(dear, sequence, num_steps=1)
+    decisions = []
+    for bandwidth, windows in ((5e8, 5), (1e8, 3)):
+        dear = run_context(layers=2, experts=8, ranks=4, bandwidth=bandwidth)
+        sequence = [np.roll(HOT_RANK, 2 * (index // windows), axis=1) for index in range(120)]
+        decisions += play(dear, sequence, num_steps=1)[0]
     moved = [d for d in decisions if d.action is Action.REBALANCE]
     expected = [d for d in moved if d.payback_steps < d.horizon_steps]
     forced = [d for d in moved if d.payback_steps >= d.horizon_steps]
     assert expected
     assert forced
     assert all(": paid back after" in d.reason for d in expected)
-    assert all("were lost so far by waiting" in d.reason for d in forced)
+    assert all("waiting has cost so much" in d.reason for d in forced)
 
 
 def test_the_balance_is_kept_once_it_is_reached():
@@ -132,6 +134,44 @@ def test_replicas_relieve_one_hot_expert_that_moves_cannot():
     (with_replicas,), _ = play(run_context(2, 8, 4, extra_slots=1), [hot_expert])
     assert without.imbalance_bound > 2
     assert with_replicas.imbalance_after < 1.2
+
+
+def test_every_layer_has_its_bound_and_their_mean_is_reported():
+    loads = np.array([[8.0, 1, 1, 1, 1, 1, 1, 1], [1.0] * 8])
+    (decision,), _ = play(RUN, [loads])
+    assert decision.imbalance_bounds == pytest.approx((9 / 15 * 4, 1.0), rel=1e-4)
+    assert decision.imbalance_bound == pytest.approx(np.mean(decision.imbalance_bounds))
+
+
+def splitting(token_split, bandwidth=1e11):
+    return run_context(2, 8, 4, 1, bandwidth).model_copy(update={"token_split": token_split})
+
+
+UNEVEN = np.array([[5.0, 1, 1, 3, 1, 2, 1, 1]] * 2)
+
+
+def test_a_new_split_alone_costs_nothing_and_is_taken_at_once():
+    dear = splitting(TokenSplit.WINDOW, bandwidth=5e7)
+    decisions, state = play(dear, [UNEVEN, UNEVEN[:, ::-1]] * 3, num_steps=1)
+    free = [d for d in decisions if d.action is Action.REBALANCE and not d.moves]
+    assert free
+    assert all(d.cost_s == 0 and d.placement.split is not None for d in free)
+    assert all("splitting the tokens of replicas anew" in d.reason for d in free)
+    assert state.placed_step == 0 or any(d.moves for d in decisions)
+
+
+def test_a_job_that_splits_in_every_step_is_priced_with_the_best_split_and_told_none():
+    even, _ = play(splitting(TokenSplit.EVEN), [UNEVEN])
+    step, _ = play(splitting(TokenSplit.STEP), [UNEVEN])
+    assert step[0].imbalance_before < even[0].imbalance_before
+    assert all(d.placement is None or d.placement.split is None for d in step)
+
+
+@pytest.mark.parametrize("token_split", list(TokenSplit))
+def test_no_split_makes_the_imbalance_smaller_than_the_bound(token_split):
+    rng = np.random.default_rng(3)
+    decisions, _ = play(splitting(token_split), rng.lognormal(0, 1, (12, 2, 8)))
+    assert all(d.imbalance_after >= d.imbalance_bound - 2e-3 for d in decisions)
 
 
 def test_a_window_of_the_wrong_shape_is_refused_with_the_shape_that_is_expected():
