@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import ConfigDict, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from planner.spec.placement import Placement
 from planner.spec.value import Count, Index, Value
@@ -80,15 +80,19 @@ class PackedPlacement(Value):
         )
 
 
-def _unpacked(given: Any) -> Any:
+def _unpacked(given: Any, check: ValidatorFunctionWrapHandler) -> Placement:
+    """A placement was checked when it was made; what is packed, or plain, is checked now."""
+    if isinstance(given, Placement):
+        return given
     if isinstance(given, dict) and "slots" in given:
         return PackedPlacement.model_validate(given).placement
-    return given
+    placement: Placement = check(given)
+    return placement
 
 
 def _packed(placement: Placement) -> Any:
     return PackedPlacement.of(placement).model_dump(mode="json")
 
 
-KeptPlacement = Annotated[Placement, BeforeValidator(_unpacked), PlainSerializer(_packed, when_used="json")]
+KeptPlacement = Annotated[Placement, WrapValidator(_unpacked), PlainSerializer(_packed, when_used="json")]
 """A placement that JSON has packed; its plain form is read too."""
