@@ -1,4 +1,4 @@
-"""`POST /v1/runs/{id}/windows` as an agent finds it: a service process with its SQLite file, windows of a drifting load.
+"""`POST /v1/runs/{id}/windows` as an agent finds it: a service process, its SQLite file, a drifting load.
 
 Median and p99 of the answer's time on the wall, and the CPU time of the service for a window; both at two sizes.
 
