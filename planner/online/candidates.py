@@ -138,12 +138,16 @@ def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float
         cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, pause_s)
         return _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
 
+    seconds_per_share = _seconds_per_share(outlook, seats)
     found = []
     if outlook.split(seats.layers, seats.num_ranks) is not None:
         found.append(candidate(seats.layers))
     splits = outlook.pricing.context.token_split
     choices = options(outlook.loads, seats.num_ranks, seats.layers, splits, seats.shadow_slots_per_rank)
-    thrifty = choices.choose(STRICTNESS * _move_price(outlook, seats, life_steps))
+    transfer_s = outlook.pricing.rates(outlook.plan, seats).transfer_s
+    saved_s = seconds_per_share * life_steps
+    # What a move must take from a layer's hottest rank, in shares.
+    thrifty = choices.choose(STRICTNESS * transfer_s / saved_s if saved_s > 0.0 else 0.0)
     moves = not np.array_equal(thrifty, seats.layers)
     if moves:
         found.append(candidate(thrifty))
@@ -217,14 +221,9 @@ def _best_seats(outlook: Outlook, num_ranks: int) -> Seats:
     return Seats(slots, num_ranks, outlook.split(slots, num_ranks))
 
 
-def _move_price(outlook: Outlook, seats: Seats, life_steps: float) -> float:
-    """What one move must take from a layer's hottest rank, in shares, to pay for itself over its life.
-
-    Seconds per share are those on the way from what is in force to balance; 0 where balance would gain nothing.
-    """
+def _seconds_per_share(outlook: Outlook, seats: Seats) -> float:
+    """What load on the hottest rank of a layer costs, on the way from balance to what is in force; 0 if nothing."""
     rates = outlook.pricing.rates(outlook.plan, seats)
     hottest = float(outlook.pricing.rank_loads(outlook.loads, seats).max(axis=1).sum())
     to_gain_s, to_relieve = outlook.now.expected.seconds - rates.balanced_s, hottest - rates.balanced_hottest
-    if to_gain_s <= 0.0 or to_relieve <= 0.0:
-        return 0.0
-    return rates.transfer_s * to_relieve / (to_gain_s * life_steps)
+    return max(0.0, to_gain_s / to_relieve) if to_relieve > 0.0 else 0.0

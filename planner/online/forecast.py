@@ -19,7 +19,8 @@ A walk is a model. Where windows of late were forecast better by the window befo
 last window is the forecast; both keep being tried (`Forecast.mistakes`).
 
 How uncertain the forecast is, `Forecast.variances` says by layer: the squared distance that it had from the window
-that came, as it was of late. Who decides takes as noise what lies within it (`planner.online.candidates`).
+that came, as it was of late. It is reported, and not used to decide: moves that had to gain more than a part of it came
+late where the load turns (docs/log.md); what the policy goes by is drift, in the horizon.
 
 The forecast lives until drift has carried the load as far as its own skew, |share - even|^2 / q steps, and, for want
 of evidence, no longer than the run has lasted so far.
@@ -121,12 +122,6 @@ class Forecast(Value):
     def array(self) -> Floats:
         """[layers, experts]."""
         return _floats(self.shares)
-
-    def uncertainty(self) -> Floats:
-        """[layers]: standard deviation of a layer's shares, as a distance; the whole load's before it is known."""
-        if not self.variances:
-            return np.sqrt(np.square(self.array).sum(axis=1))
-        return np.sqrt(np.array(self.variances))
 
 
 def begin_forecast(window: Window) -> Forecast:
