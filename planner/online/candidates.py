@@ -135,7 +135,7 @@ def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float
     def candidate(slots: Indices) -> Candidate:
         after = seats._replace(layers=slots, split=outlook.split(slots, seats.num_ranks))
         copies = copies_between(seats.layers, slots, seats.num_ranks)
-        cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, pause_s)
+        cost_s = outlook.pricing.migration_s(outlook.plan, copies.beside(after).copied, pause_s)
         return _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
 
     seconds_per_share = _seconds_per_share(outlook, seats)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.cost import Seats
 from planner.cost.balance import Indices
 from planner.cost.migration import Copied
 from planner.spec.placement import Move
@@ -24,6 +25,12 @@ class Copies(NamedTuple):
     def copied(self) -> Copied:
         """What their price depends on."""
         return Copied(self.layer, self.from_rank, self.to_rank)
+
+    def beside(self, seats: Seats) -> Copies:
+        """Those that do not go into shadow slots, whose weights come anew in every step."""
+        each = seats.layers.shape[1] // seats.num_ranks
+        stays = self.to_slot % each < each - seats.shadow_slots_per_rank
+        return Copies(*(column[stays] for column in self))
 
     def moves(self) -> tuple[Move, ...]:
         """The same as values."""
