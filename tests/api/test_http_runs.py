@@ -105,6 +105,17 @@ def test_windows_at_once_are_each_decided_once_and_none_is_lost(client, run):
     assert stored == [answers[number] for number in range(6)]
 
 
+def test_two_services_on_one_store_decide_as_one(serve, search, run):
+    """What each has in memory of the run is old after the other has decided."""
+    services = [serve(), serve()]
+    context = Run.model_validate(run).context
+    state = begin(context, run["plan_id"])
+    for index, tokens in enumerate((HOT, HOT, EVEN, HOT[::-1], HOT, EVEN)):
+        answer = services[index % 2].post(f"/v1/runs/{run['id']}/windows", json=window(index, tokens))
+        alone, state = decide(Window.model_validate(window(index, tokens)), state, context)
+        assert Decision.model_validate(answer.json()) == alone
+
+
 def test_runs_are_found_by_name_newest_first(client, search):
     ids = [client.post("/v1/runs", json={"name": name, "search_id": search["id"]}).json()["id"] for name in "abab"]
     assert [run["id"] for run in client.get("/v1/runs").json()["items"]] == ids[::-1]
