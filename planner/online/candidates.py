@@ -29,7 +29,17 @@ from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
 from planner.spec.plan import Plan
 
-__all__ = ["Candidate", "Price", "Pricing", "StepPrice", "placement_imbalance", "rebalances", "served", "switches"]
+__all__ = [
+    "Candidate",
+    "Price",
+    "Pricing",
+    "StepPrice",
+    "best_placement",
+    "placement_imbalance",
+    "rebalances",
+    "served",
+    "switches",
+]
 
 STRICTNESS = 4.0
 """How many times over each move must pay for itself in the thrifty candidate: its gain is counted on the very load that
@@ -204,6 +214,13 @@ def _instead(
         cost_s=cost_s,
         life_steps=life_steps,
         fits=then.expected.fits,
+    )
+
+
+def best_placement(loads: Floats, num_ranks: int, extra_slots: int) -> Placement:
+    """The most even placement found for shares [layers, experts], whatever was before; replicas take equal parts."""
+    return placement_from(
+        Seats(afresh(loads, num_ranks, slots_per_rank(loads.shape[1], num_ranks, extra_slots)), num_ranks)
     )
 
 
