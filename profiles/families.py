@@ -87,15 +87,32 @@ def _qwen_feed_forwards(config: ConfigReader, experts: MoeFeedForward) -> list[F
 
 def _deepseek_v2(config: ConfigReader) -> Model:
     config.refuse("mlp_bias", "no DeepSeek model has biases in its feed-forward networks")
-    return _deepseek(config, first_dense_default=0, shared_default=2)
+    limited = config.content.get("topk_method") == "group_limited_greedy"
+    return _deepseek(config, 0, 2, groups=_routing_groups(config) if limited else (1, 1))
 
 
 def _deepseek_v3(config: ConfigReader) -> Model:
-    return _deepseek(config, first_dense_default=3, shared_default=1)
+    return _deepseek(config, 3, 1, groups=_routing_groups(config, 8, 4))
 
 
-def _deepseek(config: ConfigReader, first_dense_default: int, shared_default: int) -> Model:
-    """Latent attention; dense networks first, then experts in each block whose number `moe_layer_freq` divides."""
+def _routing_groups(
+    config: ConfigReader, groups_default: int | None = None, chosen_default: int | None = None
+) -> tuple[int, int]:
+    """(groups of experts, groups that the experts of a token come from)."""
+    groups, chosen = config.count("n_group", groups_default), config.count("topk_group", chosen_default)
+    size = config.multiple("n_routed_experts", config.count("n_routed_experts"), "n_group", groups)
+    if chosen > groups:
+        raise config.wrong("topk_group", f"must be at most n_group ({groups}), got {chosen}")
+    if config.count("num_experts_per_tok") > chosen * size:
+        raise config.wrong("topk_group", f"must be more than {chosen}: these groups have {chosen * size} experts")
+    return groups, chosen
+
+
+def _deepseek(config: ConfigReader, first_dense_default: int, shared_default: int, groups: tuple[int, int]) -> Model:
+    """Latent attention; dense networks first, then experts in each block whose number `moe_layer_freq` divides.
+
+    `groups`: (groups of experts, groups that a token's experts come from).
+    """
     attention = LatentAttention(
         num_heads=config.count("num_attention_heads"),
         q_lora_rank=config.optional_count("q_lora_rank", 1536),
@@ -106,7 +123,8 @@ def _deepseek(config: ConfigReader, first_dense_default: int, shared_default: in
         bias=config.flag("attention_bias", False),
     )
     shared = (config.optional_count("n_shared_experts", shared_default) or 0) * config.count("moe_intermediate_size")
-    experts = moe(config, "n_routed_experts", "moe_intermediate_size", shared_width=shared)
+    limit = {"num_groups": groups[0], "groups_per_token": groups[1]}
+    experts = moe(config, "n_routed_experts", "moe_intermediate_size", shared_width=shared, **limit)
     layers = config.num_layers("num_hidden_layers")
     first_sparse = config.index("first_k_dense_replace", first_dense_default)
     step = config.count("moe_layer_freq", 1)

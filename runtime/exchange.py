@@ -1,4 +1,4 @@
-"""Collectives of the runtime: who is in the group, and an all-to-all that the backward pass can go through.
+"""Who is in a group of ranks, and what they tell each other.
 
 Without torch.distributed (or before `init_process_group`) every group has one rank and nothing is sent.
 """
@@ -6,8 +6,7 @@ Without torch.distributed (or before `init_process_group`) every group has one r
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,41 +43,6 @@ def gathered(mine: Tensor, group: Group | None) -> Tensor:
     everyone = [torch.empty_like(mine) for _ in range(num_ranks(group))]
     dist.all_gather(everyone, mine, group=group)
     return torch.stack(everyone)
-
-
-def all_to_all(
-    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], group: Group | None = None
-) -> Tensor:
-    """Send `send_counts[r]` consecutive rows to each rank r, and return the rows that came, in the order of ranks.
-
-    `rows` [sum(send_counts), …] → [sum(receive_counts), …]. Differentiable: gradients travel the way back.
-    """
-    if num_ranks(group) == 1:
-        return rows
-    return cast(Tensor, _AllToAll.apply(rows, tuple(send_counts), tuple(receive_counts), group))  # type: ignore[no-untyped-call]
-
-
-class _AllToAll(torch.autograd.Function):
-    """`all_to_all_single` with uneven splits; its transpose is itself with the splits exchanged."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, send_counts: tuple[int, ...], receive_counts: tuple[int, ...], group: Group | None
-    ) -> Tensor:
-        ctx.send_counts, ctx.receive_counts, ctx.group = send_counts, receive_counts, group
-        return _exchange(rows, send_counts, receive_counts, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(gradients[0], ctx.receive_counts, ctx.send_counts, ctx.group), None, None, None
-
-
-def _exchange(
-    rows: Tensor, send_counts: tuple[int, ...], receive_counts: tuple[int, ...], group: Group | None
-) -> Tensor:
-    received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
-    dist.all_to_all_single(received, rows.contiguous(), list(receive_counts), list(send_counts), group=group)
-    return received
 
 
 def broadcast_bytes(message: bytes, length: int, group: Group | None, device: torch.device) -> bytes:

@@ -46,6 +46,15 @@ class Transfer(NamedTuple):
     to_slot: int
 
 
+class Prepared(NamedTuple):
+    """What a rank is ready to do."""
+
+    maps: list[SlotMap]
+    """The target, layer by layer."""
+    transfers: list[Transfer]
+    shipment: Shipment
+
+
 @dataclass(frozen=True)
 class Migration:
     """What a migration did, over all ranks of the group."""
@@ -83,12 +92,10 @@ def migrate(
     group = layers[0].group
     device = next(layers[0].experts.parameters()).device
 
-    def prepare() -> tuple[str, tuple[list[SlotMap], list[Transfer], Shipment]]:
-        maps = _maps(layers, target)
-        transfers = list(_transfers(layers, maps))
-        shipment = Shipment.pack(_parcels(layers, transfers, optimizer), group, device)
+    def prepare() -> tuple[str, Prepared]:
+        prepared = _prepare(layers, target, optimizer)
         placements = [placement.model_dump(mode="json") for placement in (current_placement(layers), target)]
-        return content_id([placements, _layout(layers, optimizer)]), (maps, transfers, shipment)
+        return content_id([placements, _layout(layers, optimizer)]), prepared
 
     maps, transfers, shipment = all_or_none(prepare, "the migration", group, device)
     if transfers:
@@ -104,6 +111,16 @@ def migrate(
 def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> None:
     """Raises InputError if the optimizer does not hold the experts, or not in a way in which they can move."""
     _layout(layers, optimizer)
+
+
+def _prepare(
+    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None
+) -> Prepared:
+    """All that can fail on this rank alone."""
+    maps = _maps(layers, target)
+    transfers = list(_transfers(layers, maps))
+    device = next(layers[0].experts.parameters()).device
+    return Prepared(maps, transfers, Shipment.pack(_parcels(layers, transfers, optimizer), layers[0].group, device))
 
 
 def _maps(layers: Sequence[ExpertParallelMoe], target: Placement) -> list[SlotMap]:

@@ -176,12 +176,18 @@ class ExpertParallelMoe(nn.Module):
         return torch.where(choices >= 0, slot_of_expert[choices], -1), counts
 
     def _prepare_shadows(self) -> None:
+        if not self.shadows:
+            return
+        lasting = list(self.experts[0].parameters())
+        for shadow in self.shadows:
+            for parameter, trained in zip(shadow.parameters(), lasting, strict=True):
+                parameter.requires_grad_(trained.requires_grad)
         if self._shadows_are_stale:
             with torch.no_grad():
-                bring_shadows([self], self.group, self.shadows[0].up.device)
+                bring_shadows([self], self.group, lasting[0].device)
             self._shadows_are_stale = False
             self._forget_shadow_gradients()
-        elif self.shadows and next(self.experts.parameters()).grad is None:
+        elif all(parameter.grad is None for parameter in lasting):
             self._forget_shadow_gradients()  # the optimizer cleared those that it knows
 
     def _forget_shadow_gradients(self) -> None:

@@ -17,6 +17,10 @@ NOT_MODELLED = (
     "not modelled: data loading, evaluation, checkpoints, failures, stragglers, devices that slow down as they warm "
     "up, other jobs on the network"
 )
+EVERY_COPY = (
+    "every copy of a token crosses the network by itself: node-limited routing saves traffic only where a token goes "
+    "to a node once for all its experts there"
+)
 FULL_SEQUENCES = "every sequence is full: no padding, and no packing of shorter ones that attention keeps apart"
 
 
@@ -35,6 +39,9 @@ def assumptions(
     found += [*_of_pipeline(plan), *_of_offload(plan)]
     if model.moe_layers:
         found += _of_experts(training, workload, placement)
+        found += _of_copies(placement)
+        if any(model.moe(layer).num_groups > 1 for layer in model.moe_layers):
+            found.append(EVERY_COPY)
     return (*dict.fromkeys(found), FULL_SEQUENCES, NOT_MODELLED)
 
 
@@ -143,3 +150,15 @@ def _of_experts(training: Training, workload: Workload, placement: Placement | N
     yield "the experts of a rank get equally many tokens each: uneven load inside a rank makes products no slower"
     if training.capacity_factor is not None:
         yield "tokens beyond the capacity of an expert take no time, and neither does padding up to it"
+
+
+def _of_copies(placement: Placement | None) -> Iterator[str]:
+    if placement is None:
+        return
+    if placement.shadow_slots_per_rank:
+        yield (
+            "shadow experts get their weights once per step, before its first forward pass, and give their gradients "
+            "back after its last backward pass"
+        )
+    if any(len(row) > placement.num_experts(number) for number, row in enumerate(placement.layers)):
+        yield "each rank sends tokens to the replicas of an expert in the same proportions, to those beside it too"

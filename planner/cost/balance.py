@@ -51,7 +51,7 @@ def rank_loads(shares: ArrayLike, slots: ArrayLike, num_ranks: int, split: Array
     loads = slot_loads(shares, slots, split)
     if loads.shape[-1] % num_ranks:
         raise ValueError(f"slots: {loads.shape[-1]} cannot be shared evenly by {num_ranks} ranks")
-    summed: Floats = loads.reshape(*loads.shape[:-1], num_ranks, -1).sum(axis=-1)
+    summed: Floats = loads.reshape(*loads.shape[:-1], num_ranks, loads.shape[-1] // num_ranks).sum(axis=-1)
     return summed
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from planner.cost.kernels import elementwise_s, is_aligned, matmul_s, quantise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.numbers import Numbers
+from planner.cost.numbers import Numbers, peak
 from planner.cost.parameters import num_norms
 from planner.cost.part import Conditions, Part, Share, tensor_group
 from planner.spec.model import Block, DenseFeedForward, FeedForward
@@ -19,11 +19,11 @@ _ADDITION = 3
 
 
 def linear_s(
-    conditions: Conditions, rows: Numbers, columns: float, depth: float, groups: float = 1
+    conditions: Conditions, rows: Numbers, columns: float, depth: float, groups: Numbers = 1
 ) -> tuple[Numbers, Numbers]:
     """(forward, backward) of a weight matrix [depth, columns]; backward makes the gradients of input and weight."""
     rate = conditions.rate
-    slower = rate.grouped_matmul_ratio if groups > 1 else 1.0
+    slower = rate.grouped_matmul_ratio if peak(groups) > 1 else 1.0
     aligned = is_aligned(rate, columns, depth)
     forward = matmul_s(rate, rows, columns, depth, groups, aligned)
     backward = matmul_s(rate, rows, depth, columns, groups, aligned)
@@ -33,7 +33,7 @@ def linear_s(
 
 
 def feed_forward(
-    conditions: Conditions, width: float, gated: bool, rows: Numbers, groups: float = 1
+    conditions: Conditions, width: float, gated: bool, rows: Numbers, groups: Numbers = 1
 ) -> tuple[Numbers, Numbers]:
     """(forward, backward) seconds of `groups` networks of local `width` on `rows` tokens each."""
     inner = 2 * width if gated else width

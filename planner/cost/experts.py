@@ -27,24 +27,36 @@ def expert_data_group(experts: ExpertStrategy) -> Group:
 
 
 def moe_feed_forward(
-    conditions: Conditions, moe: MoeFeedForward, strategy: Strategy, part_of: Share, load_ratio: Numbers
+    conditions: Conditions,
+    moe: MoeFeedForward,
+    strategy: Strategy,
+    part_of: Share,
+    load_ratio: Numbers,
+    slots_ratio: Numbers = 1.0,
 ) -> Part:
-    """Router, experts and shared experts on the busiest device; see `routed_experts` for `load_ratio`."""
+    """Router, experts and shared experts on the busiest device; see `routed_experts` for the ratios."""
     assert strategy.experts is not None
-    routed = routed_experts(conditions, moe, strategy.experts, part_of.edge_tokens, load_ratio)
+    routed = routed_experts(conditions, moe, strategy.experts, part_of.edge_tokens, load_ratio, slots_ratio)
     return add((routed, shared_experts(conditions, moe, strategy, part_of)))
 
 
 def routed_experts(
-    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: Numbers
+    conditions: Conditions,
+    moe: MoeFeedForward,
+    experts: ExpertStrategy,
+    edge_tokens: float,
+    load_ratio: Numbers,
+    slots_ratio: Numbers = 1.0,
 ) -> Part:
     """Router and routed experts on the busiest device, which has `edge_tokens` of its own to route.
 
     `load_ratio`: tokens of the busiest expert-parallel rank over the mean; 1 is balanced, below 1 a capacity factor
-    drops tokens on every rank. An array of ratios gives arrays.
+    drops tokens on every rank. `slots_ratio`: slots of a rank over its even share of the experts; copies make more
+    and smaller products of the same tokens. Arrays of ratios give arrays.
     """
-    even = _routed(conditions, moe, experts, edge_tokens, smallest((1.0, load_ratio)))
-    loaded = even if peak(load_ratio) <= 1.0 else _routed(conditions, moe, experts, edge_tokens, load_ratio)
+    groups = moe.num_experts / experts.expert_parallel_size * slots_ratio
+    even = _routed(conditions, moe, experts, edge_tokens, smallest((1.0, load_ratio)), groups)
+    loaded = even if peak(load_ratio) <= 1.0 else _routed(conditions, moe, experts, edge_tokens, load_ratio, groups)
     forward, backward, exchange, stored, transient = loaded
     router = linear_s(conditions, edge_tokens, moe.num_experts, conditions.hidden_size)
     logits = 8.0 * edge_tokens * moe.num_experts
@@ -61,15 +73,22 @@ def routed_experts(
 
 
 def _routed(
-    conditions: Conditions, moe: MoeFeedForward, experts: ExpertStrategy, edge_tokens: float, load_ratio: Numbers
+    conditions: Conditions,
+    moe: MoeFeedForward,
+    experts: ExpertStrategy,
+    edge_tokens: float,
+    load_ratio: Numbers,
+    groups: Numbers,
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
-    """(forward, backward, exchange one direction) seconds and (stored, transient) bytes of the routed experts."""
+    """(forward, backward, exchange one direction) seconds and (stored, transient) bytes of the routed experts.
+
+    `groups`: slots of a rank.
+    """
     tensor = experts.expert_tensor_parallel_size
     rate, element, hidden = conditions.rate, conditions.rate.element_bytes, conditions.hidden_size
     sent = edge_tokens * moe.top_k
     """Copies of tokens that leave this device; each tensor-parallel rank holds its own tokens."""
     rows = sent * load_ratio * tensor
-    groups = moe.num_experts / experts.expert_parallel_size
     width = moe.expert_width / tensor
     forward, backward = feed_forward(conditions, width, moe.gated, rows / groups, groups)
     # Sorting tokens by expert and back: read and write every copy, twice; backward the same.
@@ -85,6 +104,11 @@ def token_exchange(
 ) -> Messages:
     """Messages of the routed experts in one direction: every copy of a token to its expert and back.
 
+    All ranks route alike, and so send to the slots of an expert in the same proportions: of n ranks the busiest gets
+    `load_ratio` times the mean, 1/n of it from itself, m/n from the m that share its island; none sends more. So the
+    messages of its size, spread evenly, take as long as the real ones on every tier (tests/cost/test_traffic_of_loads).
+    A runtime that prefers replicas near by sends less. Every copy travels by itself, also where several experts of a
+    token stand on one node: groups of experts (node-limited routing) change nothing here.
     Expert-tensor-parallel ranks gather each other's tokens, and reduce-scatter the results.
     """
     tensor = experts.expert_tensor_parallel_size

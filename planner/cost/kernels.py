@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost.numbers import Numbers, are_many, larger, where
+from planner.cost.numbers import Numbers, are_many, larger, peak, where
 from planner.spec.cluster import Device, Precision
 from planner.spec.errors import InputError
 from planner.spec.stack import Stack
@@ -94,7 +94,7 @@ def unquantised(rate: Rates) -> Rates:
 
 
 def matmul_s(
-    rate: Rates, rows: Numbers, columns: Numbers, depth: Numbers, groups: float = 1, aligned: bool = True
+    rate: Rates, rows: Numbers, columns: Numbers, depth: Numbers, groups: Numbers = 1, aligned: bool = True
 ) -> Numbers:
     """`groups` products [rows, depth] x [depth, columns], in one launch.
 
@@ -104,10 +104,10 @@ def matmul_s(
     `aligned`.
     Source: tile and wave quantisation, NVIDIA "Matrix Multiplication Background User's Guide", sections 2-4.
     """
-    if groups <= 0:
+    if peak(groups) <= 0:
         return 0.0
     tile_s = 2.0 * (depth + rate.matmul_half_depth) * rate.compute_units / rate.matmul_flops_per_s
-    many = are_many(rows) or are_many(columns)
+    many = are_many(rows) or are_many(columns) or are_many(groups)
     up, longer, shortest = (np.ceil, np.maximum, np.minimum.reduce) if many else (ceil, max, min)
     areas = []
     for high, wide, ratio in rate.tiles:

@@ -13,6 +13,7 @@ from planner.cost.attention import (
     kept_cross_products_bytes,
     kept_products_bytes,
 )
+from planner.cost.copies import ONE_EACH, Copies
 from planner.cost.dense import dense_feed_forward, edges_of, residual_stream
 from planner.cost.experts import moe_feed_forward
 from planner.cost.joints import encoder_end, merging, patch_embedding
@@ -102,17 +103,17 @@ def layer_cost(
     sequence_length: int,
     load_ratio: Numbers = 1.0,
     own_copy: bool = True,
-    copies_ratio: Numbers = 1.0,
+    copies: Copies = ONE_EACH,
 ) -> LayerCost:
     """Price a layer for a micro-batch of `samples` over all data-parallel ranks.
 
     `load_ratio` is the busiest expert-parallel rank's tokens over the mean; `own_copy` says whether a tied head
-    holds its matrix itself (it does on another stage than the embedding). `copies_ratio` is expert slots of a rank
-    over its even share of the experts, above 1 with replicas. `sequence_length` is that of the training; which tokens
-    and width are the layer's, planner.cost.part knows.
+    holds its matrix itself (it does on another stage than the embedding). `copies`: what replicas and shadows of
+    experts add. `sequence_length` is that of the training; which tokens and width are the layer's, planner.cost.part
+    knows.
     """
     found = unrouted(conditions, layer, strategy, samples, sequence_length, own_copy)
-    return with_experts(found, layer, strategy, load_ratio, copies_ratio)
+    return with_experts(found, layer, strategy, load_ratio, copies)
 
 
 def unrouted(
@@ -128,13 +129,14 @@ def unrouted(
 
 
 def with_experts(
-    found: Unrouted, layer: AnyLayer, strategy: Strategy, load_ratio: Numbers = 1.0, copies_ratio: Numbers = 1.0
+    found: Unrouted, layer: AnyLayer, strategy: Strategy, load_ratio: Numbers = 1.0, copies: Copies = ONE_EACH
 ) -> LayerCost:
     """The price of a layer under one load, or arrays of prices under arrays of loads; see `layer_cost`."""
     conditions, part_of, whole, held = found
     if isinstance(layer, Block) and layer.moe is not None:
-        whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio)))
-        held = add_states(held, state_of_experts(conditions, layer, strategy, copies_ratio))
+        slots_ratio = copies.own_ratio + copies.shadow_ratio
+        whole = add((whole, moe_feed_forward(conditions, layer.moe, strategy, part_of, load_ratio, slots_ratio)))
+        held = add_states(held, state_of_experts(conditions, layer, strategy, copies))
     cost = compose(conditions, strategy.recompute, part_of.edge_tokens, whole, held)
     whole_bytes = map(whole_number, cost[4:-2])
     whole_cost = LayerCost(*cost[:4], *whole_bytes)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.cost.balance import Floats, Indices, rank_loads
+from planner.cost.copies import ONE_EACH, Copies, ExpertBytes, equal_copies_s
 from planner.cost.numbers import Numbers
+from planner.spec.cluster import Level
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
 from planner.spec.placement import Placement
@@ -36,17 +38,42 @@ class ExpertLoads(NamedTuple):
 
     load_ratio: Floats
     """Tokens of the busiest expert-parallel rank over the mean of all ranks."""
-    copies_ratio: Floats
-    """Expert slots of a rank over its even share of the experts."""
+    own_ratio: Floats
+    """Expert slots of a rank that are no shadows over its even share of the experts."""
+    shadow_ratio: Floats
+    """Shadow slots of a rank over the same."""
+    placements: tuple[Placement | Seats | None, ...]
+    """[loads]."""
     differ: bool
     """Whether MoE layers of one kind differ in any of them."""
 
-    def of(self, moe_layers: Sequence[int]) -> tuple[Numbers, Numbers]:
-        """Both ratios of some layers: arrays [loads, layers], or [loads] of one for all, or numbers if there is one."""
-        of_layers = moe_layers if self.differ else moe_layers[0]
-        load, copies = (column[:, of_layers] for column in (self.load_ratio, self.copies_ratio))
-        same = (copies == copies.flat[0]).all()
-        return float(load[0]) if load.shape == (1,) else load, float(copies.flat[0]) if same else copies
+    def load(self, moe_layers: Sequence[int]) -> Numbers:
+        """Load ratios of some layers: [loads, layers], or [loads] of one for all, or a number if there is one load."""
+        if self.differ:
+            return self.load_ratio[:, moe_layers]
+        load = self.load_ratio[:, moe_layers[0]]
+        return float(load[0]) if len(load) == 1 else load
+
+    def copies(
+        self, moe_layers: Sequence[int], levels: tuple[Level, ...], rank_stride: int, sent: ExpertBytes
+    ) -> Copies:
+        """Of the same layers, on devices under these levels, where a device sends so much of an expert."""
+        if all(placement is None for placement in self.placements):
+            return ONE_EACH
+        ratios = (_one_if_same(column[:, moe_layers]) for column in (self.own_ratio, self.shadow_ratio))
+        seconds = np.zeros((2, len(self.placements), len(moe_layers)))
+        first = {id(placement): number for number, placement in reversed([*enumerate(self.placements)])}
+        for number, placement in enumerate(self.placements):
+            if placement is None:
+                continue
+            if first[id(placement)] < number:
+                seconds[:, number] = seconds[:, first[id(placement)]]
+                continue
+            for own, slots, _ in _by_size(placement, moe_layers):
+                shadows = placement.shadow_slots_per_rank
+                found = equal_copies_s(levels, slots, placement.num_ranks, shadows, rank_stride, sent)
+                seconds[:, number, own] = found
+        return Copies(*ratios, *seconds)
 
 
 def expert_loads(
@@ -60,9 +87,9 @@ def expert_loads(
     InputError if any does not match.
     """
     found = [_ratios(sizes, shares, placement, capacity_factor) for shares, placement in conditions]
-    load, copies = (np.array(column, dtype=np.float64) for column in zip(*found, strict=True))
+    load, own, shadow = (np.array(column, dtype=np.float64) for column in zip(*found, strict=True))
     differ = any(placement is not None or _num_rows(shares) > 1 for shares, placement in conditions)
-    return ExpertLoads(load, copies, differ)
+    return ExpertLoads(load, own, shadow, tuple(placement for _, placement in conditions), differ)
 
 
 def load_ratio(
@@ -79,9 +106,11 @@ def load_ratio(
     share: what is dropped is not computed. Raises InputError if workload or placement do not match the layer.
     """
     shares = _rows(workload.expert_shares or None, [moe_layer], moe.num_experts)
-    if placement is not None:
-        _check_seats(moe.num_experts, moe_layer, num_ranks, placement)
-    return float(load_ratios(shares, num_ranks, *_seats(placement, [moe_layer]), capacity_factor)[0])
+    if placement is None:
+        return float(load_ratios(shares, num_ranks, capacity_factor=capacity_factor)[0])
+    _check_seats(moe.num_experts, moe_layer, num_ranks, placement)
+    [(_, slots, split)] = _by_size(placement, [moe_layer])
+    return float(load_ratios(shares, num_ranks, slots, split, capacity_factor)[0])
 
 
 def load_ratios(
@@ -130,25 +159,28 @@ def _ratios(
     shares: Any,
     placement: Placement | Seats | None,
     capacity_factor: float | None,
-) -> tuple[Floats, Floats]:
-    """(load ratio, copies ratio) of every MoE layer; those of equal sizes are looked at together."""
+) -> tuple[Floats, Floats, Floats]:
+    """(load ratio, own ratio, shadow ratio) of every MoE layer; those of equal sizes are looked at together."""
     _check_rows(len(sizes), shares)
     check_placement(len(sizes), placement)
-    load, copies = np.ones(len(sizes)), np.ones(len(sizes))
-    alike: dict[tuple[int, int, int], list[int]] = {}
-    for number, (experts, ranks) in enumerate(sizes):
-        num_slots = experts
-        if placement is not None:
-            _check_seats(experts, number, ranks, placement)
-            num_slots = len(placement.layers[number])
-        alike.setdefault((experts, ranks, num_slots), []).append(number)
-    for (experts, ranks, num_slots), numbers in alike.items():
+    load, own, shadow = np.ones(len(sizes)), np.ones(len(sizes)), np.zeros(len(sizes))
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, size in enumerate(sizes):
+        alike.setdefault(size, []).append(number)
+    for (experts, ranks), numbers in alike.items():
         rows = _rows(shares, numbers, experts)
-        if placement is not None:
-            rows = np.broadcast_to(rows, (len(numbers), experts))
-        load[numbers] = load_ratios(rows, ranks, *_seats(placement, numbers), capacity_factor)
-        copies[numbers] = num_slots / experts
-    return load, copies
+        if placement is None:
+            load[numbers] = load_ratios(rows, ranks, capacity_factor=capacity_factor)
+            continue
+        for number in numbers:
+            _check_seats(experts, number, ranks, placement)
+        rows = np.broadcast_to(rows, (len(numbers), experts))
+        for some, slots, split in _by_size(placement, numbers):
+            here = [numbers[each] for each in some]
+            load[here] = load_ratios(rows[some], ranks, slots, split, capacity_factor)
+            shadow[here] = placement.shadow_slots_per_rank * ranks / experts
+            own[here] = slots.shape[1] / experts - shadow[here]
+    return load, own, shadow
 
 
 def _rows(shares: Any, moe_layers: Sequence[int], num_experts: int) -> Floats:
@@ -162,14 +194,23 @@ def _rows(shares: Any, moe_layers: Sequence[int], num_experts: int) -> Floats:
     return np.asarray(rows, dtype=np.float64)
 
 
-def _seats(placement: Placement | Seats | None, moe_layers: Sequence[int]) -> tuple[Indices | None, Floats | None]:
-    """(slots, split) of some MoE layers with as many slots: [layers, slots]; None where there are none."""
-    if placement is None:
-        return None, None
-    slots = np.array([placement.layers[number] for number in moe_layers], dtype=np.intp)
-    if placement.split is None:
-        return slots, None
-    return slots, np.array([placement.split[number] for number in moe_layers], dtype=np.float64)
+def _by_size(
+    placement: Placement | Seats, moe_layers: Sequence[int]
+) -> Iterator[tuple[list[int], Indices, Floats | None]]:
+    """(which of these MoE layers, slots, split) of those with equally many slots, as arrays [layers, slots]."""
+    alike: dict[int, list[int]] = {}
+    for position, number in enumerate(moe_layers):
+        alike.setdefault(len(placement.layers[number]), []).append(position)
+    for some in alike.values():
+        here = [moe_layers[position] for position in some]
+        slots = np.array([placement.layers[number] for number in here], dtype=np.intp)
+        split = None if placement.split is None else np.array([placement.split[number] for number in here], dtype=float)
+        yield some, slots, split
+
+
+def _one_if_same(numbers: Floats) -> Numbers:
+    """The number, where all are equal."""
+    return float(numbers.flat[0]) if (numbers == numbers.flat[0]).all() else numbers
 
 
 def _check_seats(num_experts: int, moe_layer: int, num_ranks: int, placement: Placement | Seats) -> None:

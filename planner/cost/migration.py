@@ -9,6 +9,7 @@ Not modelled: other traffic on the same links at that moment (training pauses), 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,15 @@ from planner.cost.transfer import transfer_s
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.placement import Move
+from planner.spec.placement import Move, Placement
 from planner.spec.plan import Plan, Stage
 from planner.spec.strategy import ExpertStrategy, Sharding, Strategy
 from planner.spec.training import Training
 
 __all__ = [
     "PAUSE_S",
+    "Copied",
+    "copies_s",
     "expert_ranks",
     "expert_state_bytes",
     "migration_s",
@@ -40,6 +43,15 @@ Devices = NDArray[np.int64]
 PAUSE_S = 0.05
 """Assumed, not measured: what training stands still for any move besides the transfer itself, while queued kernels
 drain, the ranks meet and the new routing tables are made."""
+
+
+class Copied(NamedTuple):
+    """Moves of experts, as far as their price depends on them; all [moves]."""
+
+    layer: NDArray[np.intp]
+    """MoE layers, counted."""
+    from_rank: NDArray[np.intp]
+    to_rank: NDArray[np.intp]
 
 
 def state_bytes(training: Training) -> int:
@@ -71,26 +83,39 @@ def migration_s(
     plan: Plan,
     moves: Sequence[Move],
     pause_s: float = PAUSE_S,
+    to: Placement | None = None,
 ) -> float:
     """Seconds of pause while experts move from rank to rank under `plan`: the transfer and `pause_s`; 0 for no moves.
 
     `Move.layer` counts MoE layers. Rank r of expert-data-parallel group g and expert-tensor-parallel part t is device
     first_device + (g x ep + r) x etp + t; every group and every part moves its own: 1/etp of the weights and of the
     optimizer state, of what is sharded over the g groups 1/g (optimizer state from ZeRO-1 on, weights under ZeRO-3).
+    `to`: the placement that they make; moves into its shadow slots cost nothing here, for a shadow's weights come anew
+    in every step anyway (planner.cost.copies).
     """
+    if to is not None:
+        moves = [move for move in moves if not to.is_shadow(move.layer, move.to_slot)]
+    rows = np.array([(move.layer, move.from_rank, move.to_rank) for move in moves], dtype=np.int64).reshape(-1, 3)
+    return copies_s(model, cluster, training, plan, Copied(*rows.T), pause_s)
+
+
+def copies_s(
+    model: Model, cluster: AnyCluster, training: Training, plan: Plan, copied: Copied, pause_s: float = PAUSE_S
+) -> float:
+    """`migration_s` of moves that stand in arrays."""
     owners = _owners(model, plan)
     # Of each group of the cluster, which no move leaves: senders, receivers, sizes.
     messages: dict[int, tuple[list[Devices], list[Devices], list[NDArray[np.float64]]]] = {}
-    for moe_layer in sorted({move.layer for move in moves}):
-        stage, strategy = owners[model.moe_layers[moe_layer]]
-        experts = _experts(strategy, model.moe_layers[moe_layer])
-        pairs = np.array([(move.from_rank, move.to_rank) for move in moves if move.layer == moe_layer])
+    for moe_layer in np.unique(copied.layer).tolist():
+        layer = model.moe_layers[moe_layer]
+        stage, strategy = owners[layer]
+        experts = _experts(strategy, layer)
+        these = copied.layer == moe_layer
         number = cluster.group_number(stage.first_device, stage.num_devices)
         devices = rank_devices(stage, experts) - cluster.first_devices[number]
         senders, receivers, sizes = messages.setdefault(number, ([], [], []))
-        senders.append(devices[pairs[:, 0]].ravel())
-        receivers.append(devices[pairs[:, 1]].ravel())
-        layer = model.moe_layers[moe_layer]
+        senders.append(devices[copied.from_rank[these]].ravel())
+        receivers.append(devices[copied.to_rank[these]].ravel())
         parameters = expert_parameters(model.moe(layer), model.width(layer))
         moved = parameters * _moved_bytes(training, strategy, experts) / experts.expert_tensor_parallel_size
         sizes.append(np.full(senders[-1].size, moved))

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from planner.cost.boundary import Entry, entry_into, tied_gradient_s, transition_s
 from planner.cost.check import check_plan, tied_stage
+from planner.cost.copies import ExpertBytes
 from planner.cost.layer import LayerCost, Unrouted, unrouted, with_experts
 from planner.cost.load import ExpertLoads
 from planner.cost.part import Conditions, at_entry, conditions, stage_conditions
+from planner.cost.state import sent_of_expert
 from planner.cost.work import Work, summed, sums_by_stage
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import AnyLayer, Block, Model
@@ -31,6 +33,9 @@ class _Kind(NamedTuple):
     found: Unrouted
     layer: AnyLayer
     strategy: Strategy
+    rank_stride: int
+    """From one expert-parallel rank to the next, in devices."""
+    sent: ExpertBytes
     by_stage: dict[int, list[int]]
     """Of each stage that has such layers, which MoE layers they are."""
 
@@ -86,8 +91,8 @@ class Prepared:
         found: list[list[tuple[LayerCost, int]]] = [[] for _ in self.stages]
         for kind in self._kinds.values():
             numbers = [number for own in kind.by_stage.values() for number in own]
-            here = loads.of(numbers if loads.differ else numbers[:1])
-            cost = with_experts(kind.found, kind.layer, kind.strategy, *here)
+            copies = loads.copies(numbers, kind.found.conditions.levels, kind.rank_stride, kind.sent)
+            cost = with_experts(kind.found, kind.layer, kind.strategy, loads.load(numbers), copies)
             if not loads.differ:
                 for stage, own in kind.by_stage.items():
                     found[stage].append((cost, len(own)))
@@ -130,7 +135,9 @@ class Prepared:
         here, layer, strategy = kind
         assert strategy.experts is not None and layer.moe is not None, "check_plan has seen to it"
         if key not in self._kinds:
-            self._kinds[key] = _Kind(self._unrouted(here, layer, strategy), layer, strategy, {})
+            found, sent = self._unrouted(here, layer, strategy), sent_of_expert(here, layer, strategy)
+            stride = strategy.experts.expert_tensor_parallel_size
+            self._kinds[key] = _Kind(found, layer, strategy, stride, sent, {})
         numbers = [self._moe_numbers[each] for each in layers]
         self._kinds[key].by_stage.setdefault(stage, []).extend(numbers)
         for number in numbers:

@@ -9,10 +9,11 @@ from operator import add
 from typing import NamedTuple
 
 from planner.cost.collectives import Group, size
+from planner.cost.copies import ONE_EACH, Copies, ExpertBytes
 from planner.cost.experts import expert_data_group
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.numbers import Numbers
-from planner.cost.parameters import layer_parameters
+from planner.cost.numbers import Numbers, peak
+from planner.cost.parameters import expert_parameters, layer_parameters
 from planner.cost.part import Conditions, of_layer, tensor_group
 from planner.spec.cluster import Precision
 from planner.spec.errors import InputError
@@ -101,14 +102,38 @@ def messages_of_experts(conditions: Conditions, layer: Block, strategy: Strategy
     return _messages(conditions, strategy.sharding, _experts(conditions, layer, strategy))
 
 
-def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies_ratio: Numbers = 1.0) -> State:
-    """State of the routed experts of an MoE layer.
+def state_of_experts(conditions: Conditions, layer: Block, strategy: Strategy, copies: Copies = ONE_EACH) -> State:
+    """State of the routed experts of an MoE layer, and the traffic that keeps their copies equal.
 
-    `copies_ratio`: expert slots of a rank over its even share of the experts; a replica has weights, gradients and
-    optimizer state of its own. Not priced: the traffic that keeps replicas on different ranks equal.
+    A replica has weights, gradients and optimizer state of its own; a shadow has no optimizer state, and its weights
+    are not gathered once per step, for they come whole.
     """
     held = _experts(conditions, layer, strategy)
-    return _state(conditions, strategy, held._replace(parameters=held.parameters * copies_ratio))
+    own = _state(conditions, strategy, held._replace(parameters=held.parameters * copies.own_ratio))
+    own = own._replace(
+        once_forward_s=own.once_forward_s + copies.once_forward_s,
+        once_backward_s=own.once_backward_s + copies.once_backward_s,
+    )
+    if peak(copies.shadow_ratio) == 0:
+        return own
+    shadows = _state(conditions, strategy, held._replace(parameters=held.parameters * copies.shadow_ratio))
+    passing = ("optimizer_bytes", "once_forward_s", "optimizer_s", "host_bytes")
+    return add_states(own, shadows._replace(**dict.fromkeys(passing, 0.0)))
+
+
+def sent_of_expert(conditions: Conditions, layer: Block, strategy: Strategy) -> ExpertBytes:
+    """What one device sends to keep the copies of one expert equal.
+
+    Gradients are sharded from ZeRO-1 on; weights under ZeRO-3, where those of shadows are gathered with all others.
+    """
+    assert strategy.experts is not None and layer.moe is not None
+    conditions, parts = of_layer(conditions, layer), strategy.experts.expert_data_parallel_size
+    parameters = expert_parameters(layer.moe, conditions.hidden_size) / strategy.experts.expert_tensor_parallel_size
+    weights, gradients = (parameters * each(conditions.training) for each in (weight_bytes, gradient_bytes))
+    return ExpertBytes(
+        weights=weights / (parts if strategy.sharding is Sharding.FULL else 1),
+        gradients=gradients / (1 if strategy.sharding is Sharding.NONE else parts),
+    )
 
 
 def add_states(one: State, other: State) -> State:

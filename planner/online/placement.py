@@ -1,16 +1,22 @@
 """Which expert sits in which slot: balanced placements of all MoE layers at once, reached with few moves.
 
 `options` proposes, layer by layer, a path of placements that starts from the one in force and gets more even with
-every step, and one placement made afresh and relabelled so that most experts stay. `Options.choose` takes for each
-layer the option with the least (load of the hottest rank + price of a move x moves). So the price of a move alone
-says how far to go; price 0 is the best balance that was found.
+most steps, and, where that path ends far from the bound, one placement made afresh and relabelled so that most experts
+stay. `Options.choose` takes for each layer the option with the least (load of the hottest rank + price of a move x
+moves). So the price of a move alone says how far to go; price 0 is the best balance that was found.
+
+Modes. Without slots to spare experts only change places. With them, hot experts get replicas, which take equal parts of
+the tokens (`TokenSplit.EVEN`) or the parts that are best for the load (planner/online/split.py): then the search looks
+for replicas that couple hot ranks with cold ones, and needs far fewer. With shadow slots only their content changes,
+which costs no move. For routing that is limited to nodes see planner/online/nodes.py.
 
 Everything is deterministic: ties go to the lower index. Arrays: L layers, E experts, R ranks, S slots (numbered rank
-by rank), s = S / R. Replicas split tokens evenly. Knows nothing of seconds, links or plans.
+by rank), s = S / R. Knows nothing of seconds, links or plans.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +24,14 @@ from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
 from planner.online.assign import align_slots, dealt, keep_in_place
+from planner.online.couple import coupled
 from planner.online.refine import ROUNDING, cooled, evened, improve
-from planner.spec.placement import Move
+from planner.online.rules import Rules
+from planner.online.split import best_split
+from planner.spec.placement import Move, TokenSplit
+
+FAR = 0.02
+"""A path that ends further than this part above the bound is worth a placement made afresh beside it. A choice."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +57,87 @@ class Options:
         return align_slots(chosen, self.slots[0], self.num_ranks)
 
 
-def options(loads: Floats, num_ranks: int, current: Indices) -> Options:
+def options(
+    loads: Floats,
+    num_ranks: int,
+    current: Indices,
+    token_split: TokenSplit = TokenSplit.EVEN,
+    shadow_slots_per_rank: int = 0,
+) -> Options:
     """Placements of L layers near `current` [L, S] and far from it, for `loads` [L, E] (shares or counts).
 
     Slots beyond one per expert hold replicas. Two replicas of one expert share a rank only where `current` has it so
-    and nothing was gained by a change.
+    and nothing was gained by a change. Of a rank's slots the last `shadow_slots_per_rank` hold shadow experts; with
+    any, the other slots stay as they are.
     """
-    slots_per_rank = current.shape[1] // num_ranks
-    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    path = improve(loads, num_ranks, current, bound)
-    relabelled = keep_in_place(afresh(loads, num_ranks, slots_per_rank), current, num_ranks)
-    slots = np.concatenate([path, relabelled[None]])
-    hottest = rank_loads(np.broadcast_to(loads, (len(slots), *loads.shape)), slots, num_ranks).max(axis=-1)
-    unit = ROUNDING * loads.mean(axis=1)
-    hottest = np.rint(hottest / unit) * unit
-    return Options(slots, hottest, _newcomers(slots, current, num_ranks, loads.shape[1]).sum(axis=-1), num_ranks)
+    rules = Rules.of(current.shape[1], num_ranks, shadow_slots_per_rank)
+    bound = hottest_rank_bound(loads, num_ranks, current.shape[1] // num_ranks)
+    if token_split is TokenSplit.EVEN or current.shape[1] == loads.shape[1]:
+        path = improve(loads, num_ranks, current, bound, rules)
+        hottest = rank_loads(np.broadcast_to(loads, (len(path), *loads.shape)), path, num_ranks).max(axis=-1)
+    else:
+        path, hottest = coupled(loads, num_ranks, current, bound, rules)
+    far = np.flatnonzero(hottest.min(axis=0) > bound * (1 + FAR))
+    if far.size and not shadow_slots_per_rank:
+        fresh, peak = path[-1].copy(), hottest[-1].copy()
+        fresh[far], peak[far] = _afresh_near(loads[far], num_ranks, current[far], token_split)
+        path, hottest = np.concatenate([path, fresh[None]]), np.concatenate([hottest, peak[None]])
+    mean = loads.mean(axis=1)
+    unit = np.where(mean > 0, ROUNDING * mean, 1.0)
+    moved = _newcomers(path, current, num_ranks, loads.shape[1])[..., ~rules.shadows]
+    return Options(path, np.rint(hottest / unit) * unit, moved.sum(axis=-1), num_ranks)
 
 
-def afresh(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
-    """[L, S]: the most even placement found for `loads` [L, E], whatever was before."""
+def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: TokenSplit = TokenSplit.EVEN) -> Indices:
+    """[L, S]: the most even placement found for `loads` [L, E], whatever was before.
+
+    Where tokens are split as is best, that evens out what this leaves.
+    """
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
     fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
-    return np.asarray(cooled(loads, num_ranks, fresh, bound)[-1], dtype=np.intp)
+    if token_split is not TokenSplit.EVEN and fresh.shape[1] > loads.shape[1]:
+        return _coupled_where_far(loads, num_ranks, fresh, bound)
+    return np.asarray(cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))[-1], dtype=np.intp)
+
+
+def _coupled_where_far(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+    """[L, S]: `slots`, changed in the layers that the best split leaves far from their bound."""
+    split = best_split(loads, slots, num_ranks)
+    far = np.flatnonzero(rank_loads(loads, slots, num_ranks, split).max(axis=1) > bound * (1 + FAR))
+    if not far.size:
+        return slots
+    enough = bound[far] * (1 + FAR / 2)
+    path, hottest = coupled(loads[far], num_ranks, slots[far], enough, Rules.of(slots.shape[1], num_ranks))
+    changed = slots.copy()
+    changed[far] = path[hottest.argmin(axis=0), np.arange(len(far))]
+    return changed
+
+
+def suited(
+    recent: Sequence[Floats],
+    num_ranks: int,
+    current: Indices,
+    token_split: TokenSplit,
+    move_price: float = 0.0,
+    shadow_slots_per_rank: int = 0,
+) -> Indices:
+    """[L, S]: `current`, changed for each of the `recent` loads [L, E] in turn, the latest last.
+
+    Where tokens are split as is best, most of what suits one load stays good for the next; so the result splits all of
+    them well, and rather the load to come than one that suits the last alone. A move is worth `move_price` each time.
+    """
+    placed = current
+    for loads in recent:
+        placed = options(loads, num_ranks, placed, token_split, shadow_slots_per_rank).choose(move_price)
+    return align_slots(placed, current, num_ranks)
+
+
+def _afresh_near(loads: Floats, num_ranks: int, current: Indices, token_split: TokenSplit) -> tuple[Indices, Floats]:
+    """(Placement made afresh, relabelled after `current`, load of its hottest rank)."""
+    fresh = afresh(loads, num_ranks, current.shape[1] // num_ranks, token_split)
+    fresh = keep_in_place(fresh, current, num_ranks)
+    split = None if token_split is TokenSplit.EVEN else best_split(loads, fresh, num_ranks)
+    return fresh, rank_loads(loads, fresh, num_ranks, split).max(axis=-1)
 
 
 def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> Indices:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
 from planner.online.pairs import paired_step
+from planner.online.rules import Rules
 
 ROUNDING = 1e-9
 """A gain below this part of the hottest rank's load is rounding; without this the search could turn in circles."""
@@ -30,15 +31,15 @@ WEIGHED = 3000
 Flags = NDArray[np.bool_]
 
 
-def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Indices:
     """[steps + 1, L, S]: the path from `slots` [L, S] to a more even placement for `loads` [L, E].
 
     A layer close to its `bound` [L] is done; the others first `cooled`, then by steps of pairs. These treat the ranks
     that are above the middle between the hottest and the bound: so the path goes down with few moves at a time.
     """
-    path = list(cooled(loads, num_ranks, slots, bound))
+    path = list(cooled(loads, num_ranks, slots, bound, rules))
     replicate = slots.shape[1] > loads.shape[1]
-    for turn in range(TURNS):
+    for turn in range(0 if rules.shadows.any() else TURNS):
         active, peak = _uneven(loads, num_ranks, path[-1], bound)
         if not active.size:
             break
@@ -50,22 +51,26 @@ def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Ind
 
 
 def evened(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
-    """[L, S]: `slots` after steps of pairs that only swap, whatever they move; of all steps the most even."""
+    """[L, S]: `slots` after steps of pairs that only swap, whatever they move; of all steps the most even.
+
+    A layer close to its `bound` [L] is done, and one in which no pair has a swap left.
+    """
     best, least = slots.copy(), rank_loads(loads, slots, num_ranks).max(axis=1)
-    last = slots
+    last, active = slots, np.arange(len(slots))
     for turn in range(TURNS):
-        active, _ = _uneven(loads, num_ranks, last, bound)
+        active = active[least[active] > bound[active] * (1 + EVEN_ENOUGH)]
         if not active.size:
             break
-        last = last.copy()
-        last[active] = paired_step(loads[active], num_ranks, last[active], bound[active], turn, replicate=False)
-        peak = rank_loads(loads, last, num_ranks).max(axis=1)
-        best[peak < least] = last[peak < least]
-        least = np.minimum(least, peak)
+        before, last = last, last.copy()
+        last[active] = paired_step(loads[active], num_ranks, before[active], bound[active], turn, replicate=False)
+        active = active[(last[active] != before[active]).any(axis=1)]
+        peak = rank_loads(loads[active], last[active], num_ranks).max(axis=1)
+        better = peak < least[active]
+        best[active[better]], least[active[better]] = last[active[better]], peak[better]
     return best
 
 
-def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
+def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Indices:
     """[steps + 1, L, S]: the path from `slots`, one change of the hottest rank of each uneven layer at a time.
 
     Of all swaps of its slots, and of all replicas of its experts put in place of a spare replica elsewhere, it is the
@@ -76,7 +81,7 @@ def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indi
     for _ in range(max(1, WEIGHED * num_ranks // slots.shape[1] ** 2)):
         if not active.size:
             break
-        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active])
+        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active], rules)
         active = active[at]
         step = path[-1].copy()
         step[active] = changed
@@ -131,14 +136,18 @@ def _layers(loads: Floats, num_ranks: int, flat: Indices) -> _Layers:
     return _Layers(loads, counts, slots, slot_loads, carried, hot, hot_experts, carried[every, hot], blocked, on_hot)
 
 
-def _best_changes(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> tuple[Indices, Indices]:
+def _best_changes(
+    loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules
+) -> tuple[Indices, Indices]:
     """(which of the layers gain, their slots after the change)."""
     now = _layers(loads, num_ranks, slots)
     least_gain = ROUNDING * now.peak
-    gains = ((now.peak[:, None, None, None] - _after_swap(now)) / 2).reshape(len(slots), -1)
+    swaps, replaces = (allowed.reshape(num_ranks, -1) for allowed in (rules.swaps, rules.replaces))
+    may_swap = swaps[now.hot][:, :, None, None] & swaps
+    gains = np.where(may_swap, (now.peak[:, None, None, None] - _after_swap(now)) / 2, -np.inf).reshape(len(slots), -1)
     if slots.shape[1] > loads.shape[1]:
-        replica_gains = (now.peak[:, None, None, None] - _after_replica(now)).reshape(len(slots), -1)
-        gains = np.concatenate([gains, replica_gains], axis=1)
+        replica_gains = np.where(replaces, now.peak[:, None, None, None] - _after_replica(now), -np.inf)
+        gains = np.concatenate([gains, replica_gains.reshape(len(slots), -1)], axis=1)
     best = gains.argmax(axis=1)
     gain = gains[np.arange(len(slots)), best]
     at = np.flatnonzero((gain > least_gain) & (now.peak > bound + least_gain))

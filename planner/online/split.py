@@ -20,7 +20,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices
+from planner.cost.balance import Floats, Indices, replica_counts
+from planner.online.assign import twins
 
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -169,15 +170,7 @@ class StepSplit:
             pours.append(_Pour(spread.ranks, counts[spread.expert], [part] * len(spread.ranks)))
             for rank in spread.ranks:
                 carried[rank] += part
-        pairs = [pour for pour in pours if len(pour.ranks) == 2]
-        wider = [pour for pour in pours if len(pour.ranks) > 2]
-        for sweep in range(SWEEPS):
-            if max(carried) <= bound * (1 + TOLERANCE):
-                break
-            if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
-                bound = max(bound, _bound_of_hottest(pours, carried))
-            _sweep_wider(wider, carried)
-            _sweep_pairs(pairs, carried)
+        _level(pours, carried, bound)
         return pours
 
     def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,10 +200,62 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     For `loads` [L, E] (shares or counts) under the placement `slots` [L, S], within TOLERANCE. Fits
     `Placement.split` and `rank_loads`.
     """
-    rows = [
-        StepSplit(placed.tolist(), num_ranks).parts(load.tolist()) for load, placed in zip(loads, slots, strict=True)
-    ]
-    return np.array(rows, dtype=np.float64)
+    tokens = np.take_along_axis(loads, slots, axis=1)
+    parts = 1.0 / np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
+    poured = poured_again(loads, slots, num_ranks, tokens * parts)
+    return np.divide(poured, tokens, out=parts, where=tokens > 0)
+
+
+def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
+    """[L, S]: tokens of each slot under the best split, found from those that the slots carry now, `carried`.
+
+    Layers with twins are split anew: their slots share what their rank takes.
+    """
+    poured = _poured_apart(loads, slots, num_ranks, carried)
+    for layer in np.flatnonzero(twins(slots, num_ranks).any(axis=1)):
+        parts = StepSplit(slots[layer].tolist(), num_ranks).parts(loads[layer].tolist())
+        poured[layer] = loads[layer, slots[layer]] * np.array(parts)
+    return poured
+
+
+def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
+    """`poured_again` for layers without twins."""
+    counts = np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
+    on_ranks = carried.reshape(len(slots), num_ranks, -1).sum(axis=-1)
+    alone = np.where(counts == 1, carried, 0.0).reshape(len(slots), num_ranks, -1).sum(axis=-1)
+    bounds = np.maximum(alone.max(axis=1), on_ranks.mean(axis=1))
+    layer, slot = np.nonzero((counts > 1) & (np.take_along_axis(loads, slots, axis=1) > 0))
+    if not slot.size:
+        return carried.copy()
+    order = np.lexsort((slots[layer, slot], layer))
+    layer, slot = layer[order], slot[order]
+    begins = np.flatnonzero(np.diff(layer * loads.shape[1] + slots[layer, slot], prepend=-1))
+    ranks = (slot // (slots.shape[1] // num_ranks)).tolist()
+    amounts = carried[layer, slot].tolist()
+    tokens = loads[layer, slots[layer, slot]][begins].tolist()
+    pours: list[list[_Pour]] = [[] for _ in slots]
+    for number, begin, end, whole in zip(
+        layer[begins].tolist(), begins.tolist(), [*begins[1:].tolist(), len(slot)], tokens, strict=True
+    ):
+        pours[number].append(_Pour(tuple(ranks[begin:end]), whole, amounts[begin:end]))
+    for mine, hosts, bound in zip(pours, on_ranks.tolist(), bounds.tolist(), strict=True):
+        _level(mine, hosts, bound)
+    poured = carried.copy()
+    poured[layer, slot] = [amount for mine in pours for pour in mine for amount in pour.amounts]
+    return poured
+
+
+def _level(pours: list[_Pour], carried: list[float], bound: float) -> None:
+    """Pour tokens from hot ranks to cold ones, in place, until the hottest rank is close to its bound."""
+    pairs = [pour for pour in pours if len(pour.ranks) == 2]
+    wider = [pour for pour in pours if len(pour.ranks) > 2]
+    for sweep in range(SWEEPS):
+        if max(carried) <= bound * (1 + TOLERANCE):
+            break
+        if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
+            bound = max(bound, _bound_of_hottest(pours, carried))
+        _sweep_wider(wider, carried)
+        _sweep_pairs(pairs, carried)
 
 
 def _sweep_pairs(pours: list[_Pour], carried: list[float]) -> None:
@@ -232,30 +277,37 @@ def _sweep_pairs(pours: list[_Pour], carried: list[float]) -> None:
 def _sweep_wider(pours: list[_Pour], carried: list[float]) -> None:
     """Take each expert's tokens off its ranks and pour them again, up to one level."""
     for ranks, tokens, amounts in pours:
-        base = [carried[rank] - amount for rank, amount in zip(ranks, amounts, strict=True)]
+        for place, rank in enumerate(ranks):
+            carried[rank] -= amounts[place]
         level, filled = tokens, 0
-        for under in sorted(base):
+        for under in sorted([carried[rank] for rank in ranks]):
             if filled and under * filled >= level:
                 break
             level += under
             filled += 1
         level /= filled
-        for place, (rank, under) in enumerate(zip(ranks, base, strict=True)):
-            amount = level - under if level > under else 0.0
-            amounts[place] = amount
-            carried[rank] = under + amount
+        for place, rank in enumerate(ranks):
+            under = carried[rank]
+            if under < level:
+                amounts[place] = level - under
+                carried[rank] = level
+            else:
+                amounts[place] = 0.0
 
 
 def _bound_of_hottest(pours: list[_Pour], carried: list[float]) -> float:
     """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it."""
     reached = {carried.index(max(carried))}
-    grew = True
+    waiting, grew = pours, True
     while grew:
-        grew = False
-        for pour in pours:
-            if not reached.issuperset(pour.ranks) and any(
-                amount > 0 and rank in reached for rank, amount in zip(pour.ranks, pour.amounts, strict=True)
-            ):
-                reached.update(pour.ranks)
-                grew = True
+        grew, still = False, []
+        for pour in waiting:
+            for rank, amount in zip(pour.ranks, pour.amounts, strict=True):
+                if amount > 0 and rank in reached:
+                    reached.update(pour.ranks)
+                    grew = True
+                    break
+            else:
+                still.append(pour)
+        waiting = still
     return sum(carried[rank] for rank in reached) / len(reached)

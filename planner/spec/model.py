@@ -111,6 +111,10 @@ class MoeFeedForward(Value):
     shared_width: Index = 0
     """Summed width of the experts that every token passes; 0: none."""
     shared_gate: bool = False
+    num_groups: Count = 1
+    """Of experts that stand side by side; a token's experts come from `groups_per_token` of them (node-limited routing,
+    DeepSeek-V3, arXiv 2412.19437, section 2.1.2). No limit where both are 1."""
+    groups_per_token: Count = 1
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> MoeFeedForward:
@@ -118,6 +122,16 @@ class MoeFeedForward(Value):
             raise ValueError(f"top_k: must not exceed num_experts ({self.num_experts}), got {self.top_k}")
         if self.relu and self.gated:
             raise ValueError("relu: must be false with gated")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_hold_the_experts_of_a_token(self) -> MoeFeedForward:
+        if self.num_experts % self.num_groups:
+            raise ValueError(f"num_groups: must divide num_experts ({self.num_experts}), got {self.num_groups}")
+        if self.groups_per_token > self.num_groups:
+            raise ValueError(f"groups_per_token: must be at most num_groups ({self.num_groups})")
+        if self.top_k > self.groups_per_token * (self.num_experts // self.num_groups):
+            raise ValueError(f"groups_per_token: {self.groups_per_token} groups have fewer than top_k experts")
         return self
 
 

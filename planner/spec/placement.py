@@ -86,6 +86,11 @@ class Placement(Value):
         """Physical slots of each rank."""
         return len(self.layers[layer]) // self.num_ranks
 
+    def is_shadow(self, layer: int, slot: int) -> bool:
+        """Whether a slot holds a shadow expert."""
+        per_rank = self.slots_per_rank(layer)
+        return slot % per_rank >= per_rank - self.shadow_slots_per_rank
+
 
 class Move(Value):
     """Copy one expert's weights and optimizer state from a rank that has it into a slot of another."""

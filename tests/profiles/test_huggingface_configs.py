@@ -117,6 +117,9 @@ def test_a_size_that_is_no_count_is_an_error_that_names_it(config, key, value):
         ({**DEEPSEEK, "moe_layer_freq": 0}, "moe_layer_freq"),
         ({**DEEPSEEK, "first_k_dense_replace": -1}, "first_k_dense_replace"),
         ({**DEEPSEEK, "model_type": "deepseek_v2", "mlp_bias": True}, "mlp_bias"),
+        ({**DEEPSEEK, "n_group": 3, "topk_group": 1}, "n_routed_experts"),
+        ({**DEEPSEEK, "n_group": 2, "topk_group": 4}, "topk_group"),
+        ({**DEEPSEEK, "n_group": 8, "topk_group": 1, "num_experts_per_tok": 2}, "topk_group"),
         ({**LLAMA, "model_type": "qwen2", "num_key_value_heads": 6, "layer_types": "full"}, "layer_types"),
         ({**LLAMA, "model_type": "qwen2", "num_key_value_heads": 6, "layer_types": ["full_attention"]}, "layer_types"),
         ({**LLAMA, "model_type": "qwen2", "num_key_value_heads": 6, "layer_types": ["linear"] * 4}, "layer_types"),
@@ -166,9 +169,21 @@ def test_deepseek_v3_has_latent_attention_shared_experts_and_dense_layers_first(
     model = model_preset("deepseek-v3")
     first, last = model.layers[1], model.layers[-2]
     assert first.feed_forward == DenseFeedForward(width=18432)
-    assert last.feed_forward == MoeFeedForward(num_experts=256, top_k=8, expert_width=2048, shared_width=2048)
+    assert last.feed_forward == MoeFeedForward(
+        num_experts=256, top_k=8, expert_width=2048, shared_width=2048, num_groups=8, groups_per_token=4
+    )
     assert isinstance(last.attention, LatentAttention)
     assert model.moe_layers == tuple(range(4, 62))
+
+
+def test_deepseek_v2_limits_routing_to_groups_where_its_method_says_so():
+    limit = {"n_group": 4, "topk_group": 2, "model_type": "deepseek_v2"}
+    greedy = model_from_config({**DEEPSEEK, **limit}).layers[-2].feed_forward
+    limited = model_from_config({**DEEPSEEK, **limit, "topk_method": "group_limited_greedy"}).layers[-2].feed_forward
+    assert (greedy.num_groups, greedy.groups_per_token) == (1, 1)
+    assert (limited.num_groups, limited.groups_per_token) == (4, 2)
+    preset = model_preset("deepseek-v2").layers[-2].feed_forward
+    assert (preset.num_groups, preset.groups_per_token) == (8, 3)
 
 
 def test_deepseek_layers_that_the_frequency_skips_are_dense():

@@ -24,6 +24,7 @@ from planner.spec.placement import Placement
 from runtime.checkpoint import latest, load, read_head, read_model, save
 from runtime.example import LanguageModel
 from runtime.exchange import num_ranks, rank
+from runtime.gradients import average_gradients, clip_gradients
 from runtime.launch import launch
 from runtime.migration import current_placement, migrate
 from runtime.moe import moe_layers
@@ -104,6 +105,45 @@ def test_one_process_reads_all_weights_under_the_names_of_a_model_with_experts_i
     load(latest(tmp_path), loaded)
     batch = next(my_batches())
     assert torch.equal(plain(batch), loaded(batch))
+
+
+def train_in_two_groups(report, folder):
+    """Experts over ranks {0, 1} and again over {2, 3}; saved before the last step, whose loss is returned."""
+    expert_groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    same_experts = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    torch.manual_seed(0)
+    model = LanguageModel(MODEL, expert_groups[dist.get_rank() // 2], extra_slots_per_rank=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    data = my_batches()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(next(data)).backward()
+        average_gradients(model, expert_data_group=same_experts[dist.get_rank() % 2])
+        clip_gradients(model, 0.5)
+        optimizer.step()
+    save(folder, 3, model, optimizer)
+    loss = model(next(data)).detach()
+    dist.all_reduce(loss)
+    return loss.item() / num_ranks(None)
+
+
+def test_groups_that_hold_the_same_experts_write_them_once_and_one_process_goes_on(tmp_path):
+    losses = launch(train_in_two_groups, 4, (tmp_path,), timeout_s=60)
+    model, optimizer = make_job(seed=5)
+    assert load(latest(tmp_path), model, optimizer).placement.num_ranks == 2
+    *_, batch = (batch for _, batch in zip(range(4), my_batches(), strict=False))
+    assert model(batch).item() == pytest.approx(losses[0], abs=1e-5)
+    plain, plain_optimizer = make_job()
+    data = my_batches()
+    for _ in range(3):
+        plain_optimizer.zero_grad()
+        plain(next(data)).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        plain_optimizer.step()
+    for mine, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-3)
+        moments = [owner.state[p]["exp_avg"] for owner, p in ((optimizer, mine), (plain_optimizer, wanted))]
+        torch.testing.assert_close(*moments, atol=1e-5, rtol=1e-3)
 
 
 def die_while_saving(report, folder):

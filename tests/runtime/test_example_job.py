@@ -10,14 +10,15 @@ from training_samples import EXPERT_SHAPE, LAYERS, MODEL, RANKS, TOKENS
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError
 from planner.spec.model import Block, GroupedQueryAttention, LayerRun, Model
-from planner.spec.placement import Placement
+from planner.spec.placement import Placement, TokenSplit
 from planner.spec.strategy import Axis, AxisKind, Sharding
 from runtime.comparison import Comparison, Trial, compare_placements
 from runtime.example import Job, LanguageModel, Progress, batches, can_run, library_text, train
 from runtime.launch import launch
 
 
-def test_the_example_trains_reports_and_compares_placements():
+@pytest.mark.parametrize("slots", [{}, {"extra_slots_per_rank": 1, "token_split": TokenSplit.STEP}], ids=str)
+def test_the_example_trains_reports_and_compares_placements(slots):
     heard = []
     with SamplePlanner(decide=real_policy(sample_run())) as planner:
         job = Job(
@@ -28,6 +29,7 @@ def test_the_example_trains_reports_and_compares_placements():
             run="example",
             num_steps=25,  # the last decision is carried out in the step after the last window
             window_steps=6,
+            **slots,
         )
         first, *others = launch(train, RANKS, (job,), on_report=lambda *told: heard.append(told), timeout_s=120)
     assert {rank for rank, _ in heard} == {0}

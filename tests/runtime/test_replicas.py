@@ -161,6 +161,25 @@ def test_no_optimizer_and_no_state_dict_ever_sees_a_shadow_expert():
     assert with_shadows.double().shadows[0].up.dtype == torch.float64
 
 
+@pytest.mark.parametrize("frozen", [["up", "down"], ["up"]])
+def test_what_is_not_trained_is_not_trained_in_shadow_experts_either(frozen):
+    layer = ExpertParallelMoe(8, EXPERT_SHAPE, shadow_slots_per_rank=3)
+    for expert in layer.experts:
+        for name in frozen:
+            getattr(expert, name).requires_grad_(False)
+    whole = ExpertParallelMoe(8, EXPERT_SHAPE)
+    whole.load_state_dict({**layer.state_dict(), "_extra_state": whole.get_extra_state()})
+    tokens = torch.randn(40, 8)
+    for _ in range(2):
+        for each in (layer, whole):
+            each(tokens).square().sum().backward()
+    average_gradients(layer)
+    for expert, wanted in zip(layer.experts, whole.experts, strict=True):
+        for (name, parameter), gradient in zip(expert.named_parameters(), wanted.parameters(), strict=True):
+            assert (parameter.grad is None) == (name in frozen)
+            assert name in frozen or torch.allclose(parameter.grad, gradient.grad, atol=1e-5, rtol=1e-4)
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_each_source_shares_out_all_its_tokens_by_the_parts(data):

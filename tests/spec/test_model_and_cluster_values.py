@@ -4,7 +4,7 @@ import pytest
 
 from planner.spec.cluster import Cluster, Device, Link, Precision
 from planner.spec.errors import InputError
-from planner.spec.model import MAX_LAYERS, Model
+from planner.spec.model import MAX_LAYERS, Model, MoeFeedForward
 from planner.spec.parse import parse
 
 BLOCK = {
@@ -152,3 +152,18 @@ def test_two_devices_alone_may_reach_less_than_all_together():
 def test_a_device_without_units_for_a_number_format_has_no_peak_there():
     device = parse(Device, DEVICE)
     assert (device.peak(Precision.FP32), device.peak(Precision.BF16)) == (1e12, None)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"num_groups": 3, "groups_per_token": 1},
+        {"num_groups": 2, "groups_per_token": 3},
+        {"num_groups": 4, "groups_per_token": 1},
+    ],
+)
+def test_groups_of_experts_divide_them_and_hold_enough_for_a_token(groups):
+    experts = {"kind": "moe", "num_experts": 4, "top_k": 2, "expert_width": 64}
+    parse(MoeFeedForward, {**experts, "num_groups": 2, "groups_per_token": 1})
+    with pytest.raises(InputError, match=r"num_groups|groups_per_token"):
+        parse(MoeFeedForward, {**experts, **groups})
