@@ -124,7 +124,7 @@ class TooLargeError(TrimtabError):
 
 
 class UnavailableError(TrimtabError):
-    """A service that is needed does not answer. `retry_after_s`: it asked to be left alone for so long; 0: it did not."""
+    """A service that is needed does not answer. `retry_after_s`: for how long it asked to be left alone, 0 if not."""
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         self.retry_after_s = retry_after_s
