@@ -210,7 +210,7 @@ def _search(url: str, ranks: int) -> str:
     return str(found["id"])
 
 
-def rows(ranks: int = 1, pairs: int = 24, in_thread: bool = False) -> list[Row]:
+def rows(ranks: int = 1, pairs: int = 6, in_thread: bool = False) -> list[Row]:
     """The agent's part in CPU and wall time, and its slowest steps."""
     steps = measure(ranks, pairs, in_thread)
     what = f"agent, HF Mixtral, CPU, {ranks} {'rank' if ranks == 1 else 'ranks'}, service stopped half-way"
