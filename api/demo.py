@@ -55,7 +55,7 @@ console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 def main(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
     port: Annotated[int, typer.Option(help="Port of the service; 0: any free one")] = 0,
-    steps: Annotated[int, typer.Option(min=3 * WINDOW_STEPS, help="Steps of the training")] = 120,
+    steps: Annotated[int, typer.Option(min=3 * WINDOW_STEPS, help="Steps of the training")] = 121,
 ) -> None:
     """Plan, train, adapt: the whole story in one terminal."""
     began = time.monotonic()
@@ -183,7 +183,7 @@ def run_training(job: Job) -> tuple[Comparison, list[Progress], list[Decision]]:
             console.print(
                 f"  step {message.step:>4}   loss {message.loss:.3f}   {message.step_time_s * 1e3:>5.0f} ms/step"
             )
-            if message.step == job.num_steps:
+            if message.step > job.num_steps - job.window_steps:
                 console.print("\nThe same passes under the first and the adapted placement, in turns …")
 
     results = launch(train, RANKS, (job,), on_report=on_report, timeout_s=TRAINING_TIMEOUT_S)

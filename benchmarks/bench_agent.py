@@ -5,11 +5,11 @@ agent, one without. Blocks of one window each alternate, in an order drawn anew 
 middle of a block, so what the agent does in the background falls into its own block. The real service runs beside it
 as a process, and is stopped half-way: from then on the local policy decides and each window is tried in vain.
 
-Two ways to measure. Attributed: CPU seconds in the hooks, in `step()`, and of all threads but the training's own (what
-they take is what they can keep from the training) beyond what those take before there is an agent, over the CPU seconds
-of the rest, in the blocks with an agent. Paired: blocks with an agent over those without, in CPU and wall seconds,
-median of the pairs with its 95 % interval; that holds all there is, and the noise of the machine. `--thread` lets the
-local policy think in a thread of the training process instead of a process of its own.
+Two ways to measure. Attributed: CPU seconds in the hooks, in `step()` and in the agent's background threads (which are
+seconds that these can keep from the training), over the CPU seconds of the rest, in the blocks with an agent. Paired:
+blocks with an agent over those without, in CPU and wall seconds, median of the pairs with its 95 % interval; that holds
+all there is, and the noise of the machine. `--thread` lets the local policy think in a thread of the training process
+instead of a process of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import copy
 import random
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from itertools import count
@@ -47,8 +48,8 @@ WINDOW_STEPS = 20
 SAMPLES, TOKENS = 2, 128
 AIM_RATIO = 0.01
 RESAMPLES = 2000
-WARM_UP, BEFORE = -2, -1
-"""Steps that are in no pair: not measured, and without any agent in the process."""
+WARM_UP = -1
+"""Steps that are in no pair are not measured."""
 CONFIG = {
     "vocab_size": 512,
     "hidden_size": 256,
@@ -104,23 +105,17 @@ def train(report: Report, url: str, search: str, pairs: int, in_thread: bool) ->
     def run(pair: int, with_agent: bool, num_steps: int) -> None:
         for _ in range(num_steps):
             number = next(numbers) if with_agent else 0
-            cpu_s, mine_s, wall_s = time.process_time(), time.thread_time(), time.perf_counter()
+            cpu_s, wall_s, behind_s = time.process_time(), time.perf_counter(), _background_s()
             hooks.spent_s = own_s = 0.0
             jobs[with_agent].step()
             if with_agent:
                 own_s = time.thread_time()
                 agents[0].step()
                 own_s = time.thread_time() - own_s
-            mine_s, cpu_s, wall_s = (
-                time.thread_time() - mine_s,
-                time.process_time() - cpu_s,
-                time.perf_counter() - wall_s,
-            )
-            boundary = with_agent and number % WINDOW_STEPS < 2
-            steps.append(Step(pair, with_agent, boundary, cpu_s, wall_s, cpu_s - mine_s + own_s + hooks.spent_s))
+            cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
+            own_s += hooks.spent_s + _background_s() - behind_s
+            steps.append(Step(pair, with_agent, with_agent and number % WINDOW_STEPS < 2, cpu_s, wall_s, own_s))
 
-    run(WARM_UP, False, WINDOW_STEPS)
-    run(BEFORE, False, 2 * WINDOW_STEPS)
     agent = Agent(
         service=url,
         run="bench",
@@ -140,6 +135,12 @@ def train(report: Report, url: str, search: str, pairs: int, in_thread: bool) ->
             run(pair, with_agent, WINDOW_STEPS)
     agent.close(0.5)
     return [step for step in steps if step.pair != WARM_UP]
+
+
+def _background_s() -> float:
+    """CPU seconds of the agent's threads until now."""
+    threads = [thread.ident for thread in threading.enumerate() if thread.name.startswith("trimtab-")]
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in threads if ident is not None)
 
 
 class _HookTime:
@@ -209,15 +210,13 @@ def _search(url: str, ranks: int) -> str:
     return str(found["id"])
 
 
-def rows(ranks: int = 1, pairs: int = 24, in_thread: bool = False) -> list[Row]:
+def rows(ranks: int = 1, pairs: int = 6, in_thread: bool = False) -> list[Row]:
     """The agent's part in CPU and wall time, and its slowest steps."""
     steps = measure(ranks, pairs, in_thread)
     what = f"agent, HF Mixtral, CPU, {ranks} {'rank' if ranks == 1 else 'ranks'}, service stopped half-way"
-    before = [step.agent_s for step in steps if step.pair == BEFORE]
-    steps = [step for step in steps if step.pair != BEFORE]
     with_agent = [step for step in steps if step.with_agent]
     # Background work of a block with an agent may end in one without.
-    own_s = sum(step.agent_s for step in steps) - len(steps) * sum(before) / len(before)
+    own_s = sum(step.agent_s for step in steps)
     own = own_s / (sum(step.cpu_s for step in with_agent) - own_s)
     found = [Row(f"{what}: own time, attributed", "≤ 1 %", f"{own:.2%}", own <= AIM_RATIO)]
     for name, clock in (("CPU", "cpu_s"), ("wall", "wall_s")):

@@ -2,7 +2,7 @@
 
 It thinks in a process of its own, at a low priority: in a thread of the training job it would hold Python's lock
 for as long as it thinks (figures in docs/log.md), and steps would wait. The process knows no torch and no device. It
-begins with the first window, ends with the job however that ends, and if it dies, nothing but its advice is missed.
+begins when the run is known, ends with the job however that ends, and if it dies, nothing but its advice is missed.
 """
 
 from __future__ import annotations
@@ -48,17 +48,20 @@ class LocalPolicy:
     """The policy of `planner.online` for this run, from its beginning, in a process of its own."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self._head = run.model_dump_json().encode() + b"\n"
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
+        with suppress(UnavailableError):  # said when the first window comes
+            self._started()
 
     def __call__(self, window: Window) -> Decision:
         """Raises InputError if the window does not fit the run, UnavailableError if the process is no more."""
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
+        head, self._head = self._head, b""
         try:
-            process.stdin.write(window.model_dump_json().encode() + b"\n")
+            process.stdin.write(head + window.model_dump_json().encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except (OSError, ValueError):  # ValueError: closed meanwhile
@@ -84,15 +87,12 @@ class LocalPolicy:
                     pipe.close()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        """The process; begun once, with the run as its first line. Raises UnavailableError."""
+        """The process; begun once. Raises UnavailableError."""
         with self._lock:
             if self._closed:
                 raise UnavailableError("it was closed")
             if self._process is None:
                 self._process = _start()
-                pipe = self._process.stdin
-                assert pipe is not None
-                pipe.write(self._run.model_dump_json().encode() + b"\n")
             return self._process
 
 

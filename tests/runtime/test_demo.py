@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def shortened_demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "api.demo", "--steps", "30"]
+    command = [sys.executable, "-m", "api.demo", "--steps", "41"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     return done, folder
 
