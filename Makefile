@@ -11,7 +11,7 @@ WRITE ?=
 DATE ?= $(shell date -u +%F)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench bench-search validate fit clean
+.PHONY: help run test check demo bench bench-search bench-online validate fit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: $(VENV)/dev  ## benchmarks, by hand; timings are ratios within one run
 
 bench-search: $(VENV)/dev  ## CPU seconds of the offline search beside those of others
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_search.py
+
+bench-online: $(VENV)/dev  ## the online stage's numbers beside their aims
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_online.py
 
 validate: $(VENV)/service  ## prices against the measured runs in RUNS; WRITE=docs/validation.md renews the document
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validation.py $(RUNS) $(if $(WRITE),--write $(WRITE))

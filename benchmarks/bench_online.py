@@ -1,114 +1,116 @@
-"""The online stage: CPU milliseconds of a placement and a decision, and the policy on SmartMoE's recorded trace.
+"""The online stage's numbers beside their aims, in one table: what each part measures.
 
-Run: .venv/bin/python benchmarks/bench_online.py [samples]. The trace is read from ../shared and left out without it.
+Run: make bench-online; or .venv/bin/python benchmarks/bench_online.py [PART …]. Each part measures in a module of its
+own, bench_PART.py (`rows`); here it is the policy on recorded and on adversarial loads. SmartMoE's record is read from
+../shared.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from table import Row, row, show
 
-from planner.cost.balance import imbalance, imbalance_bound, rank_loads
-from planner.online import begin, decide, replay, replay_context
-from planner.online.placement import first_placement, moves_between, options
-from planner.spec.window import Window
+from planner.online import Trace, replay, replay_context, trace_of
+from planner.spec.placement import TokenSplit
 from profiles import cluster_from_shorthand, resolve_cluster
 
-TRACE = Path(__file__).parents[2] / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"
-CLUSTERS = {4: "1x4:a100-sxm-80g", 8: "1x8:a100-sxm-80g", 16: "2x8:a100-sxm-80g", 32: "4x8:a100-sxm-80g"}
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "online"))
+from test_adversarial_loads import ADVERSARIES, CHEAP, DEAR, play  # noqa: E402 - games that the tests play, too
+
+THEIRS = ROOT.parent / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"
+OURS = ROOT / "profiles" / "traces" / "byte-moe-6x32.npz"
+RANKS = 8
+CLUSTER = "1x8:a100-sxm-80g"
+BATCH = 128
+"""Samples per step that our own trace is replayed with: in its own steps of 1,024 tokens no move pays."""
+EVEN_AIMS = {1: (1.13, 1.05), 2: (1.09, 1.01)}
+"""By extra slots per rank: imbalance with the split of the window, and of the step."""
+MOVES_AIM, HINDSIGHT_AIM, STATIC_AIM, FIXED_AIM = 0.5, 1.05, 1.0, 1.5
 
 
-def drawn_loads(kind: str, layers: int, experts: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if kind == "zipf":
-        loads = np.stack([rng.permutation(1.0 / np.arange(1, experts + 1)) for _ in range(layers)])
-    else:
-        loads = rng.lognormal(0.0, 1.0, (layers, experts))
-    return loads / loads.sum(axis=1, keepdims=True)
+def rows() -> list[Row]:
+    """The policy on recorded loads and on loads made to hurt it."""
+    found = []
+    for name, path, batch in (("SmartMoE's trace", THEIRS, None), ("own trace", OURS, BATCH)):
+        if path.exists():
+            for extra in EVEN_AIMS:
+                found += of_trace(f"{name}, {RANKS} ranks, +{extra}: ", read(path), extra, batch)
+        else:
+            found.append(Row(name, "", f"{path.name} is not there", None))
+    return found + of_adversaries()
 
 
-def milliseconds(work: Callable[[], object], times: int = 5) -> float:
-    work()
-    taken = []
-    for _ in range(times):
-        begun = time.process_time()
-        work()
-        taken.append(time.process_time() - begun)
-    return 1e3 * float(np.median(taken))
+def read(path: Path) -> Trace:
+    with np.load(path) as data:
+        return trace_of(dict(data))
 
 
-def placements() -> None:
-    print("placement from experts in order, free moves (median of 5)")
-    print(
-        f"{'layers x experts':>17} {'ranks':>5} {'extra':>5} {'loads':>9} {'ms':>8} "
-        f"{'balance':>8} {'bound':>7} {'moves':>6}"
-    )
-    for layers, experts, ranks, extra in [
-        (32, 64, 32, 0),
-        (32, 64, 32, 1),
-        (12, 32, 8, 1),
-        (58, 256, 64, 0),
-        (58, 256, 64, 1),
-    ]:
-        for kind in ("zipf", "lognormal"):
-            loads = drawn_loads(kind, layers, experts)
-            each = experts // ranks + extra
-            before = np.tile(first_placement(experts, ranks, each), (layers, 1))
-            spent = milliseconds(lambda: options(loads, ranks, before), 3)  # noqa: B023
-            after = options(loads, ranks, before).choose(0.0)
-            balance = imbalance(rank_loads(loads, after, ranks))
-            bound = imbalance_bound(loads, ranks, each)
-            moved = len(moves_between(before, after, ranks))
-            print(
-                f"{layers:>8} x {experts:<6} {ranks:>5} {extra:>5} {kind:>9} {spent:>8.1f} "
-                f"{balance:>8.4f} {bound:>7.4f} {moved:>6}"
-            )
+def of_trace(what: str, trace: Trace, extra: int, batch: int | None) -> list[Row]:
+    """Balance, moves and time of the policy, beside EPLB, hindsight and the best fixed placement."""
+    cluster = resolve_cluster(cluster_from_shorthand(CLUSTER))
+    tokens, top_k, split = trace.step_tokens, trace.top_k or 2, TokenSplit.WINDOW
+    context = replay_context(tokens, top_k, cluster, RANKS, extra, token_split=split, global_batch_size=batch)
+    found = replay(trace, context, ("trimtab", "static", "eplb", "best-static", "hindsight"))["policies"]
+    ours, eplb = found["trimtab"], found["eplb"]
+    window_aim, step_aim = EVEN_AIMS[extra]
+    total_s = {name: outcome["total_time_s"] for name, outcome in found.items()}
+    return [
+        row(f"{what}split per window (EPLB {eplb['imbalance_mean']:.3f})", ours["imbalance_mean"], window_aim),
+        row(f"{what}split per step", ours["imbalance_mean_step_split"], step_aim),
+        row(
+            f"{what}moves ({ours['moved_experts']:,}) / EPLB's ({eplb['moved_experts']:,})",
+            ours["moved_experts"] / eplb["moved_experts"],
+            MOVES_AIM,
+        ),
+        row(f"{what}total time / hindsight", total_s["trimtab"] / total_s["hindsight"], HINDSIGHT_AIM),
+        row(f"{what}total time / best static", total_s["trimtab"] / total_s["best-static"], STATIC_AIM),
+    ]
 
 
-def decisions() -> None:
-    print("\none decision, estimate() included (median of 20 windows of a drifting load)")
-    for layers, experts, ranks, extra in [(12, 32, 8, 0), (32, 64, 32, 0), (32, 64, 32, 1)]:
-        loads = drawn_loads("lognormal", layers, experts)
-        cluster = resolve_cluster(cluster_from_shorthand(CLUSTERS[ranks]))
-        tokens = np.rint(loads * 1e6).astype(int)
-        context = replay_context(tokens[None], 2, cluster, ranks, extra)
-        state, rng, taken = begin(context), np.random.default_rng(1), []
-        for index in range(20):
-            loads = loads * rng.lognormal(0.0, 0.05, loads.shape)
-            counts = np.rint(1e6 * loads / loads.sum(axis=1, keepdims=True)).astype(int)
-            window = Window(index=index, first_step=10 * index, num_steps=10, tokens=tuple(map(tuple, counts.tolist())))
-            begun = time.process_time()
-            _, state = decide(window, state, context)
-            taken.append(time.process_time() - begun)
-        print(f"{layers} x {experts}, {ranks} ranks, {extra} extra slots: {1e3 * np.median(taken):.1f} ms")
+def of_adversaries() -> list[Row]:
+    """The worst of all games: against the best fixed placement, and against the bound that is proved."""
+    games = {
+        f"{name}, windows of {steps} steps, {cost} moves": play(loads, 120, steps, run)
+        for name, loads in ADVERSARIES.items()
+        for cost, run in (("cheap", CHEAP), ("dear", DEAR))
+        for steps in (1, 10, 100)
+    }
+    worst = max(games, key=lambda name: games[name].total_s / games[name].best_fixed_s)
+    nearest = max(games, key=lambda name: games[name].total_s / games[name].bound_s)
+    return [
+        row(
+            f"adversarial loads, {len(games)} games: total / best fixed, worst ({worst})",
+            games[worst].total_s / games[worst].best_fixed_s,
+            FIXED_AIM,
+        ),
+        row(
+            f"adversarial loads: total / stated bound, nearest ({nearest})",
+            games[nearest].total_s / games[nearest].bound_s,
+            1.0,
+        ),
+    ]
 
 
-def recorded(samples: int) -> None:
-    if not TRACE.exists():
-        print(f"\nno trace at {TRACE.name}: the policy is not replayed")
-        return
-    with np.load(TRACE) as trace:
-        tokens, steps = trace["tokens"][:samples], trace["steps"][:samples]
-    print(f"\nSmartMoE's trace, {len(tokens)} samples of 10 steps, placed from earlier windows only")
-    print(
-        f"{'ranks':>5} {'extra':>5} {'policy':>10} {'imbalance':>10} {'moved':>7} "
-        f"{'decisions':>9} {'s/step':>8} {'total s':>9}"
-    )
-    for ranks, extra in [(4, 0), (8, 0), (16, 0), (4, 1), (8, 1), (8, 2), (16, 1)]:
-        cluster = resolve_cluster(cluster_from_shorthand(CLUSTERS[ranks]))
-        outcome = replay(tokens, steps, replay_context(tokens, 2, cluster, ranks, extra))
-        for name, policy in outcome["policies"].items():
-            print(
-                f"{ranks:>5} {extra:>5} {name:>10} {policy['imbalance_mean']:>10.4f} {policy['moved_experts']:>7} "
-                f"{policy['decisions']:>9} {policy['step_time_s_mean']:>8.4f} {policy['total_time_s']:>9.1f}"
-            )
+def parts() -> list[str]:
+    """The benchmarks with rows for this table."""
+    files = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+    return [file.stem.removeprefix("bench_") for file in files if "\ndef rows(" in file.read_text(encoding="utf-8")]
+
+
+def main(chosen: list[str]) -> None:
+    found: list[Row] = []
+    for part in chosen:
+        began = time.monotonic()
+        found += importlib.import_module(f"bench_{part}").rows()
+        print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    show(found)
 
 
 if __name__ == "__main__":
-    placements()
-    decisions()
-    recorded(int(sys.argv[1]) if len(sys.argv) > 1 else 501)
+    main(sys.argv[1:] or parts())

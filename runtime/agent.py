@@ -29,6 +29,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,7 @@ from runtime.joining import agree, fitted, join, run_request
 from runtime.migration import check_movable, current_placement, migrate
 from runtime.moe import ExpertParallelMoe, moe_layers
 from runtime.policy import LocalPolicy, Policy
+from runtime.record import Recorder, check_recordable
 
 logger = logging.getLogger("trimtab.agent")
 
@@ -82,6 +84,7 @@ class Agent:
         policy: Callable[[Run], Policy] = LocalPolicy,
         routers: Sequence[RouterKind] = (),
         same_tokens: Group | None = None,
+        record: Path | str | None = None,
     ) -> None:
         """Attach to the model's routers and to the run; a collective over `group`, over which tokens are summed.
 
@@ -95,6 +98,7 @@ class Agent:
         layers with their state in `optimizer`; `advise` never touches the model; None: `migrate` if the model has such
         layers. `on_decision` is called on every rank at the same step, after the agent's own part; it returns True if
         it carried the decision out itself. `policy` makes the policy that decides while the service is away.
+        `record`: an .npz file that rank 0 writes the windows to, for `trimtab replay`.
 
         Waits for the service once, at most `runtime.client.ATTACH_PATIENCE` times `timeout_s`; a service that is away
         is a warning. Raises InputError on all ranks if an argument, the model or the run cannot be right, or if ranks
@@ -120,6 +124,8 @@ class Agent:
                 if rank(group) == 0:
                     self._client = _client(service, token, timeout_s)
                 experts = [counter.num_experts for counter in self._counters]
+                if rank(group) == 0 and record is not None:
+                    check_recordable(record, experts)
                 slots = [layer.slot_map.experts for layer in self._layers]
                 asked = {"run": run, "search": search, "plan": plan, "window_steps": window_steps}
                 return asked | {"apply": self._migrates, "model": [experts, slots]}
@@ -132,6 +138,7 @@ class Agent:
             agree(prepare, group, self._device)
             attachment = join(begin, group, self._device)
             undo.pop_all()
+        self._recorder = None if record is None or rank(group) != 0 else Recorder(record, *_described(attachment))
         self._plan_id = None if attachment is None else attachment.plan_id
         self._placement = None if attachment is None else attachment.placement
         self._last_window: Window | None = None
@@ -172,6 +179,9 @@ class Agent:
         courier, self._courier = self._courier, None
         if courier is not None:
             courier.close(timeout_s)
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close()
 
     def __enter__(self) -> Agent:
         return self
@@ -251,10 +261,20 @@ class Agent:
             placement=current_placement(self._layers) if self._layers else self._placement,
         )
         self._courier.submit(self._last_window)
+        if self._recorder is not None:
+            self._recorder.append(self._last_window)
 
     def _remove_hooks(self) -> None:
         for counter in self._counters:
             counter.detach()
+
+
+def _described(attachment: Attachment | None) -> tuple[int | None, str | None]:
+    """Experts per token and name of the run's model, as far as the service has said them."""
+    if attachment is None:
+        return None, None
+    model = attachment.run.context.model
+    return model.moe(model.moe_layers[0]).top_k, model.name
 
 
 def _client(service: str | None, token: str | None, timeout_s: float) -> PlannerService:

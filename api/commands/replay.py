@@ -1,102 +1,133 @@
-"""`trimtab replay`: the online policy on recorded loads, beside standing still and hindsight."""
+"""`trimtab replay`: the online policy on recorded loads, beside others' rules, standing still and hindsight."""
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
+from math import gcd
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from api.commands.options import JsonOption
+from api.commands.options import JsonOption, parts_of
+from api.commands.replay_table import replay_summary, replay_table, replay_title
 from api.commands.terminal import progress_bar, say, show
 from api.resolution import cluster_of, model_of
+from planner.online import Trace, replay_context, trace_of
 from planner.online import replay as replay_trace
-from planner.online import replay_context
-from planner.online.replay import Outcome
-from planner.spec.errors import InputError, MalformedError
-from planner.view import Column, Table
-from planner.view.quantities import seconds
+from planner.online.replay import POLICIES
+from planner.online.trace import ARRAYS
+from planner.spec.errors import InputError, MalformedError, Problem
+from planner.spec.mixed_cluster import AnyCluster
+from planner.spec.placement import TokenSplit
+from planner.spec.run import RunContext
 from profiles import cluster_request_from_file, model_request_from_file
 
-_PARTS = ("tokens", "steps", "top_k")
+_OPTIONS = {
+    "num_ranks": "--ranks",
+    "extra_slots_per_rank": "--slots-extra",
+    "shadow_slots_per_rank": "--shadow-slots",
+    "policy": "--policy",
+    "window": "--window",
+    "model": "--model",
+}
+"""Fields of the planner, and the options that set them."""
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE.npz", help="tokens[sample][layer][expert], steps, top_k")],
-    cluster: Annotated[str, typer.Option(metavar="CLUSTER", help="Devices that train")] = "1x8:a100-sxm-80g",
+    trace: Annotated[Path, typer.Argument(metavar="TRACE.npz", help="Recorded loads, as Agent(record=…) writes them")],
+    cluster: Annotated[str, typer.Option(metavar="CLUSTER", help="Devices that train, as plan takes them")] = (
+        "1x8:a100-sxm-80g"
+    ),
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model of the trace; without, a GPT-MoE of its shape")
     ] = None,
-    ranks: Annotated[int, typer.Option(help="Devices that the experts of a layer are spread over")] = 8,
-    extra_slots: Annotated[int, typer.Option(min=0, help="Slots of each rank for replicas")] = 0,
-    policy: Annotated[str | None, typer.Option(metavar="A,B,…", help="Of trimtab static hindsight; all")] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(help="Devices that the experts of a layer are spread over; as many as devices and experts allow"),
+    ] = None,
+    slots_extra: Annotated[int, typer.Option(min=0, help="Slots of each rank for replicas")] = 0,
+    shadow_slots: Annotated[int, typer.Option(min=0, help="Slots of each rank for shadow experts, besides")] = 0,
+    token_split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="How replicas share tokens: even, by window, or anew in every step")
+    ] = TokenSplit.WINDOW.value,
+    window: Annotated[int, typer.Option(min=1, metavar="N", help="Samples of the trace per window")] = 1,
+    global_batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Samples per step; as many as the trace's tokens make")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help=f"Of {' '.join(POLICIES)}; without, all of them")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay the recorded expert loads of TRACE.npz."""
-    tokens, steps, top_k = _read(trace)
-    known = None if model is None else model_of(model_request_from_file(model))
-    devices = cluster_of(cluster_request_from_file(cluster))
-    context = replay_context(tokens, top_k, devices, ranks, extra_slots, known)
-    with progress_bar("Replaying") as report:
-        outcomes = replay_trace(tokens, steps, context, report=report)["policies"]
-    chosen = {name: outcomes[name] for name in _chosen(policy, tuple(outcomes))}
+    """Replay recorded expert loads under the online policy, others' rules and yardsticks: balance, time, moves.
+
+    Example: trimtab replay trace.npz --cluster 1x8:a100-sxm-80g --slots-extra 1 --policy trimtab,eplb,static
+    """
+    recorded = _read(trace)
+    try:
+        context = _context(recorded, cluster, model, ranks, slots_extra, shadow_slots, token_split, global_batch_size)
+        with progress_bar("Replaying") as report:
+            found = replay_trace(recorded, context, parts_of(policy), window, report=report)
+    except InputError as error:
+        raise InputError(*(Problem(_OPTIONS.get(p.field, p.field), p.message) for p in error.problems)) from None
     if as_json:
-        say(json.dumps({"policies": chosen}, indent=2))
+        say(json.dumps(found, indent=2))
     else:
-        show(_table(chosen))
+        say(replay_title(recorded, context, window))
+        show(replay_table(found["policies"]))
+        say("\n".join(replay_summary(found)))
 
 
-def _chosen(policy: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = known if policy is None else tuple(name.strip() for name in policy.split(","))
-    for name in names:
-        if name not in known:
-            raise InputError.at("--policy", f"must be of {', '.join(known)}, got {name!r}")
-    return names
+def _context(
+    trace: Trace,
+    cluster: str,
+    model: str | None,
+    ranks: int | None,
+    slots_extra: int,
+    shadow_slots: int,
+    token_split: str,
+    global_batch_size: int | None,
+) -> RunContext:
+    """The run that the options describe; raises InputError."""
+    if token_split not in [split.value for split in TokenSplit]:
+        raise InputError.at("--token-split", f"must be of {', '.join(TokenSplit)}, got {token_split!r}")
+    planned = None if model is None else model_of(model_request_from_file(model))
+    devices = cluster_of(cluster_request_from_file(cluster))
+    top_k = trace.top_k
+    if planned is not None and planned.moe_layers:
+        top_k = planned.moe(planned.moe_layers[0]).top_k
+    if top_k is None:
+        raise InputError.at("trace.top_k", "is not recorded: --model must say which model this is")
+    return replay_context(
+        trace.step_tokens,
+        top_k,
+        devices,
+        _most_ranks(trace, devices) if ranks is None else ranks,
+        slots_extra,
+        planned,
+        shadow_slots=shadow_slots,
+        token_split=TokenSplit(token_split),
+        global_batch_size=global_batch_size,
+    )
 
 
-def _read(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Counts [samples, layers, experts], steps [samples] and top_k; raises InputError at `trace`."""
+def _most_ranks(trace: Trace, cluster: AnyCluster) -> int:
+    return gcd(cluster.num_devices, trace.tokens.shape[2])
+
+
+def _read(path: Path) -> Trace:
+    """The trace in a file; raises InputError at `trace`."""
     try:
         with np.load(path, allow_pickle=False) as data:
-            parts = {name: data[name] for name in _PARTS if name in data}
+            if not isinstance(data, Mapping):
+                raise ValueError("it holds one array without a name")
+            arrays = {name: data[name] for name in ARRAYS if name in data}
     except OSError as error:
         raise MalformedError.at("trace", f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise MalformedError.at("trace", f"{path} is no .npz file: {error}") from None
-    missing = [name for name in _PARTS if name not in parts]
-    if missing:
-        raise InputError.at("trace", f"{path} must hold {', '.join(_PARTS)}; it lacks {', '.join(missing)}")
-    for name, number in zip(_PARTS, (3, 1, 0), strict=True):
-        if parts[name].ndim != number or parts[name].dtype.kind not in "iu" or not parts[name].size:
-            raise InputError.at(
-                f"trace.{name}", f"must be whole numbers in {number} dimensions, got {parts[name].shape}"
-            )
-    return parts["tokens"].astype(np.int64), parts["steps"].astype(np.int64), int(parts["top_k"])
-
-
-def _table(outcomes: dict[str, Outcome]) -> Table:
-    """One row per policy."""
-    columns = (
-        Column("policy"),
-        Column("imbalance", True),
-        Column("moved experts", True),
-        Column("decisions", True),
-        Column("mean step", True),
-        Column("total", True),
-    )
-    rows = tuple(
-        (
-            name,
-            f"{outcome['imbalance_mean']:.3f}",
-            f"{outcome['moved_experts']:,}",
-            f"{outcome['decisions']:,}",
-            seconds(outcome["step_time_s_mean"]),
-            seconds(outcome["total_time_s"]),
-        )
-        for name, outcome in outcomes.items()
-    )
-    return Table("Replay", columns, rows)
+    return trace_of(arrays)

@@ -1,12 +1,14 @@
 """The online stage: forecast, placement, policy; pure functions of windows and state.
 
 `begin` makes the state of a run, `decide` answers each window with a decision and the next state (`decide_at` with
-prices that are kept between windows), `replay` tries the policy on recorded loads.
+prices that are kept between windows), `replay` tries the policy, and those of others, on a recorded trace.
 """
 
 from planner.online.policy import decide, decide_at
 from planner.online.pricing import Pricing
-from planner.online.replay import replay, replay_context
+from planner.online.recorded_job import replay_context
+from planner.online.replay import replay
 from planner.online.state import RunState, begin
+from planner.online.trace import Trace, trace_of
 
-__all__ = ["Pricing", "RunState", "begin", "decide", "decide_at", "replay", "replay_context"]
+__all__ = ["Pricing", "RunState", "Trace", "begin", "decide", "decide_at", "replay", "replay_context", "trace_of"]

@@ -45,6 +45,11 @@ def files(tmp_path, monkeypatch):
     np.savez("no_steps.npz", tokens=np.ones((2, 2, 8), int), top_k=2)
     np.savez("flat.npz", tokens=np.ones((2, 8), int), steps=np.arange(2), top_k=2)
     np.savez("negative.npz", tokens=-np.ones((2, 2, 8), int), steps=np.arange(2), top_k=2)
+    good = {"tokens": np.ones((2, 2, 8), int), "steps": np.arange(2)}
+    np.savez("good.npz", **good, top_k=2)
+    np.savez("no_top_k.npz", **good)
+    np.savez("newer.npz", **good, format_version=2)
+    np.save("single.npy", good["tokens"])
     np.savez("floats.npz", tokens=np.full((2, 2, 8), np.nan), steps=np.arange(2), top_k=2)
 
 
@@ -102,6 +107,19 @@ def files(tmp_path, monkeypatch):
         ("replay floats.npz", ["trace.tokens", "whole numbers"]),
         ("replay negative.npz", ["tokens"]),
         ("replay no_steps.npz --ranks 0", ["trace"]),
+        ("replay good.npz --ranks 3", ["--ranks", "8 devices and the 8 experts"]),
+        ("replay good.npz --slots-extra -1", ["--slots-extra"]),
+        ("replay good.npz --slots-extra two", ["--slots-extra"]),
+        ("replay good.npz --window 0", ["--window"]),
+        ("replay good.npz --shadow-slots 1", ["--shadow-slots"]),
+        ("replay good.npz --global-batch-size 0", ["--global-batch-size"]),
+        ("replay good.npz --token-split always", ["--token-split", "even, window, step"]),
+        ("replay good.npz --policy trimtab,magic", ["--policy", "eplb", "'magic'"]),
+        ("replay good.npz --cluster 1x8:h1000", ["cluster.device", "h100"]),
+        ("replay good.npz --model mixtral-8x7b", ["--model", "2 MoE layers of 8 experts"]),
+        ("replay no_top_k.npz", ["trace.top_k", "--model"]),
+        ("replay newer.npz", ["trace.format_version", "version 1"]),
+        ("replay single.npy", ["trace", "npz"]),
         ("serve --port 70000", ["--port"]),
         ("serve --workers 0 --port 0", ["--workers"]),
         ("serve --database-url nonsense --port 0", ["database_url"]),

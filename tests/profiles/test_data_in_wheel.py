@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ def test_data_files_are_in_the_wheel_and_load_from_it(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     command = [sys.executable, "-c", SCRIPT, str(wheel)]
     names = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+    with zipfile.ZipFile(wheel) as archive:
+        assert {f"profiles/traces/{file.name}" for file in (ROOT / "profiles/traces").iterdir()} <= set(
+            archive.namelist()
+        )
     shelves = [ROOT / "profiles" / shelf for shelf in ("hardware", "models", "software")]
     files = [file for shelf in shelves for file in shelf.glob("*.json")]
     assert sorted(names) == sorted(file.stem for file in files)
