@@ -30,7 +30,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,14 @@ from runtime.courier import Courier
 from runtime.exchange import Group, broadcast_bytes, rank
 from runtime.hooks import ROUTERS, RouterCounter, RouterKind, TokenMask, attach
 from runtime.joining import agree, fitted, join, run_request
-from runtime.migration import check_movable, current_placement, migrate
-from runtime.moe import ExpertParallelMoe, moe_layers
+from runtime.moe import ExpertParallelMoe
+from runtime.moe import moe_layers as layers_of
 from runtime.policy import LocalPolicy, Policy
 from runtime.record import Recorder, check_recordable
+from runtime.shares import Apply, my_share, whole_model
+from runtime.stages import Stage, check_chunks, chunks_of, device_of
 
 logger = logging.getLogger("trimtab.agent")
-
-Apply = Literal["migrate", "advise"]
 
 
 class Agent:
@@ -70,7 +70,7 @@ class Agent:
         self,
         *,
         run: str,
-        model: nn.Module,
+        model: nn.Module | Sequence[nn.Module],
         service: str | None = None,
         window_steps: int = 50,
         search: str | None = None,
@@ -85,12 +85,13 @@ class Agent:
         routers: Sequence[RouterKind] = (),
         same_tokens: Group | None = None,
         record: Path | str | None = None,
+        moe_layers: Sequence[int] | None = None,
     ) -> None:
         """Attach to the model's routers and to the run; a collective over `group`, over which tokens are summed.
 
-        `group` (None: all ranks) is every rank that trains this model, those of tensor, sequence, context and expert
-        parallelism too. `same_tokens`: ranks whose routers see the same tokens (tensor parallelism without sequence
-        parallelism); only the first of them counts. `routers`: kinds of routers beside those that are known.
+        `group` (None: all ranks) is every rank that trains this model, those of tensor, sequence, context, expert and
+        pipeline parallelism too. `same_tokens`: ranks whose routers see the same tokens (tensor parallelism without
+        sequence parallelism); only the first of them counts. `routers`: kinds of routers beside those that are known.
 
         `run`: id or name of a run. If the service has none, one of this name begins from `search` (a search's id) with
         `plan` (an id from its shortlist; None: its first). `service` and `token` default to the environment's
@@ -100,6 +101,10 @@ class Agent:
         it carried the decision out itself. `policy` makes the policy that decides while the service is away.
         `record`: an .npz file that rank 0 writes the windows to, for `trimtab replay`.
 
+        Under pipeline parallelism, `moe_layers`: the numbers of this rank's routers, in the order of its modules, from
+        0 through the MoE layers of the whole model; [] for a stage without any. None: this rank has them all. `model`:
+        what this rank has of it, a list where it has several pieces (virtual stages); all stages are in `group`.
+
         Waits for the service once, at most `runtime.client.ATTACH_PATIENCE` times `timeout_s`; a service that is away
         is a warning. Raises InputError on all ranks if an argument, the model or the run cannot be right, or if ranks
         ask for different things.
@@ -108,34 +113,46 @@ class Agent:
         self._window_steps = window_steps
         self._on_decision = on_decision
         self._optimizer = optimizer
-        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._layers = moe_layers(model)
+        chunks = chunks_of(model)
+        self._device = device_of(chunks)
         self._mask = TokenMask()
         self._counters: list[RouterCounter] = []
         self._courier: Courier | None = None
         with ExitStack() as undo:
             undo.callback(self._remove_hooks)
+            own: list[ExpertParallelMoe] = []
 
-            def prepare() -> dict[str, Any]:
+            def prepare() -> tuple[dict[str, Any], Any]:
                 if window_steps < 1:
                     raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
-                self._counters = attach(model, (*routers, *ROUTERS), mask=self._mask, same_tokens=same_tokens)
-                self._migrates = _can_migrate(self._layers, self._counters, apply, optimizer)
+                check_chunks(chunks)
+                none_here = moe_layers is not None and len(moe_layers) == 0
+                self._counters = attach(
+                    chunks[0] if len(chunks) == 1 else nn.ModuleList(chunks),
+                    (*routers, *ROUTERS),
+                    mask=self._mask,
+                    same_tokens=same_tokens,
+                    may_have_none=none_here,
+                )
+                own.extend(layer for chunk in chunks for layer in layers_of(chunk))
+                share = my_share(self._counters, own, moe_layers, apply, optimizer)
                 if rank(group) == 0:
                     self._client = _client(service, token, timeout_s)
-                experts = [counter.num_experts for counter in self._counters]
-                if rank(group) == 0 and record is not None:
-                    check_recordable(record, experts)
-                slots = [layer.slot_map.experts for layer in self._layers]
                 asked = {"run": run, "search": search, "plan": plan, "window_steps": window_steps}
-                return asked | {"apply": self._migrates, "model": [experts, slots]}
+                return asked, share.model_dump(mode="json")
 
             def begin() -> Attachment:
+                if record is not None:
+                    check_recordable(record, [layer.num_experts for layer in self._model])
                 self._courier = Courier(self._client, lambda: self._find_run(run, search, plan), policy)
                 undo.callback(self._courier.close, 0.0)
                 return self._courier.attach()
 
-            agree(prepare, group, self._device)
+            shares = agree(prepare, group, self._device)
+            self._model, self._migrates = whole_model(shares)
+            numbers = [layer["number"] for layer in shares[rank(group)]["layers"]]
+            self._by_layer = dict(zip(numbers, self._counters, strict=True))
+            self._stage = Stage(self._model, own, numbers)
             attachment = join(begin, group, self._device)
             undo.pop_all()
         self._recorder = None if record is None or rank(group) != 0 else Recorder(record, *_described(attachment))
@@ -192,13 +209,14 @@ class Agent:
         self.close()
 
     def _find_run(self, name: str, search: str | None, plan: str | None) -> Attachment:
-        new = None if search is None else run_request(name, search, plan, self._layers)
-        return fitted(self._client.attach(name, new, plan), self._counters, self._layers, plan)
+        new = None if search is None else run_request(name, search, plan, self._model)
+        return fitted(self._client.attach(name, new, plan), self._model, plan)
 
     def _begin_boundary(self) -> None:
         decision = self._pending_decision()
         self._message = b"" if decision is None else decision.model_dump_json().encode()
-        self._boundary = Boundary(self._counters, len(self._message), self._group, self._device, self._stretch)
+        experts = [layer.num_experts for layer in self._model]
+        self._boundary = Boundary(self._by_layer, experts, len(self._message), self._group, self._device, self._stretch)
         self._stretch = Stretch(self._device)
 
     def _pass_boundary(self, boundary: Boundary) -> None:
@@ -225,12 +243,12 @@ class Agent:
     def _carry_out(self, decision: Decision) -> None:
         if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:
             try:
-                done = migrate(self._layers, decision.placement, self._optimizer)
+                moved = self._stage.migrate(decision.placement, self._optimizer, self._group, self._device)
             except TrimtabError as error:
                 message = "window %d: not carried out, nothing was moved: %s"
                 logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
-                logger.info("window %d: moved %d experts", decision.window, done.moved_experts)
+                logger.info("window %d: moved %d experts of this rank's layers", decision.window, moved)
         self._stretch = None  # this step was longer than others
         applied = self._on_decision(decision) if self._on_decision is not None else None
         if applied:
@@ -247,7 +265,7 @@ class Agent:
         self._last_window = None
         if self._courier is None:
             return
-        silent = [c.name for c, row in zip(self._counters, tokens, strict=True) if sum(row) == 0]
+        silent = [layer.name for layer, row in zip(self._model, tokens, strict=True) if sum(row) == 0]
         if silent:
             logger.warning("window %d is left out: no training step went through %s", index, ", ".join(silent))
             return
@@ -258,7 +276,7 @@ class Agent:
             tokens=tuple(map(tuple, tokens)),
             step_time_s=boundary.step_time_s(),
             plan_id=self._plan_id,
-            placement=current_placement(self._layers) if self._layers else self._placement,
+            placement=self._stage.placement() or self._placement,
         )
         self._courier.submit(self._last_window)
         if self._recorder is not None:
@@ -282,24 +300,3 @@ def _client(service: str | None, token: str | None, timeout_s: float) -> Planner
     if not address:
         raise InputError.at("service", "is required, here or in TRIMTAB_SERVICE: http://host:port")
     return PlannerService(address, token or os.environ.get("TRIMTAB_TOKEN"), timeout_s)
-
-
-def _can_migrate(
-    layers: Sequence[ExpertParallelMoe],
-    counters: Sequence[RouterCounter],
-    apply: Apply | None,
-    optimizer: torch.optim.Optimizer | None,
-) -> bool:
-    """Whether the agent is to move experts; raises InputError if it is to but cannot."""
-    if apply not in (None, "migrate", "advise"):
-        raise InputError.at("apply", f'must be "migrate" or "advise", got {apply!r}')
-    if layers and len(layers) != len(counters):
-        raise InputError.at("model", "mixes expert-parallel layers of Trimtab with routers of other frameworks")
-    if apply == "advise" or (apply is None and not layers):
-        return False
-    if not layers:
-        raise InputError.at("apply", 'must be "advise": the model has no expert-parallel layer of Trimtab to migrate')
-    if optimizer is None:
-        raise InputError.at("optimizer", 'is required to move experts with their state; or use apply="advise"')
-    check_movable(layers, optimizer)
-    return True

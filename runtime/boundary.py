@@ -8,7 +8,7 @@ timed by events of the device, so that what was still queued at the boundary cou
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -109,19 +109,27 @@ class Boundary:
 
     def __init__(
         self,
-        counters: Sequence[RouterCounter],
+        counters: Mapping[int, RouterCounter],
+        experts: Sequence[int],
         number: int,
         group: Group | None,
         device: torch.device,
         stretch: Stretch | None,
     ) -> None:
-        """Begin to share; a collective. `number` is 0 on all ranks but one; `stretch` are the steps that end here."""
+        """Begin to share; a collective.
+
+        `counters`: of this rank's MoE layers, by their number among all of the model, which have so many `experts`.
+        `number` is 0 on all ranks but one; `stretch` are the steps that end here.
+        """
         self._stretch = stretch
         if stretch is not None:
             stretch.end()
-        self._sizes = [counter.num_experts for counter in counters]
-        last = torch.tensor([number], device=device)
-        self._reduction = Reduction(torch.cat([*(counter.take(device) for counter in counters), last]), group)
+        self._sizes = list(experts)
+        rows = [
+            counters[layer].take(device) if layer in counters else torch.zeros(size, dtype=torch.int64, device=device)
+            for layer, size in enumerate(experts)
+        ]
+        self._reduction = Reduction(torch.cat([*rows, torch.tensor([number], device=device)]), group)
 
     def shared(self) -> tuple[list[list[int]], int]:
         """Tokens [MoE layer][expert] of all ranks, and the number; waits for them."""

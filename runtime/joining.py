@@ -18,24 +18,25 @@ from planner.spec.run import RunContext, RunRequest
 from planner.spec.window import Window
 from runtime.client import Attachment
 from runtime.exchange import Group, broadcast_json, gather_json, rank
-from runtime.hooks import RouterCounter
-from runtime.moe import ExpertParallelMoe
+from runtime.shares import HeldLayer
 
 logger = logging.getLogger("trimtab.agent")
 
 _SHOWN_CHARACTERS = 120
 
 
-def agree(prepare: Callable[[], Mapping[str, Any]], group: Group | None, device: torch.device) -> None:
-    """Prepare each rank, and compare what must be equal on all (by field, as plain data). A collective.
+def agree(prepare: Callable[[], tuple[Mapping[str, Any], Any]], group: Group | None, device: torch.device) -> list[Any]:
+    """Prepare each rank, compare what must be equal on all (by field), and tell all what each has. A collective.
 
-    Raises InputError on all ranks if one cannot be prepared, or if two differ; what else a rank raises, it raises
-    after the others have heard of it.
+    `prepare` returns both as plain data: what must be equal, and what this rank has. Returns the latter by rank.
+    Raises InputError on all ranks if one cannot be prepared, or if two differ; what else a rank raises, it raises after
+    the others have heard of it.
     """
     mine: dict[str, Any] = {}
     failure: Exception | None = None
     try:
-        mine["asked"] = dict(prepare())
+        asked, mine["has"] = prepare()
+        mine["asked"] = dict(asked)
     except InputError as error:
         mine["problems"] = [[problem.field, problem.message] for problem in error.problems]
     except Exception as error:
@@ -57,6 +58,7 @@ def agree(prepare: Callable[[], Mapping[str, Any]], group: Group | None, device:
             raise InputError.at(
                 differing[0], f"must be the same on all ranks; rank 0 has {here}, rank {number} has {there}"
             )
+    return [other["has"] for other in everyone]
 
 
 def join(attach: Callable[[], Attachment], group: Group | None, device: torch.device) -> Attachment | None:
@@ -84,12 +86,13 @@ def join(attach: Callable[[], Attachment], group: Group | None, device: torch.de
     return parse(Attachment, answer["attachment"]) if "attachment" in answer else None
 
 
-def run_request(name: str, search: str, plan: str | None, layers: Sequence[ExpertParallelMoe]) -> RunRequest:
-    """What begins a run for a job with these expert-parallel layers: it says what they can hold and how they split.
+def run_request(name: str, search: str, plan: str | None, layers: Sequence[HeldLayer]) -> RunRequest:
+    """What begins a run for a job with these MoE layers: if they are ours, what they can hold and how they split.
 
     Raises InputError if the layers differ in that.
     """
-    kinds = {(layer.extra_slots_per_rank, layer.slot_map.shadows_per_rank, layer.token_split) for layer in layers}
+    own = [layer.own for layer in layers if layer.own is not None]
+    kinds = {(layer.extra_slots_per_rank, layer.shadow_slots_per_rank, layer.token_split) for layer in own}
     if len(kinds) > 1:
         raise InputError.at(
             "model", "has expert-parallel layers of different extra slots, shadow slots or token splits"
@@ -102,29 +105,31 @@ def run_request(name: str, search: str, plan: str | None, layers: Sequence[Exper
     return request.model_copy(update=changes)
 
 
-def fitted(
-    found: Attachment, counters: Sequence[RouterCounter], layers: Sequence[ExpertParallelMoe], plan: str | None
-) -> Attachment:
-    """The attachment as it holds for a job with these routers and expert-parallel layers, which asked for `plan`.
+def fitted(found: Attachment, layers: Sequence[HeldLayer], plan: str | None) -> Attachment:
+    """The attachment as it holds for a job with these MoE layers, all of its model, which asked for `plan`.
 
     A job that was restarted on another number of ranks goes on in its run: under the first plan of the shortlist that
     spreads experts over so many. Raises InputError if the run was planned for another model, or has no such plan.
     """
     context, name = found.run.context, found.run.name
     wanted = [context.model.moe(layer).num_experts for layer in context.model.moe_layers]
-    has = [counter.num_experts for counter in counters]
+    has = [layer.num_experts for layer in layers]
     if wanted != has:
+        stages = "; on pipeline stages, say which each rank holds: Agent(moe_layers=[…])"
         raise InputError.at(
-            "model", f"has routers for {_by_layer(has)}, but run {name!r} was planned for {_by_layer(wanted)}"
+            "model",
+            f"has routers for {_by_layer(has)}, but run {name!r} was planned for {_by_layer(wanted)}"
+            + (stages if len(has) < len(wanted) else ""),
         )
     if found.plan_id not in {other.id for other in context.plans}:
         raise InputError.at(
             "plan", f"must be of the run's shortlist ({', '.join(other.id for other in context.plans)})"
         )
-    if not layers:
+    own = layers[0].own
+    if own is None:
         return found
     ranks = {other.id: expert_ranks(context.model, other) for other in context.plans}
-    mine = layers[0].num_ranks
+    mine = own.num_ranks
     if ranks[found.plan_id] == mine:
         return found
     same_size = [plan_id for plan_id, size in ranks.items() if size == mine]

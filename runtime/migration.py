@@ -13,6 +13,8 @@ All or nothing, in four phases on all ranks of the expert-parallel group:
 3. exchange: one all-to-all, into the new buffers;
 4. commit: every rank unpacks its buffers into its slots and notes the placement.
 
+Where several groups are to move together (pipeline stages: `runtime.stages`), they agree between 2 and 3.
+
 A swap needs no care: sources were packed before the first slot is overwritten. Call it between optimizer steps: then
 replicas are equal, and any of them can be the source. Shadow slots are filled by the layer, before its next forward
 pass; a new split moves nothing.
@@ -46,13 +48,28 @@ class Transfer(NamedTuple):
     to_slot: int
 
 
-class Prepared(NamedTuple):
-    """What a rank is ready to do."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a rank is ready to do; dropping it leaves all as it is."""
 
+    layers: Sequence[ExpertParallelMoe]
     maps: list[SlotMap]
     """The target, layer by layer."""
     transfers: list[Transfer]
     shipment: Shipment
+    began_s: float
+    """`time.perf_counter()` when it began."""
+
+    def carry_out(self) -> Migration:
+        """Exchange and commit; a collective over the expert-parallel group."""
+        if self.transfers:
+            self.shipment.exchange()
+            self.shipment.unpack()
+        for layer, slots in zip(self.layers, self.maps, strict=True):
+            layer.place(slots)
+        if self.shipment.received.device.type == "cuda":
+            torch.cuda.synchronize(self.shipment.received.device)
+        return Migration(len(self.transfers), self.shipment.received.numel(), time.perf_counter() - self.began_s)
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,15 @@ class Migration:
 
 def current_placement(layers: Sequence[ExpertParallelMoe]) -> Placement:
     """Where the experts of these layers sit now."""
-    maps = [layer.slot_map for layer in layers]
+    return placement_of([layer.slot_map for layer in layers])
+
+
+def placement_of(maps: Sequence[SlotMap]) -> Placement:
+    """The slots of all layers as one placement."""
     even = all(slots.split is None for slots in maps)
     return Placement(
         layers=tuple(slots.experts for slots in maps),
-        num_ranks=layers[0].num_ranks,
+        num_ranks=maps[0].num_ranks,
         shadow_slots_per_rank=maps[0].shadows_per_rank,
         split=None if even else tuple(slots.parts() for slots in maps),
     )
@@ -88,24 +109,23 @@ def migrate(
     rank; ConflictError if this rank cannot prepare for another reason (memory, say: its cause), if another rank
     refuses, or if it wants something else. Then nothing has changed on any rank, and all may go on as they are.
     """
-    began = time.perf_counter()
+    return prepare(layers, target, optimizer).carry_out()
+
+
+def prepare(
+    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None = None
+) -> Prepared:
+    """The first half of `migrate`, which can be refused, and raises as it does: its phases 1 and 2."""
+    began_s = time.perf_counter()
     group = layers[0].group
     device = next(layers[0].experts.parameters()).device
 
-    def prepare() -> tuple[str, Prepared]:
-        prepared = _prepare(layers, target, optimizer)
+    def ready() -> tuple[str, Prepared]:
+        prepared = _prepare(layers, target, optimizer, began_s)
         placements = [placement.model_dump(mode="json") for placement in (current_placement(layers), target)]
         return content_id([placements, _layout(layers, optimizer)]), prepared
 
-    maps, transfers, shipment = all_or_none(prepare, "the migration", group, device)
-    if transfers:
-        shipment.exchange()
-        shipment.unpack()
-    for layer, slots in zip(layers, maps, strict=True):
-        layer.place(slots)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return Migration(len(transfers), shipment.received.numel(), time.perf_counter() - began)
+    return all_or_none(ready, "the migration", group, device)
 
 
 def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Optimizer | None) -> None:
@@ -114,13 +134,14 @@ def check_movable(layers: Sequence[ExpertParallelMoe], optimizer: torch.optim.Op
 
 
 def _prepare(
-    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None
+    layers: Sequence[ExpertParallelMoe], target: Placement, optimizer: torch.optim.Optimizer | None, began_s: float
 ) -> Prepared:
     """All that can fail on this rank alone."""
     maps = _maps(layers, target)
     transfers = list(_transfers(layers, maps))
     device = next(layers[0].experts.parameters()).device
-    return Prepared(maps, transfers, Shipment.pack(_parcels(layers, transfers, optimizer), layers[0].group, device))
+    shipment = Shipment.pack(_parcels(layers, transfers, optimizer), layers[0].group, device)
+    return Prepared(layers, maps, transfers, shipment, began_s)
 
 
 def _maps(layers: Sequence[ExpertParallelMoe], target: Placement) -> list[SlotMap]:

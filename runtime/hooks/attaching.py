@@ -19,19 +19,21 @@ def attach(
     *,
     mask: TokenMask | None = None,
     same_tokens: Group | None = None,
+    may_have_none: bool = False,
 ) -> list[RouterCounter]:
     """A counter on each router of the model, in the order of its modules, which is that of its layers.
 
     `model`: a torch module, or what has Paddle's `named_sublayers` and `register_forward_post_hook`. `kinds`: the
     first that matches a module says how it is read. A module around a known router is none itself. `same_tokens`: the
-    ranks whose routers see the same tokens; only the first of them counts. Raises InputError if there is no router.
+    ranks whose routers see the same tokens; only the first of them counts. Raises InputError if there is no router,
+    unless it `may_have_none` (a pipeline stage without MoE layers).
     """
     mask = mask or TokenMask()
     place = 0 if same_tokens is None else rank(same_tokens)
     if place < 0:
         raise InputError.at("same_tokens", "must be the group that this rank is in")
     found = _routers(model, kinds)
-    if not found:
+    if not found and not may_have_none:
         raise InputError.at(
             "model",
             f"has no router that is known. Known are, by package: {_known(kinds)}. Describe an own one by a "

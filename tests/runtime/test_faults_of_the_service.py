@@ -22,6 +22,7 @@ from runtime.courier import Courier
 from runtime.hooks import attach
 from runtime.joining import fitted
 from runtime.moe import moe_layers
+from runtime.shares import my_share, whole_model
 
 
 @pytest.fixture
@@ -225,11 +226,13 @@ def test_a_job_trains_through_all_of_it_as_without_an_agent(planner, wire):
 
 def test_a_run_goes_on_under_a_plan_of_the_jobs_size(caplog):
     model, _ = make_job()
+    share = my_share(attach(model), moe_layers(model), None, "advise", None)
+    layers, _ = whole_model([share.model_dump(mode="json")])
     alone = sample_plan(ranks=4, expert_ranks=1)
     run = sample_run(ranks=4, more_plans=(alone,))
     found = Attachment(run=run, plan_id=run.plan_id, placement=run.placement, next_index=7, next_step=70)
-    changed = fitted(found, attach(model), moe_layers(model), None)
+    changed = fitted(found, layers, None)
     assert (changed.plan_id, changed.placement, changed.next_index) == (alone.id, None, 7)
     assert "goes on with experts over 1 ranks, not 4" in caplog.text
     with pytest.raises(InputError, match=r"over 4 ranks, the model over 1: .* has 4 .*, 1 "):
-        fitted(found, attach(model), moe_layers(model), run.plan_id)
+        fitted(found, layers, run.plan_id)
