@@ -18,6 +18,9 @@ for HTTP, nor for the device. An answer that comes later than its boundary stand
 that could not be delivered are delivered later, in order. A window without a token in some MoE layer (nothing was
 trained) is left out.
 
+Under pipeline parallelism each rank counts in the rows of its own MoE layers and moves the experts of these; a decision
+is about all layers, and carried out on all stages or on none (`runtime.stages`).
+
 The agent changes experts' places only, by `runtime.migration`; it never switches plans: that needs a restart, and is
 for `on_decision`. A rank that dies takes the job with it, as it does without the agent: the others hear of it from
 torch. What goes wrong otherwise, and what the job does then, is a table in docs/online.md.
@@ -51,7 +54,7 @@ from runtime.moe import moe_layers as layers_of
 from runtime.policy import LocalPolicy, Policy
 from runtime.record import Recorder, check_recordable
 from runtime.shares import Apply, my_share, whole_model
-from runtime.stages import Stage, check_chunks, chunks_of, device_of
+from runtime.stages import Stage, as_one_module, chunks_of, device_of
 
 logger = logging.getLogger("trimtab.agent")
 
@@ -103,7 +106,8 @@ class Agent:
 
         Under pipeline parallelism, `moe_layers`: the numbers of this rank's routers, in the order of its modules, from
         0 through the MoE layers of the whole model; [] for a stage without any. None: this rank has them all. `model`:
-        what this rank has of it, a list where it has several pieces (virtual stages); all stages are in `group`.
+        what this rank has of it, a list where it has several pieces (virtual stages); all stages are in `group`, and
+        their ranks call `step()` together, once per step of the optimizer.
 
         Waits for the service once, at most `runtime.client.ATTACH_PATIENCE` times `timeout_s`; a service that is away
         is a warning. Raises InputError on all ranks if an argument, the model or the run cannot be right, or if ranks
@@ -125,16 +129,15 @@ class Agent:
             def prepare() -> tuple[dict[str, Any], Any]:
                 if window_steps < 1:
                     raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
-                check_chunks(chunks)
-                none_here = moe_layers is not None and len(moe_layers) == 0
+                piece = as_one_module(chunks)
                 self._counters = attach(
-                    chunks[0] if len(chunks) == 1 else nn.ModuleList(chunks),
+                    piece,
                     (*routers, *ROUTERS),
                     mask=self._mask,
                     same_tokens=same_tokens,
-                    may_have_none=none_here,
+                    may_have_none=moe_layers is not None and len(moe_layers) == 0,
                 )
-                own.extend(layer for chunk in chunks for layer in layers_of(chunk))
+                own.extend(layers_of(piece))
                 share = my_share(self._counters, own, moe_layers, apply, optimizer)
                 if rank(group) == 0:
                     self._client = _client(service, token, timeout_s)

@@ -27,11 +27,13 @@ def chunks_of(model: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
     return [model] if isinstance(model, nn.Module) else list(model)
 
 
-def check_chunks(chunks: Sequence[object]) -> None:
-    """Raises InputError."""
-    wrong = [type(chunk).__name__ for chunk in chunks if not isinstance(chunk, nn.Module)]
-    if wrong:
-        raise InputError.at("model", f"must be a torch module, or a list of modules (its chunks), not of {wrong[0]}")
+def as_one_module(chunks: Sequence[object]) -> nn.Module:
+    """All chunks, their modules in order; raises InputError."""
+    modules = [chunk for chunk in chunks if isinstance(chunk, nn.Module)]
+    if len(modules) < len(chunks):
+        wrong = next(type(chunk).__name__ for chunk in chunks if not isinstance(chunk, nn.Module))
+        raise InputError.at("model", f"must be a torch module, or a list of modules (its chunks), not of {wrong}")
+    return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
 
 
 def device_of(chunks: Sequence[object]) -> torch.device:
