@@ -37,7 +37,8 @@ def attach(
         raise InputError.at(
             "model",
             f"has no router that is known. Known are, by package: {_known(kinds)}. Describe an own one by a "
-            "runtime.RouterKind, and pass it in Agent(routers=[…])",
+            "runtime.RouterKind, and pass it in Agent(routers=[…]). A pipeline stage without MoE layers says "
+            "Agent(moe_layers=[])",
         )
     return [RouterCounter(name, module, kind, mask, counts_here=place == 0) for name, module, kind in found]
 

@@ -9,17 +9,21 @@ import pytest
 import torch
 import torch.distributed as dist
 from doubles_routers import MoE
-from pipeline_samples import BLOCKS, IN_ORDER, INTERLEAVED, OneProcess, PipelineJob, pipeline_run
+from pipeline_samples import BLOCKS, IN_ORDER, INTERLEAVED, MODEL, OneProcess, PipelineJob, pipeline_run
 from planner_samples import InThread, SamplePlanner, turn
 from torch import nn
 from training_samples import EXPERTS, RANKS, largest_difference
 
-from planner.spec.errors import InputError
+from planner.spec.errors import ConflictError, InputError
+from planner.spec.placement import Placement
 from runtime.agent import Agent
+from runtime.example import LanguageModel
 from runtime.hooks import attach
 from runtime.launch import launch
 from runtime.moe import moe_layers
+from runtime.shares import my_share, whole_model
 from runtime.shipment import Shipment
+from runtime.stages import Stage
 
 STEPS, WINDOW = 17, 4
 FIRST = tuple(range(EXPERTS))
@@ -212,3 +216,31 @@ def test_wrong_numbers_of_layers_are_one_clear_error_on_all_ranks():
         else:
             message, hooks_left = answers[0]
             assert message.startswith(wanted) and not hooks_left
+
+
+def refuse_in_one_of_two_groups(report):
+    """Two expert-parallel groups that hold the same layers; rank 2 refuses once. Slots and error of both tries."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    if dist.get_rank() == 2:
+        fail_to_pack_once()
+    model = LanguageModel(MODEL, groups[dist.get_rank() // 2])
+    optimizer = torch.optim.AdamW(model.parameters())
+    layers = moe_layers(model)
+    share = my_share(attach(model), layers, None, None, optimizer)
+    stage = Stage(whole_model([share.model_dump(mode="json")])[0], layers, range(BLOCKS))
+    target, found = Placement(layers=(turned(1),) * BLOCKS, num_ranks=2), []
+    for _ in range(2):
+        try:
+            stage.migrate(target, optimizer, None, torch.device("cpu"))
+        except ConflictError as error:
+            found.append(str(error))
+        found.append(stage.placement().layers)
+    return found
+
+
+def test_a_group_that_refuses_stops_the_other_groups_of_the_same_layers():
+    results = launch(refuse_in_one_of_two_groups, RANKS, timeout_s=60)
+    stayed, moved = (FIRST,) * BLOCKS, (turned(1),) * BLOCKS
+    refused = "rank {} of the group cannot prepare the migration"
+    wanted = [refused.format(who) for who in ("2, 3", "2, 3", 0, 0)]
+    assert results == [[message, stayed, moved] for message in wanted]
