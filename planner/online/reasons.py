@@ -53,6 +53,8 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
 def _what(candidate: Candidate) -> str:
     if candidate.action is Action.SWITCH_PLAN:
         return f"switching to plan {candidate.plan.summary}"
+    if not candidate.num_moves and candidate.refilled:
+        return f"changing what {_count(candidate.refilled, 'shadow slot')} hold"
     if not candidate.num_moves:
         return "splitting the tokens of replicas anew"
     layers = len(set(candidate.copies.layer.tolist())) if candidate.copies else 0
