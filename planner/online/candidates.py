@@ -187,7 +187,7 @@ def _with_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator
     shares, shadows = outlook.forecast.array, seats.shadow_slots_per_rank
     if outlook.split(seats.layers, ranks) is not None:
         yield seats.layers
-    for other in shadowed(pricing, plan, shares, seats, (1.0, STRICTNESS, inf)):
+    for other in shadowed(pricing, plan, shares, seats, (STRICTNESS, inf)):
         if not np.array_equal(other.layers, seats.layers):
             yield other.layers
     lasting = lasting_slots(seats.layers, ranks, shadows)
@@ -199,7 +199,7 @@ def _with_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator
     if np.array_equal(target, lasting):
         return
     moved = seats._replace(layers=with_idle_shadows(target, outlook.loads, ranks, shadows), split=None)
-    yield from (other.layers for other in shadowed(pricing, plan, shares, moved, (1.0, STRICTNESS, inf)))
+    yield from (other.layers for other in shadowed(pricing, plan, shares, moved, (STRICTNESS, inf)))
 
 
 def switches(outlook: Outlook, balanced_step_s: dict[str, float]) -> Iterator[Candidate]:
@@ -271,7 +271,7 @@ def _best_seats(outlook: Outlook, plan: Plan, num_ranks: int) -> Seats:
     slots = afresh(outlook.loads, num_ranks, each, context.token_split)
     if shadows := context.shadow_slots_per_rank:
         idle = Seats(with_idle_shadows(slots, outlook.loads, num_ranks, shadows), num_ranks, None, shadows)
-        (filled,) = shadowed(outlook.pricing, plan, outlook.forecast.array, idle, (1.0,))
+        (filled,) = shadowed(outlook.pricing, plan, outlook.forecast.array, idle, (STRICTNESS,))
         return filled._replace(split=outlook.split(filled.layers, num_ranks))
     return Seats(slots, num_ranks, outlook.split(slots, num_ranks))
 

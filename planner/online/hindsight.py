@@ -17,6 +17,7 @@ was priced too high.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ from planner.cost import Seats
 from planner.cost.balance import Floats, Indices
 from planner.cost.migration import PAUSE_S
 from planner.online.assign import align_slots
+from planner.online.candidates import STRICTNESS
 from planner.online.copies import copies_between
 from planner.online.placement import afresh, options
 from planner.online.pricing import Pricing, placement_from, seats_of, served, whole_split
-from planner.online.shadowing import shadowed_by_window
+from planner.online.shadowing import shadow_price, shadowed_by_window
 from planner.online.shadows import lasting_slots, with_idle_shadows
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
@@ -74,11 +76,11 @@ def best_sequence(
     progress: Callable[[float], None] = lambda part: None,
 ) -> BestSequence:
     """The best sequence over the trace; see the module on which set that is."""
+    price = shadow_price(pricing, plan, known.shares, seats_of(start)) if start.shadow_slots_per_rank else 0.0
     seats = _distinct([seats_of(start), *_candidates(known, pricing, seats_of(start)), *map(_bare, also)])
     step_s = np.empty((len(known.lengths), len(seats)))
     for number, each in enumerate(seats):
-        conditions = list(zip(known.shares, _as_run(pricing, plan, known.shares, each), strict=True))
-        step_s[:, number] = [price.seconds for price in pricing.steps(plan, conditions)]
+        step_s[:, number] = [seconds for _, seconds in _as_run(pricing, plan, known.shares, each, price)]
         progress(0.9 * (number + 1) / len(seats))
     move_s = np.where(np.eye(len(seats), dtype=bool), 0.0, PAUSE_S)
     moves = np.full(move_s.shape, -1)
@@ -91,9 +93,9 @@ def best_sequence(
         for before, after in sorted(unknown):
             moves[before, after], move_s[before, after] = _move(pricing, plan, seats[before], seats[after])
     progress(1.0)
-    as_run = {number: _as_run(pricing, plan, known.shares, seats[number]) for number in set(path)}
+    as_run = {number: _as_run(pricing, plan, known.shares, seats[number], price) for number in set(path)}
     steps = [
-        Step(placement_from(as_run[after][window]), int(moves[before, after]), move_s[before, after])
+        Step(placement_from(as_run[after][window][0]), int(moves[before, after]), move_s[before, after])
         for window, (before, after) in enumerate(zip([0, *path], path, strict=False))
     ]
     return BestSequence(tuple(steps), total_s)
@@ -136,18 +138,26 @@ def _bare(placement: Placement) -> Seats:
     return seats_of(placement)._replace(split=None)
 
 
-def _as_run(pricing: Pricing, plan: Plan, shares: Floats, seats: Seats) -> list[Seats]:
-    """For each window of `shares` [W, L, E]: with the shadow experts and the split that the window can have."""
-    every = [seats] * len(shares)
+def _as_run(pricing: Pricing, plan: Plan, shares: Floats, seats: Seats, per_shadow: float) -> list[tuple[Seats, float]]:
+    """For each window of `shares` [W, L, E]: with the best shadow experts and split that it can have, and its step."""
+    ways = [[seats] * len(shares)]
     if seats.shadow_slots_per_rank:
-        every = shadowed_by_window(pricing, plan, shares, seats)
-    if pricing.context.token_split is TokenSplit.EVEN or seats.layers.shape[1] == shares.shape[2]:
-        return every
+        ways = [
+            shadowed_by_window(pricing, shares, seats, price) for price in (inf, STRICTNESS * per_shadow, per_shadow)
+        ]
+    found: list[list[tuple[Seats, float]]] = []
+    for way in ways:
+        split = [_split_anew(pricing, load, each) for load, each in zip(shares, way, strict=True)]
+        prices = pricing.steps(plan, list(zip(shares, split, strict=True)))
+        found.append([(each, price.seconds) for each, price in zip(split, prices, strict=True)])
+    return [min(window, key=lambda pair: pair[1]) for window in zip(*found, strict=True)]
+
+
+def _split_anew(pricing: Pricing, shares: Floats, seats: Seats) -> Seats:
+    if pricing.context.token_split is TokenSplit.EVEN or seats.layers.shape[1] == shares.shape[1]:
+        return seats
     loads = served(shares, pricing.context.training)
-    return [
-        each._replace(split=whole_split(load, each.layers, each.num_ranks))
-        for load, each in zip(loads, every, strict=True)
-    ]
+    return seats._replace(split=whole_split(loads, seats.layers, seats.num_ranks))
 
 
 def _shortest(window_s: Floats, move_s: Floats) -> tuple[list[int], float]:

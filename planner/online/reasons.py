@@ -21,7 +21,7 @@ def act(chosen: Candidate, account_s: float) -> str:
     """A move that is made: because it is expected to pay, or because of what was lost without it."""
     offer = f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}"
     payback = chosen.cost_s / chosen.gain_s
-    if chosen.net_s > 0:
+    if chosen.net_s > 0 or chosen.cost_s == 0.0:
         return f"{offer}: paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
     return (
         f"{offer}: the gain is expected to last {chosen.life_steps:.3g} steps and to pay it back only after "

@@ -27,12 +27,14 @@ def idle_seats(seats: Seats, loads: Floats) -> Seats:
 def shadow_price(pricing: Pricing, plan: Plan, shares: Floats, seats: Seats) -> float:
     """Load on a layer's hottest rank, in shares, that costs as much time as one filled shadow slot; infinite if none.
 
-    `shares` [L, E] as the gate chose.
+    `shares` [W, L, E] of some windows, as the gate chose.
     """
     loads, rates = served(shares, pricing.context.training), pricing.rates(plan, seats)
-    idle = idle_seats(seats, loads)
-    to_gain_s = pricing.step(plan, shares, idle).seconds - rates.balanced_s
-    to_relieve = float(pricing.rank_loads(loads, idle).max(axis=1).sum()) - rates.balanced_hottest
+    idle = idle_seats(seats, loads.mean(axis=0))
+    steps = pricing.steps(plan, [(each, idle) for each in shares])
+    to_gain_s = sum(step.seconds - rates.balanced_s for step in steps)
+    hottest = (float(pricing.rank_loads(each, idle).max(axis=1).sum()) for each in loads)
+    to_relieve = sum(each - rates.balanced_hottest for each in hottest)
     if to_gain_s <= 0.0 or to_relieve <= 0.0:
         return float("inf")
     return rates.shadow_s * to_relieve / to_gain_s
@@ -46,7 +48,7 @@ def shadowed(
     Slots that are worth filling for none of the layers stay idle. Equal ones come once.
     """
     loads = served(shares, pricing.context.training)
-    price = shadow_price(pricing, plan, shares, seats)
+    price = shadow_price(pricing, plan, shares[None], seats)
     found = shadow_options(loads, seats, pricing.context.token_split)
     seen: set[bytes] = set()
     for times in strictness:
@@ -57,13 +59,12 @@ def shadowed(
             yield seats._replace(layers=slots, split=None)
 
 
-def shadowed_by_window(pricing: Pricing, plan: Plan, shares: Floats, seats: Seats) -> list[Seats]:
+def shadowed_by_window(pricing: Pricing, shares: Floats, seats: Seats, price: float) -> list[Seats]:
     """`seats` with the shadow experts that are worth it in each window of `shares` [W, L, E], without a split.
 
-    Each has the price of the mean load. All windows are searched at once, as so many layers.
+    `price` of one: see `shadow_price`. All windows are searched at once, as so many layers.
     """
     windows, layers, experts = shares.shape
-    price = shadow_price(pricing, plan, shares.mean(axis=0), seats)
     every = seats._replace(layers=np.tile(seats.layers, (windows, 1)), split=None)
     loads = served(shares, pricing.context.training).reshape(windows * layers, experts)
     found = shadow_options(loads, every, pricing.context.token_split)

@@ -3,7 +3,8 @@
 A shadow slot is idle while it holds an expert that its rank has anyway: nothing is sent for it. Filled, it costs time
 in every step (planner/cost/copies.py), but its content can change with every decision, for nothing. So the search
 begins with idle slots each time, whatever they held, and what it weighs is not moves but how many slots it fills.
-Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, of each rank's s the last h for shadows.
+Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots; of each rank's s the last h are for
+shadows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost import Seats
-from planner.cost.balance import Floats, Indices
+from planner.cost.balance import Floats, Indices, replica_counts
 from planner.online.placement import Options, first_placement, options
 from planner.spec.placement import TokenSplit
 
@@ -22,9 +23,7 @@ from planner.spec.placement import TokenSplit
 def first_slots(num_experts: int, num_ranks: int, lasting_per_rank: int, shadows_per_rank: int) -> Indices:
     """[S]: `first_placement` in the lasting slots, idle shadow slots."""
     lasting = first_placement(num_experts, num_ranks, lasting_per_rank)
-    idle = np.arange(shadows_per_rank) % lasting_per_rank
-    by_rank = lasting.reshape(num_ranks, lasting_per_rank)
-    return np.concatenate([by_rank, by_rank[:, idle]], axis=1).ravel()
+    return with_idle_shadows(lasting[None], np.zeros((1, num_experts)), num_ranks, shadows_per_rank)[0]
 
 
 def lasting_slots(slots: Indices, num_ranks: int, shadows_per_rank: int) -> Indices:
@@ -35,14 +34,16 @@ def lasting_slots(slots: Indices, num_ranks: int, shadows_per_rank: int) -> Indi
 
 
 def with_idle_shadows(lasting: Indices, loads: Floats, num_ranks: int, shadows_per_rank: int) -> Indices:
-    """[L, S]: each shadow slot holds an expert of its own rank, those with the least load of `loads` [L, E] first.
+    """[L, S]: each shadow slot holds an expert of its own rank; of those with fewest replicas the coldest first.
 
-    The coldest, because a second slot on the same rank counts as a replica where these take equal parts.
+    A second slot on the same rank counts as a replica where these take equal parts: it must not draw tokens from other
+    ranks. `loads` [L, E].
     """
+    every = np.arange(len(loads))[:, None, None]
     by_rank = lasting.reshape(len(lasting), num_ranks, -1)
-    carried = loads[np.arange(len(loads))[:, None, None], by_rank]
-    coldest = np.take_along_axis(by_rank, np.argsort(carried, axis=2, kind="stable"), axis=2)
-    idle = coldest[:, :, np.arange(shadows_per_rank) % by_rank.shape[2]]
+    replicas = replica_counts(lasting, loads.shape[1])[every, by_rank]
+    order = np.lexsort((loads[every, by_rank], replicas), axis=2)
+    idle = np.take_along_axis(by_rank, order[:, :, np.arange(shadows_per_rank) % by_rank.shape[2]], axis=2)
     return np.concatenate([by_rank, idle], axis=2).reshape(len(lasting), -1)
 
 
