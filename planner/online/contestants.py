@@ -81,9 +81,9 @@ def fastermoe(game: Game, progress: Progress) -> Course:
 
 def _tokens_per_group(context: RunContext, num_ranks: int) -> float:
     """Copies of tokens that the ranks of one expert-parallel group share in a step, in each MoE layer."""
-    training, model = context.training, context.model
+    plan, model = context.plans[0], context.model
     groups = context.cluster.num_devices // num_ranks
-    return training.global_batch_size * training.sequence_length * model.moe(model.moe_layers[0]).top_k / groups
+    return plan.global_batch_size * plan.sequence_length * model.moe(model.moe_layers[0]).top_k / groups
 
 
 def _shadow_costs(context: RunContext, plan: Plan) -> ShadowCosts:

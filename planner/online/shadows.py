@@ -23,7 +23,7 @@ from planner.spec.placement import TokenSplit
 def first_slots(num_experts: int, num_ranks: int, lasting_per_rank: int, shadows_per_rank: int) -> Indices:
     """[S]: `first_placement` in the lasting slots, idle shadow slots."""
     lasting = first_placement(num_experts, num_ranks, lasting_per_rank)
-    return with_idle_shadows(lasting[None], np.zeros((1, num_experts)), num_ranks, shadows_per_rank)[0]
+    return with_idle_shadows(lasting[None], np.zeros((1, num_experts)), num_ranks, shadows_per_rank).ravel()
 
 
 def lasting_slots(slots: Indices, num_ranks: int, shadows_per_rank: int) -> Indices:

@@ -17,7 +17,11 @@ from runtime.example import Job, LanguageModel, Progress, batches, can_run, libr
 from runtime.launch import launch
 
 
-@pytest.mark.parametrize("slots", [{}, {"extra_slots_per_rank": 1, "token_split": TokenSplit.STEP}], ids=str)
+@pytest.mark.parametrize(
+    "slots",
+    [{}, {"extra_slots_per_rank": 1, "token_split": TokenSplit.STEP}, {"shadow_slots_per_rank": 1}],
+    ids=str,
+)
 def test_the_example_trains_reports_and_compares_placements(slots):
     heard = []
     with SamplePlanner(decide=real_policy(sample_run())) as planner:
