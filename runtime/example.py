@@ -158,6 +158,8 @@ class Job(Value):
     seed: Index = 0
     extra_slots_per_rank: Index = 0
     """For replicas of experts; the run of the planner must have as many."""
+    shadow_slots_per_rank: Index = 0
+    """For shadow experts, besides; the run begins with as many."""
     token_split: TokenSplit = TokenSplit.WINDOW
     """How replicas share tokens."""
 
@@ -192,7 +194,12 @@ def train(report: Report, job: Job) -> Comparison:
         raise InputError.at("plan", f"this example cannot run {job.plan.summary} on {num_ranks(None)} ranks")
     tell = report if rank(None) == 0 else _say_nothing
     torch.manual_seed(job.seed)
-    model = LanguageModel(job.model, extra_slots_per_rank=job.extra_slots_per_rank, token_split=job.token_split)
+    model = LanguageModel(
+        job.model,
+        extra_slots_per_rank=job.extra_slots_per_rank,
+        shadow_slots_per_rank=job.shadow_slots_per_rank,
+        token_split=job.token_split,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
     first_placement = current_placement(moe_layers(model))
     text = library_text(4_000_000)

@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from planner.cost.balance import Floats
-from planner.online.placement import first_placement
+from planner.online.shadows import first_slots
 from planner.online.split import StepSplit
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
@@ -43,9 +43,9 @@ class SlotMap:
 
     @classmethod
     def first(cls, num_experts: int, num_ranks: int, extra_per_rank: int, shadows_per_rank: int) -> SlotMap:
-        """Expert e on rank e // (experts / ranks), in further slots the experts of the next ranks."""
+        """Expert e on rank e // (experts / ranks), in extra slots the experts of the next ranks, shadow slots idle."""
         lasting = min(num_experts, -(-num_experts // num_ranks) + extra_per_rank)
-        slots = first_placement(num_experts, num_ranks, lasting + shadows_per_rank)
+        slots = first_slots(num_experts, num_ranks, lasting, shadows_per_rank)
         return cls(tuple(slots.tolist()), num_experts, num_ranks, shadows_per_rank)
 
     @property

@@ -10,8 +10,9 @@ pay for a switch at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
 from planner.online.placement import afresh, options
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
+from planner.online.shadowing import idle_seats, shadowed
+from planner.online.shadows import changed_shadows, lasting_slots, with_idle_shadows
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
@@ -64,6 +67,8 @@ class Candidate:
     """Steps for which the gain is expected to last."""
     fits: bool = True
     """Whether it has the memory that the forecast asks for."""
+    refilled: int = 0
+    """Shadow slots whose content changes."""
 
     @cached_property
     def placement(self) -> Placement | None:
@@ -144,16 +149,21 @@ def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float
 
     def candidate(slots: Indices) -> Candidate:
         after = seats._replace(layers=slots, split=outlook.split(slots, seats.num_ranks))
-        copies = copies_between(seats.layers, slots, seats.num_ranks)
-        cost_s = outlook.pricing.migration_s(outlook.plan, copies.beside(after).copied, pause_s)
-        return _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
+        copies = copies_between(seats.layers, slots, seats.num_ranks, seats.shadow_slots_per_rank)
+        cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, pause_s)
+        found = _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
+        return replace(found, refilled=changed_shadows(slots, seats))
 
+    if seats.shadow_slots_per_rank:
+        chosen = _with_shadows(outlook, seats, life_steps)
+        yield from filter(outlook.allows, map(candidate, chosen))
+        return
     seconds_per_share = _seconds_per_share(outlook, seats)
     found = []
     if outlook.split(seats.layers, seats.num_ranks) is not None:
         found.append(candidate(seats.layers))
     splits = outlook.pricing.context.token_split
-    choices = options(outlook.loads, seats.num_ranks, seats.layers, splits, seats.shadow_slots_per_rank)
+    choices = options(outlook.loads, seats.num_ranks, seats.layers, splits)
     transfer_s = outlook.pricing.rates(outlook.plan, seats).transfer_s
     saved_s = seconds_per_share * life_steps
     # What a move must take from a layer's hottest rank, in shares.
@@ -166,6 +176,30 @@ def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float
         if not np.array_equal(most_even, thrifty):
             found.append(candidate(most_even))
     yield from filter(outlook.allows, found)
+
+
+def _with_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator[Indices]:
+    """Slots to go over to: other shadow experts, which is free; a more even placement, its shadow experts chosen anew.
+
+    What lasts gains less where shadows help already, but for longer than they are wanted: `net_s` weighs the two.
+    """
+    pricing, plan, ranks = outlook.pricing, outlook.plan, seats.num_ranks
+    shares, shadows = outlook.forecast.array, seats.shadow_slots_per_rank
+    if outlook.split(seats.layers, ranks) is not None:
+        yield seats.layers
+    for other in shadowed(pricing, plan, shares, seats, (STRICTNESS, inf)):
+        if not np.array_equal(other.layers, seats.layers):
+            yield other.layers
+    lasting = lasting_slots(seats.layers, ranks, shadows)
+    choices = options(outlook.loads, ranks, lasting, pricing.context.token_split)
+    saved_s = _seconds_per_share(outlook, idle_seats(seats, outlook.loads)) * life_steps
+    transfer_s = pricing.rates(plan, seats).transfer_s
+    thrifty = choices.choose(STRICTNESS * transfer_s / saved_s if saved_s > 0.0 else 0.0)
+    target = choices.choose(0.0) if np.array_equal(thrifty, lasting) else thrifty
+    if np.array_equal(target, lasting):
+        return
+    moved = seats._replace(layers=with_idle_shadows(target, outlook.loads, ranks, shadows), split=None)
+    yield from (other.layers for other in shadowed(pricing, plan, shares, moved, (STRICTNESS, inf)))
 
 
 def switches(outlook: Outlook, balanced_step_s: dict[str, float]) -> Iterator[Candidate]:
@@ -188,7 +222,7 @@ def switches(outlook: Outlook, balanced_step_s: dict[str, float]) -> Iterator[Ca
         if (now.fits and most <= cost_s) or ranks is None:
             continue
         if ranks not in made:
-            made[ranks] = _best_seats(outlook, ranks)
+            made[ranks] = _best_seats(outlook, other, ranks)
         found = _instead(outlook, Action.SWITCH_PLAN, other, made[ranks], None, cost_s, horizon_steps)
         if found.fits:
             yield found
@@ -230,11 +264,15 @@ def placement_imbalance(loads: Floats, placement: Placement) -> float:
     return imbalance(rank_loads(loads, seats.layers, seats.num_ranks, seats.split))
 
 
-def _best_seats(outlook: Outlook, num_ranks: int) -> Seats:
+def _best_seats(outlook: Outlook, plan: Plan, num_ranks: int) -> Seats:
     """The most even placement found for the forecast, whatever was before."""
     context, experts = outlook.pricing.context, outlook.loads.shape[1]
     each = slots_per_rank(experts, num_ranks, context.extra_slots_per_rank)
     slots = afresh(outlook.loads, num_ranks, each, context.token_split)
+    if shadows := context.shadow_slots_per_rank:
+        idle = Seats(with_idle_shadows(slots, outlook.loads, num_ranks, shadows), num_ranks, None, shadows)
+        (filled,) = shadowed(outlook.pricing, plan, outlook.forecast.array, idle, (STRICTNESS,))
+        return filled._replace(split=outlook.split(filled.layers, num_ranks))
     return Seats(slots, num_ranks, outlook.split(slots, num_ranks))
 
 
@@ -242,5 +280,7 @@ def _seconds_per_share(outlook: Outlook, seats: Seats) -> float:
     """What load on the hottest rank of a layer costs, on the way from balance to what is in force; 0 if nothing."""
     rates = outlook.pricing.rates(outlook.plan, seats)
     hottest = float(outlook.pricing.rank_loads(outlook.loads, seats).max(axis=1).sum())
-    to_gain_s, to_relieve = outlook.now.expected.seconds - rates.balanced_s, hottest - rates.balanced_hottest
+    is_now = seats is outlook.seats
+    taken = outlook.now.expected if is_now else outlook.pricing.step(outlook.plan, outlook.forecast.array, seats)
+    to_gain_s, to_relieve = taken.seconds - rates.balanced_s, hottest - rates.balanced_hottest
     return max(0.0, to_gain_s / to_relieve) if to_relieve > 0.0 else 0.0

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
 from planner.cost.balance import Floats, Indices
+from planner.cost.migration import rank_devices
+from planner.cost.parameters import expert_parameters
+from planner.cost.state import weight_bytes
 from planner.online.assign import align_slots
 from planner.online.copies import copies_between
 from planner.online.course import Change, Course, Game, Progress, Standing
 from planner.online.policy import decide_at
-from planner.online.rivals import balanced_replicas, greedy_exchange
+from planner.online.pricing import placement_from
+from planner.online.rivals import ShadowCosts, balanced_replicas, greedy_exchange, on_all_ranks, shadowed_experts
 from planner.online.state import begin, placement_at_start, placement_of, plan_of
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement
+from planner.spec.plan import Plan
 from planner.spec.run import RunContext
 
 Rule = Callable[[Floats, Indices], Indices]
@@ -50,6 +56,57 @@ def eplb(game: Game, progress: Progress) -> Course:
     start = _first(context)
     ranks, each = start.num_ranks, start.slots_per_rank(0)
     return _by_rule(game, context, lambda loads, slots: balanced_replicas(loads, ranks, each), progress)
+
+
+def fastermoe(game: Game, progress: Progress) -> Course:
+    """`planner.online.rivals.fastermoe`: shadows for the mean step of each window itself; no slots but for these.
+
+    The rule decides in a step when that step's counts are known, so it is not late as all others are: exact where
+    windows are single samples. It takes as many shadow slots as it wants.
+    """
+    context = game.context.model_copy(update={"extra_slots_per_rank": 0, "shadow_slots_per_rank": 0})
+    start, plan = _first(context), context.plans[0]
+    slots, costs = np.array(start.layers), _shadow_costs(context, plan)
+    standings = [Standing(plan, start)]
+    for index, samples in enumerate(game.windows):
+        shares = np.average(game.loads.served[samples.start : samples.stop], axis=0)
+        tokens = shares * _tokens_per_group(context, start.num_ranks)
+        chosen = shadowed_experts(tokens, slots, start.num_ranks, costs)
+        placement = placement_from(on_all_ranks(chosen, slots, start.num_ranks)) if chosen.any() else start
+        standings.append(Standing(plan, placement))
+        progress((index + 1) / len(game.windows))
+    changes = [Change(0, 0.0) for before, after in pairwise(standings) if before != after]
+    return Course(tuple(standings[1:]), tuple(changes))
+
+
+def _tokens_per_group(context: RunContext, num_ranks: int) -> float:
+    """Copies of tokens that the ranks of one expert-parallel group share in a step, in each MoE layer."""
+    plan, model = context.plans[0], context.model
+    groups = context.cluster.num_devices // num_ranks
+    return plan.global_batch_size * plan.sequence_length * model.moe(model.moe_layers[0]).top_k / groups
+
+
+def _shadow_costs(context: RunContext, plan: Plan) -> ShadowCosts:
+    """From the devices of the first MoE layer's stage and the slowest link that its ranks cross."""
+    model, training, layer = context.model, context.training, context.model.moe_layers[0]
+    stage, experts = next(
+        (stage, strategy.experts)
+        for stage in plan.stages
+        for number, strategy in stage.strategies()
+        if number == layer and strategy.experts is not None
+    )
+    group = context.cluster.group_of(stage.first_device, stage.num_devices)
+    peak = group.device.peak(training.precision)
+    if peak is None:
+        raise InputError.at("training.precision", f"{group.device.name} has no {training.precision} units")
+    devices = rank_devices(stage, experts)[:, 0]
+    link = context.cluster.link_between(int(devices[0]), int(devices[-1]))
+    parameters = expert_parameters(model.moe(layer), model.width(layer))
+    return ShadowCosts(
+        compute_s=2.0 * parameters / (peak * group.device.efficiency.matmul_ratio),
+        token_s=model.width(layer) * weight_bytes(training) / link.bytes_per_s,
+        weights_s=parameters * weight_bytes(training) / link.bytes_per_s,
+    )
 
 
 def _by_rule(game: Game, context: RunContext, rule: Rule, progress: Progress) -> Course:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.cost import Seats
 from planner.cost.balance import Indices
 from planner.cost.migration import Copied
+from planner.online.shadows import lasting_slots
 from planner.spec.placement import Move
 
 
@@ -26,12 +26,6 @@ class Copies(NamedTuple):
         """What their price depends on."""
         return Copied(self.layer, self.from_rank, self.to_rank)
 
-    def beside(self, seats: Seats) -> Copies:
-        """Those that do not go into shadow slots, whose weights come anew in every step."""
-        each = seats.layers.shape[1] // seats.num_ranks
-        stays = self.to_slot % each < each - seats.shadow_slots_per_rank
-        return Copies(*(column[stays] for column in self))
-
     def moves(self) -> tuple[Move, ...]:
         """The same as values."""
         columns = (column.tolist() for column in self)
@@ -41,12 +35,16 @@ class Copies(NamedTuple):
         )
 
 
-def copies_between(current: Indices, target: Indices, num_ranks: int) -> Copies:
+def copies_between(current: Indices, target: Indices, num_ranks: int, shadows_per_rank: int = 0) -> Copies:
     """The copies that turn slots `current` into `target` (both [L, S]), from the nearest rank that has the expert.
 
     Experts that stay on a rank must keep their slots there, as in all that `Options.choose` returns. Nearest is by rank
-    number (near ranks have near numbers); of two at equal distance the lower.
+    number (near ranks have near numbers); of two at equal distance the lower. What goes into shadow slots, the last of
+    each rank, is not copied here but in every step, and what comes out of one has no optimizer state to give.
     """
+    each = target.shape[1] // num_ranks
+    lasting = np.flatnonzero(np.arange(target.shape[1]) % each < each - shadows_per_rank)
+    current, target = (lasting_slots(slots, num_ranks, shadows_per_rank) for slots in (current, target))
     layers = np.arange(len(current))[:, None]
     experts = int(max(current.max(), target.max())) + 1
     present = np.zeros((len(current), num_ranks, experts), dtype=bool)
@@ -56,4 +54,4 @@ def copies_between(current: Indices, target: Indices, num_ranks: int) -> Copies:
     expert, to_rank = target[layer, slot], ranks[slot]
     distance = np.abs(np.arange(num_ranks) - to_rank[:, None])
     source = np.where(present[layer, :, expert], distance, num_ranks).argmin(axis=1)
-    return Copies(layer, expert, source, to_rank, slot)
+    return Copies(layer, expert, source, to_rank, lasting[slot])

@@ -15,7 +15,6 @@ from planner.cost.balance import Floats
 from planner.online.pricing import Pricing, served
 from planner.online.state import begin, plan_of
 from planner.online.trace import Trace
-from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
 from planner.spec.run import RunContext
@@ -88,11 +87,9 @@ class Game(NamedTuple):
 
 
 def game_of(trace: Trace, samples_per_window: int, pricing: Pricing) -> Game:
-    """The game; raises InputError at `window`, and at `shadow_slots_per_rank` where a run begins without any."""
+    """The game; raises InputError at `window`, and where extra or shadow slots do not fit in memory."""
     game = Game(trace, trace.windows(samples_per_window), loads_of(trace, pricing), pricing)
-    placement, wanted = game.start().placement, pricing.context.shadow_slots_per_rank
-    if wanted and (placement is None or not placement.shadow_slots_per_rank):
-        raise InputError.at("shadow_slots_per_rank", f"must be 0: runs begin without shadow experts, got {wanted}")
+    game.start()
     return game
 
 

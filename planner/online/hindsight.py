@@ -5,7 +5,8 @@ with its first placement, and going from one to another takes the pause that `pl
 candidates are the first placement, the most even ones found for the mean load of stretches of the trace, and whatever
 the caller adds (the placements that a policy was seen to use, so that it cannot beat the sequence but by its plans).
 Stretches are halves of halves of the trace, all of a level with as much drift. Where tokens can be split anew, every
-window has the split that is best for its own load, for nothing.
+window has the split that is best for its own load, for nothing; and shadow slots, in which nothing is moved either,
+hold what is worth it in the window.
 
 Within the set the sequence is the best: dynamic programming over windows and pairs of candidates. Moves are priced only
 where that matters. A pair is first taken to cost the pause alone, less than any move does; the best sequence then tells
@@ -16,6 +17,7 @@ was priced too high.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +26,12 @@ from planner.cost import Seats
 from planner.cost.balance import Floats, Indices
 from planner.cost.migration import PAUSE_S
 from planner.online.assign import align_slots
+from planner.online.candidates import STRICTNESS
 from planner.online.copies import copies_between
 from planner.online.placement import afresh, options
 from planner.online.pricing import Pricing, placement_from, seats_of, served, whole_split
+from planner.online.shadowing import shadow_price, shadowed_by_window
+from planner.online.shadows import lasting_slots, with_idle_shadows
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
 
@@ -71,11 +76,11 @@ def best_sequence(
     progress: Callable[[float], None] = lambda part: None,
 ) -> BestSequence:
     """The best sequence over the trace; see the module on which set that is."""
+    price = shadow_price(pricing, plan, known.shares, seats_of(start)) if start.shadow_slots_per_rank else 0.0
     seats = _distinct([seats_of(start), *_candidates(known, pricing, seats_of(start)), *map(_bare, also)])
     step_s = np.empty((len(known.lengths), len(seats)))
     for number, each in enumerate(seats):
-        conditions = [(shares, _as_run(pricing, shares, each)) for shares in known.shares]
-        step_s[:, number] = [price.seconds for price in pricing.steps(plan, conditions)]
+        step_s[:, number] = [seconds for _, seconds in _as_run(pricing, plan, known.shares, each, price)]
         progress(0.9 * (number + 1) / len(seats))
     move_s = np.where(np.eye(len(seats), dtype=bool), 0.0, PAUSE_S)
     moves = np.full(move_s.shape, -1)
@@ -88,9 +93,10 @@ def best_sequence(
         for before, after in sorted(unknown):
             moves[before, after], move_s[before, after] = _move(pricing, plan, seats[before], seats[after])
     progress(1.0)
+    as_run = {number: _as_run(pricing, plan, known.shares, seats[number], price) for number in set(path)}
     steps = [
-        Step(placement_from(_as_run(pricing, shares, seats[after])), int(moves[before, after]), move_s[before, after])
-        for shares, before, after in zip(known.shares, [0, *path], path, strict=False)
+        Step(placement_from(as_run[after][window][0]), int(moves[before, after]), move_s[before, after])
+        for window, (before, after) in enumerate(zip([0, *path], path, strict=False))
     ]
     return BestSequence(tuple(steps), total_s)
 
@@ -98,14 +104,16 @@ def best_sequence(
 def _candidates(known: Stretch, pricing: Pricing, start: Seats) -> Iterator[Seats]:
     """For each stretch: the most even placement, and the one that few moves reach from that of the stretch before."""
     loads, splits = served(known.shares, pricing.context.training), pricing.context.token_split
+    ranks, shadows = start.num_ranks, start.shadow_slots_per_rank
+    lasting = lasting_slots(start.layers, ranks, shadows)
     for level in range(LEVELS):
-        before = start.layers
+        before = lasting
         for windows in _stretches(loads, 2**level):
             mean = np.average(loads[windows], axis=0, weights=known.lengths[windows])
-            fresh = afresh(mean, start.num_ranks, start.layers.shape[1] // start.num_ranks, splits)
-            yield start._replace(layers=align_slots(fresh, before, start.num_ranks))
-            before = options(mean, start.num_ranks, before, splits).choose(0.0)
-            yield start._replace(layers=before)
+            fresh = align_slots(afresh(mean, ranks, before.shape[1] // ranks, splits), before, ranks)
+            before = options(mean, ranks, before, splits).choose(0.0)
+            for slots in (fresh, before):
+                yield start._replace(layers=with_idle_shadows(slots, loads.mean(axis=0), ranks, shadows))
 
 
 def _stretches(loads: Floats, number: int) -> list[Indices]:
@@ -118,10 +126,11 @@ def _stretches(loads: Floats, number: int) -> list[Indices]:
 
 
 def _distinct(seats: Sequence[Seats]) -> list[Seats]:
-    """The first of equal ones, without splits: these follow the windows."""
+    """The first of those with equal lasting slots, without splits: these follow the windows, as shadow slots do."""
     first: dict[bytes, Seats] = {}
     for each in seats:
-        first.setdefault(each.layers.tobytes(), each._replace(split=None))
+        lasting = lasting_slots(each.layers, each.num_ranks, each.shadow_slots_per_rank)
+        first.setdefault(lasting.tobytes(), each._replace(split=None))
     return list(first.values())
 
 
@@ -129,8 +138,22 @@ def _bare(placement: Placement) -> Seats:
     return seats_of(placement)._replace(split=None)
 
 
-def _as_run(pricing: Pricing, shares: Floats, seats: Seats) -> Seats:
-    """With the split that the window can have."""
+def _as_run(pricing: Pricing, plan: Plan, shares: Floats, seats: Seats, per_shadow: float) -> list[tuple[Seats, float]]:
+    """For each window of `shares` [W, L, E]: with the best shadow experts and split that it can have, and its step."""
+    ways = [[seats] * len(shares)]
+    if seats.shadow_slots_per_rank:
+        ways = [
+            shadowed_by_window(pricing, shares, seats, price) for price in (inf, STRICTNESS * per_shadow, per_shadow)
+        ]
+    found: list[list[tuple[Seats, float]]] = []
+    for way in ways:
+        split = [_split_anew(pricing, load, each) for load, each in zip(shares, way, strict=True)]
+        prices = pricing.steps(plan, list(zip(shares, split, strict=True)))
+        found.append([(each, price.seconds) for each, price in zip(split, prices, strict=True)])
+    return [min(window, key=lambda pair: pair[1]) for window in zip(*found, strict=True)]
+
+
+def _split_anew(pricing: Pricing, shares: Floats, seats: Seats) -> Seats:
     if pricing.context.token_split is TokenSplit.EVEN or seats.layers.shape[1] == shares.shape[1]:
         return seats
     loads = served(shares, pricing.context.training)
@@ -153,6 +176,7 @@ def _shortest(window_s: Floats, move_s: Floats) -> tuple[list[int], float]:
 
 def _move(pricing: Pricing, plan: Plan, before: Seats, after: Seats) -> tuple[int, float]:
     """(experts copied, pause) from one placement to another, whose slots are renamed so that experts stay put."""
-    slots = align_slots(after.layers, before.layers, before.num_ranks)
-    copied = copies_between(before.layers, slots, before.num_ranks).copied
+    ranks, shadows = before.num_ranks, before.shadow_slots_per_rank
+    current, target = (lasting_slots(each.layers, ranks, shadows) for each in (before, after))
+    copied = copies_between(current, align_slots(target, current, ranks), ranks).copied
     return len(copied.layer), pricing.migration_s(plan, copied)

@@ -75,6 +75,11 @@ def _check_placement(placement: Placement, context: RunContext, plan: Plan) -> N
         raise InputError.at(
             "placement.num_ranks", f"must be the plan's expert-parallel size {ranks}, got {placement.num_ranks}"
         )
+    if placement.shadow_slots_per_rank != context.shadow_slots_per_rank:
+        raise InputError.at(
+            "placement.shadow_slots_per_rank",
+            f"must be the run's {context.shadow_slots_per_rank}, got {placement.shadow_slots_per_rank}",
+        )
     if len(placement.layers) != layers:
         raise InputError.at("placement.layers", f"must have {layers} MoE layers, got {len(placement.layers)}")
     if len({len(slots) for slots in placement.layers}) != 1:

@@ -16,7 +16,7 @@ from planner.cost import Seats, StepPrices, estimate
 from planner.cost.balance import Floats, Indices, rank_loads
 from planner.cost.migration import PAUSE_S, Copied, copies_s
 from planner.cost.switch import Known, switch_plan_s
-from planner.online.placement import first_placement
+from planner.online.shadows import first_slots
 from planner.online.split import best_split
 from planner.spec.estimate import Estimate
 from planner.spec.mixed_cluster import AnyCluster
@@ -51,6 +51,8 @@ class Rates(NamedTuple):
     """Load of the hottest rank then, in shares, summed over layers."""
     transfer_s: float
     """Of one move among many, without the pause."""
+    shadow_s: float
+    """What one filled shadow slot adds to every step, among many."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Pricing:
     context: RunContext
     price: Price = estimate
     _prices: dict[str, StepPrices] = field(default_factory=dict, compare=False, repr=False)
-    _rates: dict[tuple[str, int], Rates] = field(default_factory=dict, compare=False, repr=False)
+    _rates: dict[tuple[str, int, int], Rates] = field(default_factory=dict, compare=False, repr=False)
     _switches: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
     _known: Known = field(default_factory=dict, compare=False, repr=False)
 
@@ -114,7 +116,7 @@ class Pricing:
 
     def rates(self, plan: Plan, seats: Seats) -> Rates:
         """What balance and moves are worth, for placements of as many slots."""
-        key = (plan.id, seats.layers.shape[1])
+        key = (plan.id, seats.layers.shape[1], seats.shadow_slots_per_rank)
         if key not in self._rates:
             self._rates[key] = self._new_rates(plan, seats)
         return self._rates[key]
@@ -123,14 +125,27 @@ class Pricing:
         layers, total = seats.layers.shape
         experts = int(seats.layers.max()) + 1
         loads = np.full((layers, experts), 1.0 / experts)
-        row = first_placement(experts, seats.num_ranks, total // seats.num_ranks)
+        shadows = seats.shadow_slots_per_rank
+        row = first_slots(experts, seats.num_ranks, total // seats.num_ranks - shadows, shadows)
         even = seats._replace(layers=np.tile(row, (layers, 1)))
         even = even._replace(split=whole_split(loads, even.layers, even.num_ranks))
         ranks = np.arange(seats.num_ranks)
         layer, source = np.repeat(np.arange(layers), len(ranks)), np.tile(ranks, layers)
         transfer_s = self.migration_s(plan, Copied(layer, source, (source + 1) % len(ranks)), 0.0)
         hottest = float(self.rank_loads(loads, even).max(axis=1).sum())
-        return Rates(self.step(plan, loads, even).seconds, hottest, transfer_s / len(layer))
+        balanced_s = self.step(plan, loads, even).seconds
+        shadow_s = (self._all_filled_s(plan, loads, even) - balanced_s) / max(1, shadows * len(layer))
+        return Rates(balanced_s, hottest, transfer_s / len(layer), max(0.0, shadow_s))
+
+    def _all_filled_s(self, plan: Plan, loads: Floats, idle: Seats) -> float:
+        """Seconds of a balanced step whose shadow slots hold what the lasting slots of the next ranks hold."""
+        shadows = idle.shadow_slots_per_rank
+        by_rank = idle.layers.reshape(len(idle.layers), idle.num_ranks, -1).copy()
+        if shadows:
+            by_rank[:, :, -shadows:] = np.roll(by_rank[:, :, -shadows:], -1, axis=1)
+        filled = idle._replace(layers=by_rank.reshape(idle.layers.shape))
+        split = whole_split(loads, filled.layers, filled.num_ranks)
+        return self.step(plan, loads, filled._replace(split=split)).seconds
 
     def switch_s(self, plan: Plan, other: Plan) -> float:
         """Seconds to go over to another plan."""

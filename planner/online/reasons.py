@@ -21,7 +21,7 @@ def act(chosen: Candidate, account_s: float) -> str:
     """A move that is made: because it is expected to pay, or because of what was lost without it."""
     offer = f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}"
     payback = chosen.cost_s / chosen.gain_s
-    if chosen.net_s > 0:
+    if chosen.net_s > 0 or chosen.cost_s == 0.0:
         return f"{offer}: paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
     return (
         f"{offer}: the gain is expected to last {chosen.life_steps:.3g} steps and to pay it back only after "
@@ -53,6 +53,8 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
 def _what(candidate: Candidate) -> str:
     if candidate.action is Action.SWITCH_PLAN:
         return f"switching to plan {candidate.plan.summary}"
+    if not candidate.num_moves and candidate.refilled:
+        return f"changing what {_count(candidate.refilled, 'shadow slot')} hold"
     if not candidate.num_moves:
         return "splitting the tokens of replicas anew"
     layers = len(set(candidate.copies.layer.tolist())) if candidate.copies else 0

@@ -10,6 +10,7 @@ it the pause that `planner.cost.migration` says, whatever the policy itself thin
 | `static` | the placement that a run begins with, for ever |
 | `smartmoe` | `planner.online.rivals.smartmoe`, after every window; without replicas |
 | `eplb` | `planner.online.rivals.eplb`, after every window; replicas take equal parts, as it has them |
+| `fastermoe` | `planner.online.rivals.fastermoe`, for the window itself; as many shadow slots as it wants |
 | `best-static` | the best fixed placement that was found knowing the whole trace; had for nothing |
 | `hindsight` | `planner.online.hindsight`: the best sequence of placements that was found knowing the whole trace |
 """
@@ -24,7 +25,7 @@ import numpy as np
 from planner.cost import estimate
 from planner.cost.balance import imbalance_bound
 from planner.online.accounts import Outcome, outcome
-from planner.online.contestants import eplb, smartmoe, trimtab
+from planner.online.contestants import eplb, fastermoe, smartmoe, trimtab
 from planner.online.course import Course, Game, Progress, game_of
 from planner.online.pricing import Price, Pricing
 from planner.online.trace import Trace
@@ -37,6 +38,7 @@ POLICIES: dict[str, Callable[[Game, Progress], Course]] = {
     "static": static,
     "smartmoe": smartmoe,
     "eplb": eplb,
+    "fastermoe": fastermoe,
     "best-static": best_static,
     "hindsight": hindsight,
 }

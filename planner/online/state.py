@@ -10,7 +10,7 @@ from pydantic import Field
 from planner.cost import estimate
 from planner.cost.migration import expert_ranks
 from planner.online.forecast import Forecast
-from planner.online.placement import first_placement
+from planner.online.shadows import first_slots
 from planner.spec.errors import InputError
 from planner.spec.model import Model
 from planner.spec.packed import KeptPlacement
@@ -57,7 +57,7 @@ def begin(context: RunContext, plan_id: str | None = None) -> RunState:
     """The state before the first window: the plan (None: the first of the shortlist) with its first placement.
 
     Raises InputError if the shortlist has no such plan, if MoE layers differ in their number of experts, or if the plan
-    fits in memory but its extra slots do not.
+    fits in memory but its extra or shadow slots do not.
     """
     plan = context.plans[0] if plan_id is None else plan_of(context, plan_id, "plan_id")
     _check_extra_slots(context, plan)
@@ -65,23 +65,29 @@ def begin(context: RunContext, plan_id: str | None = None) -> RunState:
 
 
 def _check_extra_slots(context: RunContext, plan: Plan) -> None:
-    """Where the plan does not fit without extra slots either, they are not to blame: its price says so."""
-    extra = context.extra_slots_per_rank
-    if not extra or not context.model.moe_layers:
+    """Shadow slots first: they are what the run can best do without. Where nothing is extra, nothing is to blame."""
+    if not context.model.moe_layers:
         return
-    missing = _missing_bytes(context, plan, extra)
-    numbers = range(min(extra, experts_per_layer(context.model)) + 1)
-    too_many = bisect_left(numbers, True, key=lambda number: _missing_bytes(context, plan, number) > 0)
-    if missing and too_many > 0:
-        raise InputError.at(
-            "extra_slots_per_rank",
-            f"must be at most {too_many - 1} for plan {plan.id}: with {extra} its fullest stage lacks {missing} bytes",
-        )
+    without = context.model_copy(update={"shadow_slots_per_rank": 0})
+    kinds = (("shadow_slots_per_rank", context), ("extra_slots_per_rank", without))
+    for field, asked in kinds:
+        wanted = getattr(asked, field)
+        missing = _missing_bytes(asked, plan, field, wanted) if wanted else 0
+        if not missing:
+            continue
+        numbers = range(min(wanted, experts_per_layer(context.model)) + 1)
+        too_many = bisect_left(numbers, True, key=lambda number: _missing_bytes(asked, plan, field, number) > 0)
+        if too_many > 0:
+            raise InputError.at(
+                field,
+                f"must be at most {too_many - 1} for plan {plan.id}: with {wanted} its fullest stage lacks "
+                f"{missing} bytes",
+            )
 
 
-def _missing_bytes(context: RunContext, plan: Plan, extra: int) -> int:
-    """Of the fullest stage, or of its host, under balanced load with so many extra slots; 0 if it fits."""
-    placement = placement_at_start(context.model_copy(update={"extra_slots_per_rank": extra}), plan)
+def _missing_bytes(context: RunContext, plan: Plan, field: str, number: int) -> int:
+    """Of the fullest stage, or of its host, under balanced load with so many slots of a kind; 0 if it fits."""
+    placement = placement_at_start(context.model_copy(update={field: number}), plan)
     found = estimate(context.model, context.cluster, context.training, plan, placement=placement)
     return max(max(stage.missing_bytes, stage.missing_host_bytes) for stage in found.stages)
 
@@ -110,17 +116,24 @@ def slots_per_rank(num_experts: int, num_ranks: int, extra: int) -> int:
 
 
 def placement_at_start(context: RunContext, plan: Plan) -> Placement | None:
-    """Experts in order, extra slots with replicas of the experts that follow; None as in `RunState.placement`."""
+    """Experts in order, extra slots with replicas of the experts that follow, shadow slots idle.
+
+    None as in `RunState.placement`.
+    """
     if not context.model.moe_layers:
         return None
     experts = experts_per_layer(context.model)
     ranks = expert_ranks(context.model, plan)
     if ranks is None:
         return None
-    row = first_placement(experts, ranks, slots_per_rank(experts, ranks, context.extra_slots_per_rank))
-    return placement_of(np.tile(row, (len(context.model.moe_layers), 1)), ranks)
+    shadows = context.shadow_slots_per_rank
+    row = first_slots(experts, ranks, slots_per_rank(experts, ranks, context.extra_slots_per_rank), shadows)
+    return placement_of(np.tile(row, (len(context.model.moe_layers), 1)), ranks, shadows)
 
 
-def placement_of(slots: np.ndarray[tuple[int, ...], np.dtype[np.intp]], num_ranks: int) -> Placement:
+def placement_of(
+    slots: np.ndarray[tuple[int, ...], np.dtype[np.intp]], num_ranks: int, shadow_slots_per_rank: int = 0
+) -> Placement:
     """The value for an array [layers, slots]."""
-    return Placement(layers=tuple(map(tuple, slots.tolist())), num_ranks=num_ranks)
+    layers = tuple(map(tuple, slots.tolist()))
+    return Placement(layers=layers, num_ranks=num_ranks, shadow_slots_per_rank=shadow_slots_per_rank)

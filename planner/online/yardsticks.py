@@ -10,6 +10,7 @@ from planner.online.course import Change, Course, Game, Loads, Progress, fixed
 from planner.online.hindsight import Stretch, best_sequence
 from planner.online.placement import options
 from planner.online.pricing import placement_from, seats_of, whole_split
+from planner.online.shadows import lasting_slots, with_idle_shadows
 from planner.spec.placement import Placement, TokenSplit
 
 
@@ -43,15 +44,18 @@ def hindsight(game: Game, progress: Progress) -> Course:
 def best_fixed(loads: Loads, start: Placement, split: TokenSplit = TokenSplit.EVEN) -> Placement:
     """Of placements made for the mean load, for each layer the one with the least hottest rank, mean over all steps.
 
-    Where tokens need not be split evenly, each is tried with the split that is best for the mean load, too.
+    Where tokens need not be split evenly, each is tried with the split that is best for the mean load, too. Shadow
+    slots stay idle: what they held for ever would be cheaper as a replica.
     """
     seats = seats_of(start)
+    ranks, shadows = start.num_ranks, seats.shadow_slots_per_rank
+    lasting = lasting_slots(seats.layers, ranks, shadows)
     mean: Floats = np.average(loads.served, axis=0, weights=loads.lengths)
     kinds = [TokenSplit.EVEN] if split is TokenSplit.EVEN else [TokenSplit.EVEN, split]
     choices = [
-        slots
+        with_idle_shadows(slots, mean, ranks, shadows)
         for kind in kinds
-        for slots in options(mean, start.num_ranks, seats.layers, kind, seats.shadow_slots_per_rank).slots
+        for slots in options(mean, ranks, lasting, kind).slots
     ]
     splits = [even_split(slots) for slots in choices]
     if split is not TokenSplit.EVEN and seats.layers.shape[1] != mean.shape[1]:

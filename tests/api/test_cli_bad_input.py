@@ -111,7 +111,7 @@ def files(tmp_path, monkeypatch):
         ("replay good.npz --slots-extra -1", ["--slots-extra"]),
         ("replay good.npz --slots-extra two", ["--slots-extra"]),
         ("replay good.npz --window 0", ["--window"]),
-        ("replay good.npz --shadow-slots 1", ["--shadow-slots"]),
+        ("replay good.npz --shadow-slots -1", ["--shadow-slots"]),
         ("replay good.npz --global-batch-size 0", ["--global-batch-size"]),
         ("replay good.npz --token-split always", ["--token-split", "even, window, step"]),
         ("replay good.npz --policy trimtab,magic", ["--policy", "eplb", "'magic'"]),

@@ -80,7 +80,9 @@ def test_the_outcomes_add_up(extra_slots, window):
     assert list(policies) == list(POLICIES)
     for name, found in policies.items():
         assert found["total_time_s"] == pytest.approx(found["step_time_s_mean"] * 300 + found["pause_s"])
-        assert (found["pause_s"] > 0) == (found["decisions"] > 0) == (found["moved_experts"] > 0)
+        assert (found["pause_s"] > 0) == (found["moved_experts"] > 0)
+        # FasterMoE's shadows change, and nothing is moved for them.
+        assert (found["decisions"] > 0) == (found["moved_experts"] > 0) or name == "fastermoe"
         assert found["static_ratio"] == found["total_time_s"] / policies["static"]["total_time_s"]
         assert found["imbalance_mean_step_split"] <= found["imbalance_mean"] * (1 + 1e-3)
         # The price is 1 s + imbalance, so all figures tell the same.

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import imbalance, rank_loads, replica_counts
-from planner.online.rivals import balanced_replicas, greedy_exchange
+from planner.online.pricing import placement_from
+from planner.online.rivals import ShadowCosts, balanced_replicas, greedy_exchange, on_all_ranks, shadowed_experts
 from planner.online.rivals.eplb import packed
 from planner.spec.errors import InputError
 
@@ -140,3 +141,31 @@ def test_on_the_recorded_trace_they_do_as_well_as_the_originals(ranks, extra, fo
     uneven = [imbalance(rank_loads(loads, slots, ranks)) for loads, slots in zip(now, placed, strict=True)]
     assert np.mean(uneven) == pytest.approx(found, abs=0.001)
     assert np.mean(uneven) == pytest.approx(published, rel=0.06)
+
+
+def test_fastermoe_shadows_the_heaviest_as_long_as_each_shortens_the_step():
+    tokens, slots = np.array([[100.0, 60, 10, 10]]), np.arange(4)[None]
+    # Latency by shadows, 7 s a token: 700, then 420 + 2 w, 70 + 4 w, 70 + 6 w.
+    for weights_s, wanted in ((10.0, [True, True, False, False]), (139.0, [True, True, False, False])):
+        costs = ShadowCosts(compute_s=1.0, token_s=1.0, weights_s=weights_s)
+        assert shadowed_experts(tokens, slots, 4, costs).tolist() == [wanted]
+    for weights_s in (140.0, 1000.0):
+        costs = ShadowCosts(compute_s=1.0, token_s=1.0, weights_s=weights_s)
+        assert not shadowed_experts(tokens, slots, 4, costs).any()
+
+
+def test_fastermoe_stops_at_the_first_expert_that_does_not_cool_the_busiest_rank():
+    # 50 + 40 on rank 0, 60 + 1 on rank 1: the heaviest expert is not on the busiest rank.
+    tokens, slots = np.array([[50.0, 40, 60, 1]]), np.arange(4)[None]
+    assert not shadowed_experts(tokens, slots, 2, ShadowCosts(1.0, 1.0, 1e-3)).any()
+
+
+@given(LOADS)
+def test_a_shadow_of_fastermoe_is_computed_by_each_rank_for_its_own_tokens(loads):
+    slots = np.tile(np.arange(8), (2, 1))
+    shadowed = shadowed_experts(loads, slots, 4, ShadowCosts(1.0, 1.0, 1.0))
+    seats = on_all_ranks(shadowed, slots, 4)
+    placement_from(seats)
+    carried = rank_loads(loads, seats.layers, 4, seats.split)
+    stays = np.where(shadowed, 0.0, loads).reshape(2, 4, 2).sum(axis=2)
+    assert np.allclose(carried, stays + np.where(shadowed, loads, 0.0).sum(axis=1, keepdims=True) / 4)

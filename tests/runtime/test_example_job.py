@@ -17,10 +17,17 @@ from runtime.example import Job, LanguageModel, Progress, batches, can_run, libr
 from runtime.launch import launch
 
 
-@pytest.mark.parametrize("slots", [{}, {"extra_slots_per_rank": 1, "token_split": TokenSplit.STEP}], ids=str)
+@pytest.mark.parametrize(
+    "slots",
+    [{}, {"extra_slots_per_rank": 1, "token_split": TokenSplit.STEP}, {"shadow_slots_per_rank": 1}],
+    ids=str,
+)
 def test_the_example_trains_reports_and_compares_placements(slots):
     heard = []
-    with SamplePlanner(decide=real_policy(sample_run())) as planner:
+    run = sample_run()
+    shadows = {"shadow_slots_per_rank": slots.get("shadow_slots_per_rank", 0)}
+    run = run.model_copy(update={"context": run.context.model_copy(update=shadows)})
+    with SamplePlanner(decide=real_policy(run)) as planner:
         job = Job(
             model=MODEL,
             plan=sample_plan(RANKS),
