@@ -10,7 +10,7 @@ pay for a switch at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,12 +18,13 @@ import numpy as np
 
 from planner.cost import Seats
 from planner.cost.balance import Floats, Indices, imbalance, rank_loads
-from planner.cost.migration import PAUSE_S, expert_ranks
+from planner.cost.migration import expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
 from planner.online.placement import afresh, options
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
+from planner.online.standstill import ASSUMED, Standstill
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
@@ -64,6 +65,8 @@ class Candidate:
     """Steps for which the gain is expected to last."""
     fits: bool = True
     """Whether it has the memory that the forecast asks for."""
+    standstill: Standstill | None = None
+    """The part of the cost that is no transfer; None where no expert is copied within the plan."""
 
     @cached_property
     def placement(self) -> Placement | None:
@@ -79,6 +82,11 @@ class Candidate:
     def moves(self) -> tuple[Move, ...]:
         """The copies as values."""
         return () if self.copies is None else self.copies.moves()
+
+    @property
+    def transfer_s(self) -> float | None:
+        """What the copied experts take on their way; None where there are none."""
+        return None if self.standstill is None else max(0.0, self.cost_s - self.standstill.seconds)
 
     @property
     def net_s(self) -> float:
@@ -135,18 +143,21 @@ class Outlook:
         return candidate.fits or (not self.now.expected.fits and candidate.gain_s > 0)
 
 
-def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float = PAUSE_S) -> Iterator[Candidate]:
+def rebalances(
+    outlook: Outlook, seats: Seats, life_steps: float, standstill: Standstill = ASSUMED
+) -> Iterator[Candidate]:
     """More even placements than `seats`, which is in force, and its slots with another split; gains can be negative.
 
-    `life_steps`: for which a placement made now is expected to last until another takes its place. `pause_s`: of a
-    move, besides its transfer.
+    `life_steps`: for which a placement made now is expected to last until another takes its place. `standstill`: of
+    a move, besides its transfer.
     """
 
     def candidate(slots: Indices) -> Candidate:
         after = seats._replace(layers=slots, split=outlook.split(slots, seats.num_ranks))
         copies = copies_between(seats.layers, slots, seats.num_ranks)
-        cost_s = outlook.pricing.migration_s(outlook.plan, copies.beside(after).copied, pause_s)
-        return _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
+        cost_s = outlook.pricing.migration_s(outlook.plan, copies.beside(after).copied, standstill.seconds)
+        found = _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
+        return replace(found, standstill=standstill if cost_s > 0.0 else None)
 
     seconds_per_share = _seconds_per_share(outlook, seats)
     found = []
