@@ -4,8 +4,7 @@ It starts the service on a free port with a database that goes away again, has i
 language model for two processes of this machine, trains that model on the sources of Python's standard library with an
 agent inside, shows windows and decisions as they come, measures what the moved experts gained, and trains once more
 without an agent. Exits with 1 if one of its promises fails: the model learns, experts move, the load of the ranks
-becomes more even, the busiest rank works less, the losses are those of the training without an agent. None of them
-is about wall time.
+becomes more even, the losses are those of the training without an agent. None of them is about time, which is shown.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ EXPERTS = MoeFeedForward(num_experts=16, top_k=2, expert_width=512)
 EXTRA_SLOTS_PER_RANK = 1
 SEED = 1
 """With experts in order the gate that this one trains has an imbalance of about 1.6; that of seed 0, 1.4."""
-ALONE_STEPS = 41
+ALONE_STEPS = 31
 """Of the training without an agent: experts have moved in the other one by then."""
 WINDOW_STEPS = 10
 LOSS_TOLERANCE = 1e-3
@@ -232,13 +231,10 @@ def check_promises(
         f"the model learns: loss {progress[0].loss:.2f} → {progress[-1].loss:.2f}": (
             progress[-1].loss < progress[0].loss - 0.5
         ),
-        f"experts moved: {comparison.moved_experts} are on a rank that did not have them, after {rebalances} decisions": (
+        f"experts moved: {comparison.moved_experts} came to another rank, by {rebalances} decisions": (
             comparison.moved_experts > 0 and rebalances > 0
         ),
         f"the load of the ranks is more even: imbalance {before:.2f} → {after:.2f}": after < before,
-        f"the busiest rank works less: {comparison.busiest_cpu_ratio:.2f} times as much with experts in order": (
-            comparison.busiest_cpu_ratio > 1.0
-        ),
         f"moves change no result: losses differ by {loss_difference:.0e} at most from training without an agent": (
             loss_difference <= LOSS_TOLERANCE
         ),
@@ -249,11 +245,11 @@ def show_gain(comparison: Comparison) -> None:
     """What the moves were worth, as measured; times are medians over the rounds."""
     heading("4", "What it gained")
     before, after = comparison.imbalance
-    wall_s = (median(pair[which].wall_s for pair in comparison.rounds) for which in (0, 1))
+    first_s, adapted_s = (median(pair[which].wall_s for pair in comparison.rounds) for which in (0, 1))
     rows = (
         ("load of the busiest rank, of the mean", f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}"),
         _row("CPU time of the busiest rank", *comparison.busiest_cpu_s, comparison.busiest_cpu_ratio),
-        _row("wall time of a pass", *wall_s, comparison.wall_ratio),
+        _row("wall time of a pass", first_s, adapted_s, comparison.wall_ratio),
     )
     columns = (
         Column(""),

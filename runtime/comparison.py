@@ -1,8 +1,8 @@
 """What one placement is worth against another: the same work under both, timed in turns in one run.
 
 Absolute times of a machine that others use say little; so both placements do the same forward and backward pass on each
-batch, one right after the other, in alternating order. Wall time counts as ratios within such a round. CPU time is taken
-by rank, its median over rounds, and only then the busiest rank: the busiest of each round would be whom others disturb.
+batch, one right after the other, in alternating order. Wall time counts as ratios within such a round. Of CPU time each
+rank's median over rounds is taken first, and then the busiest rank: the busiest of a round may be whom others disturb.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _measure(model: nn.Module, batch: Tensor) -> Trial:
 
 
 def _busiest(trials: Sequence[Trial]) -> float:
-    return max(median(by_round) for by_round in zip(*(trial.cpu_s for trial in trials), strict=True))
+    return max(median(trial.cpu_s[number] for trial in trials) for number in range(len(trials[0].cpu_s)))
 
 
 def _moved(one: Placement, other: Placement) -> int:
