@@ -260,8 +260,8 @@ def show_gain(comparison: Comparison) -> None:
     show(Table("Forward and backward passes on the same batches", columns, rows))
     console.print(
         f"[dim]Medians over {len(comparison.rounds)} batches, each passed under both placements in turns. "
-        f"{RANKS} processes on {os.cpu_count()} cores: where each rank has a core of its own, a step takes what the "
-        "busiest rank takes, plus the exchange.[/]"
+        f"{RANKS} processes on {os.cpu_count()} cores: where each has a core of its own, a step takes at "
+        "least what its busiest rank works, and more where layers are hot on different ranks.[/]"
     )
 
 

@@ -56,7 +56,10 @@ class Comparison(Value):
 
     @property
     def busiest_cpu_s(self) -> tuple[float, float]:
-        """CPU time of a pass on the busiest rank: what the others would wait for if each had a core of its own."""
+        """CPU time of a pass on the busiest rank, at least what a pass takes if each has a core of its own.
+
+        Ranks wait for each other in every layer: where layers are hot on different ranks, the sum hides some of it.
+        """
         first, second = zip(*self.rounds, strict=True)
         return _busiest(first), _busiest(second)
 
