@@ -1,9 +1,10 @@
 """What moving and replicating experts is worth in training: two processes, a skewed gate. By hand; `--help`.
 
 Two jobs with the same weights and data take each step one right after the other, in turns, in the same two processes,
-each on a core of its own: one with experts in order and no replicas, and one that places its experts anew at the end of
-each window, by the tokens counted in it, and splits the tokens of replicas in every step. The routers' biases make the
-gate skewed: expert e of E is preferred by (e + 1)^-skew, so that experts in order are uneven; the text adds its part.
+each on a core of its own: one with experts in order and no replicas, and one that asks the policy (`planner.online`) at
+the end of each window, moves experts where it says so, tells it what that took, and splits the tokens of replicas in
+every step. The routers' biases make the gate skewed: expert e of E is preferred by (e + 1)^-skew, so that experts
+in order are uneven; the text adds its part.
 
 Step times are ratios within a step. CPU seconds of the busiest rank say what a step would take if each rank had a core
 for itself; wall seconds what it took beside whatever else the machine did: the least of them say the most. Both jobs'
@@ -28,18 +29,23 @@ from table import Row, row
 from torch import Tensor
 
 from planner.cost.balance import imbalance
-from planner.online.placement import options
-from planner.spec.model import MoeFeedForward
-from planner.spec.placement import Placement, TokenSplit
+from planner.online import begin, decide, replay_context
+from planner.spec.cluster import Precision
+from planner.spec.decision import Action
+from planner.spec.model import Model, MoeFeedForward
+from planner.spec.placement import TokenSplit
+from planner.spec.request import ClusterRequest
+from planner.spec.run import RunContext
+from planner.spec.training import AttentionKernel
+from planner.spec.window import Window
+from profiles import resolve_cluster
 from runtime.example import LanguageModel, batches, language_model, library_text, train_step
 from runtime.hooks import RouterCounter, attach
 from runtime.launch import Report, launch
-from runtime.migration import migrate
+from runtime.migration import current_placement, migrate
 from runtime.moe import moe_layers
 
 RANKS = 2
-MOVE_PRICE = 0.01
-"""A move must take this part of a rank's mean load off the hottest rank. A choice, for want of links to price."""
 
 
 class Settings(NamedTuple):
@@ -97,6 +103,9 @@ class Job:
             preferred = -settings.skew * torch.arange(1, settings.num_experts + 1).log()
             layer.router.projection.bias.data.copy_(preferred)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
+        self.context = _context(model, settings, extra_slots, token_split)
+        self.state = begin(self.context)
+        self.pause_s: float | None = None
 
     def step(self, data: Iterator[Tensor]) -> Step:
         """Train on one batch, timed; all ranks begin together."""
@@ -110,19 +119,48 @@ class Job:
         rows = [layer.rows_of_ranks.tolist() for layer in self.layers]
         return Step(total.item() / RANKS, spent[0].item(), spent[1].item(), rows)
 
-    def adapt(self, counters: Sequence[RouterCounter]) -> Pause:
-        """Place the experts anew by the tokens since the last time."""
+    def adapt(self, counters: Sequence[RouterCounter], index: int) -> Pause:
+        """Do what the policy says to the tokens since the last time; every rank decides alike."""
         tokens = torch.stack([counter.take(torch.device("cpu")) for counter in counters])
         dist.all_reduce(tokens)
-        loads = tokens.double().numpy()
-        choices = options(loads, RANKS, np.array([layer.slots for layer in self.layers]))
-        slots = choices.choose(MOVE_PRICE * loads.sum(axis=1).mean() / RANKS)
-        done = migrate(
-            self.layers, Placement(layers=tuple(map(tuple, slots.tolist())), num_ranks=RANKS), self.optimizer
+        steps = self.settings.window_steps
+        window = Window(
+            index=index,
+            first_step=index * steps,
+            num_steps=steps,
+            tokens=tuple(map(tuple, tokens.tolist())),
+            placement=current_placement(self.layers),
+            pause_s=self.pause_s,
         )
-        longest = torch.tensor(done.pause_s)
+        decision, self.state = decide(window, self.state, self.context)
+        self.pause_s = None
+        if decision.action is not Action.REBALANCE or decision.placement is None:
+            return Pause(0.0, 0)
+        done = migrate(self.layers, decision.placement, self.optimizer)
+        longest = torch.tensor(done.pause_s, dtype=torch.float64)
         dist.all_reduce(longest, dist.ReduceOp.MAX)
+        self.pause_s = longest.item() if done.moved_experts else None
         return Pause(longest.item(), done.moved_experts)
+
+
+def _context(model: Model, settings: Settings, extra_slots: int, token_split: TokenSplit) -> RunContext:
+    """The run as the policy knows it: data and expert parallelism over all ranks, a core each."""
+    moe = model.moe(model.moe_layers[0])
+    samples, per_step = settings.samples * RANKS, settings.samples * RANKS * settings.sequence_length * moe.top_k
+    context = replay_context(
+        np.full((1, settings.num_blocks, moe.num_experts), per_step // moe.num_experts),
+        moe.top_k,
+        resolve_cluster(ClusterRequest(nodes=1, devices_per_node=RANKS, device="cpu-core")),
+        RANKS,
+        extra_slots,
+        model,
+        token_split=token_split,
+        global_batch_size=samples,
+    )
+    training = context.training.model_copy(
+        update={"precision": Precision.FP32, "attention_kernel": AttentionKernel.UNFUSED}
+    )
+    return context.model_copy(update={"training": training})
 
 
 def train_both(report: Report, settings: Settings) -> tuple[list[tuple[Step, Step]], list[Pause]]:
@@ -142,7 +180,7 @@ def train_both(report: Report, settings: Settings) -> tuple[list[tuple[Step, Ste
             both[which] = (static, adaptive)[which].step(feeds[which])
         steps.append((both[0], both[1]))
         if (number + 1) % settings.window_steps == 0:
-            pauses.append(adaptive.adapt(counters))
+            pauses.append(adaptive.adapt(counters, number // settings.window_steps))
         report(number)
     return steps, pauses
 
@@ -209,10 +247,12 @@ def show(console: Console, settings: Settings, steps: Sequence[tuple[Step, Step]
     table.add_row("static / adaptive", "", *(f"{ratio:.2f}" for ratio in ratios))
     console.print(table)
     total = [sum(pair[which].wall_s for pair in counted) for which in (0, 1)]
+    moves = [pause for pause in pauses if pause.moved_experts]
     paused = sum(pause.seconds for pause in pauses)
     console.print(
-        f"{len(pauses)} migrations of {sum(pause.moved_experts for pause in pauses)} experts paused it for "
-        f"{paused:.2f} s together; wall time with them: static / adaptive {total[0] / (total[1] + paused):.2f}"
+        f"{len(pauses)} windows, {len(moves)} migrations of {sum(pause.moved_experts for pause in moves)} experts, "
+        f"which paused it for {paused:.2f} s together; wall time with them: static / adaptive "
+        f"{total[0] / (total[1] + paused):.2f}"
     )
     difference = max(abs(a.loss - b.loss) for a, b in steps)
     console.print(f"largest difference of losses {difference:.1e}; last loss {steps[-1][0].loss:.4f}")

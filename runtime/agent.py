@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -164,6 +165,7 @@ class Agent:
         self._last_window: Window | None = None
         self._boundary: Boundary | None = None
         self._message = b""
+        self._pause_s: float | None = None
         self._advised: str | None = None
         self._steps = 0
         self._windows = 0
@@ -245,12 +247,14 @@ class Agent:
 
     def _carry_out(self, decision: Decision) -> None:
         if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:
+            began = time.perf_counter()
             try:
                 moved = self._stage.migrate(decision.placement, self._optimizer, self._group, self._device)
             except TrimtabError as error:
                 message = "window %d: not carried out, nothing was moved: %s"
                 logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
+                self._pause_s = time.perf_counter() - began if moved else None
                 logger.info("window %d: moved %d experts of this rank's layers", decision.window, moved)
         self._stretch = None  # this step was longer than others
         applied = self._on_decision(decision) if self._on_decision is not None else None
@@ -265,6 +269,7 @@ class Agent:
 
     def _hand_over(self, boundary: Boundary, tokens: list[list[int]]) -> None:
         index, self._windows = self._windows, self._windows + 1
+        pause_s, self._pause_s = self._pause_s, None
         self._last_window = None
         if self._courier is None:
             return
@@ -280,6 +285,7 @@ class Agent:
             step_time_s=boundary.step_time_s(),
             plan_id=self._plan_id,
             placement=self._stage.placement() or self._placement,
+            pause_s=pause_s,
         )
         self._courier.submit(self._last_window)
         if self._recorder is not None:

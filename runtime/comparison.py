@@ -1,7 +1,8 @@
 """What one placement is worth against another: the same work under both, timed in turns in one run.
 
 Absolute times of a machine that others use say little; so both placements do the same forward and backward pass on each
-batch, one right after the other, in alternating order, and only ratios within such a round count.
+batch, one right after the other, in alternating order. Wall time counts as ratios within such a round. Of CPU time each
+rank's median over rounds is taken first, and then the busiest rank: the busiest of a round may be whom others disturb.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from planner.cost.balance import imbalance
 from planner.online.placement import moves_between
 from planner.spec.placement import Placement
 from planner.spec.value import Positive, Value
-from runtime.exchange import num_ranks
+from runtime.exchange import num_ranks, rank
 from runtime.migration import migrate
 from runtime.moe import moe_layers
 
@@ -29,9 +30,8 @@ class Trial(Value):
 
     wall_s: Positive
     """Until the last rank is through."""
-    busiest_cpu_s: Positive
-    """CPU time of the rank that worked longest: what the others would wait for if each rank had a core of its own."""
-    mean_cpu_s: Positive
+    cpu_s: tuple[Positive, ...]
+    """CPU time of each rank."""
 
 
 class Comparison(Value):
@@ -50,8 +50,30 @@ class Comparison(Value):
 
     @property
     def busiest_cpu_ratio(self) -> float:
-        """Median over rounds: how many times longer the busiest rank works under the first placement."""
-        return median(first.busiest_cpu_s / second.busiest_cpu_s for first, second in self.rounds)
+        """How many times longer the busiest rank works under the first placement."""
+        first, second = self.busiest_cpu_s
+        return first / second
+
+    @property
+    def busiest_cpu_s(self) -> tuple[float, float]:
+        """CPU time of a pass on the busiest rank, at least what a pass takes if each has a core of its own.
+
+        Ranks wait for each other in every layer: where layers are hot on different ranks, the sum hides some of it.
+        """
+        first, second = zip(*self.rounds, strict=True)
+        return _busiest(first), _busiest(second)
+
+
+def without_replicas(placement: Placement) -> Placement:
+    """In as many slots, experts in order, each on one rank: what slots are left hold second copies on the same rank."""
+    ranks, layers = placement.num_ranks, []
+    for layer in range(len(placement.layers)):
+        slots = [
+            np.resize(own, placement.slots_per_rank(layer))
+            for own in np.array_split(np.arange(placement.num_experts(layer)), ranks)
+        ]
+        layers.append(tuple(np.concatenate(slots).tolist()))
+    return Placement(layers=tuple(layers), num_ranks=ranks)
 
 
 def compare_placements(
@@ -86,15 +108,17 @@ def _measure(model: nn.Module, batch: Tensor) -> Trial:
         dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     model(batch).backward()
-    spent = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu], dtype=torch.float64)
+    spent = torch.zeros(1 + num_ranks(None), dtype=torch.float64)
+    spent[0], spent[1 + rank(None)] = time.perf_counter() - wall, time.process_time() - cpu
     model.zero_grad()
-    longest, total = spent.clone(), spent.clone()
     if num_ranks(None) > 1:
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        dist.all_reduce(total)
-    return Trial(
-        wall_s=longest[0].item(), busiest_cpu_s=longest[1].item(), mean_cpu_s=total[1].item() / num_ranks(None)
-    )
+        dist.all_reduce(spent, dist.ReduceOp.MAX)
+    longest, *by_rank = spent.tolist()
+    return Trial(wall_s=longest, cpu_s=tuple(by_rank))
+
+
+def _busiest(trials: Sequence[Trial]) -> float:
+    return max(median(trial.cpu_s[number] for trial in trials) for number in range(len(trials[0].cpu_s)))
 
 
 def _moved(one: Placement, other: Placement) -> int:

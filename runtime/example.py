@@ -23,7 +23,7 @@ from planner.spec.plan import Plan
 from planner.spec.strategy import ExpertStrategy, Recompute, Sharding
 from planner.spec.value import Count, Index, Positive, Value
 from runtime.agent import Agent
-from runtime.comparison import Comparison, compare_placements
+from runtime.comparison import Comparison, compare_placements, without_replicas
 from runtime.exchange import Group, num_ranks, rank
 from runtime.gradients import average_gradients
 from runtime.launch import Report
@@ -31,7 +31,7 @@ from runtime.migration import current_placement
 from runtime.moe import ExpertParallelMoe, moe_layers
 
 NUM_BYTES = 256
-COMPARED_BATCHES = 21
+COMPARED_BATCHES = 17
 
 
 def language_model(  # every argument is a dimension of the model
@@ -185,25 +185,19 @@ def can_run(plan: Plan) -> bool:
     )
 
 
-def train(report: Report, job: Job) -> Comparison:
-    """The training program of one rank. Reports each `Progress` and each `Decision` from rank 0.
+class Trained(NamedTuple):
+    """What a rank has at the end."""
 
-    Returns what the adapted placement is worth against the first, on the model as it is at the end.
-    """
-    if not can_run(job.plan) or job.plan.num_devices != num_ranks(None):
-        raise InputError.at("plan", f"this example cannot run {job.plan.summary} on {num_ranks(None)} ranks")
+    losses: list[float]
+    """Its own, by step."""
+    comparison: Comparison
+    """The experts in order without replicas against the adapted placement, on the model as it is at the end."""
+
+
+def train(report: Report, job: Job) -> Trained:
+    """The training program of one rank. Reports each `Progress` and each `Decision` from rank 0."""
     tell = report if rank(None) == 0 else _say_nothing
-    torch.manual_seed(job.seed)
-    model = LanguageModel(
-        job.model,
-        extra_slots_per_rank=job.extra_slots_per_rank,
-        shadow_slots_per_rank=job.shadow_slots_per_rank,
-        token_split=job.token_split,
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
-    first_placement = current_placement(moe_layers(model))
-    text = library_text(4_000_000)
-    data = batches(text, job.plan.micro_batch_size, job.plan.sequence_length, seed=rank(None))
+    model, optimizer, data = _begin(job)
     agent = Agent(
         service=job.service,
         run=job.run,
@@ -224,8 +218,38 @@ def train(report: Report, job: Job) -> Comparison:
             tell(Progress(step, mean, (time.perf_counter() - began) / job.window_steps))
             began = time.perf_counter()
     agent.close()
-    placements = (first_placement, current_placement(moe_layers(model)))
-    return compare_placements(model, optimizer, placements, [next(data) for _ in range(COMPARED_BATCHES)])
+    adapted = current_placement(moe_layers(model))
+    pair = (without_replicas(adapted), adapted)
+    return Trained(losses, compare_placements(model, optimizer, pair, [next(data) for _ in range(COMPARED_BATCHES)]))
+
+
+def train_alone(report: Report, job: Job) -> list[float]:
+    """The same training without an agent, experts in order and no replicas: the losses of this rank, by step.
+
+    Reports each step's number from rank 0.
+    """
+    tell = report if rank(None) == 0 else _say_nothing
+    model, optimizer, data = _begin(job.model_copy(update={"extra_slots_per_rank": 0, "shadow_slots_per_rank": 0}))
+    losses = []
+    for step in range(1, job.num_steps + 1):
+        losses.append(train_step(model, optimizer, data, job.plan.num_micro_batches))
+        tell(step)
+    return losses
+
+
+def _begin(job: Job) -> tuple[LanguageModel, torch.optim.Optimizer, Iterator[Tensor]]:
+    if not can_run(job.plan) or job.plan.num_devices != num_ranks(None):
+        raise InputError.at("plan", f"this example cannot run {job.plan.summary} on {num_ranks(None)} ranks")
+    torch.manual_seed(job.seed)
+    model = LanguageModel(
+        job.model,
+        extra_slots_per_rank=job.extra_slots_per_rank,
+        shadow_slots_per_rank=job.shadow_slots_per_rank,
+        token_split=job.token_split,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
+    text = library_text(4_000_000)
+    return model, optimizer, batches(text, job.plan.micro_batch_size, job.plan.sequence_length, seed=rank(None))
 
 
 def train_step(

@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.cost import Seats
 from planner.cost.balance import Floats, Indices, imbalance, rank_loads
-from planner.cost.migration import PAUSE_S, expert_ranks
+from planner.cost.migration import expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
@@ -27,6 +27,7 @@ from planner.online.placement import afresh, options
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
 from planner.online.shadowing import idle_seats, shadowed
 from planner.online.shadows import changed_shadows, lasting_slots, with_idle_shadows
+from planner.online.standstill import ASSUMED, Standstill
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
@@ -69,6 +70,8 @@ class Candidate:
     """Whether it has the memory that the forecast asks for."""
     refilled: int = 0
     """Shadow slots whose content changes."""
+    standstill: Standstill | None = None
+    """The part of the cost that is no transfer; None where no expert is copied within the plan."""
 
     @cached_property
     def placement(self) -> Placement | None:
@@ -84,6 +87,11 @@ class Candidate:
     def moves(self) -> tuple[Move, ...]:
         """The copies as values."""
         return () if self.copies is None else self.copies.moves()
+
+    @property
+    def transfer_s(self) -> float | None:
+        """What the copied experts take on their way; None where there are none."""
+        return None if self.standstill is None else max(0.0, self.cost_s - self.standstill.seconds)
 
     @property
     def net_s(self) -> float:
@@ -140,19 +148,22 @@ class Outlook:
         return candidate.fits or (not self.now.expected.fits and candidate.gain_s > 0)
 
 
-def rebalances(outlook: Outlook, seats: Seats, life_steps: float, pause_s: float = PAUSE_S) -> Iterator[Candidate]:
+def rebalances(
+    outlook: Outlook, seats: Seats, life_steps: float, standstill: Standstill = ASSUMED
+) -> Iterator[Candidate]:
     """More even placements than `seats`, which is in force, and its slots with another split; gains can be negative.
 
-    `life_steps`: for which a placement made now is expected to last until another takes its place. `pause_s`: of a
-    move, besides its transfer.
+    `life_steps`: for which a placement made now is expected to last until another takes its place. `standstill`: of
+    a move, besides its transfer.
     """
 
     def candidate(slots: Indices) -> Candidate:
         after = seats._replace(layers=slots, split=outlook.split(slots, seats.num_ranks))
         copies = copies_between(seats.layers, slots, seats.num_ranks, seats.shadow_slots_per_rank)
-        cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, pause_s)
+        cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, standstill.seconds)
         found = _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
-        return replace(found, refilled=changed_shadows(slots, seats))
+        refilled = changed_shadows(slots, seats)
+        return replace(found, refilled=refilled, standstill=standstill if cost_s > 0.0 else None)
 
     if seats.shadow_slots_per_rank:
         chosen = _with_shadows(outlook, seats, life_steps)

@@ -45,6 +45,7 @@ from planner.online.candidates import Candidate, Outlook, rebalances, switches
 from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
 from planner.online.pricing import Price, Pricing, seats_of, served, unevenness
+from planner.online.standstill import standstill_of, with_measured
 from planner.online.state import Debit, RunState, plan_of
 from planner.spec.decision import Action, Decision
 from planner.spec.run import RunContext
@@ -77,7 +78,8 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
         standing = _Standing(pricing, state, served(window_shares(window), context.training))
         return _keep(window, standing, 0.0, reason), state
     forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
-    state = _counted(in_force(window, state, context), forecast, window, pricing)
+    taken_in = with_measured(state, in_force(window, state, context), window)
+    state = _counted(taken_in, forecast, window, pricing)
     standing = _Standing(pricing, state, served(forecast.array, context.training))
     plan = plan_of(context, state.plan_id, "plan_id")
     outlook = Outlook(pricing, plan, standing.seats, forecast, window_shares(window))
@@ -143,7 +145,7 @@ def _candidates(outlook: Outlook, state: RunState, age_steps: float) -> list[Can
     found = list(switches(outlook, state.balanced_step_time_s))
     if outlook.seats is not None and outlook.seats.num_ranks > 1:
         life_steps = min(outlook.forecast.horizon_steps, age_steps)
-        found += rebalances(outlook, outlook.seats, life_steps)
+        found += rebalances(outlook, outlook.seats, life_steps, standstill_of(state))
     return sorted(found, key=lambda candidate: -candidate.net_s)
 
 
@@ -193,6 +195,7 @@ def _act(
                 placement=chosen.placement,
                 cost_s=debit_s,
                 placed_step_before=state.placed_step,
+                transfer_s=chosen.transfer_s,
             ),
         }
     )

@@ -19,7 +19,7 @@ def late(index: int, last: int) -> str:
 
 def act(chosen: Candidate, account_s: float) -> str:
     """A move that is made: because it is expected to pay, or because of what was lost without it."""
-    offer = f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_seconds(chosen.cost_s)}"
+    offer = f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_cost(chosen)}"
     payback = chosen.cost_s / chosen.gain_s
     if chosen.net_s > 0 or chosen.cost_s == 0.0:
         return f"{offer}: paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
@@ -35,13 +35,13 @@ def remedy(chosen: Candidate) -> str:
     change = "saves" if chosen.gain_s >= 0 else "loses"
     return (
         f"what is in force does not fit in memory under the expected load: {_what(chosen)} fits, "
-        f"{change} {_seconds(abs(chosen.gain_s))} a step and costs {_seconds(chosen.cost_s)}"
+        f"{change} {_seconds(abs(chosen.gain_s))} a step and costs {_cost(chosen)}"
     )
 
 
 def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
     """A move that is not made, now."""
-    offer = f"{_what(best)} would save {_seconds(best.gain_s)} a step and cost {_seconds(best.cost_s)}"
+    offer = f"{_what(best)} would save {_seconds(best.gain_s)} a step and cost {_cost(best)}"
     if best.net_s <= 0:
         return f"{offer}: not paid back within the {best.life_steps:.3g} steps that the gain is expected to last"
     return (
@@ -59,6 +59,14 @@ def _what(candidate: Candidate) -> str:
         return "splitting the tokens of replicas anew"
     layers = len(set(candidate.copies.layer.tolist())) if candidate.copies else 0
     return f"moving {_count(candidate.num_moves, 'expert')} in {_count(layers, 'layer')}"
+
+
+def _cost(candidate: Candidate) -> str:
+    standstill = candidate.standstill
+    if standstill is None:
+        return _seconds(candidate.cost_s)
+    source = "measured" if standstill.measured else "assumed"
+    return f"{_seconds(candidate.cost_s)} ({_seconds(standstill.seconds)} of it standstill, {source})"
 
 
 def _count(number: int, what: str) -> str:

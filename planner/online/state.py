@@ -28,6 +28,8 @@ class Debit(Value):
     cost_s: NonNegative
     placed_step_before: Index | None
     """`RunState.placed_step` when it was decided."""
+    transfer_s: NonNegative | None = None
+    """What the experts were predicted to take on their way; None where none is copied."""
 
 
 class RunState(Value):
@@ -49,6 +51,8 @@ class RunState(Value):
     """The decision of the last window, if it was to move: the next window says whether it is carried out."""
     refunded: Debit | None = None
     """The last decision that was not carried out when the next window came; it may still be, late."""
+    standstill_s: NonNegative | None = None
+    """What a move holds training up besides its transfer, as this run has measured; None: not yet."""
     last_window: Index | None = None
     """Index of the newest window that was counted."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from planner.spec.placement import Placement
-from planner.spec.value import Count, Index, Positive, Value
+from planner.spec.value import Count, Index, NonNegative, Positive, Value
 
 Tokens = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -25,6 +25,10 @@ class Window(Value):
     """The plan in force while counting; None: the one that was decided last."""
     placement: Placement | None = None
     """The placement in force at the end of the window; None: the one that was decided last."""
+
+    pause_s: NonNegative | None = None
+    """Measured: how long the move of experts that led to this placement held training up; None: none since the last
+    window, or not measured."""
 
     @model_validator(mode="after")
     def _counted_something(self) -> Window:

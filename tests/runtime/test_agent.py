@@ -69,6 +69,8 @@ def test_windows_arrive_and_decisions_are_carried_out_without_a_trace_in_the_los
         tuple(first[-turns:] + first[:-turns]) if turns else first for turns in range(6)
     ]
     assert moe_layers(model)[1].slots == planner.windows[-1].placement.layers[1]
+    assert planner.windows[0].pause_s is None, "nothing had moved"
+    assert all(0 < window.pause_s < 5 for window in planner.windows[1:]), "what the move before it took"
     assert largest_difference(losses, plain_losses) <= 1e-5
 
 
@@ -103,6 +105,7 @@ def test_advise_never_touches_the_model(planner):
     assert len(heard) == 2
     assert moe_layers(model)[0].slots == tuple(range(EXPERTS))
     assert {window.placement.layers[0] for window in planner.windows} == {tuple(range(EXPERTS))}
+    assert {window.pause_s for window in planner.windows} == {None}
 
 
 def test_the_run_is_found_by_id_or_name_and_its_history_goes_on(planner):

@@ -1,0 +1,53 @@
+"""How long a move of experts holds training up besides its transfer: assumed, until the run has measured it.
+
+A window may say how long the move that was carried out before it held training up. Less the transfer that was predicted
+for that move, it is a sample of the standstill; the samples of a run are smoothed. What the transfer itself takes
+longer than predicted counts as standstill too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from planner.cost.migration import PAUSE_S
+from planner.online.state import Debit, RunState
+from planner.spec.window import Window
+
+NEWEST = 0.5
+"""Weight of the newest sample beside those before. A choice: half of a surprise is believed at once."""
+
+
+class Standstill(NamedTuple):
+    """Seconds besides the transfer, and where they are from."""
+
+    seconds: float
+    measured: bool
+
+
+ASSUMED = Standstill(PAUSE_S, measured=False)
+
+
+def standstill_of(state: RunState) -> Standstill:
+    """What the next move of this run is expected to take besides its transfer."""
+    return ASSUMED if state.standstill_s is None else Standstill(state.standstill_s, measured=True)
+
+
+def with_measured(before: RunState, after: RunState, window: Window) -> RunState:
+    """The state `after` a window was taken in, with the pause that it reports, if it is that of a move we decided.
+
+    `before`: the state before `planner.online.intake.in_force` settled which of the decided moves was carried out.
+    """
+    made = _carried_out(before, after)
+    if window.pause_s is None or made is None or made.transfer_s is None:
+        return after
+    sample_s = max(0.0, window.pause_s - made.transfer_s)
+    known_s = sample_s if after.standstill_s is None else after.standstill_s
+    return after.model_copy(update={"standstill_s": known_s + NEWEST * (sample_s - known_s)})
+
+
+def _carried_out(before: RunState, after: RunState) -> Debit | None:
+    """The decided move whose placement is in force now: the last, or one that was carried out late."""
+    for debit in (before.unconfirmed, before.refunded):
+        if debit is not None and (debit.plan_id, debit.placement) == (after.plan_id, after.placement):
+            return debit
+    return None
