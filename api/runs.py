@@ -72,20 +72,20 @@ class Runs:
         each decision knows all that were made before it.
         """
         while True:
-            known = self._known(run_id)
-            # After the standing: a decision that another request records from here on changes the version.
-            earlier = self._store.decision(run_id, window.index)
+            version, earlier = self._store.answered(run_id, window.index)
             if earlier is not None:
                 return earlier
+            known = self._known(run_id, version)
             standing = known.standing
+            if standing.version != version:
+                continue
             decision, state = decide_at(known.pricing, window, standing.state)
             if self._store.record(run_id, standing.version, window, decision, state):
                 self._keep(run_id, _AtHand(Standing(standing.context, state, standing.version + 1), known.pricing))
                 return decision
 
-    def _known(self, run_id: str) -> _AtHand:
-        """The run as it stands in the store; raises NotFoundError."""
-        version = self._store.version(run_id)
+    def _known(self, run_id: str, version: int) -> _AtHand:
+        """The run as it stood at `version`, or as it stands in the store by now; raises NotFoundError."""
         with self._lock:
             found = self._at_hand.get(run_id)
         if found is None:
