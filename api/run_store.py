@@ -17,7 +17,6 @@ from planner.spec.errors import InputError, NotFoundError
 from planner.spec.run import Run, RunContext
 from planner.spec.window import Window
 
-
 _RUNS, _WINDOWS, _DECISIONS = (Table.metadata.tables[kind.__tablename__] for kind in (RunRow, WindowRow, DecisionRow))
 """For what every window does: statements on tables, made once, take half the time of those on mapped classes."""
 
