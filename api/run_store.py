@@ -6,16 +6,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from api.database import Database
-from api.tables import DecisionRow, RunRow, SearchRow, WindowRow
+from api.tables import DecisionRow, RunRow, SearchRow, Table, WindowRow
 from planner.online import RunState
 from planner.spec.decision import Decision
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.run import Run, RunContext
 from planner.spec.window import Window
+
+_RUNS, _WINDOWS, _DECISIONS = (Table.metadata.tables[kind.__tablename__] for kind in (RunRow, WindowRow, DecisionRow))
+"""For what every window does: statements on tables, made once, take half the time of those on mapped classes."""
+
+_MOVE_ON = (
+    update(_RUNS)
+    .where(_RUNS.c.id == bindparam("run_id"), _RUNS.c.version == bindparam("known"))
+    .values(version=_RUNS.c.version + 1, state=bindparam("state_now"))
+    .returning(_RUNS.c.number)
+)
+_ADD_WINDOW, _ADD_DECISION = insert(_WINDOWS), insert(_DECISIONS)
+_ANSWERED = (
+    select(_RUNS.c.version, _DECISIONS.c.decision)
+    .select_from(
+        _RUNS.outerjoin(
+            _DECISIONS,
+            and_(_DECISIONS.c.run_number == _RUNS.c.number, _DECISIONS.c["index"] == bindparam("index")),
+        )
+    )
+    .where(_RUNS.c.id == bindparam("run_id"))
+)
 
 
 @dataclass(frozen=True)
@@ -76,13 +97,17 @@ class RunStore:
             row = _row(session, run_id)
             return Standing(row.run.context, row.state, row.version)
 
-    def version(self, run_id: str) -> int:
-        """How often the state of the run has changed; raises NotFoundError."""
+    def answered(self, run_id: str, index: int) -> tuple[int, Decision | None]:
+        """(How often the state of the run has changed, the answer to the window of this index, if it came before.)
+
+        Both of one moment; raises NotFoundError.
+        """
         with self._database.reading() as session:
-            found = session.scalar(select(RunRow.version).where(RunRow.id == run_id))
+            found = session.execute(_ANSWERED, {"run_id": run_id, "index": index}).one_or_none()
         if found is None:
             raise _no_run(run_id)
-        return found
+        version, decision = found
+        return version, decision
 
     def decision(self, run_id: str, index: int) -> Decision | None:
         """The answer to the window of this index, None if there was no such window; raises NotFoundError."""
@@ -95,18 +120,12 @@ class RunStore:
     def record(self, run_id: str, version: int, window: Window, decision: Decision, state: RunState) -> bool:
         """Keep window, decision and new state together; False, and nothing kept, if the run has moved on meanwhile."""
         with self._database.writing() as session:
-            moved = session.execute(
-                update(RunRow)
-                .where(RunRow.id == run_id, RunRow.version == version)
-                .values(version=version + 1, state=state)
-                .returning(RunRow.number)
-            )
-            number = moved.scalar()
+            number = session.execute(_MOVE_ON, {"run_id": run_id, "known": version, "state_now": state}).scalar()
             if number is None:
                 return False
-            now = self._now()
-            session.add(WindowRow(run_number=number, index=window.index, received_at=now, window=window))
-            session.add(DecisionRow(run_number=number, index=window.index, decided_at=now, decision=decision))
+            now, key = self._now(), {"run_number": number, "index": window.index}
+            session.execute(_ADD_WINDOW, {**key, "received_at": now, "window": window})
+            session.execute(_ADD_DECISION, {**key, "decided_at": now, "decision": decision})
             return True
 
     def windows(self, run_id: str, limit: int, after: int | None = None) -> tuple[Window, ...]:

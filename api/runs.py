@@ -28,12 +28,17 @@ class _AtHand:
     standing: Standing
     pricing: Pricing
 
+    def precedes(self, window: Window) -> bool:
+        """Whether the window is newer than all that were answered, so that it cannot be one of them."""
+        last = self.standing.state.last_window
+        return last is None or window.index > last
+
 
 class Runs:
     """The online stage over the store. Clock and ids come from outside.
 
-    Runs that were asked about last stay in memory, beside the store: what is read from there is the version alone. Any
-    number of processes may serve one store, the version tells whose memory is old.
+    Runs that were asked about last stay in memory, beside the store. Any number of processes may serve one store: it
+    keeps nothing of whoever decided on an old version, and then the run is read anew.
     """
 
     def __init__(
@@ -71,21 +76,25 @@ class Runs:
         Deciding happens outside any transaction; whoever finds that the run has moved on meanwhile decides again, so
         each decision knows all that were made before it.
         """
+        with self._lock:
+            known = self._at_hand.get(run_id)
         while True:
-            known = self._known(run_id)
-            # After the standing: a decision that another request records from here on changes the version.
-            earlier = self._store.decision(run_id, window.index)
-            if earlier is not None:
-                return earlier
+            if known is None or not known.precedes(window):
+                version, earlier = self._store.answered(run_id, window.index)
+                if earlier is not None:
+                    return earlier
+                known = self._known(run_id, version)
+                if known.standing.version != version:
+                    continue
             standing = known.standing
             decision, state = decide_at(known.pricing, window, standing.state)
             if self._store.record(run_id, standing.version, window, decision, state):
                 self._keep(run_id, _AtHand(Standing(standing.context, state, standing.version + 1), known.pricing))
                 return decision
+            known = None
 
-    def _known(self, run_id: str) -> _AtHand:
-        """The run as it stands in the store; raises NotFoundError."""
-        version = self._store.version(run_id)
+    def _known(self, run_id: str, version: int) -> _AtHand:
+        """The run as it stood at `version`, or as it stands in the store by now; raises NotFoundError."""
         with self._lock:
             found = self._at_hand.get(run_id)
         if found is None:

@@ -1,8 +1,7 @@
 """The online stage's numbers beside their aims, in one table: what each part measures.
 
 Run: make bench-online; or .venv/bin/python benchmarks/bench_online.py [PART …]. Each part measures in a module of its
-own, bench_PART.py (`rows`); here it is the policy on recorded and on adversarial loads. SmartMoE's record is read from
-../shared.
+own, bench_PART.py (`rows`); here it is the policy on recorded loads. SmartMoE's record is read from ../shared.
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ from planner.spec.placement import TokenSplit
 from profiles import cluster_from_shorthand, resolve_cluster
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "online"))
-from test_adversarial_loads import ADVERSARIES, CHEAP, DEAR, play  # noqa: E402 - games that the tests play, too
-
 THEIRS = ROOT.parent / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"
 OURS = ROOT / "profiles" / "traces" / "byte-moe-6x32.npz"
 RANKS = 8
@@ -31,11 +27,11 @@ BATCH = 128
 """Samples per step that our own trace is replayed with: in its own steps of 1,024 tokens no move pays."""
 EVEN_AIMS = {1: (1.13, 1.05), 2: (1.09, 1.01)}
 """By extra slots per rank: imbalance with the split of the window, and of the step."""
-MOVES_AIM, HINDSIGHT_AIM, STATIC_AIM, FIXED_AIM = 0.5, 1.05, 1.0, 1.5
+MOVES_AIM, HINDSIGHT_AIM, STATIC_AIM = 0.5, 1.05, 1.0
 
 
 def rows() -> list[Row]:
-    """The policy on recorded loads and on loads made to hurt it."""
+    """The policy on recorded loads."""
     found = []
     for name, path, batch in (("SmartMoE's trace", THEIRS, None), ("own trace", OURS, BATCH)):
         if path.exists():
@@ -43,7 +39,7 @@ def rows() -> list[Row]:
                 found += of_trace(f"{name}, {RANKS} ranks, +{extra}: ", read(path), extra, batch)
         else:
             found.append(Row(name, "", f"{path.name} is not there", None))
-    return found + of_adversaries()
+    return found
 
 
 def read(path: Path) -> Trace:
@@ -70,26 +66,6 @@ def of_trace(what: str, trace: Trace, extra: int, batch: int | None) -> list[Row
         ),
         row(f"{what}total time / hindsight", total_s["trimtab"] / total_s["hindsight"], HINDSIGHT_AIM),
         row(f"{what}total time / best static", total_s["trimtab"] / total_s["best-static"], STATIC_AIM),
-    ]
-
-
-def of_adversaries() -> list[Row]:
-    """The worst of all games against the best fixed placement, and how many keep what is proved."""
-    games = {
-        f"{name}, windows of {steps} steps, {cost} moves": play(loads, 120, steps, run)
-        for name, loads in ADVERSARIES.items()
-        for cost, run in (("cheap", CHEAP), ("dear", DEAR))
-        for steps in (1, 10, 100)
-    }
-    worst = max(games, key=lambda name: games[name].total_s / games[name].best_fixed_s)
-    within = sum(game.stays_within_what_is_proved() for game in games.values())
-    return [
-        row(
-            f"adversarial loads, {len(games)} games: total / best fixed, worst ({worst})",
-            games[worst].total_s / games[worst].best_fixed_s,
-            FIXED_AIM,
-        ),
-        Row("adversarial games within the stated bounds", str(len(games)), str(within), within == len(games)),
     ]
 
 

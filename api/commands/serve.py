@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from contextlib import closing
 from typing import Annotated, Any
@@ -14,6 +15,9 @@ from api.settings import Settings
 from planner.spec.errors import InputError
 
 BACKLOG = 512
+GARBAGE_THRESHOLDS = (50_000, 20, 100)
+"""New objects before a collection, young ones before one of the middle generation, those before a full one. A decision
+can hold thousands of moves, and none is garbage: with Python's own 700, collecting takes as long as making them."""
 GRACE_S = 3
 """Seconds that open requests get when the service ends; those that wait for a search are answered before."""
 
@@ -46,7 +50,15 @@ def serve(
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
         app = create_app(settings, database, search, stopping=lambda: server.should_exit)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=GRACE_S))
+        _spare_the_collector()
         server.run(sockets=[listener])
+
+
+def _spare_the_collector() -> None:
+    """What the process has loaded lives as long as it does: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _settings(**options: Any) -> Settings:

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from api.database import open_database, shown_url
+from api.database import PAGE_BYTES, open_database, shown_url
 from api.problems import status_problem
 from api.run_store import RunStore
 from api.search_store import SearchStore
@@ -113,6 +113,8 @@ def test_a_file_is_written_ahead_and_checks_foreign_keys(database):
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
         assert session.scalar(text("PRAGMA busy_timeout")) >= 1000
+        assert session.scalar(text("PRAGMA page_size")) == PAGE_BYTES
+        assert session.scalar(text("PRAGMA synchronous")) == 1  # NORMAL, see api/database.py
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,16 @@ def test_a_window_its_decision_and_the_state_are_kept_together(searches, runs):
     assert runs.decision(run.id, 0) == decision
     assert runs.windows(run.id, 10) == (window(0),)
     assert runs.standing(run.id).version == 1
+
+
+def test_version_and_earlier_answer_are_told_together(searches, runs):
+    run = begun(searches, runs)
+    assert runs.answered(run.id, 0) == (0, None)
+    _, decision = record(runs, run.id, 0)
+    assert runs.answered(run.id, 0) == (1, decision)
+    assert runs.answered(run.id, 1) == (1, None)
+    with pytest.raises(NotFoundError):
+        runs.answered("nobody", 0)
 
 
 def test_whoever_decided_on_an_old_state_keeps_nothing(searches, runs):

@@ -88,6 +88,17 @@ def hot(*experts, by=4.0):
 PAIRS = [tuple(np.random.default_rng(index).choice(EXPERTS, 2, replace=False)) for index in range(120)]
 
 
+def spiteful(every_rank):
+    """Heats what rank 0 holds, or what each rank in turn does."""
+
+    def load(index, placement):
+        slots = placement.layers[0]
+        rank = index % RANKS if every_rank else 0
+        return hot(slots[2 * rank], slots[2 * rank + 1])
+
+    return load
+
+
 def bursts(index, _):
     return hot(0, 1) if index % 20 < 3 else np.ones(EXPERTS)
 
@@ -129,13 +140,7 @@ def test_an_adversary_that_sees_the_placement_and_heats_one_rank_stays_within_it
     run, num_steps, factor, every_rank
 ):
     """No deterministic policy can do much: it is wrong in every window. Even experts cost it 2.6 s / 2 s."""
-
-    def spiteful(index, placement):
-        slots = placement.layers[0]
-        rank = index % RANKS if every_rank else 0
-        return hot(slots[2 * rank], slots[2 * rank + 1])
-
-    game = play(spiteful, 120, num_steps, run)
+    game = play(spiteful(every_rank), 120, num_steps, run)
     assert game.stays_within_what_is_proved()
     assert game.total_s <= factor * game.best_fixed_s
 
