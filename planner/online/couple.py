@@ -33,18 +33,18 @@ RANKS_PER_SPLIT = 16
 
 
 class _Trade(NamedTuple):
-    """Slots of hot and of cold ranks beside each other."""
+    """The best change of each hot rank with each cold one, A and B of them: [L, A, B] each."""
 
+    gain: Floats
+    swaps: NDArray[np.bool_]
+    """A swap; else a replica."""
     hot: Indices
-    """[L, H]: numbers of the slots."""
+    """Number of the slot of the hot rank."""
     cold: Indices
-    """[L, C]."""
-    swap: Floats
-    """[L, H, C]: gain of a swap."""
-    replica: Floats
-    """[L, H, C]: gain of a replica."""
     passed: Floats
-    """[L, H, C]: tokens that the new replica takes over."""
+    """Tokens that a new replica takes over."""
+    heir: Indices
+    """The slot that takes over the tokens of the replica that gave way."""
 
 
 def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> tuple[Indices, Floats]:
@@ -63,7 +63,7 @@ def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules:
         now, then = _step(loads[active], num_ranks, placed[active], carried[active], rules)
         if np.array_equal(now, placed[active]):
             break
-        if not step % max(1, num_ranks // RANKS_PER_SPLIT):
+        if (step + 1) % max(1, num_ranks // RANKS_PER_SPLIT) == 0:
             then = poured_again(loads[active], now, num_ranks, then)
         placed, carried = placed.copy(), carried.copy()
         placed[active], carried[active] = now, then
@@ -80,56 +80,39 @@ def _peak(carried: Floats, num_ranks: int) -> Floats:
 def _step(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> tuple[Indices, Floats]:
     """(`slots`, load of each) after the best changes, no rank and no expert in two of them."""
     trade = _trade(loads, num_ranks, slots, carried, rules)
-    gains = np.stack([trade.swap / 2, trade.replica], axis=1)
     slots, carried = slots.copy(), carried.copy()
-    each = slots.shape[1] // num_ranks
-    for _ in range(max(1, num_ranks // RANKS_PER_CHANGE)):
-        best = gains.reshape(len(slots), -1).argmax(axis=1)
-        layers = np.flatnonzero(gains.reshape(len(slots), -1).max(axis=1) > 0)
-        kind, mine, theirs = (index[layers] for index in np.unravel_index(best, gains.shape[1:]))
-        hot, cold = trade.hot[layers, mine], trade.cold[layers, theirs]
-        experts = np.stack([slots[layers, hot], slots[layers, cold]], axis=1)
-        for change, made in ((_swap, kind == 0), (_replicate, kind == 1)):
-            if made.any():
-                passed = trade.passed[layers[made], mine[made], theirs[made]]
-                change(slots, carried, num_ranks, layers[made], hot[made], cold[made], passed)
-        ranks = np.stack([hot, cold], axis=1) // each
-        hot_shut = _either(trade.hot[layers] // each, ranks) | _either(
-            slots[layers[:, None], trade.hot[layers]], experts
-        )
-        cold_shut = _either(trade.cold[layers] // each, ranks) | _either(
-            slots[layers[:, None], trade.cold[layers]], experts
-        )
-        gains[layers] = np.where((hot_shut[:, :, None] | cold_shut[:, None, :])[:, None], -np.inf, gains[layers])
-    return slots, carried
-
-
-def _either(values: Indices, these: Indices) -> NDArray[np.bool_]:
-    """[n, m]: whether a value [n, m] is one of the two [n, 2] of its row."""
-    return np.asarray((values == these[:, :1]) | (values == these[:, 1:]))
-
-
-def _swap(
-    slots: Indices, carried: Floats, num_ranks: int, layers: Indices, hot: Indices, cold: Indices, passed: Floats
-) -> None:
+    layers, *pairs = _compatible(trade, slots, num_ranks)
+    swaps, hot, cold, passed, heir = (values[layers, *pairs] for values in trade[1:])
+    there, these = (layers[swaps], hot[swaps]), (layers[swaps], cold[swaps])
     for array in (slots, carried):
-        mine = array[layers, hot].copy()
-        array[layers, hot] = array[layers, cold]
-        array[layers, cold] = mine
-
-
-def _replicate(
-    slots: Indices, carried: Floats, num_ranks: int, layers: Indices, hot: Indices, cold: Indices, passed: Floats
-) -> None:
-    rank_of = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)
-    loads = carried[layers].reshape(len(layers), num_ranks, -1).sum(axis=-1)[:, rank_of]
-    others = slots[layers] == slots[layers, cold][:, None]
-    others[np.arange(len(layers)), cold] = False
-    heir = np.where(others, loads, np.inf).argmin(axis=1)
+        array[there], array[these] = array[these], array[there]
+    layers, hot, cold, passed, heir = (values[~swaps] for values in (layers, hot, cold, passed, heir))
     carried[layers, heir] += carried[layers, cold]
     carried[layers, hot] -= passed
     carried[layers, cold] = passed
     slots[layers, cold] = slots[layers, hot]
+    return slots, carried
+
+
+def _compatible(trade: _Trade, slots: Indices, num_ranks: int) -> list[Indices]:
+    """Layers, and places in [A, B], of the changes to make: the best, then the best that shares nothing with it, ..."""
+    every = np.arange(len(slots))[:, None, None]
+    each = slots.shape[1] // num_ranks
+    ranks = [trade.hot // each, trade.cold // each]
+    experts = [slots[every, trade.hot], slots[every, trade.cold]]
+    gain, shape = trade.gain.copy(), trade.gain.shape[1:]
+    made: list[tuple[Indices, ...]] = []
+    for _ in range(max(1, num_ranks // RANKS_PER_CHANGE)):
+        best = gain.reshape(len(gain), -1).argmax(axis=1)
+        pair = np.unravel_index(best, shape)
+        layers = np.flatnonzero(gain[every[:, 0, 0], *pair] > 0)
+        if not layers.size:
+            break
+        made.append((layers, pair[0][layers], pair[1][layers]))
+        for named in (ranks, experts):
+            for taken in (values[every[:, 0, 0], *pair][:, None, None] for values in named):
+                gain[(named[0] == taken) | (named[1] == taken)] = -np.inf
+    return [np.concatenate(part) for part in zip(*made, strict=True)] or [np.empty(0, dtype=np.intp)] * 3
 
 
 def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> _Trade:
@@ -140,23 +123,47 @@ def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules
     order = np.argsort(-rank_loads, axis=1, kind="stable")
     hot = _slots_of(order[:, : min(HOT_RANKS, num_ranks // 2)], each)
     cold = _slots_of(order[:, ::-1][:, : min(COLD_RANKS, num_ranks - 1)], each)
-    arriving, leaving = slots[every, hot], slots[every, cold]
-    same = arriving[:, :, None] == leaving[:, None, :]
-    known_there = np.repeat(same.reshape(layers, hot.shape[1], -1, each).any(axis=-1), each, axis=2)
-    known_here = np.repeat(same.reshape(layers, -1, each, cold.shape[1]).any(axis=2), each, axis=1)
-    one_rank = (hot // each)[:, :, None] == (cold // each)[:, None, :]
-    mine, theirs = carried[every, hot], carried[every, cold]
+    known_there, known_here = _known(slots[every, hot], slots[every, cold], each)
+    apart = (hot // each)[:, :, None] != (cold // each)[:, None, :]
+    mine, theirs = carried[every, hot][:, :, None], carried[every, cold][:, None, :]
     here = rank_loads[every, hot // each][:, :, None]
     there = rank_loads[every, cold // each][:, None, :]
-    given = mine[:, :, None] - theirs[:, None, :]
-    may_swap = rules.swaps[hot][:, :, None] & rules.swaps[cold][:, None, :] & ~known_there & ~known_here & ~one_rank
-    swap = np.where(may_swap, np.minimum(given, here - there - given), -np.inf)
-    passed = np.minimum(mine[:, :, None], (here - there + theirs[:, None, :]) / 2)
-    heir = _coolest_other_host(loads.shape[1], slots, rank_loads, each)[every, cold][:, None, :]
-    left = here - heir - theirs[:, None, :]
-    may_replicate = rules.replaces[cold][:, None, :] & ~known_there & ~one_rank
+    given = mine - theirs
+    may_replicate = rules.replaces[cold][:, None, :] & ~known_there & apart
+    may_swap = rules.swaps[hot][:, :, None] & rules.swaps[cold][:, None, :] & ~known_there & ~known_here & apart
+    swap = np.where(may_swap, np.minimum(given, here - there - given) / 2, -np.inf)
+    passed = np.minimum(mine, (here - there + theirs) / 2)
+    heir_load, heir = (found[every, cold] for found in _coolest_other_host(loads.shape[1], slots, rank_loads, each))
+    left = here - (heir_load + carried[every, cold])[:, None, :]
     replica = np.where(may_replicate, np.minimum(passed, left), -np.inf)
-    return _Trade(hot, cold, swap, replica, passed)
+    return _best_of_pairs(swap, replica, hot, cold, passed, heir, each)
+
+
+def _best_of_pairs(
+    swap: Floats, replica: Floats, hot: Indices, cold: Indices, passed: Floats, heir: Indices, each: int
+) -> _Trade:
+    """From gains of each slot of the hot ranks with each of the cold ones, [L, A s, B s]."""
+    layers, many, few = swap.shape
+    gains = np.stack([swap, replica], axis=1).reshape(layers, 2, many // each, each, few // each, each)
+    by_pair = gains.transpose(0, 2, 4, 1, 3, 5).reshape(layers, many // each, few // each, -1)
+    best = by_pair.argmax(axis=-1)
+    kind, mine, theirs = np.unravel_index(best, (2, each, each))
+    mine = mine + np.arange(many // each)[:, None] * each
+    theirs = theirs + np.arange(few // each) * each
+    every = np.arange(layers)[:, None, None]
+    gain = np.take_along_axis(by_pair, best[..., None], axis=-1)[..., 0]
+    return _Trade(
+        gain, kind == 0, hot[every, mine], cold[every, theirs], passed[every, mine, theirs], heir[every, theirs]
+    )
+
+
+def _known(arriving: Indices, leaving: Indices, each: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """[L, A s, B s]: whether the cold rank has the hot slot's expert, and the hot rank the cold slot's."""
+    same = arriving[:, :, None] == leaving[:, None, :]
+    layers, many, few = same.shape
+    there = np.repeat(same.reshape(layers, many, -1, each).any(axis=-1), each, axis=2)
+    here = np.repeat(same.reshape(layers, -1, each, few).any(axis=2), each, axis=1)
+    return there, here
 
 
 def _slots_of(ranks: Indices, each: int) -> Indices:
@@ -165,14 +172,18 @@ def _slots_of(ranks: Indices, each: int) -> Indices:
     return numbers
 
 
-def _coolest_other_host(experts: int, slots: Indices, rank_loads: Floats, each: int) -> Floats:
-    """[L, S]: load of the coolest rank that has the slot's expert in another slot; infinite if none has."""
-    found = np.full(slots.shape, np.inf)
+def _coolest_other_host(
+    experts: int, slots: Indices, rank_loads: Floats, each: int
+) -> tuple[Floats, Indices]:
+    """[L, S] each: load of the coolest rank that has the slot's expert in another slot (infinite if none), that slot."""
+    found, where = np.full(slots.shape, np.inf), np.zeros(slots.shape, dtype=np.intp)
     layer, slot = np.nonzero(np.take_along_axis(replica_counts(slots, experts), slots, axis=1) > 1)
     number, loads = layer * experts + slots[layer, slot], rank_loads[layer, slot // each]
     order = np.lexsort((loads, number))
     opens = np.diff(number[order], prepend=-1) != 0
     begins = np.flatnonzero(opens)
     coolest = begins[np.cumsum(opens) - 1]
-    found[layer[order], slot[order]] = loads[order[np.where(opens, coolest + 1, coolest)]]
-    return found
+    heir = order[np.where(opens, coolest + 1, coolest)]
+    found[layer[order], slot[order]] = loads[heir]
+    where[layer[order], slot[order]] = slot[heir]
+    return found, where

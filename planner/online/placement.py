@@ -16,7 +16,6 @@ by rank), s = S / R. Knows nothing of seconds, links or plans.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,25 +110,6 @@ def _coupled_where_far(loads: Floats, num_ranks: int, slots: Indices, bound: Flo
     changed = slots.copy()
     changed[far] = path[hottest.argmin(axis=0), np.arange(len(far))]
     return changed
-
-
-def suited(
-    recent: Sequence[Floats],
-    num_ranks: int,
-    current: Indices,
-    token_split: TokenSplit,
-    move_price: float = 0.0,
-    shadow_slots_per_rank: int = 0,
-) -> Indices:
-    """[L, S]: `current`, changed for each of the `recent` loads [L, E] in turn, the latest last.
-
-    Where tokens are split as is best, most of what suits one load stays good for the next; so the result splits all of
-    them well, and rather the load to come than one that suits the last alone. A move is worth `move_price` each time.
-    """
-    placed = current
-    for loads in recent:
-        placed = options(loads, num_ranks, placed, token_split, shadow_slots_per_rank).choose(move_price)
-    return align_slots(placed, current, num_ranks)
 
 
 def _afresh_near(loads: Floats, num_ranks: int, current: Indices, token_split: TokenSplit) -> tuple[Indices, Floats]:

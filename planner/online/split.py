@@ -296,18 +296,27 @@ def _sweep_wider(pours: list[_Pour], carried: list[float]) -> None:
 
 
 def _bound_of_hottest(pours: list[_Pour], carried: list[float]) -> float:
-    """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it."""
-    reached = {carried.index(max(carried))}
-    waiting, grew = pours, True
-    while grew:
-        grew, still = False, []
+    """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it.
+
+    Sets of ranks are the bits of a number.
+    """
+    waiting = []
+    for ranks, _, amounts in pours:
+        giving = taking = 0
+        for rank, amount in zip(ranks, amounts, strict=True):
+            taking |= 1 << rank
+            if amount > 0:
+                giving |= 1 << rank
+        waiting.append((giving, taking))
+    reached, before = 1 << carried.index(max(carried)), 0
+    while reached != before:
+        before = reached
+        still = []
         for pour in waiting:
-            for rank, amount in zip(pour.ranks, pour.amounts, strict=True):
-                if amount > 0 and rank in reached:
-                    reached.update(pour.ranks)
-                    grew = True
-                    break
+            if pour[0] & reached:
+                reached |= pour[1]
             else:
                 still.append(pour)
         waiting = still
-    return sum(carried[rank] for rank in reached) / len(reached)
+    loads = [load for rank, load in enumerate(carried) if reached >> rank & 1]
+    return sum(loads) / len(loads)

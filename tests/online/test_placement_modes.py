@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from planner.cost.balance import hottest_rank_bound, rank_loads
 from planner.online.assign import twins
 from planner.online.nodes import afresh_on_nodes, hottest_rank_bound_on_nodes, options_on_nodes
-from planner.online.placement import afresh, first_placement, moves_between, options, suited
+from planner.online.hedge import suited
+from planner.online.placement import afresh, first_placement, moves_between, options
 from planner.online.split import best_split
 from planner.spec.placement import Placement, TokenSplit
 
