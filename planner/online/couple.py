@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, replica_counts
 from planner.online.rules import Rules
-from planner.online.split import TOLERANCE, best_split, poured_again
+from planner.online.split import best_split, poured_again
 
 HOT_RANKS = 8
 COLD_RANKS = 8
 """Of each layer that a step looks at. A choice: with more, steps get slow and the first change stays the best one."""
+
+CLOSE = 0.01
+"""A layer whose hottest rank is within this part of the bound is done. A choice: what is left is less than what the next
+load changes, and costs as many moves again."""
 
 STEPS = 24
 """Most steps. A choice of CPU time."""
@@ -28,43 +32,45 @@ STEPS = 24
 RANKS_PER_CHANGE = 8
 """A step makes one change in a layer for so many ranks, and one at least: few ranks get few moves at a time."""
 
-RANKS_PER_SPLIT = 16
+RANKS_PER_SPLIT = 8
 """The best split is solved for after so many steps as these go into the ranks: for more ranks each costs more."""
 
 
-class _Trade(NamedTuple):
-    """The best change of each hot rank with each cold one, A and B of them: [L, A, B] each."""
+SWEEPS_BETWEEN = 3
+"""Sweeps of each of these."""
 
-    gain: Floats
-    swaps: NDArray[np.bool_]
-    """A swap; else a replica."""
-    hot: Indices
-    """Number of the slot of the hot rank."""
-    cold: Indices
+
+class _Trade(NamedTuple):
+    """Changes of some pairs of a hot and a cold rank, P pairs in each layer."""
+
+    ranks: Indices
+    """[2, L, P]: the hot rank and the cold one."""
+    gains: Floats
+    """[2, s, s, L, P]: of a swap, of a replica, by the place of the slot in the hot rank and in the cold one."""
     passed: Floats
-    """Tokens that a new replica takes over."""
-    heir: Indices
-    """The slot that takes over the tokens of the replica that gave way."""
+    """[s, s, L, P]: tokens that the new replica takes over."""
+    heirs: Indices
+    """[L, S]: the slot that takes over the tokens of a replica that gives way."""
 
 
 def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> tuple[Indices, Floats]:
     """([steps + 1, L, S], [steps + 1, L]): the path from `slots` to a more even placement, load of the hottest rank.
 
-    Replicas split the tokens of `loads` [L, E] as is best, as far as the search knows. A layer within twice the
-    split's tolerance of its `bound` [L] is done.
+    Replicas split the tokens of `loads` [L, E] as is best, as far as the search knows. A layer that is
+    `CLOSE` to its `bound` [L] is done.
     """
     placed = slots
     carried = np.take_along_axis(loads, slots, axis=1) * best_split(loads, slots, num_ranks)
     path, hottest = [placed], [_peak(carried, num_ranks)]
     for step in range(STEPS):
-        active = np.flatnonzero(hottest[-1] > bound * (1 + 2 * TOLERANCE))
+        active = np.flatnonzero(hottest[-1] > bound * (1 + CLOSE))
         if not active.size:
             break
         now, then = _step(loads[active], num_ranks, placed[active], carried[active], rules)
         if np.array_equal(now, placed[active]):
             break
         if (step + 1) % max(1, num_ranks // RANKS_PER_SPLIT) == 0:
-            then = poured_again(loads[active], now, num_ranks, then)
+            then = poured_again(loads[active], now, num_ranks, then, SWEEPS_BETWEEN)
         placed, carried = placed.copy(), carried.copy()
         placed[active], carried[active] = now, then
         path.append(placed)
@@ -80,39 +86,52 @@ def _peak(carried: Floats, num_ranks: int) -> Floats:
 def _step(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> tuple[Indices, Floats]:
     """(`slots`, load of each) after the best changes, no rank and no expert in two of them."""
     trade = _trade(loads, num_ranks, slots, carried, rules)
+    layers, kind, hot, cold, passed = _chosen(trade, slots, num_ranks)
     slots, carried = slots.copy(), carried.copy()
-    layers, *pairs = _compatible(trade, slots, num_ranks)
-    swaps, hot, cold, passed, heir = (values[layers, *pairs] for values in trade[1:])
-    there, these = (layers[swaps], hot[swaps]), (layers[swaps], cold[swaps])
+    swaps = kind == 0
+    here, there = (layers[swaps], hot[swaps]), (layers[swaps], cold[swaps])
     for array in (slots, carried):
-        array[there], array[these] = array[these], array[there]
-    layers, hot, cold, passed, heir = (values[~swaps] for values in (layers, hot, cold, passed, heir))
-    carried[layers, heir] += carried[layers, cold]
-    carried[layers, hot] -= passed
-    carried[layers, cold] = passed
+        array[here], array[there] = array[there], array[here]
+    layers, hot, cold = layers[~swaps], hot[~swaps], cold[~swaps]
+    np.add.at(carried, (layers, trade.heirs[layers, cold]), carried[layers, cold])
+    carried[layers, hot] -= passed[~swaps]
+    carried[layers, cold] = passed[~swaps]
     slots[layers, cold] = slots[layers, hot]
     return slots, carried
 
 
-def _compatible(trade: _Trade, slots: Indices, num_ranks: int) -> list[Indices]:
-    """Layers, and places in [A, B], of the changes to make: the best, then the best that shares nothing with it, ..."""
-    every = np.arange(len(slots))[:, None, None]
+def _chosen(trade: _Trade, slots: Indices, num_ranks: int) -> tuple[Indices, Indices, Indices, Indices, Floats]:
+    """(Layer, kind, hot slot, cold slot, tokens passed) of the changes to make, all layers one after the other.
+
+    In each layer the best first, then the best that shares neither rank nor expert with those before.
+    """
+    gain = trade.gains.max(axis=(0, 1, 2))
     each = slots.shape[1] // num_ranks
-    ranks = [trade.hot // each, trade.cold // each]
-    experts = [slots[every, trade.hot], slots[every, trade.cold]]
-    gain, shape = trade.gain.copy(), trade.gain.shape[1:]
-    made: list[tuple[Indices, ...]] = []
+    used = np.zeros((len(slots), int(slots.max()) + 1), dtype=bool)
+    made = []
     for _ in range(max(1, num_ranks // RANKS_PER_CHANGE)):
-        best = gain.reshape(len(gain), -1).argmax(axis=1)
-        pair = np.unravel_index(best, shape)
-        layers = np.flatnonzero(gain[every[:, 0, 0], *pair] > 0)
+        pair = gain.argmax(axis=1)
+        layers = np.flatnonzero(np.take_along_axis(gain, pair[:, None], axis=1)[:, 0] > 0)
         if not layers.size:
             break
-        made.append((layers, pair[0][layers], pair[1][layers]))
-        for named in (ranks, experts):
-            for taken in (values[every[:, 0, 0], *pair][:, None, None] for values in named):
-                gain[(named[0] == taken) | (named[1] == taken)] = -np.inf
-    return [np.concatenate(part) for part in zip(*made, strict=True)] or [np.empty(0, dtype=np.intp)] * 3
+        pair = pair[layers]
+        best = trade.gains[..., layers, pair].reshape(-1, len(layers)).argmax(axis=0)
+        kind, mine, theirs = np.unravel_index(best, trade.gains.shape[:3])
+        ranks = trade.ranks[:, layers, pair]
+        hot, cold = ranks[0] * each + mine, ranks[1] * each + theirs
+        experts = slots[layers, hot], slots[layers, cold]
+        free = ~(used[layers, experts[0]] | used[layers, experts[1]])
+        gain[layers, pair] = -np.inf
+        one, other = (np.where(free, rank, -1)[:, None] for rank in ranks)
+        shut = ((trade.ranks[:, layers] == one) | (trade.ranks[:, layers] == other)).any(axis=0)
+        gain[layers] = np.where(shut, -np.inf, gain[layers])
+        for expert in experts:
+            used[layers[free], expert[free]] = True
+        made.append([values[free] for values in (layers, kind, hot, cold, trade.passed[mine, theirs, layers, pair])])
+    if not made:
+        return (*(np.empty(0, dtype=np.intp) for _ in range(4)), np.empty(0))
+    layers, kind, hot, cold, passed = (np.concatenate(values) for values in zip(*made, strict=True))
+    return layers, kind, hot, cold, passed
 
 
 def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> _Trade:
@@ -121,60 +140,34 @@ def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules
     every = np.arange(layers)[:, None]
     rank_loads = carried.reshape(layers, num_ranks, each).sum(axis=-1)
     order = np.argsort(-rank_loads, axis=1, kind="stable")
-    hot = _slots_of(order[:, : min(HOT_RANKS, num_ranks // 2)], each)
-    cold = _slots_of(order[:, ::-1][:, : min(COLD_RANKS, num_ranks - 1)], each)
-    known_there, known_here = _known(slots[every, hot], slots[every, cold], each)
-    apart = (hot // each)[:, :, None] != (cold // each)[:, None, :]
-    mine, theirs = carried[every, hot][:, :, None], carried[every, cold][:, None, :]
-    here = rank_loads[every, hot // each][:, :, None]
-    there = rank_loads[every, cold // each][:, None, :]
-    given = mine - theirs
-    may_replicate = rules.replaces[cold][:, None, :] & ~known_there & apart
-    may_swap = rules.swaps[hot][:, :, None] & rules.swaps[cold][:, None, :] & ~known_there & ~known_here & apart
-    swap = np.where(may_swap, np.minimum(given, here - there - given) / 2, -np.inf)
-    passed = np.minimum(mine, (here - there + theirs) / 2)
-    heir_load, heir = (found[every, cold] for found in _coolest_other_host(loads.shape[1], slots, rank_loads, each))
-    left = here - (heir_load + carried[every, cold])[:, None, :]
+    above, below = _paired(num_ranks)
+    ranks = np.stack([order[:, above], order[:, ::-1][:, below]])
+    peaks = np.take_along_axis(rank_loads[None], ranks, axis=2)
+    numbers = ranks * each + np.arange(each)[:, None, None, None]
+    hot, cold = numbers[:, None, 0], numbers[None, :, 1]
+    arriving, leaving = slots[every, hot], slots[every, cold]
+    mine, theirs = carried[every, hot], carried[every, cold]
+    same = arriving == leaving
+    apart = ranks[0] != ranks[1]
+    may_replicate = rules.replaces[cold] & (apart & ~same.any(axis=1, keepdims=True))
+    may_swap = rules.swaps[hot] & (rules.swaps[cold] & apart) & ~(same.any(axis=1, keepdims=True) | same.any(axis=0))
+    given, spread = mine - theirs, peaks[0] - peaks[1]
+    swap = np.where(may_swap, np.minimum(given, spread - given) / 2, -np.inf)
+    passed = np.minimum(mine, (spread + theirs) / 2)
+    heir_loads, heirs = _coolest_other_host(loads.shape[1], slots, rank_loads, each)
+    left = peaks[0] - heir_loads[every, cold] - theirs
     replica = np.where(may_replicate, np.minimum(passed, left), -np.inf)
-    return _best_of_pairs(swap, replica, hot, cold, passed, heir, each)
+    return _Trade(ranks, np.stack([swap, replica]), passed, heirs)
 
 
-def _best_of_pairs(
-    swap: Floats, replica: Floats, hot: Indices, cold: Indices, passed: Floats, heir: Indices, each: int
-) -> _Trade:
-    """From gains of each slot of the hot ranks with each of the cold ones, [L, A s, B s]."""
-    layers, many, few = swap.shape
-    gains = np.stack([swap, replica], axis=1).reshape(layers, 2, many // each, each, few // each, each)
-    by_pair = gains.transpose(0, 2, 4, 1, 3, 5).reshape(layers, many // each, few // each, -1)
-    best = by_pair.argmax(axis=-1)
-    kind, mine, theirs = np.unravel_index(best, (2, each, each))
-    mine = mine + np.arange(many // each)[:, None] * each
-    theirs = theirs + np.arange(few // each) * each
-    every = np.arange(layers)[:, None, None]
-    gain = np.take_along_axis(by_pair, best[..., None], axis=-1)[..., 0]
-    return _Trade(
-        gain, kind == 0, hot[every, mine], cold[every, theirs], passed[every, mine, theirs], heir[every, theirs]
-    )
+def _paired(num_ranks: int) -> tuple[Indices, Indices]:
+    """[P] each: the pairs of a step, hot ranks counted from the hottest and cold ones from the coldest."""
+    hot, cold = min(HOT_RANKS, num_ranks // 2), min(COLD_RANKS, num_ranks - 1)
+    above, below = np.divmod(np.arange(hot * cold), cold)
+    return above, below
 
 
-def _known(arriving: Indices, leaving: Indices, each: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """[L, A s, B s]: whether the cold rank has the hot slot's expert, and the hot rank the cold slot's."""
-    same = arriving[:, :, None] == leaving[:, None, :]
-    layers, many, few = same.shape
-    there = np.repeat(same.reshape(layers, many, -1, each).any(axis=-1), each, axis=2)
-    here = np.repeat(same.reshape(layers, -1, each, few).any(axis=2), each, axis=1)
-    return there, here
-
-
-def _slots_of(ranks: Indices, each: int) -> Indices:
-    """[L, ranks x s]."""
-    numbers: Indices = (ranks[:, :, None] * each + np.arange(each)).reshape(len(ranks), -1)
-    return numbers
-
-
-def _coolest_other_host(
-    experts: int, slots: Indices, rank_loads: Floats, each: int
-) -> tuple[Floats, Indices]:
+def _coolest_other_host(experts: int, slots: Indices, rank_loads: Floats, each: int) -> tuple[Floats, Indices]:
     """[L, S] each: load of the coolest rank that has the slot's expert in another slot (infinite if none), that slot."""
     found, where = np.full(slots.shape, np.inf), np.zeros(slots.shape, dtype=np.intp)
     layer, slot = np.nonzero(np.take_along_axis(replica_counts(slots, experts), slots, axis=1) > 1)

@@ -105,8 +105,7 @@ def _coupled_where_far(loads: Floats, num_ranks: int, slots: Indices, bound: Flo
     far = np.flatnonzero(rank_loads(loads, slots, num_ranks, split).max(axis=1) > bound * (1 + FAR))
     if not far.size:
         return slots
-    enough = bound[far] * (1 + FAR / 2)
-    path, hottest = coupled(loads[far], num_ranks, slots[far], enough, Rules.of(slots.shape[1], num_ranks))
+    path, hottest = coupled(loads[far], num_ranks, slots[far], bound[far], Rules.of(slots.shape[1], num_ranks))
     changed = slots.copy()
     changed[far] = path[hottest.argmin(axis=0), np.arange(len(far))]
     return changed

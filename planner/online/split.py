@@ -54,40 +54,51 @@ class _Pour(NamedTuple):
 
 
 class _Runs:
-    """Slots in stretches of equal keys, for sums that run within each stretch."""
+    """Stretches of equal keys, for sums that run within each stretch."""
 
     def __init__(self, keys: Indices) -> None:
-        self.order = np.argsort(keys, kind="stable")
-        begins = np.flatnonzero(np.diff(keys[self.order], prepend=-1))
-        self.begins = begins
-        self._begins = np.repeat(begins, np.diff(begins, append=len(keys)))
-        self._opens = np.isin(np.arange(len(keys)), begins)
-        self.last = self.order[np.append(begins[1:], len(keys)) - 1]
+        self.begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        self.last = np.append(self.begins[1:], len(keys)) - 1
+        self._opens = np.repeat(self.begins, self.last - self.begins + 1)
 
     def running(self, values: NDArray[Number]) -> NDArray[Number]:
-        """[S]: sum of the values of the stretch up to each slot, that one included."""
-        ordered = values[self.order]
-        sums = ordered.cumsum()
-        result = np.empty_like(values)
-        result[self.order] = sums - (sums - ordered)[self._begins]
-        return result
+        """Sum of the values of the stretch up to each, that one included."""
+        sums = values.cumsum()
+        running: NDArray[Number] = sums - (sums - values)[self._opens]
+        return running
 
     def steps(self, sums: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[S]: the values that run up to `sums`."""
-        ordered = sums[self.order]
-        result = np.empty_like(sums)
-        result[self.order] = np.where(self._opens, ordered, np.diff(ordered, prepend=0))
-        return result
+        """The values that run up to `sums`."""
+        steps = np.diff(sums, prepend=0)
+        steps[self.begins] = sums[self.begins]
+        return steps
+
+
+class _Copies:
+    """Slots of the experts that have more than one, expert by expert: M slots, C experts."""
+
+    def __init__(self, experts: Indices, slots_per_rank: int) -> None:
+        counts = np.bincount(experts)
+        by_expert = np.argsort(experts, kind="stable")
+        self.slots = by_expert[counts[experts[by_expert]] > 1]
+        """[M]."""
+        self.experts = np.flatnonzero(counts > 1)
+        """[C]."""
+        self.ranks = self.slots // slots_per_rank
+        """[M]."""
+        self.of_slots = np.repeat(np.arange(len(self.experts)), counts[self.experts])
+        """[M]: place of the slot's expert in `experts`."""
+        self.runs = _Runs(self.of_slots)
 
 
 class _Group(NamedTuple):
-    """Ranks that exchange tokens before others do: a rank by itself, a node, all."""
+    """Ranks that exchange tokens before others do: those of a node, all."""
 
     ranks: int
-    of_slots: _Runs
-    """By expert and group."""
+    runs: _Runs
+    """Of copies, by expert and group."""
     inside: NDArray[np.bool_]
-    """[R, S]: whether source and slot are of one group."""
+    """[R, M]: whether source and slot are of one group."""
 
 
 class StepSplit:
@@ -98,7 +109,7 @@ class StepSplit:
         self.num_ranks = num_ranks
         self._experts = np.array(slots, dtype=np.intp)
         self._slots_per_rank = len(slots) // num_ranks
-        self._group_sizes = sorted({1, ranks_per_node or num_ranks, num_ranks})
+        self._group_sizes = sorted({ranks_per_node or num_ranks, num_ranks} - {1})
         hosts: dict[int, dict[int, list[int]]] = {}
         for slot, expert in enumerate(self._experts.tolist()):
             hosts.setdefault(expert, {}).setdefault(slot // self._slots_per_rank, []).append(slot)
@@ -130,33 +141,39 @@ class StepSplit:
         it can to its own rank, then to its own node, then to others in the order of ranks.
         """
         counts = np.asarray(counts_by_source, dtype=np.int64)
+        shares = counts[:, self._experts]
+        copies = self._copies
+        if not copies.slots.size:
+            return shares
         totals = counts.sum(axis=0)
-        wanted = self._whole(np.array(self.parts(totals.tolist())), totals)
-        shares = np.zeros((self.num_ranks, len(wanted)), dtype=np.int64)
+        wanted = self._whole(np.array(self.parts(totals.tolist()))[copies.slots], totals[copies.experts])
+        left = counts[:, copies.experts]
+        own = self._own(left, wanted)
+        wanted = wanted - own
+        np.subtract.at(left, (copies.ranks, copies.of_slots), own)
+        served = np.zeros((self.num_ranks, len(own)), dtype=np.int64)
+        served[copies.ranks, np.arange(len(own))] = own
         for group in self._groups:
-            served = self._served(counts, wanted, group)
-            shares += served
-            wanted = wanted - served.sum(axis=0)
-            counts = counts - self._by_expert(served)
+            passed = self._passed(left, wanted, group)
+            served += passed
+            if group.ranks < self.num_ranks:
+                wanted = wanted - passed.sum(axis=0)
+                left = left - np.add.reduceat(passed, copies.runs.begins, axis=1)
+        shares[:, copies.slots] = served
         return shares
 
     @cached_property
-    def _of_expert(self) -> _Runs:
-        return _Runs(self._experts)
+    def _copies(self) -> _Copies:
+        return _Copies(self._experts, self._slots_per_rank)
 
     @cached_property
     def _groups(self) -> list[_Group]:
         return [self._group(ranks) for ranks in self._group_sizes]
 
     def _group(self, ranks: int) -> _Group:
-        of_slots = np.arange(len(self._experts)) // self._slots_per_rank // ranks
-        of_sources = np.arange(self.num_ranks) // ranks
-        runs = _Runs(self._experts * self.num_ranks + of_slots)
-        return _Group(ranks, runs, of_sources[:, None] == of_slots)
-
-    def _by_expert(self, shares: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[R, E] from [R, S]."""
-        return np.add.reduceat(shares[:, self._of_expert.order], self._of_expert.begins, axis=1)
+        copies = self._copies
+        of_slots, of_sources = copies.ranks // ranks, np.arange(self.num_ranks) // ranks
+        return _Group(ranks, _Runs(copies.of_slots * self.num_ranks + of_slots), of_sources[:, None] == of_slots)
 
     def _poured(self, counts: Sequence[float]) -> list[_Pour]:
         """The experts of `_spread` as they are poured at last; at first, evenly."""
@@ -174,24 +191,36 @@ class StepSplit:
         return pours
 
     def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[S]: tokens of each slot, whole numbers that sum to the expert's total: its running sums are rounded."""
-        of_slots = totals[self._experts]
-        ends = np.minimum(np.rint(self._of_expert.running(parts) * of_slots).astype(np.int64), of_slots)
-        ends[self._of_expert.last] = of_slots[self._of_expert.last]
-        return self._of_expert.steps(ends)
+        """[M]: tokens of each copy, whole numbers that sum to the expert's total: its running sums are rounded."""
+        runs, of_slots = self._copies.runs, totals[self._copies.of_slots]
+        ends = np.minimum(np.rint(runs.running(parts) * of_slots).astype(np.int64), of_slots)
+        ends[runs.last] = of_slots[runs.last]
+        return runs.steps(ends)
 
-    def _served(self, counts: NDArray[np.int64], wanted: NDArray[np.int64], group: _Group) -> NDArray[np.int64]:
-        """[R, S]: what sources and slots of the same group of ranks exchange, both in the order of ranks.
+    def _own(self, left: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[M]: what each copy gets from its own rank; twins one after the other."""
+        copies = self._copies
+        taken = self._of_ranks.running(wanted)
+        own: NDArray[np.int64] = np.minimum(left[copies.ranks, copies.of_slots], taken) - (taken - wanted)
+        return np.maximum(own, 0)
+
+    @cached_property
+    def _of_ranks(self) -> _Runs:
+        return _Runs(self._copies.of_slots * self.num_ranks + self._copies.ranks)
+
+    def _passed(self, left: NDArray[np.int64], wanted: NDArray[np.int64], group: _Group) -> NDArray[np.int64]:
+        """[R, M]: what sources and copies of the same group of ranks exchange, both in the order of ranks.
 
         Sources lay their tokens of an expert end to end, and so do slots their wants: where the stretches overlap,
         tokens go from source to slot.
         """
-        given = counts.reshape(-1, group.ranks, counts.shape[1]).cumsum(axis=1).reshape(counts.shape)
-        taken = group.of_slots.running(wanted)
-        begins = np.maximum((given - counts)[:, self._experts], taken - wanted)
-        overlap = np.minimum(given[:, self._experts], taken) - begins
-        served: NDArray[np.int64] = np.maximum(overlap, 0) * group.inside
-        return served
+        of_slots = self._copies.of_slots
+        given = left.reshape(-1, group.ranks, left.shape[1]).cumsum(axis=1).reshape(left.shape)
+        taken = group.runs.running(wanted)
+        begins = np.maximum((given - left)[:, of_slots], taken - wanted)
+        overlap = np.minimum(given[:, of_slots], taken) - begins
+        passed: NDArray[np.int64] = np.maximum(overlap, 0)
+        return passed if group.ranks == self.num_ranks else passed * group.inside
 
 
 def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
@@ -206,19 +235,19 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     return np.divide(poured, tokens, out=parts, where=tokens > 0)
 
 
-def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
+def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats, sweeps: int = SWEEPS) -> Floats:
     """[L, S]: tokens of each slot under the best split, found from those that the slots carry now, `carried`.
 
     Layers with twins are split anew: their slots share what their rank takes.
     """
-    poured = _poured_apart(loads, slots, num_ranks, carried)
+    poured = _poured_apart(loads, slots, num_ranks, carried, sweeps)
     for layer in np.flatnonzero(twins(slots, num_ranks).any(axis=1)):
         parts = StepSplit(slots[layer].tolist(), num_ranks).parts(loads[layer].tolist())
         poured[layer] = loads[layer, slots[layer]] * np.array(parts)
     return poured
 
 
-def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
+def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats, sweeps: int) -> Floats:
     """`poured_again` for layers without twins."""
     counts = np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
     on_ranks = carried.reshape(len(slots), num_ranks, -1).sum(axis=-1)
@@ -239,17 +268,17 @@ def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats
     ):
         pours[number].append(_Pour(tuple(ranks[begin:end]), whole, amounts[begin:end]))
     for mine, hosts, bound in zip(pours, on_ranks.tolist(), bounds.tolist(), strict=True):
-        _level(mine, hosts, bound)
+        _level(mine, hosts, bound, sweeps)
     poured = carried.copy()
     poured[layer, slot] = [amount for mine in pours for pour in mine for amount in pour.amounts]
     return poured
 
 
-def _level(pours: list[_Pour], carried: list[float], bound: float) -> None:
+def _level(pours: list[_Pour], carried: list[float], bound: float, sweeps: int = SWEEPS) -> None:
     """Pour tokens from hot ranks to cold ones, in place, until the hottest rank is close to its bound."""
     pairs = [pour for pour in pours if len(pour.ranks) == 2]
     wider = [pour for pour in pours if len(pour.ranks) > 2]
-    for sweep in range(SWEEPS):
+    for sweep in range(sweeps):
         if max(carried) <= bound * (1 + TOLERANCE):
             break
         if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
