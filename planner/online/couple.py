@@ -12,19 +12,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, replica_counts
 from planner.online.rules import Rules
-from planner.online.split import best_split, poured_again
+from planner.online.split import poured_again
 
 HOT_RANKS = 8
 COLD_RANKS = 8
 """Of each layer that a step looks at. A choice: with more, steps get slow and the first change stays the best one."""
 
 CLOSE = 0.01
-"""A layer whose hottest rank is within this part of the bound is done. A choice: what is left is less than what the next
-load changes, and costs as many moves again."""
+"""A layer whose hottest rank is within this part of the bound is done. A choice: what is left is less than what the
+next load changes, and would cost half as many moves again."""
 
 STEPS = 24
 """Most steps. A choice of CPU time."""
@@ -53,17 +52,33 @@ class _Trade(NamedTuple):
     """[L, S]: the slot that takes over the tokens of a replica that gives way."""
 
 
-def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> tuple[Indices, Floats]:
-    """([steps + 1, L, S], [steps + 1, L]): the path from `slots` to a more even placement, load of the hottest rank.
+class Path(NamedTuple):
+    """Placements on the way to a more even one, with the load of each slot under the split that the search found."""
 
-    Replicas split the tokens of `loads` [L, E] as is best, as far as the search knows. A layer that is
-    `CLOSE` to its `bound` [L] is done.
+    slots: Indices
+    """[steps + 1, L, S]."""
+    carried: Floats
+    """[steps + 1, L, S]."""
+    hottest: Floats
+    """[steps + 1, L]: load of the hottest rank."""
+
+    def best(self) -> Path:
+        """The first of the most even placements of each layer, a path of one."""
+        best = self.hottest.argmin(axis=0)[None]
+        layers = np.arange(best.shape[1])
+        return Path(*(values[best, layers] for values in self))
+
+
+def coupled(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, bound: Floats, rules: Rules) -> Path:
+    """The path from `slots`, which carry the tokens `carried` [L, S] of `loads` [L, E], to a more even placement.
+
+    Replicas split their tokens as is best, as far as the search knows. A layer that is `CLOSE` to its `bound` [L] is
+    done.
     """
-    placed = slots
-    carried = np.take_along_axis(loads, slots, axis=1) * best_split(loads, slots, num_ranks)
-    path, hottest = [placed], [_peak(carried, num_ranks)]
+    path = [(slots, carried, _peak(carried, num_ranks))]
     for step in range(STEPS):
-        active = np.flatnonzero(hottest[-1] > bound * (1 + CLOSE))
+        placed, carried, hottest = path[-1]
+        active = np.flatnonzero(hottest > bound * (1 + CLOSE))
         if not active.size:
             break
         now, then = _step(loads[active], num_ranks, placed[active], carried[active], rules)
@@ -73,9 +88,8 @@ def coupled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules:
             then = poured_again(loads[active], now, num_ranks, then, SWEEPS_BETWEEN)
         placed, carried = placed.copy(), carried.copy()
         placed[active], carried[active] = now, then
-        path.append(placed)
-        hottest.append(_peak(carried, num_ranks))
-    return np.stack(path), np.stack(hottest)
+        path.append((placed, carried, _peak(carried, num_ranks)))
+    return Path(*(np.stack(values) for values in zip(*path, strict=True)))
 
 
 def _peak(carried: Floats, num_ranks: int) -> Floats:
@@ -168,7 +182,7 @@ def _paired(num_ranks: int) -> tuple[Indices, Indices]:
 
 
 def _coolest_other_host(experts: int, slots: Indices, rank_loads: Floats, each: int) -> tuple[Floats, Indices]:
-    """[L, S] each: load of the coolest rank that has the slot's expert in another slot (infinite if none), that slot."""
+    """[L, S] each: load of the coolest rank that has the slot's expert in another slot; that slot. Infinite if none."""
     found, where = np.full(slots.shape, np.inf), np.zeros(slots.shape, dtype=np.intp)
     layer, slot = np.nonzero(np.take_along_axis(replica_counts(slots, experts), slots, axis=1) > 1)
     number, loads = layer * experts + slots[layer, slot], rank_loads[layer, slot // each]

@@ -31,7 +31,8 @@ those tried the best over all drifts."""
 
 HINDSIGHT = 0.2
 """A placement in force has grown on the recent loads, so it suits them better than what comes: a broad one may be worse
-on them by this part. A choice: 0.1 to 0.2 served all drifts tried, 0 loses half the gain, 0.35 forgets what comes back."""
+on them by this part. A choice: 0.1 and 0.2 served all drifts tried; 0 loses half the gain, 0.35 forgets what comes
+back."""
 
 
 def suited(
@@ -68,7 +69,7 @@ def suited(
 def _broad(
     recent: Sequence[Floats], num_ranks: int, current: Indices, move_price: float
 ) -> tuple[Indices, Floats, Indices]:
-    """(Broad placements [L, S] made even for the latest load, load of their hottest ranks [L], moves from `current`)."""
+    """(Broad placements [L, S], made even for the latest load; load of the hottest ranks [L]; moves from `current`.)"""
     expected = (1 - REMEMBERED) * recent[-1] + REMEMBERED * np.mean(recent, axis=0)
     dealt_out = dealt(np.sqrt(expected), num_ranks, current.shape[1] // num_ranks)
     start = keep_in_place(dealt_out, current, num_ranks)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, replica_counts
+from planner.cost.balance import Floats, Indices, replica_counts, slot_loads
 from planner.online.assign import twins
 
 Number = TypeVar("Number", np.int64, np.float64)
@@ -229,10 +229,17 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     For `loads` [L, E] (shares or counts) under the placement `slots` [L, S], within TOLERANCE. Fits
     `Placement.split` and `rank_loads`.
     """
+    return split_of(loads, slots, poured_again(loads, slots, num_ranks, slot_loads(loads, slots)))
+
+
+def split_of(loads: Floats, slots: Indices, carried: Floats) -> Floats:
+    """[L, S]: the part of its expert's tokens that each slot takes that carries `carried` [L, S] of them.
+
+    An expert without tokens takes equal parts.
+    """
     tokens = np.take_along_axis(loads, slots, axis=1)
     parts = 1.0 / np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
-    poured = poured_again(loads, slots, num_ranks, tokens * parts)
-    return np.divide(poured, tokens, out=parts, where=tokens > 0)
+    return np.divide(carried, tokens, out=parts, where=tokens > 0)
 
 
 def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats, sweeps: int = SWEEPS) -> Floats:
