@@ -15,7 +15,7 @@ import numpy as np
 
 from planner.cost.balance import Floats, Indices, replica_counts
 from planner.online.rules import Rules
-from planner.online.split import poured_again
+from planner.online.split import TOLERANCE, poured_again
 
 HOT_RANKS = 8
 COLD_RANKS = 8
@@ -76,20 +76,35 @@ def coupled(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, boun
     done.
     """
     path = [(slots, carried, _peak(carried, num_ranks))]
+    moving = np.ones(len(slots), dtype=bool)
     for step in range(STEPS):
         placed, carried, hottest = path[-1]
-        active = np.flatnonzero(hottest > bound * (1 + CLOSE))
+        active = np.flatnonzero(moving & (hottest > bound * (1 + CLOSE)))
         if not active.size:
             break
         now, then = _step(loads[active], num_ranks, placed[active], carried[active], rules)
-        if np.array_equal(now, placed[active]):
-            break
         if (step + 1) % max(1, num_ranks // RANKS_PER_SPLIT) == 0:
             then = poured_again(loads[active], now, num_ranks, then, SWEEPS_BETWEEN)
+        stuck = (now == placed[active]).all(axis=1)
+        if stuck.any():
+            at = active[stuck]
+            now[stuck], then[stuck] = _freed(loads[at], num_ranks, placed[at], then[stuck], rules)
+            moving[at] = (now[stuck] != placed[at]).any(axis=1)
         placed, carried = placed.copy(), carried.copy()
         placed[active], carried[active] = now, then
         path.append((placed, carried, _peak(carried, num_ranks)))
     return Path(*(np.stack(values) for values in zip(*path, strict=True)))
+
+
+def _freed(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> tuple[Indices, Floats]:
+    """A step of layers in which no two ranks alone can gain: groups of level ranks share what one of them gets.
+
+    Changes that lower the hottest rank once all is poured again are kept.
+    """
+    now, then = _step(loads, num_ranks, slots, carried, rules, together=True)
+    then = poured_again(loads, now, num_ranks, then)
+    gains = (_peak(then, num_ranks) < _peak(carried, num_ranks))[:, None]
+    return np.where(gains, now, slots), np.where(gains, then, carried)
 
 
 def _peak(carried: Floats, num_ranks: int) -> Floats:
@@ -97,9 +112,11 @@ def _peak(carried: Floats, num_ranks: int) -> Floats:
     return peak
 
 
-def _step(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> tuple[Indices, Floats]:
+def _step(
+    loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules, together: bool = False
+) -> tuple[Indices, Floats]:
     """(`slots`, load of each) after the best changes, no rank and no expert in two of them."""
-    trade = _trade(loads, num_ranks, slots, carried, rules)
+    trade = _trade(loads, num_ranks, slots, carried, rules, together)
     layers, kind, hot, cold, passed = _chosen(trade, slots, num_ranks)
     slots, carried = slots.copy(), carried.copy()
     swaps = kind == 0
@@ -148,7 +165,8 @@ def _chosen(trade: _Trade, slots: Indices, num_ranks: int) -> tuple[Indices, Ind
     return layers, kind, hot, cold, passed
 
 
-def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules) -> _Trade:
+def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules: Rules, together: bool) -> _Trade:
+    """With `together`, what a rank gets or gives is shared by all ranks that are level with it."""
     layers, total = slots.shape
     each = total // num_ranks
     every = np.arange(layers)[:, None]
@@ -166,12 +184,22 @@ def _trade(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, rules
     may_replicate = rules.replaces[cold] & (apart & ~same.any(axis=1, keepdims=True))
     may_swap = rules.swaps[hot] & (rules.swaps[cold] & apart) & ~(same.any(axis=1, keepdims=True) | same.any(axis=0))
     given, spread = mine - theirs, peaks[0] - peaks[1]
-    swap = np.where(may_swap, np.minimum(given, spread - given) / 2, -np.inf)
+    level = _level_with(rank_loads) if together else np.ones(rank_loads.shape, dtype=np.intp)
+    lost, got = given / np.take_along_axis(level[None], ranks, axis=2)[:, None, None] if together else (given, given)
+    gains = np.full((2, *given.shape), -np.inf)
+    np.minimum(lost, spread - got, out=gains[0], where=may_swap)
+    gains[0] /= 2
     passed = np.minimum(mine, (spread + theirs) / 2)
     heir_loads, heirs = _coolest_other_host(loads.shape[1], slots, rank_loads, each)
-    left = peaks[0] - heir_loads[every, cold] - theirs
-    replica = np.where(may_replicate, np.minimum(passed, left), -np.inf)
-    return _Trade(ranks, np.stack([swap, replica]), passed, heirs)
+    left = peaks[0] - heir_loads[every, cold] - theirs / level[every, heirs[every, cold] // each]
+    np.minimum(passed, left, out=gains[1], where=may_replicate)
+    return _Trade(ranks, gains, passed, heirs)
+
+
+def _level_with(rank_loads: Floats) -> Indices:
+    """[L, R]: how many ranks have nearly the load of each, which it has by way of common experts as a rule."""
+    apart = np.abs(rank_loads[:, :, None] - rank_loads[:, None, :])
+    return np.asarray((apart <= 2 * TOLERANCE * rank_loads[:, :, None]).sum(axis=2))
 
 
 def _paired(num_ranks: int) -> tuple[Indices, Indices]:

@@ -113,7 +113,7 @@ def afresh_with_split(loads: Floats, num_ranks: int, slots_per_rank: int) -> tup
     far = np.flatnonzero(hottest > bound * (1 + FAR))
     if far.size:
         rules = Rules.of(slots.shape[1], num_ranks)
-        path = coupled(loads[far], num_ranks, slots[far], carried[far], bound[far], rules).best()
+        path = coupled(loads[far], num_ranks, slots[far], carried[far], bound[far] * (1 + FAR / 2), rules).best()
         slots[far], carried[far] = path.slots[0], path.carried[0]
     return slots, split_of(loads, slots, carried)
 
