@@ -160,7 +160,8 @@ def _chosen(trade: _Trade, slots: Indices, num_ranks: int) -> tuple[Indices, Ind
             used[layers[free], expert[free]] = True
         made.append([values[free] for values in (layers, kind, hot, cold, trade.passed[mine, theirs, layers, pair])])
     if not made:
-        return (*(np.empty(0, dtype=np.intp) for _ in range(4)), np.empty(0))
+        nothing = np.empty(0, dtype=np.intp)
+        return nothing, nothing, nothing, nothing, np.empty(0)
     layers, kind, hot, cold, passed = (np.concatenate(values) for values in zip(*made, strict=True))
     return layers, kind, hot, cold, passed
 

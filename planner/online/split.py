@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, replica_counts, slot_loads
 from planner.online.assign import twins
-
-Number = TypeVar("Number", np.int64, np.float64)
+from planner.online.shares import Sharing
 
 TOLERANCE = 1e-3
 """The hottest rank may have this part more than the bound. A choice: fewer sweeps against a thousandth of a step."""
@@ -53,54 +52,6 @@ class _Pour(NamedTuple):
     """On each of the ranks; changes from sweep to sweep."""
 
 
-class _Runs:
-    """Stretches of equal keys, for sums that run within each stretch."""
-
-    def __init__(self, keys: Indices) -> None:
-        self.begins = np.flatnonzero(np.diff(keys, prepend=-1))
-        self.last = np.append(self.begins[1:], len(keys)) - 1
-        self._opens = np.repeat(self.begins, self.last - self.begins + 1)
-
-    def running(self, values: NDArray[Number]) -> NDArray[Number]:
-        """Sum of the values of the stretch up to each, that one included."""
-        sums = values.cumsum()
-        running: NDArray[Number] = sums - (sums - values)[self._opens]
-        return running
-
-    def steps(self, sums: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The values that run up to `sums`."""
-        steps = np.diff(sums, prepend=0)
-        steps[self.begins] = sums[self.begins]
-        return steps
-
-
-class _Copies:
-    """Slots of the experts that have more than one, expert by expert: M slots, C experts."""
-
-    def __init__(self, experts: Indices, slots_per_rank: int) -> None:
-        counts = np.bincount(experts)
-        by_expert = np.argsort(experts, kind="stable")
-        self.slots = by_expert[counts[experts[by_expert]] > 1]
-        """[M]."""
-        self.experts = np.flatnonzero(counts > 1)
-        """[C]."""
-        self.ranks = self.slots // slots_per_rank
-        """[M]."""
-        self.of_slots = np.repeat(np.arange(len(self.experts)), counts[self.experts])
-        """[M]: place of the slot's expert in `experts`."""
-        self.runs = _Runs(self.of_slots)
-
-
-class _Group(NamedTuple):
-    """Ranks that exchange tokens before others do: those of a node, all."""
-
-    ranks: int
-    runs: _Runs
-    """Of copies, by expert and group."""
-    inside: NDArray[np.bool_]
-    """[R, M]: whether source and slot are of one group."""
-
-
 class StepSplit:
     """Splits the tokens of one layer in every step; made once for a placement."""
 
@@ -109,7 +60,7 @@ class StepSplit:
         self.num_ranks = num_ranks
         self._experts = np.array(slots, dtype=np.intp)
         self._slots_per_rank = len(slots) // num_ranks
-        self._group_sizes = sorted({ranks_per_node or num_ranks, num_ranks} - {1})
+        self._ranks_per_node = ranks_per_node or num_ranks
         hosts: dict[int, dict[int, list[int]]] = {}
         for slot, expert in enumerate(self._experts.tolist()):
             hosts.setdefault(expert, {}).setdefault(slot // self._slots_per_rank, []).append(slot)
@@ -141,39 +92,11 @@ class StepSplit:
         it can to its own rank, then to its own node, then to others in the order of ranks.
         """
         counts = np.asarray(counts_by_source, dtype=np.int64)
-        shares = counts[:, self._experts]
-        copies = self._copies
-        if not copies.slots.size:
-            return shares
-        totals = counts.sum(axis=0)
-        wanted = self._whole(np.array(self.parts(totals.tolist()))[copies.slots], totals[copies.experts])
-        left = counts[:, copies.experts]
-        own = self._own(left, wanted)
-        wanted = wanted - own
-        np.subtract.at(left, (copies.ranks, copies.of_slots), own)
-        served = np.zeros((self.num_ranks, len(own)), dtype=np.int64)
-        served[copies.ranks, np.arange(len(own))] = own
-        for group in self._groups:
-            passed = self._passed(left, wanted, group)
-            served += passed
-            if group.ranks < self.num_ranks:
-                wanted = wanted - passed.sum(axis=0)
-                left = left - np.add.reduceat(passed, copies.runs.begins, axis=1)
-        shares[:, copies.slots] = served
-        return shares
+        return self._sharing.of_sources(counts, np.array(self.parts(counts.sum(axis=0).tolist())))
 
     @cached_property
-    def _copies(self) -> _Copies:
-        return _Copies(self._experts, self._slots_per_rank)
-
-    @cached_property
-    def _groups(self) -> list[_Group]:
-        return [self._group(ranks) for ranks in self._group_sizes]
-
-    def _group(self, ranks: int) -> _Group:
-        copies = self._copies
-        of_slots, of_sources = copies.ranks // ranks, np.arange(self.num_ranks) // ranks
-        return _Group(ranks, _Runs(copies.of_slots * self.num_ranks + of_slots), of_sources[:, None] == of_slots)
+    def _sharing(self) -> Sharing:
+        return Sharing(self._experts, self.num_ranks, self._ranks_per_node)
 
     def _poured(self, counts: Sequence[float]) -> list[_Pour]:
         """The experts of `_spread` as they are poured at last; at first, evenly."""
@@ -189,38 +112,6 @@ class StepSplit:
                 carried[rank] += part
         _level(pours, carried, bound)
         return pours
-
-    def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[M]: tokens of each copy, whole numbers that sum to the expert's total: its running sums are rounded."""
-        runs, of_slots = self._copies.runs, totals[self._copies.of_slots]
-        ends = np.minimum(np.rint(runs.running(parts) * of_slots).astype(np.int64), of_slots)
-        ends[runs.last] = of_slots[runs.last]
-        return runs.steps(ends)
-
-    def _own(self, left: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[M]: what each copy gets from its own rank; twins one after the other."""
-        copies = self._copies
-        taken = self._of_ranks.running(wanted)
-        own: NDArray[np.int64] = np.minimum(left[copies.ranks, copies.of_slots], taken) - (taken - wanted)
-        return np.maximum(own, 0)
-
-    @cached_property
-    def _of_ranks(self) -> _Runs:
-        return _Runs(self._copies.of_slots * self.num_ranks + self._copies.ranks)
-
-    def _passed(self, left: NDArray[np.int64], wanted: NDArray[np.int64], group: _Group) -> NDArray[np.int64]:
-        """[R, M]: what sources and copies of the same group of ranks exchange, both in the order of ranks.
-
-        Sources lay their tokens of an expert end to end, and so do slots their wants: where the stretches overlap,
-        tokens go from source to slot.
-        """
-        of_slots = self._copies.of_slots
-        given = left.reshape(-1, group.ranks, left.shape[1]).cumsum(axis=1).reshape(left.shape)
-        taken = group.runs.running(wanted)
-        begins = np.maximum((given - left)[:, of_slots], taken - wanted)
-        overlap = np.minimum(given[:, of_slots], taken) - begins
-        passed: NDArray[np.int64] = np.maximum(overlap, 0)
-        return passed if group.ranks == self.num_ranks else passed * group.inside
 
 
 def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
