@@ -35,10 +35,6 @@ RANKS_PER_SPLIT = 8
 """The best split is solved for after so many steps as these go into the ranks: for more ranks each costs more."""
 
 
-SWEEPS_BETWEEN = 3
-"""Sweeps of each of these."""
-
-
 class _Trade(NamedTuple):
     """Changes of some pairs of a hot and a cold rank, P pairs in each layer."""
 
@@ -84,7 +80,7 @@ def coupled(loads: Floats, num_ranks: int, slots: Indices, carried: Floats, boun
             break
         now, then = _step(loads[active], num_ranks, placed[active], carried[active], rules)
         if (step + 1) % max(1, num_ranks // RANKS_PER_SPLIT) == 0:
-            then = poured_again(loads[active], now, num_ranks, then, SWEEPS_BETWEEN)
+            then = poured_again(loads[active], now, num_ranks, then)
         stuck = (now == placed[active]).all(axis=1)
         if stuck.any():
             at = active[stuck]

@@ -133,19 +133,19 @@ def split_of(loads: Floats, slots: Indices, carried: Floats) -> Floats:
     return np.divide(carried, tokens, out=parts, where=tokens > 0)
 
 
-def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats, sweeps: int = SWEEPS) -> Floats:
+def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
     """[L, S]: tokens of each slot under the best split, found from those that the slots carry now, `carried`.
 
     Layers with twins are split anew: their slots share what their rank takes.
     """
-    poured = _poured_apart(loads, slots, num_ranks, carried, sweeps)
+    poured = _poured_apart(loads, slots, num_ranks, carried)
     for layer in np.flatnonzero(twins(slots, num_ranks).any(axis=1)):
         parts = StepSplit(slots[layer].tolist(), num_ranks).parts(loads[layer].tolist())
         poured[layer] = loads[layer, slots[layer]] * np.array(parts)
     return poured
 
 
-def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats, sweeps: int) -> Floats:
+def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
     """`poured_again` for layers without twins."""
     counts = np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
     on_ranks = carried.reshape(len(slots), num_ranks, -1).sum(axis=-1)
@@ -166,17 +166,17 @@ def _poured_apart(loads: Floats, slots: Indices, num_ranks: int, carried: Floats
     ):
         pours[number].append(_Pour(tuple(ranks[begin:end]), whole, amounts[begin:end]))
     for mine, hosts, bound in zip(pours, on_ranks.tolist(), bounds.tolist(), strict=True):
-        _level(mine, hosts, bound, sweeps)
+        _level(mine, hosts, bound)
     poured = carried.copy()
     poured[layer, slot] = [amount for mine in pours for pour in mine for amount in pour.amounts]
     return poured
 
 
-def _level(pours: list[_Pour], carried: list[float], bound: float, sweeps: int = SWEEPS) -> None:
+def _level(pours: list[_Pour], carried: list[float], bound: float) -> None:
     """Pour tokens from hot ranks to cold ones, in place, until the hottest rank is close to its bound."""
     pairs = [pour for pour in pours if len(pour.ranks) == 2]
     wider = [pour for pour in pours if len(pour.ranks) > 2]
-    for sweep in range(sweeps):
+    for sweep in range(SWEEPS):
         if max(carried) <= bound * (1 + TOLERANCE):
             break
         if sweep % SWEEPS_PER_CHECK == SWEEPS_PER_CHECK - 1:
