@@ -16,7 +16,8 @@ import numpy as np
 from table import Row, row, show
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, imbalance, rank_loads, spread_replicas
-from planner.online.placement import afresh, first_placement, moves_between, options
+from planner.online.hedge import suited
+from planner.online.placement import afresh, afresh_with_split, first_placement, moves_between, options
 from planner.online.split import StepSplit, best_split
 from planner.spec.placement import TokenSplit
 
@@ -28,6 +29,8 @@ from test_token_split import least_hottest  # noqa: E402
 TRACE = ROOT.parent / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"
 RECENT = (0.6, 0.25, 0.15)
 """Weights of the last three windows in the load that the split of a window is made for."""
+REMEMBERED = 8
+"""Windows that the placement for the split of a step is made from."""
 SETTLED = 20
 """Windows after which the trace's loads no longer jump; shown beside the mean over all."""
 
@@ -62,26 +65,36 @@ def of_shape(
     what = f"{layers} x {experts}, {ranks * each} slots, {ranks} ranks, {kind}: "
     theirs = imbalance(rank_loads(loads, eplb(loads, ranks, each), ranks))
     even_ms, even = timed(lambda: afresh(loads, ranks, each))
-    split_ms, (split, parts) = timed(lambda: placed_for_split(loads, ranks, each))
-    path_ms, _ = timed(lambda: options(loads, ranks, np.tile(first_placement(experts, ranks, each), (layers, 1))))
+    split_ms, (split, parts) = timed(lambda: afresh_with_split(loads, ranks, each))
+    in_order = np.tile(first_placement(experts, ranks, each), (layers, 1))
+    drifted = loads * np.random.default_rng(1).lognormal(0.0, 0.1, loads.shape)
+    paths = [
+        timed(lambda start=start, seen=seen, mode=mode: options(seen, ranks, start, mode))[0]
+        for start, seen, mode in (
+            (in_order, loads, TokenSplit.EVEN),
+            (even, drifted, TokenSplit.EVEN),
+            (in_order, loads, TokenSplit.STEP),
+            (split, drifted, TokenSplit.STEP),
+        )
+    ]
     even_balance = imbalance(rank_loads(loads, even, ranks))
     split_balance = imbalance(rank_loads(loads, split, ranks, parts))
     return [
         row(f"{what}place, even parts", even_ms, at_most_ms, "ms", 1),
         row(f"{what}place and split", split_ms, at_most_ms, "ms", 1),
-        Row(f"{what}options from experts in order", "", f"{path_ms:.1f} ms", None),
+        Row(f"{what}options, even parts: experts in order; loads drifted by 10 %", "", in_ms(paths[:2]), None),
+        Row(f"{what}options, split tokens: experts in order; loads drifted by 10 %", "", in_ms(paths[2:]), None),
         limited(f"{what}balance, even parts (EPLB {theirs:.4f})", even_balance, even_aim),
         row(f"{what}balance, best split", split_balance, split_aim, digits=4),
     ]
 
 
-def placed_for_split(loads: Floats, ranks: int, each: int) -> tuple[Indices, Floats]:
-    slots = afresh(loads, ranks, each, TokenSplit.WINDOW)
-    return slots, best_split(loads, slots, ranks)
+def in_ms(times: list[float]) -> str:
+    return "; ".join(f"{time_ms:.1f} ms" for time_ms in times)
 
 
 def of_steps() -> list[Row]:
-    """Microseconds of the split of one layer in one step, and of the shares of all sources, under drifted loads."""
+    """Microseconds of one layer in one step under drifted loads: the split alone; the split and all sources' shares."""
     found = []
     for experts, ranks, each, at_most_us in ((32, 8, 5, 100.0), (32, 8, 6, 100.0), (256, 64, 5, 1000.0)):
         for kind in ("zipf", "lognormal"):
@@ -94,7 +107,9 @@ def of_steps() -> list[Row]:
             what = f"split of a step, {experts} experts, {ranks} ranks, {ranks * each} slots, {kind}"
             found.append(row(f"{what}: mean", float(np.mean(parts_us)), at_most_us, "us", 0))
             found.append(row(f"{what}: slowest layer", max(parts_us), at_most_us, "us", 0))
-            found.append(Row(f"{what}, whole tokens of all sources", "", f"{np.mean(shares_us):.0f} us", None))
+            found.append(
+                row(f"{what}, whole tokens of all sources: mean", float(np.mean(shares_us)), at_most_us, "us", 0)
+            )
     return found
 
 
@@ -108,18 +123,23 @@ def of_trace(shares: Floats, extra: int, window_aim: float, step_aim: float) -> 
     """SmartMoE's trace on 8 ranks, each window placed and split from those before it, moves for nothing."""
     ranks, each = 8, 4 + extra
     current = np.tile(first_placement(32, ranks, each), (shares.shape[1], 1))
-    theirs, moved, their_moves = current, 0, 0
+    theirs, of_steps, moved, moved_of_steps, their_moves = current, current, 0, 0, 0
     balances = []
     for now in range(1, len(shares)):
         found = options(shares[now - 1], ranks, current, TokenSplit.WINDOW).choose(0.0)
         moved += len(moves_between(current, found, ranks))
         current = found
+        found = suited(shares[max(0, now - REMEMBERED) : now], ranks, of_steps, TokenSplit.STEP)
+        moved_of_steps += len(moves_between(of_steps, found, ranks))
+        of_steps = found
         packed = eplb(shares[now - 1], ranks, each)
         their_moves += newcomers(theirs, packed, ranks)
         theirs = packed
         recent = np.average([shares[max(0, now - back)] for back in (1, 2, 3)], axis=0, weights=RECENT)
-        frozen, stepped = (best_split(loads, current, ranks) for loads in (recent, shares[now]))
-        split = [imbalance(rank_loads(shares[now], current, ranks, parts)) for parts in (frozen, stepped)]
+        placed = ((current, recent), (of_steps, shares[now]))
+        split = [
+            imbalance(rank_loads(shares[now], slots, ranks, best_split(loads, slots, ranks))) for slots, loads in placed
+        ]
         balances.append([*split, imbalance(rank_loads(shares[now], theirs, ranks))])
     window, step, beside = np.mean(balances, axis=0)
     settled = np.mean(balances[SETTLED:], axis=0)
@@ -129,7 +149,8 @@ def of_trace(shares: Floats, extra: int, window_aim: float, step_aim: float) -> 
             f"{what}split per window (EPLB {beside:.3f}; from window {SETTLED} on {settled[0]:.3f})", window, window_aim
         ),
         row(f"{what}split per step (from window {SETTLED} on {settled[1]:.4f})", step, step_aim, digits=4),
-        row(f"{what}moves ({moved:,}) / EPLB's ({their_moves:,})", moved / their_moves, 0.5),
+        row(f"{what}moves ({moved:,}) / EPLB's ({their_moves:,}), per window", moved / their_moves, 0.5, digits=4),
+        row(f"{what}moves ({moved_of_steps:,}), per step", moved_of_steps / their_moves, 0.5, digits=4),
     ]
 
 

@@ -16,18 +16,17 @@ by rank), s = S / R. Knows nothing of seconds, links or plans.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
+from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads, slot_loads
 from planner.online.assign import align_slots, dealt, keep_in_place
 from planner.online.couple import coupled
 from planner.online.refine import ROUNDING, cooled, evened, improve
 from planner.online.rules import Rules
-from planner.online.split import best_split
+from planner.online.split import poured_again, split_of
 from planner.spec.placement import Move, TokenSplit
 
 FAR = 0.02
@@ -76,7 +75,8 @@ def options(
         path = improve(loads, num_ranks, current, bound, rules)
         hottest = rank_loads(np.broadcast_to(loads, (len(path), *loads.shape)), path, num_ranks).max(axis=-1)
     else:
-        path, hottest = coupled(loads, num_ranks, current, bound, rules)
+        carried = poured_again(loads, current, num_ranks, slot_loads(loads, current))
+        path, _, hottest = coupled(loads, num_ranks, current, carried, bound, rules)
     far = np.flatnonzero(hottest.min(axis=0) > bound * (1 + FAR))
     if far.size and not shadow_slots_per_rank:
         fresh, peak = path[-1].copy(), hottest[-1].copy()
@@ -93,51 +93,40 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
 
     Where tokens are split as is best, that evens out what this leaves.
     """
+    if token_split is not TokenSplit.EVEN and num_ranks * slots_per_rank > loads.shape[1]:
+        return afresh_with_split(loads, num_ranks, slots_per_rank)[0]
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
     fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
-    if token_split is not TokenSplit.EVEN and fresh.shape[1] > loads.shape[1]:
-        return _coupled_where_far(loads, num_ranks, fresh, bound)
     return np.asarray(cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))[-1], dtype=np.intp)
 
 
-def _coupled_where_far(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
-    """[L, S]: `slots`, changed in the layers that the best split leaves far from their bound."""
-    split = best_split(loads, slots, num_ranks)
-    far = np.flatnonzero(rank_loads(loads, slots, num_ranks, split).max(axis=1) > bound * (1 + FAR))
-    if not far.size:
-        return slots
-    enough = bound[far] * (1 + FAR / 2)
-    path, hottest = coupled(loads[far], num_ranks, slots[far], enough, Rules.of(slots.shape[1], num_ranks))
-    changed = slots.copy()
-    changed[far] = path[hottest.argmin(axis=0), np.arange(len(far))]
-    return changed
+def afresh_with_split(loads: Floats, num_ranks: int, slots_per_rank: int) -> tuple[Indices, Floats]:
+    """([L, S], [L, S]): the most even placement found for `loads` [L, E] with split tokens, and the split.
 
-
-def suited(
-    recent: Sequence[Floats],
-    num_ranks: int,
-    current: Indices,
-    token_split: TokenSplit,
-    move_price: float = 0.0,
-    shadow_slots_per_rank: int = 0,
-) -> Indices:
-    """[L, S]: `current`, changed for each of the `recent` loads [L, E] in turn, the latest last.
-
-    Where tokens are split as is best, most of what suits one load stays good for the next; so the result splits all of
-    them well, and rather the load to come than one that suits the last alone. A move is worth `move_price` each time.
+    It is that for equal parts, changed in the layers that the best split leaves far from their bound. In these the
+    split may be a little worse than `best_split`.
     """
-    placed = current
-    for loads in recent:
-        placed = options(loads, num_ranks, placed, token_split, shadow_slots_per_rank).choose(move_price)
-    return align_slots(placed, current, num_ranks)
+    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
+    slots = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
+    carried = poured_again(loads, slots, num_ranks, slot_loads(loads, slots))
+    hottest = carried.reshape(len(loads), num_ranks, -1).sum(axis=-1).max(axis=1)
+    far = np.flatnonzero(hottest > bound * (1 + FAR))
+    if far.size:
+        rules = Rules.of(slots.shape[1], num_ranks)
+        path = coupled(loads[far], num_ranks, slots[far], carried[far], bound[far] * (1 + FAR / 2), rules).best()
+        slots[far], carried[far] = path.slots[0], path.carried[0]
+    return slots, split_of(loads, slots, carried)
 
 
 def _afresh_near(loads: Floats, num_ranks: int, current: Indices, token_split: TokenSplit) -> tuple[Indices, Floats]:
     """(Placement made afresh, relabelled after `current`, load of its hottest rank)."""
-    fresh = afresh(loads, num_ranks, current.shape[1] // num_ranks, token_split)
-    fresh = keep_in_place(fresh, current, num_ranks)
-    split = None if token_split is TokenSplit.EVEN else best_split(loads, fresh, num_ranks)
-    return fresh, rank_loads(loads, fresh, num_ranks, split).max(axis=-1)
+    each, split = current.shape[1] // num_ranks, None
+    if token_split is TokenSplit.EVEN or current.shape[1] == loads.shape[1]:
+        fresh = afresh(loads, num_ranks, each)
+    else:
+        fresh, split = afresh_with_split(loads, num_ranks, each)
+    hottest = rank_loads(loads, fresh, num_ranks, split).max(axis=-1)
+    return keep_in_place(fresh, current, num_ranks), hottest
 
 
 def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> Indices:

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, replica_counts
+from planner.cost.balance import Floats, Indices, replica_counts, slot_loads
 from planner.online.assign import twins
-
-Number = TypeVar("Number", np.int64, np.float64)
+from planner.online.shares import Sharing
 
 TOLERANCE = 1e-3
 """The hottest rank may have this part more than the bound. A choice: fewer sweeps against a thousandth of a step."""
@@ -53,43 +52,6 @@ class _Pour(NamedTuple):
     """On each of the ranks; changes from sweep to sweep."""
 
 
-class _Runs:
-    """Slots in stretches of equal keys, for sums that run within each stretch."""
-
-    def __init__(self, keys: Indices) -> None:
-        self.order = np.argsort(keys, kind="stable")
-        begins = np.flatnonzero(np.diff(keys[self.order], prepend=-1))
-        self.begins = begins
-        self._begins = np.repeat(begins, np.diff(begins, append=len(keys)))
-        self._opens = np.isin(np.arange(len(keys)), begins)
-        self.last = self.order[np.append(begins[1:], len(keys)) - 1]
-
-    def running(self, values: NDArray[Number]) -> NDArray[Number]:
-        """[S]: sum of the values of the stretch up to each slot, that one included."""
-        ordered = values[self.order]
-        sums = ordered.cumsum()
-        result = np.empty_like(values)
-        result[self.order] = sums - (sums - ordered)[self._begins]
-        return result
-
-    def steps(self, sums: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[S]: the values that run up to `sums`."""
-        ordered = sums[self.order]
-        result = np.empty_like(sums)
-        result[self.order] = np.where(self._opens, ordered, np.diff(ordered, prepend=0))
-        return result
-
-
-class _Group(NamedTuple):
-    """Ranks that exchange tokens before others do: a rank by itself, a node, all."""
-
-    ranks: int
-    of_slots: _Runs
-    """By expert and group."""
-    inside: NDArray[np.bool_]
-    """[R, S]: whether source and slot are of one group."""
-
-
 class StepSplit:
     """Splits the tokens of one layer in every step; made once for a placement."""
 
@@ -98,7 +60,7 @@ class StepSplit:
         self.num_ranks = num_ranks
         self._experts = np.array(slots, dtype=np.intp)
         self._slots_per_rank = len(slots) // num_ranks
-        self._group_sizes = sorted({1, ranks_per_node or num_ranks, num_ranks})
+        self._ranks_per_node = ranks_per_node or num_ranks
         hosts: dict[int, dict[int, list[int]]] = {}
         for slot, expert in enumerate(self._experts.tolist()):
             hosts.setdefault(expert, {}).setdefault(slot // self._slots_per_rank, []).append(slot)
@@ -130,33 +92,11 @@ class StepSplit:
         it can to its own rank, then to its own node, then to others in the order of ranks.
         """
         counts = np.asarray(counts_by_source, dtype=np.int64)
-        totals = counts.sum(axis=0)
-        wanted = self._whole(np.array(self.parts(totals.tolist())), totals)
-        shares = np.zeros((self.num_ranks, len(wanted)), dtype=np.int64)
-        for group in self._groups:
-            served = self._served(counts, wanted, group)
-            shares += served
-            wanted = wanted - served.sum(axis=0)
-            counts = counts - self._by_expert(served)
-        return shares
+        return self._sharing.of_sources(counts, np.array(self.parts(counts.sum(axis=0).tolist())))
 
     @cached_property
-    def _of_expert(self) -> _Runs:
-        return _Runs(self._experts)
-
-    @cached_property
-    def _groups(self) -> list[_Group]:
-        return [self._group(ranks) for ranks in self._group_sizes]
-
-    def _group(self, ranks: int) -> _Group:
-        of_slots = np.arange(len(self._experts)) // self._slots_per_rank // ranks
-        of_sources = np.arange(self.num_ranks) // ranks
-        runs = _Runs(self._experts * self.num_ranks + of_slots)
-        return _Group(ranks, runs, of_sources[:, None] == of_slots)
-
-    def _by_expert(self, shares: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[R, E] from [R, S]."""
-        return np.add.reduceat(shares[:, self._of_expert.order], self._of_expert.begins, axis=1)
+    def _sharing(self) -> Sharing:
+        return Sharing(self._experts, self.num_ranks, self._ranks_per_node)
 
     def _poured(self, counts: Sequence[float]) -> list[_Pour]:
         """The experts of `_spread` as they are poured at last; at first, evenly."""
@@ -173,26 +113,6 @@ class StepSplit:
         _level(pours, carried, bound)
         return pours
 
-    def _whole(self, parts: Floats, totals: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[S]: tokens of each slot, whole numbers that sum to the expert's total: its running sums are rounded."""
-        of_slots = totals[self._experts]
-        ends = np.minimum(np.rint(self._of_expert.running(parts) * of_slots).astype(np.int64), of_slots)
-        ends[self._of_expert.last] = of_slots[self._of_expert.last]
-        return self._of_expert.steps(ends)
-
-    def _served(self, counts: NDArray[np.int64], wanted: NDArray[np.int64], group: _Group) -> NDArray[np.int64]:
-        """[R, S]: what sources and slots of the same group of ranks exchange, both in the order of ranks.
-
-        Sources lay their tokens of an expert end to end, and so do slots their wants: where the stretches overlap,
-        tokens go from source to slot.
-        """
-        given = counts.reshape(-1, group.ranks, counts.shape[1]).cumsum(axis=1).reshape(counts.shape)
-        taken = group.of_slots.running(wanted)
-        begins = np.maximum((given - counts)[:, self._experts], taken - wanted)
-        overlap = np.minimum(given[:, self._experts], taken) - begins
-        served: NDArray[np.int64] = np.maximum(overlap, 0) * group.inside
-        return served
-
 
 def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     """[L, S]: the part of its expert's tokens that each slot takes so that the hottest rank is as cool as can be.
@@ -200,10 +120,17 @@ def best_split(loads: Floats, slots: Indices, num_ranks: int) -> Floats:
     For `loads` [L, E] (shares or counts) under the placement `slots` [L, S], within TOLERANCE. Fits
     `Placement.split` and `rank_loads`.
     """
+    return split_of(loads, slots, poured_again(loads, slots, num_ranks, slot_loads(loads, slots)))
+
+
+def split_of(loads: Floats, slots: Indices, carried: Floats) -> Floats:
+    """[L, S]: the part of its expert's tokens that each slot takes that carries `carried` [L, S] of them.
+
+    An expert without tokens takes equal parts.
+    """
     tokens = np.take_along_axis(loads, slots, axis=1)
     parts = 1.0 / np.take_along_axis(replica_counts(slots, loads.shape[1]), slots, axis=1)
-    poured = poured_again(loads, slots, num_ranks, tokens * parts)
-    return np.divide(poured, tokens, out=parts, where=tokens > 0)
+    return np.divide(carried, tokens, out=parts, where=tokens > 0)
 
 
 def poured_again(loads: Floats, slots: Indices, num_ranks: int, carried: Floats) -> Floats:
@@ -296,18 +223,27 @@ def _sweep_wider(pours: list[_Pour], carried: list[float]) -> None:
 
 
 def _bound_of_hottest(pours: list[_Pour], carried: list[float]) -> float:
-    """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it."""
-    reached = {carried.index(max(carried))}
-    waiting, grew = pours, True
-    while grew:
-        grew, still = False, []
+    """Mean load of the ranks to which the hottest rank could pass tokens on: no split brings the hottest below it.
+
+    Sets of ranks are the bits of a number.
+    """
+    waiting = []
+    for ranks, _, amounts in pours:
+        giving = taking = 0
+        for rank, amount in zip(ranks, amounts, strict=True):
+            taking |= 1 << rank
+            if amount > 0:
+                giving |= 1 << rank
+        waiting.append((giving, taking))
+    reached, before = 1 << carried.index(max(carried)), 0
+    while reached != before:
+        before = reached
+        still = []
         for pour in waiting:
-            for rank, amount in zip(pour.ranks, pour.amounts, strict=True):
-                if amount > 0 and rank in reached:
-                    reached.update(pour.ranks)
-                    grew = True
-                    break
+            if pour[0] & reached:
+                reached |= pour[1]
             else:
                 still.append(pour)
         waiting = still
-    return sum(carried[rank] for rank in reached) / len(reached)
+    loads = [load for rank, load in enumerate(carried) if reached >> rank & 1]
+    return sum(loads) / len(loads)

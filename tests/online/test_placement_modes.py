@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from planner.cost.balance import hottest_rank_bound, rank_loads
 from planner.online.assign import twins
 from planner.online.nodes import afresh_on_nodes, hottest_rank_bound_on_nodes, options_on_nodes
-from planner.online.placement import afresh, first_placement, moves_between, options, suited
+from planner.online.placement import afresh, first_placement, moves_between, options
 from planner.online.split import best_split
 from planner.spec.placement import Placement, TokenSplit
 
@@ -89,14 +89,6 @@ def test_split_tokens_need_fewer_moves_for_more_balance_than_even_parts():
     even, split = (options(drifted, 8, before, mode).choose(0.0) for mode in (TokenSplit.EVEN, WINDOW))
     assert 2 * len(moves_between(before, split, 8)) < len(moves_between(before, even, 8))
     assert hottest_split(drifted, split, 8).sum() < rank_loads(drifted, even, 8).max(axis=-1).sum()
-
-
-def test_a_placement_suited_to_two_loads_splits_both_well():
-    one = np.array([[60.0, 5, 5, 5, 5, 5, 10, 5]])
-    other = one[:, ::-1].copy()
-    placed = suited([one, other], 4, contiguous(8, 4, 4), WINDOW)
-    assert hottest_split(one, placed, 4)[0] < 26
-    assert hottest_split(other, placed, 4)[0] < 26
 
 
 @given(layer_loads, st.sampled_from([1, 2]), st.sampled_from(list(TokenSplit)))
