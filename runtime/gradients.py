@@ -51,13 +51,14 @@ def gradient_norm(model: nn.Module) -> Tensor:
     layers = moe_layers(model)
     experts = {id(parameter) for parameter in expert_parameters(model)}
     dense = [p for p in model.parameters() if id(p) not in experts and p.grad is not None]
+    device = next(model.parameters()).device
     if not layers:
-        return _squared(dense).sqrt()
-    total = torch.zeros_like(_squared(dense))
+        return _squared(dense, device).sqrt()
+    total = torch.zeros((), device=device)
     for number, together in enumerate(_by_group(layers)):
         mine = [p for layer in together for p in _first_held(layer)]
         # The dense part rides along from rank 0, so that all ranks get the same bits.
-        counted = _squared(mine if number or rank(together[0].group) else [*dense, *mine])
+        counted = _squared(mine if number or rank(together[0].group) else [*dense, *mine], device)
         if num_ranks(together[0].group) > 1:
             dist.all_reduce(counted, group=together[0].group)
         total += counted
@@ -73,7 +74,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad.mul_(scale.to(parameter.grad.dtype))
+            parameter.grad.mul_(scale.to(parameter.grad))
     return norm
 
 
@@ -95,10 +96,12 @@ def _first_held(layer: ExpertParallelMoe) -> Iterator[nn.Parameter]:
             yield from (p for p in layer.expert_at(slot).parameters() if p.grad is not None)
 
 
-def _squared(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Σ of the squares of their gradients."""
-    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    return torch.stack([torch.zeros(()), *(norm.float() for norm in norms)]).square().sum()
+def _squared(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
+    """Σ of the squares of their gradients, on `device`; of none 0."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=device)
+    return torch.stack([norm.to(device, torch.float32) for norm in torch._foreach_norm(gradients)]).square().sum()
 
 
 def _sum_over(parameters: Iterable[nn.Parameter], group: Group | None) -> None:

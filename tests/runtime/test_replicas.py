@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from training_samples import (
     EXPERT_SHAPE,
     EXPERTS,
@@ -26,7 +27,7 @@ from training_samples import (
 from planner.spec.placement import Placement, TokenSplit
 from runtime.capacity import Capacity
 from runtime.exchange import num_ranks
-from runtime.gradients import average_gradients, clip_gradients
+from runtime.gradients import average_gradients, clip_gradients, gradient_norm
 from runtime.launch import launch
 from runtime.migration import current_placement, migrate
 from runtime.moe import ExpertParallelMoe, moe_layers
@@ -134,7 +135,7 @@ def losses_with_accumulation_and_clipping(report, extra, shadows):
     return found
 
 
-@pytest.mark.parametrize(("extra", "shadows"), [(0, 0), (1, 2)])
+@pytest.mark.parametrize(("extra", "shadows"), [(0, 0), (1, 2), (EXPERTS // RANKS, 0)])
 def test_the_gradient_norm_counts_each_expert_once_and_clips_as_on_one_process(extra, shadows):
     model, optimizer = make_job()
     wanted, data = [], my_batches()
@@ -148,9 +149,21 @@ def test_the_gradient_norm_counts_each_expert_once_and_clips_as_on_one_process(e
         wanted.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
         optimizer.step()
     assert max(wanted) > 0.5
+    slots = SlotMap.first(EXPERTS, RANKS, extra, shadows)
+    firsts = {holders[0] // slots.per_rank for holders in slots.holders}
+    assert (len(firsts) < RANKS) == (extra == EXPERTS // RANKS), "there must be a case of a rank without a first slot"
     results = launch(losses_with_accumulation_and_clipping, RANKS, (extra, shadows), timeout_s=60)
     assert all(norms == results[0] for norms in results)
     assert largest_difference(results[0], wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("with_experts", [True, False])
+def test_the_gradient_norm_is_made_where_the_gradients_are(with_experts):
+    model = ExpertParallelMoe(8, EXPERT_SHAPE).to("meta") if with_experts else nn.Linear(3, 3, device="meta")
+    assert gradient_norm(model).device.type == "meta"
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    assert clip_gradients(model, 1.0).device.type == "meta"
 
 
 def test_no_optimizer_and_no_state_dict_ever_sees_a_shadow_expert():
