@@ -7,6 +7,7 @@ need no word with each other to know what is dropped, and a placement drops noth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil, isfinite
 
 import numpy as np
@@ -24,6 +25,7 @@ from runtime.topology import Counts, Topology
 class Capacity:
     """An expert takes at most `factor` · tokens · top_k / experts of the choices of each rank; the rest is dropped.
 
+    Rounded up as Megatron-Core and DeepSpeed do, but from exact decimals: their product of floats can be one too many.
     A factor of 0: as much as is needed, nothing is dropped. Below 0: as much as is needed, at most what -factor gives.
     These differ from None and from -factor in the size of padded buffers only.
     Source of the latter two: Tutel, arXiv 2206.03382, and its parameter capacity_factor.
@@ -43,7 +45,8 @@ class Capacity:
 
     def limit(self, num_tokens: int, top_k: int, num_experts: int) -> int | None:
         """The most choices of one rank that an expert takes; None: as many as come."""
-        return ceil(abs(self.factor) * num_tokens * top_k / num_experts) if self.factor else None
+        factor = Fraction(str(abs(self.factor)))  # as it is written: 1.1 is 11/10, not the nearest binary number
+        return ceil(factor * num_tokens * top_k / num_experts) if factor else None
 
 
 def limited(routing: Routing, capacity: Capacity | None) -> Tensor:

@@ -59,6 +59,19 @@ def test_without_a_capacity_or_with_one_of_zero_nothing_is_dropped():
     assert torch.equal(limited(routing, Capacity(-0.5)), limited(routing, Capacity(0.5)))
 
 
+@given(st.integers(1, 400), st.integers(1, 5000), st.integers(1, 8), st.integers(1, 256))
+def test_the_most_an_expert_takes_is_rounded_up_from_exact_decimals(hundredths, tokens, top_k, experts):
+    wanted = -(-hundredths * tokens * top_k // (100 * experts))
+    assert Capacity(hundredths / 100).limit(tokens, top_k, experts) == wanted
+    assert Capacity(-hundredths / 100).limit(tokens, top_k, experts) == wanted
+
+
+def test_a_factor_that_no_binary_number_equals_gives_no_row_too_many():
+    assert Capacity(1.1).limit(100, 2, 20) == 11
+    assert Capacity(1).limit(100, 2, 20) == 10
+    assert Capacity(0.0).limit(100, 2, 20) is None
+
+
 def test_a_capacity_that_is_no_number_is_refused():
     with pytest.raises(InputError, match="must be finite, got nan"):
         Capacity(float("nan"))
