@@ -188,12 +188,18 @@ def _complete(partial: Path, final: Path, head: Checkpoint) -> None:
         file.write(head.model_dump_json(indent=1))
         file.flush()
         os.fsync(file.fileno())
+    _keep_names(partial)
     partial.rename(final)
-    folder = os.open(final.parent, os.O_RDONLY)
+    _keep_names(final.parent)
+
+
+def _keep_names(folder: Path) -> None:
+    """What a folder lists survives a crash of the machine: fsync of a file does not see to that."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def _shapes(path: Path) -> Shapes:
