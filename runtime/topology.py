@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import numpy as np
 import torch
@@ -69,11 +69,6 @@ class Topology:
         """This process's number in the group."""
         return rank(self.group)
 
-    @cached_property
-    def _side(self) -> torch.cuda.Stream:
-        """Where a GPU sends while it computes."""
-        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
-
     def exchange(self, rows: Tensor, counts: Counts) -> Tensor:
         """Rows [counts[me].sum(), …] by target rank → rows [counts[:, me].sum(), …] by source rank.
 
@@ -90,11 +85,12 @@ class Topology:
         """
         if not rows.is_cuda:
             return self._start(rows, counts)
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
+        side = _side_stream(rows.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             received = self.exchange(rows, counts)
-            arrived = self._side.record_event()
-        rows.record_stream(self._side)
+            arrived = side.record_event()
+        rows.record_stream(side)
 
         def finish() -> None:
             torch.cuda.current_stream().wait_event(arrived)
@@ -130,6 +126,12 @@ def swapped(sizes: Counts, device: torch.device) -> Tensor:
     table = torch.from_numpy(np.stack([shifts, lengths])).to(device, non_blocking=True)
     total = int(lengths.sum())
     return torch.arange(total, device=device) + table[0].repeat_interleave(table[1], output_size=total)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where a GPU sends while it computes: one for all layers, as memory freed in a stream is free for it alone."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _send(rows: Tensor, sent: Counts, due: Counts, group: Group | None) -> tuple[Tensor, Callable[[], None]]:
