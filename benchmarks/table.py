@@ -17,13 +17,18 @@ class Row(NamedTuple):
     aim: str
     measured: str
     met: bool | None
-    """None: there is no aim, or it could not be measured here; `measured` says why."""
+    """None: there is no aim, or it cannot be told on this machine; `measured` says why."""
 
 
 def row(what: str, measured: float, at_most: float, unit: str = "", digits: int = 3) -> Row:
     """A row whose aim is an upper limit."""
     suffix = f" {unit}" if unit else ""
     return Row(what, f"≤ {at_most:g}{suffix}", f"{measured:.{digits}f}{suffix}", measured <= at_most)
+
+
+def surely(low: float, high: float, at_most: float) -> bool | None:
+    """Whether an interval keeps an upper limit; None where it holds the limit: it cannot be told."""
+    return True if high <= at_most else False if low > at_most else None
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -36,4 +41,5 @@ def show(rows: Sequence[Row]) -> None:
         if number == 0:
             print("  ".join("─" * width for width in widths))
     aims = [each.met for each in rows if each.met is not None]
-    print(f"{sum(aims)} of {len(aims)} aims met")
+    untold = sum(each.met is None and bool(each.aim) for each in rows)
+    print(f"{sum(aims)} of {len(aims)} aims met" + (f"; {untold} cannot be told here" if untold else ""))
