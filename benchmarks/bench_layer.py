@@ -46,6 +46,7 @@ from runtime.migration import current_placement, migrate
 from runtime.moe import moe_layers
 
 RANKS = 2
+AIM_RATIO = 1.4
 
 
 class Settings(NamedTuple):
@@ -189,19 +190,22 @@ USUAL = Settings(steps=24, window_steps=4, extra_slots=1, skew=1.0, hidden_size=
 
 
 def rows(settings: Settings = USUAL) -> list[Row]:
-    """The two aims: how much shorter a step gets, and that the losses stay equal."""
+    """The two aims: how much shorter a step gets on the wall, and that the losses stay equal; CPU time beside them.
+
+    On a machine that is busier than it has cores the wall's time is no answer.
+    """
     (steps, _), *_ = launch(train_both, RANKS, (settings,), timeout_s=1800)
     counted = steps[settings.window_steps :]
     cpu, wall = (median(getattr(a, name) / getattr(b, name) for a, b in counted) for name in ("cpu_s", "wall_s"))
     difference = max(abs(a.loss - b.loss) for a, b in steps)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
     what = f"two processes, skewed gate, {settings.num_experts} experts"
+    said = f"{wall:.2f} (load average {load:.1f} on {cores} cores)"
     return [
         Row(
-            f"{what}: step time static / adaptive (CPU of the busiest rank; wall {wall:.2f})",
-            "≥ 1.4",
-            f"{cpu:.2f}",
-            cpu >= 1.4,
+            f"{what}: step time static / adaptive", f"≥ {AIM_RATIO}", said, None if load > cores else wall >= AIM_RATIO
         ),
+        Row(f"{what}: the same, CPU of the busiest rank", "", f"{cpu:.2f}", None),
         row(f"{what}: largest difference of losses", difference, 1e-5, digits=7),
     ]
 
