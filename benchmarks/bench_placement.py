@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from table import Row, row, show
 
-from planner.cost.balance import Floats, Indices, hottest_rank_bound, imbalance, rank_loads, spread_replicas
+from planner.cost.balance import Floats, Indices, hottest_rank_bound, imbalance, rank_loads
 from planner.online.hedge import suited
 from planner.online.placement import afresh, afresh_with_split, first_placement, moves_between, options
+from planner.online.rivals.eplb import balanced_replicas
 from planner.online.split import StepSplit, best_split
 from planner.spec.placement import TokenSplit
 
@@ -63,7 +64,7 @@ def of_shape(
     layers, experts, ranks, each = shape
     loads = drawn_loads(kind, layers, experts)
     what = f"{layers} x {experts}, {ranks * each} slots, {ranks} ranks, {kind}: "
-    theirs = imbalance(rank_loads(loads, eplb(loads, ranks, each), ranks))
+    theirs = imbalance(rank_loads(loads, balanced_replicas(loads, ranks, each), ranks))
     even_ms, even = timed(lambda: afresh(loads, ranks, each))
     split_ms, (split, parts) = timed(lambda: afresh_with_split(loads, ranks, each))
     in_order = np.tile(first_placement(experts, ranks, each), (layers, 1))
@@ -132,7 +133,7 @@ def of_trace(shares: Floats, extra: int, window_aim: float, step_aim: float) -> 
         found = suited(shares[max(0, now - REMEMBERED) : now], ranks, of_steps, TokenSplit.STEP)
         moved_of_steps += len(moves_between(of_steps, found, ranks))
         of_steps = found
-        packed = eplb(shares[now - 1], ranks, each)
+        packed = balanced_replicas(shares[now - 1], ranks, each)
         their_moves += newcomers(theirs, packed, ranks)
         theirs = packed
         recent = np.average([shares[max(0, now - back)] for back in (1, 2, 3)], axis=0, weights=RECENT)
@@ -194,21 +195,6 @@ def newcomers(before: Indices, after: Indices, ranks: int) -> int:
         for slots in (before, after)
     ]
     return len(pairs[1] - pairs[0])
-
-
-def eplb(loads: Floats, ranks: int, each: int) -> Indices:
-    """EPLB's global rule: replicas to the most load per replica, then packed. Source: deepseek-ai/EPLB."""
-    counts = spread_replicas(loads, ranks, each)
-    slots = np.empty((len(loads), ranks * each), dtype=np.intp)
-    for layer, weight in enumerate(loads / counts):
-        order = np.argsort(-weight, kind="stable")
-        filled, carried = np.zeros(ranks, dtype=int), np.zeros(ranks)
-        for expert in np.repeat(order, counts[layer, order]):
-            rank = np.where(filled < each, carried, np.inf).argmin()
-            slots[layer, rank * each + filled[rank]] = expert
-            filled[rank] += 1
-            carried[rank] += weight[expert]
-    return slots
 
 
 def drawn_loads(kind: str, layers: int, experts: int) -> Floats:
