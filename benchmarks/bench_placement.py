@@ -16,8 +16,9 @@ import numpy as np
 from table import Row, row, show
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, imbalance, rank_loads
+from planner.online.copies import copies_between
 from planner.online.hedge import suited
-from planner.online.placement import afresh, afresh_with_split, first_placement, moves_between, options
+from planner.online.placement import afresh, afresh_with_split, first_placement, options
 from planner.online.rivals.eplb import balanced_replicas
 from planner.online.split import StepSplit, best_split
 from planner.spec.placement import TokenSplit
@@ -128,10 +129,10 @@ def of_trace(shares: Floats, extra: int, window_aim: float, step_aim: float) -> 
     balances = []
     for now in range(1, len(shares)):
         found = options(shares[now - 1], ranks, current, TokenSplit.WINDOW).choose(0.0)
-        moved += len(moves_between(current, found, ranks))
+        moved += len(copies_between(current, found, ranks).layer)
         current = found
         found = suited(shares[max(0, now - REMEMBERED) : now], ranks, of_steps, TokenSplit.STEP)
-        moved_of_steps += len(moves_between(of_steps, found, ranks))
+        moved_of_steps += len(copies_between(of_steps, found, ranks).layer)
         of_steps = found
         packed = balanced_replicas(shares[now - 1], ranks, each)
         their_moves += newcomers(theirs, packed, ranks)

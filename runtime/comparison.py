@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.cost.balance import imbalance
-from planner.online.placement import moves_between
+from planner.online.copies import copies_between
 from planner.spec.placement import Placement
 from planner.spec.value import Positive, Value
 from runtime.exchange import num_ranks, rank
@@ -123,4 +123,4 @@ def _busiest(trials: Sequence[Trial]) -> float:
 
 def _moved(one: Placement, other: Placement) -> int:
     before, after = (np.array(placement.layers) for placement in (one, other))
-    return len(moves_between(before, after, other.num_ranks))
+    return len(copies_between(before, after, other.num_ranks, other.shadow_slots_per_rank).layer)

@@ -81,7 +81,10 @@ class SlotMap:
         return slot % self.per_rank >= self.lasting_per_rank
 
     def nearest(self, expert: int, to_rank: int) -> int:
-        """The lasting slot from which an expert comes to a rank: the nearest by rank number, the lower of equals."""
+        """The lasting slot from which an expert comes to a rank: the nearest by rank number, the lower of equals.
+
+        The rule of `copies_between` in planner/online/copies.py, for one expert.
+        """
         return min(self.holders[expert], key=lambda slot: (abs(self.rank_of(slot) - to_rank), slot))
 
     def parts(self, equally: bool = False) -> tuple[float, ...]:

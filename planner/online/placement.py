@@ -27,7 +27,7 @@ from planner.online.couple import coupled
 from planner.online.refine import ROUNDING, cooled, evened, improve
 from planner.online.rules import Rules
 from planner.online.split import poured_again, split_of
-from planner.spec.placement import Move, TokenSplit
+from planner.spec.placement import TokenSplit
 
 FAR = 0.02
 """A path that ends further than this part above the bound is worth a placement made afresh beside it. A choice."""
@@ -139,23 +139,6 @@ def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> In
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     rows = [(start + np.arange(slots_per_rank)) % num_experts for start in starts]
     return np.asarray(np.concatenate(rows), dtype=np.intp)
-
-
-def moves_between(current: Indices, target: Indices, num_ranks: int) -> tuple[Move, ...]:
-    """The copies that turn `current` into `target` (both [L, S]), from the nearest rank that has the expert.
-
-    Experts that stay on a rank must keep their slots there, as in all that `Options.choose` returns. Nearest is by rank
-    number (near ranks have near numbers); of two at equal distance the lower.
-    """
-    slots_per_rank = target.shape[1] // num_ranks
-    new = _newcomers(target[None], current, num_ranks, int(target.max()) + 1)[0]
-    moves = []
-    for layer, slot in np.argwhere(new):
-        expert, to_rank = int(target[layer, slot]), int(slot // slots_per_rank)
-        holders = np.flatnonzero(current[layer] == expert) // (current.shape[1] // num_ranks)
-        nearest = holders[np.abs(holders - to_rank).argmin()]
-        moves.append(Move(layer=int(layer), expert=expert, from_rank=int(nearest), to_rank=to_rank, to_slot=int(slot)))
-    return tuple(moves)
 
 
 def _newcomers(slots: Indices, current: Indices, num_ranks: int, num_experts: int) -> NDArray[np.bool_]:

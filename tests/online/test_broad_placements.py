@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads
 from planner.online.assign import twins
+from planner.online.copies import copies_between
 from planner.online.hedge import suited
-from planner.online.placement import afresh, first_placement, moves_between, options
+from planner.online.placement import afresh, first_placement, options
 from planner.online.split import best_split
 from planner.spec.placement import TokenSplit
 
@@ -58,7 +59,7 @@ def test_what_suits_is_complete_has_no_avoidable_twins_and_its_moves_lead_to_it(
     before = in_order(2)
     after = suited(list(history.astype(float)), RANKS, before, mode, price)
     reached = before.copy()
-    for move in moves_between(before, after, RANKS):
+    for move in copies_between(before, after, RANKS).moves():
         reached[move.layer, move.to_slot] = move.expert
     assert (reached == after).all()
     assert all(set(row) == set(range(EXPERTS)) for row in after)

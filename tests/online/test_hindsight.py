@@ -10,7 +10,6 @@ from planner.online import begin
 from planner.online.assign import align_slots
 from planner.online.copies import copies_between
 from planner.online.hindsight import Stretch, best_sequence
-from planner.online.placement import moves_between
 from planner.online.pricing import Pricing, seats_of
 from planner.spec.placement import Placement, TokenSplit
 
@@ -77,13 +76,3 @@ def test_tokens_that_can_be_split_anew_follow_every_window():
     # The best split is within a thousandth of the best there is.
     assert split.total_s <= 1.001 * best_sequence(known, even, run.plans[0], start).total_s
     assert all(step.placement.split is not None for step in split.steps)
-
-
-def test_copies_are_the_moves_that_single_steps_would_find():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        current, target = (
-            np.stack([rng.permutation(np.r_[np.arange(8), rng.integers(0, 8, 4)]) for _ in range(3)]) for _ in range(2)
-        )
-        target = align_slots(target, current, 4)
-        assert copies_between(current, target, 4).moves() == moves_between(current, target, 4)

@@ -11,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 from moe_runs import all_assignments
 
 from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads
-from planner.online.assign import dealt, keep_in_place, twins
-from planner.online.placement import FAR, afresh, first_placement, moves_between, options
+from planner.online.assign import align_slots, dealt, keep_in_place, twins
+from planner.online.copies import copies_between
+from planner.online.placement import FAR, afresh, first_placement, options
 
 layer_loads = arrays(np.int64, (2, 8), elements=st.integers(0, 100)).filter(lambda loads: loads.sum(axis=1).all())
 shapes = st.sampled_from([(4, 2), (4, 3), (4, 4), (2, 4), (2, 5), (8, 1), (8, 2)])
@@ -136,7 +137,7 @@ def test_dearer_moves_are_fewer_and_leave_no_better_balance(loads, shape, one, o
     before = contiguous(8, ranks, each, layers=2)
     found = options(loads, ranks, before)
     cheap, dear = (found.choose(price) for price in sorted((one, other)))
-    counted = [len(moves_between(before, slots, ranks)) for slots in (cheap, dear)]
+    counted = [len(copies_between(before, slots, ranks).moves()) for slots in (cheap, dear)]
     assert counted[1] <= counted[0]
     assert hottest(loads, dear, ranks).sum() >= hottest(loads, cheap, ranks).sum() - 1e-9
 
@@ -150,7 +151,7 @@ def test_moves_turn_the_old_placement_into_the_new_one(loads, shape, price):
     found = options(loads.astype(float), ranks, before)
     after = found.choose(price)
     reached = before.copy()
-    moves = moves_between(before, after, ranks)
+    moves = copies_between(before, after, ranks).moves()
     for move in moves:
         assert move.expert in before[move.layer].reshape(ranks, each)[move.from_rank]
         assert move.to_slot // each == move.to_rank
@@ -169,7 +170,7 @@ def test_one_swap_is_found_where_one_swap_is_enough():
     before = contiguous(4, 2, 2)
     after = options(loads, 2, before).choose(1.0)
     assert hottest(loads, after, 2)[0] == 11
-    assert len(moves_between(before, after, 2)) == 2
+    assert len(copies_between(before, after, 2).moves()) == 2
 
 
 def test_a_hot_expert_gets_replicas_on_different_ranks():
@@ -194,7 +195,7 @@ def test_relabelling_keeps_all_experts_in_place_where_only_ranks_were_renumbered
 
 def test_moves_come_from_the_nearest_rank_that_has_the_expert():
     before, after = np.array([[0, 1, 0, 2, 3, 4, 5, 1]]), np.array([[0, 1, 0, 2, 3, 4, 5, 0]])
-    (move,) = moves_between(before, after, 4)
+    (move,) = copies_between(before, after, 4).moves()
     assert (move.expert, move.from_rank, move.to_rank, move.to_slot) == (0, 1, 3, 7)
 
 
@@ -208,3 +209,20 @@ def test_equal_loads_give_equal_placements():
     before = contiguous(16, 4, 5, layers=3)
     one, other = options(loads, 4, before), options(loads.copy(), 4, before.copy())
     assert (one.slots == other.slots).all()
+
+
+def test_all_copies_come_each_from_the_nearest_rank_that_has_the_expert():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        before, after = (
+            np.stack([rng.permutation(np.r_[np.arange(8), rng.integers(0, 8, 4)]) for _ in range(3)]) for _ in range(2)
+        )
+        after = align_slots(after, before, 4)
+        wanted = []
+        for layer, slot in np.ndindex(after.shape):
+            expert, to_rank = after[layer, slot], slot // 3
+            holders = {int(rank) for rank in np.flatnonzero(before[layer] == expert) // 3}
+            if to_rank not in holders:
+                source = min(holders, key=lambda rank, to_rank=to_rank: (abs(rank - to_rank), rank))
+                wanted.append((layer, expert, source, to_rank, slot))
+        assert list(zip(*(column.tolist() for column in copies_between(before, after, 4)), strict=True)) == wanted

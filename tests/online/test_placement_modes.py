@@ -11,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import hottest_rank_bound, rank_loads
 from planner.online.assign import twins
+from planner.online.copies import copies_between
 from planner.online.nodes import afresh_on_nodes, hottest_rank_bound_on_nodes, options_on_nodes
-from planner.online.placement import afresh, first_placement, moves_between, options
+from planner.online.placement import afresh, first_placement, options
 from planner.online.split import best_split
 from planner.spec.placement import Placement, TokenSplit
 
@@ -75,7 +76,7 @@ def test_placements_for_split_tokens_are_complete_and_reached_by_their_moves(loa
         assert set(slots) == set(range(8))
         assert not twins(slots, ranks).any()
     after, reached = found.choose(price), before.copy()
-    for move in moves_between(before, after, ranks):
+    for move in copies_between(before, after, ranks).moves():
         reached[move.layer, move.to_slot] = move.expert
     assert (reached == after).all()
     assert (hottest_split(loads, after, ranks) <= hottest_split(loads, before, ranks) * 1.003 + 1e-9).all()
@@ -87,7 +88,7 @@ def test_split_tokens_need_fewer_moves_for_more_balance_than_even_parts():
     before = afresh(loads, 8, 5)
     drifted = loads * rng.lognormal(0, 0.2, loads.shape)
     even, split = (options(drifted, 8, before, mode).choose(0.0) for mode in (TokenSplit.EVEN, WINDOW))
-    assert 2 * len(moves_between(before, split, 8)) < len(moves_between(before, even, 8))
+    assert 2 * len(copies_between(before, split, 8).moves()) < len(copies_between(before, even, 8).moves())
     assert hottest_split(drifted, split, 8).sum() < rank_loads(drifted, even, 8).max(axis=-1).sum()
 
 

@@ -9,7 +9,7 @@ from moe_runs import cluster, imbalance_price
 from planner.cost.balance import imbalance, imbalance_bound, rank_loads
 from planner.cost.migration import migration_s
 from planner.online import replay, replay_context, trace_of
-from planner.online.placement import moves_between
+from planner.online.copies import copies_between
 from planner.online.recorded_job import trace_model
 from planner.online.replay import POLICIES
 from planner.spec.errors import InputError
@@ -109,7 +109,7 @@ def test_rivals_pay_for_each_expert_that_comes_to_a_rank():
     # Experts 0 and 4 stay, all others change ranks: 6 and 7 fill up the ranks of 0 and 1, 2 joins 4, 3 joins 5.
     before = np.arange(8)[None]
     after = np.array([[0, 6, 1, 7, 4, 2, 3, 5]])
-    moves = moves_between(before, after, 4)
+    moves = copies_between(before, after, 4).moves()
     cost_s = migration_s(run.model, run.cluster, run.training, run.plans[0], moves)
     assert (found["decisions"], found["moved_experts"]) == (1, len(moves)) == (1, 6)
     assert found["pause_s"] == pytest.approx(cost_s)
