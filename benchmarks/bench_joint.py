@@ -16,10 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from planner.cost import StepPrices
+from planner.cost import Seats, StepPrices
 from planner.cost.balance import Floats
 from planner.cost.migration import expert_ranks
-from planner.online.candidates import best_placement, served
+from planner.online.placement import afresh
+from planner.online.pricing import placement_from, served
 from profiles.runs import Case, RunRecord, case_of, read_runs
 
 RUNS = Path(__file__).parents[2] / "shared" / "data" / "published_runs.json"
@@ -65,7 +66,8 @@ def _prices(case: Case) -> list[str]:
     found = []
     for exponent in EXPONENTS:
         shares = _zipf(layers, experts, exponent)
-        placed = best_placement(served(shares, case.training), ranks, 0)
+        slots = afresh(served(shares, case.training), ranks, -(-experts // ranks))
+        placed = placement_from(Seats(slots, ranks))
         in_order, best = prices.under([(shares, None), (shares, placed)]).seconds
         found.append(f"{in_order:.2f} / {best:.2f}")
     return found

@@ -31,7 +31,6 @@ __all__ = [
     "Copied",
     "copies_s",
     "expert_ranks",
-    "expert_state_bytes",
     "migration_s",
     "rank_devices",
     "state_bytes",
@@ -57,12 +56,6 @@ class Copied(NamedTuple):
 def state_bytes(training: Training) -> int:
     """Bytes that move with one parameter: its weight and its optimizer state."""
     return weight_bytes(training) + optimizer_bytes(training)
-
-
-def expert_state_bytes(model: Model, training: Training, moe_layer: int) -> int:
-    """Bytes of one whole expert of the `moe_layer`-th MoE layer, weights and optimizer state."""
-    layer = model.moe_layers[moe_layer]
-    return expert_parameters(model.moe(layer), model.width(layer)) * state_bytes(training)
 
 
 def expert_ranks(model: Model, plan: Plan) -> int | None:

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.cost import Seats
-from planner.cost.balance import Floats, Indices, imbalance, rank_loads
+from planner.cost.balance import Floats, Indices
 from planner.cost.migration import expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
 from planner.online.placement import afresh, options
-from planner.online.pricing import Price, Pricing, StepPrice, placement_from, seats_of, served, whole_split
+from planner.online.pricing import Price, Pricing, StepPrice, placement_from, served, whole_split
 from planner.online.shadowing import idle_seats, shadowed
 from planner.online.shadows import changed_shadows, lasting_slots, with_idle_shadows
 from planner.online.standstill import ASSUMED, Standstill
@@ -38,8 +38,6 @@ __all__ = [
     "Price",
     "Pricing",
     "StepPrice",
-    "best_placement",
-    "placement_imbalance",
     "rebalances",
     "served",
     "switches",
@@ -260,19 +258,6 @@ def _instead(
         life_steps=life_steps,
         fits=then.expected.fits,
     )
-
-
-def best_placement(loads: Floats, num_ranks: int, extra_slots: int) -> Placement:
-    """The most even placement found for shares [layers, experts], whatever was before; replicas take equal parts."""
-    return placement_from(
-        Seats(afresh(loads, num_ranks, slots_per_rank(loads.shape[1], num_ranks, extra_slots)), num_ranks)
-    )
-
-
-def placement_imbalance(loads: Floats, placement: Placement) -> float:
-    """Imbalance of shares [layers, experts] under a placement, split as it says."""
-    seats = seats_of(placement)
-    return imbalance(rank_loads(loads, seats.layers, seats.num_ranks, seats.split))
 
 
 def _best_seats(outlook: Outlook, plan: Plan, num_ranks: int) -> Seats:
