@@ -25,8 +25,7 @@ from planner.spec.placement import TokenSplit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "online"))
-from test_placement_modes import exact_hottest_split  # noqa: E402 - the oracles of the tests
-from test_token_split import least_hottest  # noqa: E402
+from exact_placements import exact_hottest_split, least_hottest  # noqa: E402 - the oracles of the tests
 
 TRACE = ROOT.parent / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"
 RECENT = (0.6, 0.25, 0.15)

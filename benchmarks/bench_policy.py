@@ -26,7 +26,7 @@ from profiles import cluster_from_shorthand, resolve_cluster
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "online"))
-from test_adversarial_loads import ADVERSARIES, CHEAP, DEAR, play, spiteful  # noqa: E402 - games that the tests play
+from adversaries import ADVERSARIES, CHEAP, DEAR, play, spiteful  # noqa: E402 - games that the tests play
 
 THEIRS = ROOT.parent / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"
 OURS = ROOT / "profiles" / "traces" / "byte-moe-6x32.npz"

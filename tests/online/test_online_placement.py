@@ -3,8 +3,8 @@
 from itertools import combinations, product
 
 import numpy as np
-import pulp
 import pytest
+from exact_placements import exact_hottest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -25,21 +25,6 @@ def contiguous(experts, ranks, slots_per_rank, layers=1):
 
 def hottest(loads, slots, ranks):
     return rank_loads(loads, slots, ranks).max(axis=-1)
-
-
-def exact_hottest(loads, ranks, each):
-    """MILP: the least possible load of the hottest rank, one slot for each expert."""
-    problem = pulp.LpProblem("placement", pulp.LpMinimize)
-    on = problem.add_variable_dicts("on", (range(len(loads)), range(ranks)), cat="Binary")
-    peak = problem.add_variable("peak")
-    problem += peak
-    for expert in range(len(loads)):
-        problem += pulp.lpSum(on[expert][rank] for rank in range(ranks)) == 1
-    for rank in range(ranks):
-        problem += pulp.lpSum(on[expert][rank] for expert in range(len(loads))) == each
-        problem += pulp.lpSum(int(load) * on[expert][rank] for expert, load in enumerate(loads)) <= peak
-    assert problem.solve(pulp.HiGHS(msg=False, gapRel=0.0)) == pulp.LpStatusOptimal
-    return pulp.value(peak)
 
 
 def replicated_optimum(loads, ranks, each):

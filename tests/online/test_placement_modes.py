@@ -3,8 +3,8 @@
 from itertools import pairwise
 
 import numpy as np
-import pulp
 import pytest
+from exact_placements import exact_hottest_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -29,29 +29,6 @@ def contiguous(experts, ranks, slots_per_rank, layers=1):
 def hottest_split(loads, slots, ranks):
     loads = loads.astype(float)
     return rank_loads(loads, slots, ranks, best_split(loads, slots, ranks)).max(axis=-1)
-
-
-def exact_hottest_split(loads, ranks, each):
-    """MILP: the least possible load of the hottest rank over placements and splits, whole experts on `each` slots.
-
-    on[e, r] 0 or 1: rank r has expert e; amount[e, r] <= load[e] on[e, r]; every expert's amounts sum to its load.
-    """
-    experts = range(len(loads))
-    problem = pulp.LpProblem("placement", pulp.LpMinimize)
-    on = problem.add_variable_dicts("on", (experts, range(ranks)), cat="Binary")
-    amount = problem.add_variable_dicts("amount", (experts, range(ranks)), lowBound=0)
-    peak = problem.add_variable("peak")
-    problem += peak
-    for expert in experts:
-        problem += pulp.lpSum(amount[expert][rank] for rank in range(ranks)) == float(loads[expert])
-        problem += pulp.lpSum(on[expert][rank] for rank in range(ranks)) >= 1
-        for rank in range(ranks):
-            problem += amount[expert][rank] <= float(loads[expert]) * on[expert][rank]
-    for rank in range(ranks):
-        problem += pulp.lpSum(on[expert][rank] for expert in experts) <= each
-        problem += pulp.lpSum(amount[expert][rank] for expert in experts) <= peak
-    assert problem.solve(pulp.HiGHS(msg=False, gapRel=0.0)) == pulp.LpStatusOptimal
-    return pulp.value(peak)
 
 
 @pytest.mark.parametrize(("experts", "ranks", "each"), [(6, 3, 3), (8, 4, 3), (10, 4, 3)])

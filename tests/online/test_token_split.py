@@ -1,8 +1,8 @@
 """The split of replicas' tokens against a linear program, and its invariants."""
 
 import numpy as np
-import pulp
 import pytest
+from exact_placements import least_hottest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,20 +16,6 @@ EXPERTS, RANKS, EACH = 6, 4, 3
 placements = st.permutations([*range(EXPERTS), *range(EXPERTS)]).map(np.array)
 counts_of_a_step = arrays(np.int64, EXPERTS, elements=st.integers(0, 500)).filter(lambda counts: counts.sum() > 0)
 counts_by_source = arrays(np.int64, (RANKS, EXPERTS), elements=st.integers(0, 90))
-
-
-def least_hottest(loads, slots, ranks):
-    """LP: the least possible load of the hottest rank over all splits."""
-    problem = pulp.LpProblem("split", pulp.LpMinimize)
-    amount = [problem.add_variable(f"amount_{slot}", lowBound=0) for slot in range(len(slots))]
-    peak = problem.add_variable("peak")
-    problem += peak
-    for expert, load in enumerate(loads):
-        problem += pulp.lpSum(amount[slot] for slot in np.flatnonzero(slots == expert)) == float(load)
-    for of_rank in np.arange(len(slots)).reshape(ranks, -1):
-        problem += pulp.lpSum(amount[slot] for slot in of_rank) <= peak
-    assert problem.solve(pulp.HiGHS(msg=False)) == pulp.LpStatusOptimal
-    return pulp.value(peak)
 
 
 def hottest(loads, slots, ranks, parts):
