@@ -26,7 +26,8 @@ def in_force(window: Window, state: RunState, context: RunContext) -> RunState:
     """The state with the plan and the placement that the window reports; raises InputError if they cannot be.
 
     A decision costs nothing until it is carried out: where the report contradicts the last one, its cost goes back to
-    the account, and is taken again if a later window reports that it was carried out after all.
+    the account, and is taken again if a later window reports that it was carried out after all. What nobody decided
+    begins its age at the step that is reported with it.
     """
     reported = _reported(window, state, context)
     stands = (reported.plan_id, reported.placement) == (state.plan_id, state.placement)
@@ -35,6 +36,8 @@ def in_force(window: Window, state: RunState, context: RunContext) -> RunState:
         return reported if last is None else reported.model_copy(update={"unconfirmed": None, "refunded": None})
     if last is not None:
         reported = _refund(reported, last)
+    if last is None or window.placed_step is not None:
+        reported = reported.model_copy(update={"placed_step": window.begun_step})
     if given_back is not None and (reported.plan_id, reported.placement) == (given_back.plan_id, given_back.placement):
         reported = _debit_late(reported, given_back, window)
     return reported
@@ -52,7 +55,7 @@ def _debit_late(state: RunState, debit: Debit, window: Window) -> RunState:
     return state.model_copy(
         update={
             "account_s": state.account_s - debit.cost_s,
-            "placed_step": window.first_step + window.num_steps,
+            "placed_step": window.begun_step,
             "refunded": refunded,
         }
     )

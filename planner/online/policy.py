@@ -3,9 +3,9 @@
 The ledger. Let g be the seconds that a candidate saves in each step under the forecast, H the steps for which the gain
 is expected to last, C the pause that the candidate costs. Its net value is g H - C. H is the horizon of the forecast;
 for moves within the plan no more than the age of the placement in force, because the next one will be outdated as this
-one was. The account A holds a part, CREDIT, of the seconds lost so far: for each window, its steps x (step under what
-was in force - step under the candidate of the greatest net value), both priced for the load that really came. The best
-candidate is taken that
+one was. The account A holds a part, CREDIT, of the seconds lost so far: for each window, those of its steps that ran
+under what it reports x (step under that - step under the candidate of the greatest net value), both priced for the load
+that really came; steps before the window's last change are not counted. The best candidate is taken that
 
 * has a positive net value and A >= TRUST C (moving experts) or A >= C (switching plans, which stops the job): the
   forecast says that it pays, and a good part of its cost was lost already; or
@@ -157,7 +157,7 @@ def _age(state: RunState, window: Window) -> float:
 
 def _with_loss(state: RunState, candidates: list[Candidate], window: Window) -> RunState:
     """The account after this window; a gain pays no debt, and no more is saved than the dearest candidate needs."""
-    loss_s = CREDIT * window.num_steps * candidates[0].missed_s
+    loss_s = CREDIT * window.settled_steps * candidates[0].missed_s
     account = max(min(state.account_s, 0.0), state.account_s + loss_s)
     most = max(candidate.cost_s for candidate in candidates) / TRUST
     return state.model_copy(update={"account_s": min(account, most)})

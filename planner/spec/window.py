@@ -22,9 +22,12 @@ class Window(Value):
     step_time_s: Positive | None = None
     """Mean measured time of a step."""
     plan_id: str | None = None
-    """The plan in force while counting; None: the one that was decided last."""
+    """The plan in force when the window is handed over; None: the one that was decided last."""
     placement: Placement | None = None
-    """The placement in force at the end of the window; None: the one that was decided last."""
+    """The placement in force when the window is handed over; None: the one that was decided last."""
+    placed_step: Index | None = None
+    """The first step under that plan and placement; None: in force through the whole window. It may come after the
+    window: what was decided is carried out before the window is handed over."""
 
     pause_s: NonNegative | None = None
     """Measured: how long the move of experts that led to this placement held training up; None: none since the last
@@ -36,3 +39,15 @@ class Window(Value):
             if sum(row) == 0:
                 raise ValueError(f"tokens[{number}]: no expert got a token; a window covers at least one step")
         return self
+
+    @property
+    def settled_steps(self) -> int:
+        """Steps of the window that ran under the reported plan and placement."""
+        if self.placed_step is None:
+            return self.num_steps
+        return min(max(self.first_step + self.num_steps - self.placed_step, 0), self.num_steps)
+
+    @property
+    def begun_step(self) -> int:
+        """The first step, as far as the window tells, under the reported plan and placement."""
+        return self.first_step if self.placed_step is None else self.placed_step

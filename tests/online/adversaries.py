@@ -5,6 +5,7 @@ the best placement of each window, F with the best fixed one, rho the greatest r
 dearest move, B + (1 + CREDIT) (S - B) + (1 - TRUST) C_max and (1 + (1 + CREDIT) (rho - 1)) F + (1 - TRUST) C_max.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -52,23 +53,34 @@ def step_times(loads):
     return 1.0 + rank_loads(np.broadcast_to(shares, EVERY.shape), EVERY, RANKS).max(axis=1) * RANKS
 
 
-def play(next_load, windows, num_steps=10, run=CHEAP):
-    """`next_load(index, placement)` is the adversary: it may look at the placement in force."""
+def step_s(shares, placement):
+    """Seconds of a step under a placement."""
+    return 1.0 + imbalance(rank_loads(shares, np.array(placement.layers), RANKS))
+
+
+def play(next_load, windows, num_steps=10, run=CHEAP, delay=0.0):
+    """`next_load(index, placement, coming)` is the adversary: it may look at the placement in force.
+
+    `coming` takes its place after a part `delay` of the window, as the agent does it.
+    """
     state = begin(run)
     steps_s = pauses_s = best_s = 0.0
     fixed_s = np.zeros(len(EVERY))
     dearest_s, actions, worst_ratio = 0.0, 0, 1.0
+    placement, late_steps = state.placement, math.ceil(delay * num_steps)
     for index in range(windows):
-        loads = np.asarray([next_load(index, state.placement)], dtype=float)
-        seen = window(index, loads, num_steps)
+        coming = state.placement
+        placed = {} if coming == placement else {"placed_step": index * num_steps + late_steps}
+        loads = np.asarray([next_load(index, placement, coming)], dtype=float)
+        seen = window(index, loads, num_steps, placement=coming.model_dump(), **placed)
         shares = np.array(seen.tokens) / np.sum(seen.tokens)
-        under = rank_loads(shares, np.array(state.placement.layers), RANKS)
-        window_s = num_steps * (1.0 + imbalance(under))
+        window_s = late_steps * step_s(shares, placement) + (num_steps - late_steps) * step_s(shares, coming)
         steps_s += window_s
         every = num_steps * step_times(shares[0])
         worst_ratio = max(worst_ratio, window_s / every.min())
         fixed_s += every
         best_s += every.min()
+        placement = coming
         decision, state = decide(seen, state, run, imbalance_price)
         if decision.action is not Action.KEEP:
             pauses_s, dearest_s, actions = pauses_s + decision.cost_s, max(dearest_s, decision.cost_s), actions + 1
@@ -88,7 +100,7 @@ PAIRS = [tuple(np.random.default_rng(index).choice(EXPERTS, 2, replace=False)) f
 def spiteful(every_rank):
     """Heats what rank 0 holds, or what each rank in turn does."""
 
-    def load(index, placement):
+    def load(index, placement, _):
         slots = placement.layers[0]
         rank = index % RANKS if every_rank else 0
         return hot(slots[2 * rank], slots[2 * rank + 1])
@@ -96,21 +108,21 @@ def spiteful(every_rank):
     return load
 
 
-def bursts(index, _):
+def bursts(index, *_):
     return hot(0, 1) if index % 20 < 3 else np.ones(EXPERTS)
 
 
 ADVERSARIES = {
-    "hot expert": lambda index, _: hot(0, by=8.0),
-    "hot rank": lambda index, _: hot(0, 1),
-    "hot rank that changes once": lambda index, _: hot(0, 1) if index < 60 else hot(4, 5),
-    "rotating hot spot, every window": lambda index, _: hot(2 * index % 8, (2 * index + 1) % 8),
-    "rotating hot spot, every 5 windows": lambda index, _: hot(index // 5 * 2 % 8, (index // 5 * 2 + 1) % 8),
-    "rotating hot spot, every 20 windows": lambda index, _: hot(index // 20 * 2 % 8, (index // 20 * 2 + 1) % 8),
-    "oscillation at the window's frequency": lambda index, _: hot(0, 1) if index % 2 else hot(0, 2),
-    "slow oscillation": lambda index, _: hot(0, 1) if index // 7 % 2 else hot(0, 2),
-    "another pair every window": lambda index, _: hot(*PAIRS[index]),
-    "another pair every 10 windows": lambda index, _: hot(*PAIRS[index // 10]),
+    "hot expert": lambda index, *_: hot(0, by=8.0),
+    "hot rank": lambda index, *_: hot(0, 1),
+    "hot rank that changes once": lambda index, *_: hot(0, 1) if index < 60 else hot(4, 5),
+    "rotating hot spot, every window": lambda index, *_: hot(2 * index % 8, (2 * index + 1) % 8),
+    "rotating hot spot, every 5 windows": lambda index, *_: hot(index // 5 * 2 % 8, (index // 5 * 2 + 1) % 8),
+    "rotating hot spot, every 20 windows": lambda index, *_: hot(index // 20 * 2 % 8, (index // 20 * 2 + 1) % 8),
+    "oscillation at the window's frequency": lambda index, *_: hot(0, 1) if index % 2 else hot(0, 2),
+    "slow oscillation": lambda index, *_: hot(0, 1) if index // 7 % 2 else hot(0, 2),
+    "another pair every window": lambda index, *_: hot(*PAIRS[index]),
+    "another pair every 10 windows": lambda index, *_: hot(*PAIRS[index // 10]),
     "bursts": bursts,
-    "spike of one window": lambda index, _: hot(0, 1, by=20.0) if index == 60 else np.ones(EXPERTS),
+    "spike of one window": lambda index, *_: hot(0, 1, by=20.0) if index == 60 else np.ones(EXPERTS),
 }

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
-from adversaries import ADVERSARIES, CHEAP, DEAR, EXPERTS, play, spiteful
+from adversaries import ADVERSARIES, CHEAP, DEAR, EXPERTS, RANKS, hot, play, spiteful, step_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+DELAYS = (0.1, 1.0)
+"""In windows: as the agent does it, and as late as it can."""
 
 
 @pytest.mark.parametrize(
@@ -33,14 +36,43 @@ def test_an_adversary_that_sees_the_placement_and_heats_one_rank_stays_within_it
     assert game.total_s <= factor * game.best_fixed_s
 
 
+@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize(
+    ("run", "num_steps"), [(CHEAP, 1), (CHEAP, 10), (CHEAP, 100), (DEAR, 100), (DEAR, 10), (DEAR, 1)]
+)
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_decisions_that_are_carried_out_late_stay_within_the_proved_bound(name, run, num_steps, delay):
+    assert play(ADVERSARIES[name], 120, num_steps, run, delay).stays_within_what_is_proved()
+
+
+@pytest.mark.parametrize("delay", [0.0, *DELAYS])
+@pytest.mark.parametrize("run", [CHEAP, DEAR])
+@pytest.mark.parametrize("num_steps", [3, 10, 100])
+def test_a_load_that_is_even_until_the_decision_is_carried_out_does_not_make_the_policy_thrash(num_steps, run, delay):
+    """The adversary knows what is coming: easy under what is in force, hard under what takes its place."""
+
+    def between(index, placement, coming):
+        if placement == coming:
+            return hot(*coming.layers[0][index % RANKS * 2 :][:2], by=20.0)
+        pairs = [(a, b) for a in range(EXPERTS) for b in range(a)]
+        return hot(*max(pairs, key=lambda pair: worse(hot(*pair, by=20.0), placement, coming)), by=20.0)
+
+    def worse(loads, placement, coming):
+        shares = np.array([loads / loads.sum()])
+        return step_s(shares, coming) - step_s(shares, placement)
+
+    assert play(between, 60, num_steps, run, delay).stays_within_what_is_proved()
+
+
 @given(
     st.lists(st.lists(st.integers(0, 50), min_size=8, max_size=8).filter(any), min_size=1, max_size=25),
     st.sampled_from([1, 10, 100]),
     st.sampled_from([CHEAP, DEAR]),
+    st.sampled_from([0.0, *DELAYS]),
 )
 @settings(max_examples=40, deadline=None)
-def test_no_load_history_breaks_the_proved_bound(history, num_steps, run):
-    game = play(lambda index, _: np.asarray(history[index]), len(history), num_steps, run)
+def test_no_load_history_breaks_the_proved_bound(history, num_steps, run, delay):
+    game = play(lambda index, *_: np.asarray(history[index]), len(history), num_steps, run, delay)
     assert game.stays_within_what_is_proved()
 
 
@@ -63,5 +95,5 @@ def test_adapting_beats_never_moving_where_it_can(name):
 @pytest.mark.parametrize("num_steps", [1, 10])
 def test_chasing_noise_costs_less_than_one_percent(num_steps):
     rng = np.random.default_rng(0)
-    game = play(lambda index, _: rng.multinomial(4000, np.ones(EXPERTS) / EXPERTS), 120, num_steps)
+    game = play(lambda index, *_: rng.multinomial(4000, np.ones(EXPERTS) / EXPERTS), 120, num_steps)
     assert game.total_s <= 1.01 * game.best_fixed_s

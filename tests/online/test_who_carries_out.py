@@ -10,6 +10,7 @@ from planner.spec.decision import Action
 
 RUN = run_context(layers=2, experts=8, ranks=4)
 HOT_RANK = array([[4.0, 4, 1, 1, 1, 1, 1, 1]] * 2)
+RUN_OF_DEAR_MOVES = run_context(layers=2, experts=8, ranks=4, bandwidth=1e7)
 START = begin(RUN)
 DECISION, DECIDED = decide(window(0, HOT_RANK), START, RUN, imbalance_price)
 
@@ -55,8 +56,34 @@ def test_a_confirmed_move_that_is_undone_later_is_not_given_back():
 def test_a_move_that_is_carried_out_a_window_late_costs_after_all():
     state = after(after(DECIDED, 1, START.placement), 2, DECISION.placement)
     assert state.account_s == pytest.approx(DECIDED.account_s)
-    assert state.placed_step == 30
+    assert state.placed_step == 20
     assert after(state, 3, START.placement).account_s == state.account_s
+
+
+def test_a_window_that_ran_under_another_placement_books_no_loss():
+    """Counts of ten steps; the start is reported, in force from the step on that is said."""
+
+    def account_s(**fields):
+        return decide(window(0, HOT_RANK, **fields), START, RUN_OF_DEAR_MOVES, imbalance_price)[1].account_s
+
+    whole = account_s()
+    assert whole > 0
+    assert account_s(placed_step=3) == pytest.approx(0.7 * whole)
+    assert account_s(placed_step=10) == account_s(placed_step=11) == 0.0
+    assert account_s(placed_step=0) == whole
+
+
+def test_a_placement_that_nobody_decided_is_as_old_as_it_is_reported():
+    settled = after(after(DECIDED, 1, DECISION.placement), 2)
+    assert after(settled, 3, START.placement).placed_step == 30
+    assert after(settled, 3, START.placement, placed_step=34).placed_step == 34
+
+
+def test_another_placement_than_the_decided_one_gives_the_cost_back_and_is_as_old_as_it_is_reported():
+    other = START.placement.model_copy(update={"layers": tuple(row[::-1] for row in START.placement.layers)})
+    state = after(DECIDED, 1, other, placed_step=13)
+    assert state.account_s == pytest.approx(DECIDED.account_s + DECISION.cost_s)
+    assert state.placed_step == 13
 
 
 def test_an_agent_that_is_always_a_window_late_pays_for_each_move_once():
