@@ -6,17 +6,20 @@ Usage is three lines; see `Agent`. What happens, with W = `window_steps`:
     step W          boundary 0: ONE all-reduce begins to sum the counts of window 0; nobody waits for it
     step W + 1      it is done; rank 0 hands the window to its courier, which posts it from a background thread while
                     the local policy thinks about it in a process of its own
-    step 2W         boundary 1: rank 0 looks, without waiting, what was decided about window 0: the service's answer
-                    if it came, else the local policy's; the length of that decision rides in the same all-reduce that
-                    sums window 1
-    step 2W + 1     if that length is not 0, one broadcast brings the decision to all ranks, and all carry it out here,
-                    at the same step. Then window 1, with the placement that is now in force, is handed over
+    then            every W / 10 steps rank 0 looks, without waiting, whether the service has decided about window 0;
+                    the length of the decision, 0 if there is none, goes to all ranks by an all-reduce of one number
+                    that is read a step later. If it is not 0, one broadcast brings the decision to all ranks, and all
+                    carry it out there, at the same step; nobody looks any more
+    step 2W         boundary 1: if nothing was heard, rank 0 looks once more, and now takes the local policy's decision
+                    if the service's is not there; its length rides in the same all-reduce that sums window 1
+    step 2W + 1     if that length is not 0, all carry it out here. Then window 1 is handed over, with the placement
+                    that is now in force and the first step under it
     …
 
-So a decision has one window's time to arrive, every rank applies the same one at the same step, and no rank ever waits
-for HTTP, nor for the device. An answer that comes later than its boundary stands in the service's history only. Windows
-that could not be delivered are delivered later, in order. A window without a token in some MoE layer (nothing was
-trained) is left out.
+While something is wrong with the service the local policy's decision is taken early, too. So a decision has one
+window's time to arrive, every rank applies the same one at the same step, and no rank ever waits for HTTP, nor for the
+device. An answer that comes later than its boundary stands in the service's history only. Windows that could not be
+delivered are delivered later, in order. A window without a token in some MoE layer (nothing was trained) is left out.
 
 Under pipeline parallelism each rank counts in the rows of its own MoE layers and moves the experts of these; a decision
 is about all layers, and carried out on all stages or on none (`runtime.stages`).
@@ -44,7 +47,7 @@ from planner.spec.errors import InputError, TrimtabError
 from planner.spec.parse import parse, read_json
 from planner.spec.run import Run
 from planner.spec.window import Window
-from runtime.boundary import Boundary, Stretch
+from runtime.boundary import Boundary, Reduction, Stretch
 from runtime.client import Attachment, PlannerService
 from runtime.courier import Courier
 from runtime.exchange import Group, broadcast_bytes, rank
@@ -58,6 +61,9 @@ from runtime.shares import Apply, my_share, whole_model
 from runtime.stages import Stage, as_one_module, chunks_of, device_of
 
 logger = logging.getLogger("trimtab.agent")
+
+LOOKS_PER_WINDOW = 10
+"""Times that ranks look for a decision before a window is over. A choice: one tiny all-reduce each."""
 
 
 class Agent:
@@ -166,22 +172,31 @@ class Agent:
         self._boundary: Boundary | None = None
         self._message = b""
         self._pause_s: float | None = None
+        self._look: Reduction | None = None
+        self._undecided = False  # on all ranks: nothing was heard about the last window yet
+        self._placed_step: int | None = None
         self._advised: str | None = None
         self._steps = 0
         self._windows = 0
         self._stretch: Stretch | None = None
 
     def step(self) -> None:
-        """One training step is done. At the end of a window: begin to share the counts; a step later: act on them."""
+        """One training step is done. At the end of a window: begin to share the counts; then look what is decided."""
         self._steps += 1
         if self._stretch is not None:
             self._stretch.steps += 1
         if self._boundary is not None:
             self._pass_boundary(self._boundary)
+        if self._look is not None:
+            self._hear(self._look)
         if self._steps % self._window_steps == 0:
             self._begin_boundary()
-        elif self._stretch is None:
+            return
+        if self._stretch is None:
             self._stretch = Stretch(self._device)
+        if self._undecided and self._is_time_to_look():
+            length = self._prepare_message(early=True)
+            self._look = Reduction(torch.tensor([length], device=self._device), self._group)
 
     def mask(self, real_tokens: Tensor | None) -> None:
         """From here on, count only tokens where this is not 0; None: all. To be set before each forward pass.
@@ -195,6 +210,9 @@ class Agent:
     def close(self, timeout_s: float = 5.0) -> None:
         """Deliver the windows that wait, for at most `timeout_s`, and leave the model as it was found."""
         self._remove_hooks()
+        look, self._look = self._look, None
+        if look is not None:
+            look.done_within(timeout_s)
         boundary, self._boundary = self._boundary, None
         if boundary is not None and boundary.done_within(timeout_s):
             self._hand_over(boundary, boundary.shared()[0])
@@ -210,7 +228,7 @@ class Agent:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
-            self._boundary = None  # other ranks may never come to it
+            self._boundary = self._look = None  # other ranks may never come to it
         self.close()
 
     def _find_run(self, name: str, search: str | None, plan: str | None) -> Attachment:
@@ -218,26 +236,55 @@ class Agent:
         return fitted(self._client.attach(name, new, plan), self._model, plan)
 
     def _begin_boundary(self) -> None:
-        decision = self._pending_decision()
-        self._message = b"" if decision is None else decision.model_dump_json().encode()
+        length = self._prepare_message(early=False) if self._undecided else 0
+        self._undecided = False
         experts = [layer.num_experts for layer in self._model]
-        self._boundary = Boundary(self._by_layer, experts, len(self._message), self._group, self._device, self._stretch)
+        self._boundary = Boundary(self._by_layer, experts, length, self._group, self._device, self._stretch)
         self._stretch = Stretch(self._device)
+
+    def _is_time_to_look(self) -> bool:
+        """Every few steps after a window was handed over; not just before a boundary, which looks anyway."""
+        since = self._steps % self._window_steps - 1
+        return (
+            since > 0
+            and since % max(1, self._window_steps // LOOKS_PER_WINDOW) == 0
+            and (self._steps + 1) % self._window_steps != 0
+        )
+
+    def _prepare_message(self, early: bool) -> int:
+        """Length of what rank 0 has to say about the last window; 0: nothing, as on all other ranks."""
+        decision = self._pending_decision(early)
+        self._message = b"" if decision is None else decision.model_dump_json().encode()
+        return len(self._message)
 
     def _pass_boundary(self, boundary: Boundary) -> None:
         """What was begun a step ago is done: carry out what was decided, hand the window over."""
         self._boundary = None
         tokens, length = boundary.shared()
-        message = broadcast_bytes(self._message, length, self._group, self._device)
-        if message:
-            self._carry_out(parse(Decision, read_json(message, "decision")))
+        if length:
+            self._bring(length)
         self._hand_over(boundary, tokens)
 
-    def _pending_decision(self) -> Decision | None:
+    def _hear(self, look: Reduction) -> None:
+        """What was looked for a step ago is known to all: carry it out if it is there."""
+        self._look = None
+        (length,) = look.numbers()
+        if length:
+            self._undecided = False
+            self._bring(length)
+
+    def _bring(self, length: int) -> None:
+        """Rank 0's decision to all ranks, and carry it out."""
+        message = broadcast_bytes(self._message, length, self._group, self._device)
+        self._carry_out(parse(Decision, read_json(message, "decision")))
+
+    def _pending_decision(self, early: bool) -> Decision | None:
         """On rank 0, what was decided about the last window by now."""
         if self._courier is None or self._last_window is None:
             return None
-        answer = self._courier.answer(self._last_window)
+        answer = self._courier.answer(self._last_window, early)
+        if answer is None and early:
+            return None
         if answer is None:
             logger.info("window %d: nothing was decided in time", self._last_window.index)
             return None
@@ -255,12 +302,14 @@ class Agent:
                 logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
                 self._pause_s = time.perf_counter() - began if moved else None
+                self._placed_step = self._steps
                 logger.info("window %d: moved %d experts of this rank's layers", decision.window, moved)
         self._stretch = None  # this step was longer than others
         applied = self._on_decision(decision) if self._on_decision is not None else None
         if applied:
             self._placement = decision.placement or self._placement
             self._plan_id = decision.plan_id
+            self._placed_step = self._steps
         elif decision.action is Action.SWITCH_PLAN and decision.plan_id != self._advised:
             self._advised = decision.plan_id  # told once, however often it is decided
             logger.warning(
@@ -271,21 +320,24 @@ class Agent:
         index, self._windows = self._windows, self._windows + 1
         pause_s, self._pause_s = self._pause_s, None
         self._last_window = None
+        silent = [layer.name for layer, row in zip(self._model, tokens, strict=True) if sum(row) == 0]
+        self._undecided = not silent
         if self._courier is None:
             return
-        silent = [layer.name for layer, row in zip(self._model, tokens, strict=True) if sum(row) == 0]
         if silent:
             logger.warning("window %d is left out: no training step went through %s", index, ", ".join(silent))
             return
+        first_step, placed_step = index * self._window_steps, self._placed_step
         self._last_window = Window(
             index=index,
-            first_step=index * self._window_steps,
+            first_step=first_step,
             num_steps=self._window_steps,
             tokens=tuple(map(tuple, tokens)),
             step_time_s=boundary.step_time_s(),
             plan_id=self._plan_id,
             placement=self._stage.placement() or self._placement,
             pause_s=pause_s,
+            placed_step=placed_step if placed_step is not None and placed_step > first_step else None,
         )
         self._courier.submit(self._last_window)
         if self._recorder is not None:

@@ -91,13 +91,16 @@ class Courier:
                 self._forget_first()
             self._changed.notify()
 
-    def answer(self, window: Window) -> tuple[Decision, str] | None:
-        """What the service decided for the window last submitted, else what the local policy did; None: neither yet."""
+    def answer(self, window: Window, early: bool = False) -> tuple[Decision, str] | None:
+        """What the service decided for the window last submitted, else what the local policy did; None: neither yet.
+
+        `early`: there is time to hear from a service with which nothing is wrong, so the local policy is not asked.
+        """
         with self._changed:
             if self._answer is not None and self._answer[0] == window.index:
                 return self._answer[1], "service"
             thinker, attachment = self._thinker, self._attachment
-        if thinker is None or attachment is None:
+        if thinker is None or attachment is None or (early and self._trouble is None):
             return None
         decision = thinker.decision(window.index + attachment.next_index)
         return None if decision is None else (decision, "local policy")
@@ -160,6 +163,7 @@ class Courier:
             update={
                 "index": window.index + attachment.next_index,
                 "first_step": window.first_step + attachment.next_step,
+                "placed_step": None if window.placed_step is None else window.placed_step + attachment.next_step,
                 "plan_id": window.plan_id or attachment.plan_id,
                 "placement": window.placement or attachment.placement,
             }

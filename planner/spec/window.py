@@ -28,7 +28,6 @@ class Window(Value):
     placed_step: Index | None = None
     """The first step under that plan and placement; None: in force through the whole window. It may come after the
     window: what was decided is carried out before the window is handed over."""
-
     pause_s: NonNegative | None = None
     """Measured: how long the move of experts that led to this placement held training up; None: none since the last
     window, or not measured."""

@@ -74,6 +74,47 @@ def test_windows_arrive_and_decisions_are_carried_out_without_a_trace_in_the_los
     assert largest_difference(losses, plain_losses) <= 1e-5
 
 
+def test_a_decision_is_carried_out_early_in_the_next_window_which_says_since_when(planner):
+    """A window of 20 steps: looks at steps 23, 25, … are read a step later."""
+    model, optimizer = make_job()
+    heard = []
+    agent = make_agent(planner, model, optimizer, window_steps=20, on_decision=lambda _: heard.append(step))
+    data = my_batches(union=1)
+    for step in range(1, 42):
+        train_step(model, optimizer, next(data))
+        if step == 23:
+            until(lambda: agent._courier.answer(agent._last_window, early=True))
+        agent.step()
+    agent.close()
+    assert heard == [24]
+    assert [window.placed_step for window in planner.windows] == [None, 24]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_local_policy_is_taken_early_only_while_the_service_is_away(planner, away):
+    model, optimizer = make_job()
+    heard = []
+    arguments = {"window_steps": 20, "policy": fixed_policy(turn), "timeout_s": 20.0}
+    agent = make_agent(planner, model, optimizer, on_decision=lambda _: heard.append(step), **arguments)
+    planner.mode = 503 if away else "slow"
+    data = my_batches(union=1)
+    for step in range(1, 62):
+        train_step(model, optimizer, next(data))
+        if step in (23, 43):
+            until(lambda: agent._courier.answer(agent._last_window, early=away))
+        agent.step()
+    placed = agent._last_window.placed_step
+    agent.close(timeout_s=0.1)
+    assert heard == ([24, 44] if away else [41, 61])
+    assert placed == heard[-1]
+
+
+def until(holds):
+    deadline = time.monotonic() + 10
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_any_hugging_face_model_takes_three_lines(planner):
     run = sample_run(ranks=1)
     planner.runs[run.id] = run
