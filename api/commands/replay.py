@@ -18,6 +18,7 @@ from api.commands.terminal import progress_bar, say, show
 from api.resolution import cluster_of, model_of
 from planner.online import Trace, replay_context, trace_of
 from planner.online import replay as replay_trace
+from planner.online.course import DELAY
 from planner.online.replay import POLICIES
 from planner.online.trace import ARRAYS
 from planner.spec.errors import InputError, MalformedError, Problem
@@ -32,6 +33,7 @@ _OPTIONS = {
     "shadow_slots_per_rank": "--shadow-slots",
     "policy": "--policy",
     "window": "--window",
+    "delay": "--delay",
     "model": "--model",
 }
 """Fields of the planner, and the options that set them."""
@@ -58,6 +60,9 @@ def replay(
     global_batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Samples per step; as many as the trace's tokens make")
     ] = None,
+    delay: Annotated[
+        float, typer.Option(metavar="PART", help="Of a window, before what is decided is carried out; 0 to 1")
+    ] = DELAY,
     policy: Annotated[
         str | None, typer.Option(metavar="A,B,…", help=f"Of {' '.join(POLICIES)}; without, all of them")
     ] = None,
@@ -71,13 +76,13 @@ def replay(
     try:
         context = _context(recorded, cluster, model, ranks, slots_extra, shadow_slots, token_split, global_batch_size)
         with progress_bar("Replaying") as report:
-            found = replay_trace(recorded, context, parts_of(policy), window, report=report)
+            found = replay_trace(recorded, context, parts_of(policy), window, report=report, delay=delay)
     except InputError as error:
         raise InputError(*(Problem(_OPTIONS.get(p.field, p.field), p.message) for p in error.problems)) from None
     if as_json:
         say(json.dumps(found, indent=2))
     else:
-        say(replay_title(recorded, context, window))
+        say(replay_title(recorded, context, window, delay))
         show(replay_table(found["policies"]))
         say("\n".join(replay_summary(found)))
 

@@ -31,8 +31,8 @@ _UNEVEN = 1.1
 """Imbalance from which on a reader is told that no placement removes it."""
 
 
-def replay_title(trace: Trace, context: RunContext, samples_per_window: int) -> str:
-    """Three lines: the trace, the job that it is replayed as, and what that does with replicas."""
+def replay_title(trace: Trace, context: RunContext, samples_per_window: int, delay: float) -> str:
+    """Three lines: the trace, the job that it is replayed as, and what that does with replicas and how late it acts."""
     samples, layers, experts = trace.tokens.shape
     training = context.training
     of_window = "" if samples_per_window == 1 else f", {samples_per_window} of them per window"
@@ -40,7 +40,8 @@ def replay_title(trace: Trace, context: RunContext, samples_per_window: int) -> 
         f"{_counted(samples, 'sample')} of {_counted(int(trace.lengths.sum()), 'step')}{of_window}: "
         f"{_counted(layers, 'MoE layer')} x {_counted(experts, 'expert')}\n"
         f"{context.model.name} on {_counted(context.cluster.num_devices, 'device')}: {context.plans[0].summary}, "
-        f"batches of {training.global_batch_size:,} x {training.sequence_length:,} tokens\n{_slots(context)}"
+        f"batches of {training.global_batch_size:,} x {training.sequence_length:,} tokens\n{_slots(context)}; "
+        f"decisions are carried out after {delay:g} of the next window"
     )
 
 

@@ -1,12 +1,13 @@
 """What a course over a trace comes to: seconds, balance, moves. The same accounts for all policies.
 
-Every sample is priced for its own load under what was in force; pauses come on top.
+Every sample is priced for its own load under what was in force; pauses come on top. A sample in which a change was
+carried out is the mix of its steps before and after.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TypedDict
 
 import numpy as np
@@ -47,13 +48,15 @@ class Outcome(TypedDict):
 def outcome(course: Course, game: Game, progress: Progress = lambda part: None) -> Outcome:
     """What the course comes to in the game that it was played in."""
     loads = game.loads
-    uneven, per_step, step_s = [], [], []
+    uneven, per_step, step_s = np.empty((3, len(loads.shares)))
     for standing, samples in _epochs(course, game.windows):
-        balance, anew, seconds = _priced(standing, samples, game)
-        uneven += balance
-        per_step += anew
-        step_s += seconds
+        where = slice(samples.start, samples.stop)
+        uneven[where], per_step[where], step_s[where] = _priced(standing, samples, game)
         progress(samples.stop / len(loads.shares))
+    for standing, samples, part in _before_changes(course, game):
+        where = slice(samples.start, samples.stop)
+        for figures, before in zip((uneven, per_step, step_s), _priced(standing, samples, game), strict=True):
+            figures[where] += part * (np.array(before) - figures[where])
     pause_s = sum(change.pause_s for change in course.changes)
     steps_s = float(np.dot(loads.lengths, step_s))
     return {
@@ -76,6 +79,18 @@ def _epochs(course: Course, windows: tuple[range, ...]) -> Iterator[tuple[Standi
         stop = stretch[-1].stop
         for begin in range(stretch[0].start, stop, _AT_ONCE):
             yield standing, range(begin, min(begin + _AT_ONCE, stop))
+
+
+def _before_changes(course: Course, game: Game) -> Iterator[tuple[Standing, range, Floats]]:
+    """Samples that ran, for the most part or a little, under what was in force before; and which part of each."""
+    if not course.is_late:
+        return
+    for (before, after), samples in zip(pairwise(course.standings), game.windows[1:], strict=True):
+        lengths = game.loads.lengths[samples.start : samples.stop]
+        part = np.clip((game.late_steps(samples) - (np.cumsum(lengths) - lengths)) / lengths, 0.0, 1.0)
+        late = int(np.count_nonzero(part))
+        if before != after and late:
+            yield before, range(samples.start, samples.start + late), part[:late]
 
 
 def _priced(standing: Standing, samples: range, game: Game) -> tuple[list[float], list[float], list[float]]:

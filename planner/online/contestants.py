@@ -32,15 +32,17 @@ def trimtab(game: Game, progress: Progress) -> Course:
     """`planner.online.policy.decide`."""
     context = game.context
     state = begin(context)
-    standings, changes = [], []
-    for index, samples in enumerate(game.windows):
+    standings: list[Standing] = []
+    changes = []
+    for index in range(len(game.windows)):
         plan = plan_of(context, state.plan_id, "plan_id")
         standings.append(Standing(plan, state.placement, context.token_split))
-        decision, state = decide_at(game.pricing, game.trace.window(index, samples), state)
+        placed_anew = index > 0 and standings[-1] != standings[-2]
+        decision, state = decide_at(game.pricing, game.seen(index, placed_anew), state)
         if decision.action is not Action.KEEP:
             changes.append(Change(len(decision.moves), decision.cost_s))
         progress((index + 1) / len(game.windows))
-    return Course(tuple(standings), tuple(changes))
+    return Course(tuple(standings), tuple(changes), is_late=True)
 
 
 def smartmoe(game: Game, progress: Progress) -> Course:
@@ -124,7 +126,7 @@ def _by_rule(game: Game, context: RunContext, rule: Rule, progress: Progress) ->
             changes.append(Change(len(copies.layer), game.pricing.migration_s(plan, copies.copied)))
             placement = placement_of(slots, placement.num_ranks)
         progress((index + 1) / len(game.windows))
-    return Course(tuple(standings), tuple(changes))
+    return Course(tuple(standings), tuple(changes), is_late=True)
 
 
 def _first(context: RunContext) -> Placement:

@@ -1,8 +1,8 @@
 """Recorded loads, replayed under several policies: ours, those of others, and yardsticks that know the whole trace.
 
 `replay(trace, context)` is all that a command needs; `replay_context` makes the context for a trace that comes without
-a plan. A policy sees a window only after it is over: what it decides holds from the next window on. What it moves costs
-it the pause that `planner.cost.migration` says, whatever the policy itself thinks of that.
+a plan. A policy sees a window only after it is over: what it decides holds from a stated part of the next window on.
+What it moves costs it the pause that `planner.cost.migration` says, whatever the policy itself thinks of that.
 
 | policy | rule |
 |---|---|
@@ -26,7 +26,7 @@ from planner.cost import estimate
 from planner.cost.balance import imbalance_bound
 from planner.online.accounts import Outcome, outcome
 from planner.online.contestants import eplb, fastermoe, smartmoe, trimtab
-from planner.online.course import Course, Game, Progress, game_of
+from planner.online.course import DELAY, Course, Game, Progress, game_of
 from planner.online.pricing import Price, Pricing
 from planner.online.trace import Trace
 from planner.online.yardsticks import best_static, hindsight, static
@@ -60,16 +60,18 @@ def replay(
     samples_per_window: int = 1,
     price: Price = estimate,
     report: Callable[[float, str], None] = lambda progress, message: None,
+    delay: float = DELAY,
 ) -> Replay:
     """Outcomes of the policies (None: all of POLICIES) on a trace that is cut into windows of so many samples.
 
-    Raises InputError at `policy` for one that is not known, and if trace and context do not match.
+    `delay`: the part of a window that passes before what was decided about the last one is carried out. Raises
+    InputError at `policy` for one that is not known, at `delay`, and if trace and context do not match.
     """
     chosen = tuple(POLICIES if policies is None else policies)
     for name in chosen:
         if name not in POLICIES:
             raise InputError.at("policy", f"must be of {', '.join(POLICIES)}, got {name!r}")
-    game = game_of(trace, samples_per_window, Pricing(context, price))
+    game = game_of(trace, samples_per_window, Pricing(context, price), delay)
     outcomes: dict[str, Outcome] = {}
     for number, name in enumerate(chosen):
         told = _Told(report, name, number / len(chosen), 0.5 / len(chosen))

@@ -58,7 +58,9 @@ def test_the_table_ends_with_what_it_says(capsys, trace):
     lines = result.out.splitlines()
     assert lines[0] == "12 samples of 1,200 steps: 2 MoE layers x 8 experts"
     assert "ep4" in lines[1]
-    assert lines[2] == "1 extra slot per rank, tokens of replicas split by window"
+    slots, delay = lines[2].split("; ")
+    assert slots == "1 extra slot per rank, tokens of replicas split by window"
+    assert delay == "decisions are carried out after 0.1 of the next window"
     for policy in POLICIES:
         assert any(line.split()[:1] == [policy] for line in lines), policy
     assert any(line.startswith("trimtab: ") and "less time than static" in line for line in lines)

@@ -10,6 +10,8 @@ from planner.cost.balance import imbalance, imbalance_bound, rank_loads
 from planner.cost.migration import migration_s
 from planner.online import replay, replay_context, trace_of
 from planner.online.copies import copies_between
+from planner.online.course import game_of
+from planner.online.pricing import Pricing
 from planner.online.recorded_job import trace_model
 from planner.online.replay import POLICIES
 from planner.spec.errors import InputError
@@ -100,6 +102,32 @@ def test_a_policy_sees_a_window_only_after_it_is_over():
         assert outcome["imbalance_mean"] > 1.2
 
 
+@pytest.mark.parametrize(("delay", "late_steps"), [(0.0, 0), (0.1, 4), (0.11, 5), (0.5, 20), (1.0, 40)])
+def test_what_is_decided_is_carried_out_after_the_stated_part_of_the_next_window(delay, late_steps):
+    """Windows of 4 samples, each of 10 steps: whole steps run under what was in force before."""
+    hot = np.ones((12, 1, 8), int)
+    hot[:, 0, :2] = 50
+    recorded = trace(hot)
+    found = replay(recorded, context(recorded), ["smartmoe"], 4, imbalance_price, delay=delay)["policies"]["smartmoe"]
+    before, after = 100 * 4 / 106, 51 * 4 / 106
+    assert found["imbalance_mean"] == pytest.approx(((40 + late_steps) * before + (80 - late_steps) * after) / 120)
+    assert found["step_time_s_mean"] == pytest.approx(1 + found["imbalance_mean"])
+
+
+@pytest.mark.parametrize("delay", [-0.1, 1.01, float("nan")])
+def test_a_delay_that_the_agent_cannot_have_is_refused(delay):
+    recorded = drifting(4)
+    with pytest.raises(InputError, match="delay: must be from 0 to 1 window"):
+        replay(recorded, context(recorded), ["static"], delay=delay)
+
+
+def test_the_policy_is_told_when_its_decision_was_carried_out():
+    game = game_of(drifting(), 1, Pricing(context(drifting()), imbalance_price), delay=0.3)
+    assert game.seen(2, placed_anew=True).placed_step == 23
+    assert game.seen(2, placed_anew=True).settled_steps == 7
+    assert game.seen(2, placed_anew=False).placed_step is None
+
+
 def test_rivals_pay_for_each_expert_that_comes_to_a_rank():
     hot = np.ones((3, 1, 8), int)
     hot[:, 0, :2] = 50
@@ -113,7 +141,7 @@ def test_rivals_pay_for_each_expert_that_comes_to_a_rank():
     cost_s = migration_s(run.model, run.cluster, run.training, run.plans[0], moves)
     assert (found["decisions"], found["moved_experts"]) == (1, len(moves)) == (1, 6)
     assert found["pause_s"] == pytest.approx(cost_s)
-    assert found["imbalance_mean"] == pytest.approx((100 * 4 / 106 + 2 * 51 * 4 / 106) / 3)
+    assert found["imbalance_mean"] == pytest.approx((1.1 * 100 * 4 / 106 + 1.9 * 51 * 4 / 106) / 3)
 
 
 def test_the_static_yardstick_is_the_first_placement_all_along():
