@@ -61,7 +61,7 @@ class Checkpoint(Value):
 
 
 def save(
-    folder: Path,
+    folder: Path | str,
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
@@ -72,7 +72,7 @@ def save(
     Of replicas one is written. Raises InputError if the state cannot be saved or this step is there already,
     ConflictError if another rank refuses, UnavailableError if it cannot be written; then no checkpoint has come to be.
     """
-    final = folder / f"step-{step:08d}"
+    final = Path(folder) / f"step-{step:08d}"
     partial = final.with_name(f"{final.name}.partial")
     device = next(model.parameters()).device
 
@@ -96,7 +96,7 @@ def save(
 
 
 def load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, group: Group | None = None
+    path: Path | str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, group: Group | None = None
 ) -> Checkpoint:
     """Read a checkpoint into a model and an optimizer made as they were made for it, on however many ranks.
 
@@ -105,6 +105,7 @@ def load(
     before anything has changed if the checkpoint is not for this model and optimizer, NotFoundError if there is none,
     UnavailableError if it cannot be read to its end: then the model is to be thrown away.
     """
+    path = Path(path)
 
     def prepare() -> tuple[str, tuple[Checkpoint, Shapes]]:
         head, shapes = read_head(path), _shapes(path)
@@ -128,23 +129,24 @@ def load(
     return head
 
 
-def latest(folder: Path) -> Path | None:
+def latest(folder: Path | str) -> Path | None:
     """The complete checkpoint of the highest step in a folder; None if it has none."""
-    complete = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    complete = [path for path in Path(folder).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def read_head(path: Path) -> Checkpoint:
+def read_head(path: Path | str) -> Checkpoint:
     """What a checkpoint says of itself; raises NotFoundError if it is none, InputError if it cannot be read."""
     try:
-        text = (path / HEAD).read_bytes()
+        text = (Path(path) / HEAD).read_bytes()
     except OSError as error:
         raise NotFoundError(f"{path} is no checkpoint: {error}") from None
     return parse(Checkpoint, read_json(text, "checkpoint"), "checkpoint")
 
 
-def read_model(path: Path) -> dict[str, Tensor]:
+def read_model(path: Path | str) -> dict[str, Tensor]:
     """All weights of a checkpoint by logical name, on one process: a state dict for experts in order."""
+    path = Path(path)
     read_head(path)
     wanted = {key: shape for key, shape in _shapes(path).items() if key.startswith(MODEL)}
     tensors = {key: torch.empty(shape.size, dtype=shape.properties.dtype) for key, shape in wanted.items()}

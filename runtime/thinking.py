@@ -27,7 +27,10 @@ def main(owner: int) -> None:
     os.nice(10)
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     lines = iter(sys.stdin.buffer)
-    run = parse(Run, read_json(next(lines), "run"))
+    first = next(lines, None)
+    if first is None:
+        return  # the job ended before it had a run
+    run = parse(Run, read_json(first, "run"))
     state = begin(run.context, run.plan_id)
     for line in lines:
         try:

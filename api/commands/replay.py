@@ -34,6 +34,7 @@ _OPTIONS = {
     "policy": "--policy",
     "window": "--window",
     "delay": "--delay",
+    "global_batch_size": "--global-batch-size",
     "model": "--model",
 }
 """Fields of the planner, and the options that set them."""

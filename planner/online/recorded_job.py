@@ -12,7 +12,7 @@ from planner.spec.placement import TokenSplit
 from planner.spec.plan import Plan, Stage, StageRun
 from planner.spec.run import RunContext
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Sharding, Strategy
-from planner.spec.training import Training
+from planner.spec.training import MAX_BATCH_SIZE, Training
 
 TRACE_SEQUENCE_LENGTH = 1024
 """Of the model that `trace_model` makes up, as in SmartMoE's runs."""
@@ -49,6 +49,9 @@ def replay_context(
     length = min(TRACE_SEQUENCE_LENGTH, planned.max_sequence_length or TRACE_SEQUENCE_LENGTH)
     samples = global_batch_size or int(counts[0, 0].sum()) // (top_k * length)
     batch = max(1, -(-samples // cluster.num_devices)) * cluster.num_devices
+    if batch > MAX_BATCH_SIZE:
+        field = "trace.tokens" if global_batch_size is None else "global_batch_size"
+        raise InputError.at(field, f"must make a batch of at most {MAX_BATCH_SIZE} samples, make {batch}")
     training = Training(global_batch_size=batch, sequence_length=length)
     plan = _expert_parallel_plan(planned, training, batch, cluster.num_devices, num_ranks)
     return RunContext(

@@ -20,6 +20,8 @@ Integers = NDArray[np.int64]
 FORMAT_VERSION = 1
 REQUIRED = ("tokens", "steps")
 ARRAYS = (*REQUIRED, "top_k", "num_steps", "model", "format_version")
+MAX_NUMBER = 2**40
+"""Of tokens and steps: far more than any job has, and few enough for sums to stay exact."""
 _DIMENSIONS = {"tokens": 3, "steps": 1, "num_steps": 1, "top_k": 0, "format_version": 0}
 
 
@@ -117,6 +119,8 @@ def _whole(name: str, given: NDArray[Any]) -> Integers:
         raise InputError.at(
             f"trace.{name}", f"must be whole numbers in {dimensions} dimensions, got {array.dtype} {array.shape}"
         )
+    if int(array.max()) > MAX_NUMBER:
+        raise InputError.at(f"trace.{name}", f"must be at most {MAX_NUMBER}, got {array.max()}")
     return array.astype(np.int64)
 
 

@@ -46,6 +46,20 @@ def test_json_has_what_the_contract_promises(capsys, trace):
     assert ours["static_ratio"] == ours["total_time_s"] / static["total_time_s"] < 1
 
 
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        (2**38, (), "trace.tokens: must make a batch of at most 16777216 samples"),
+        (64, ("--global-batch-size", "99999999999"), "--global-batch-size: must make a batch of at most 16777216"),
+    ],
+)
+def test_batches_that_no_job_has_are_refused_in_one_line(capsys, tmp_path, tokens, options, message):
+    path = tmp_path / "huge.npz"
+    np.savez(path, tokens=np.full((3, 2, 8), tokens), steps=np.arange(3), top_k=2)
+    result = trimtab(capsys, "replay", path, *CLUSTER, *options)
+    assert (result.code, len(result.err.splitlines())) == (2, 1) and message in result.err
+
+
 def test_policies_are_shown_in_the_order_in_which_they_are_named(capsys, trace):
     found = answer(capsys, trace, *CLUSTER, "--policy", "eplb,trimtab")
     assert list(found["policies"]) == ["eplb", "trimtab"]

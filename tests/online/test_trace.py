@@ -60,6 +60,8 @@ def test_a_trace_read_from_its_own_arrays_is_the_same():
         ({"tokens": np.ones((4, 8), int)}, "trace.tokens: must be whole numbers in 3 dimensions"),
         ({"tokens": np.zeros((4, 2, 8), int)}, "trace.tokens: must not be negative, and every layer needs at least"),
         ({"tokens": -COUNTS}, "trace.tokens: must not be negative"),
+        ({"tokens": COUNTS * 2**42}, "trace.tokens: must be at most 1099511627776, got"),
+        ({"steps": np.arange(4, dtype=np.uint64) + 2**63}, "trace.steps: must be at most 1099511627776, got"),
         ({"steps": np.arange(3)}, "trace.steps: must be 4 whole numbers, one for each sample, got 3"),
         ({"steps": np.array([0, 2, 2, 3])}, "trace.steps: must grow"),
         ({"steps": np.array([-1, 2, 3, 4])}, "trace.steps: must grow"),

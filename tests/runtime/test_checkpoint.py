@@ -209,6 +209,14 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_changes(tmp_pa
     assert before["head.weight"].any()
 
 
+def test_folders_may_be_text(tmp_path):
+    model, _ = make_job()
+    path = save(str(tmp_path), 3, model)
+    assert latest(str(tmp_path)) == path == tmp_path / "step-00000003"
+    assert load(str(path), model).step == read_head(str(path)).step == 3
+    assert read_model(str(path)).keys() == read_model(path).keys()
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     model, _ = make_job()
     path = save(tmp_path, 0, model)

@@ -125,6 +125,12 @@ def window(index, experts=EXPERTS):
     return Window(index=index, first_step=4 * index, num_steps=4, tokens=(row,) * LAYERS)
 
 
+def test_a_policys_process_whose_job_ended_before_it_had_a_run_says_nothing():
+    command = [sys.executable, "-c", f"from runtime.thinking import main; main({os.getpid()})"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_policys_process_refuses_a_window_and_answers_the_next():
     policy = LocalPolicy(sample_run(ranks=4))
     with pytest.raises(InputError, match="tokens: must be 2 MoE layers x 8 experts"):
