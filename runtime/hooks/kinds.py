@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planner.spec.errors import InputError
 from runtime.hooks.routing import Choices, Routing
 
 
@@ -46,6 +47,10 @@ class RouterKind:
     """From the router to the number of experts of all ranks."""
     recording: Callable[[Any], bool] = gradients_on
     """From the output to whether it was made for a backward pass."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.class_names, str):
+            raise InputError.at("routers", f"class_names must be a tuple of names, got the text {self.class_names!r}")
 
     def matches(self, router: object) -> bool:
         """Whether a module is such a router."""

@@ -25,7 +25,9 @@ class Choices:
     experts: Tensor
 
     def count(self, num_experts: int, real: Tensor | None) -> Tensor:
-        """Tokens [num_experts], of those where `real` is not 0."""
+        """Tokens [num_experts], of those where `real` is not 0; raises InputError for what cannot be choices."""
+        if self.experts.is_floating_point() or self.experts.dtype == torch.bool:
+            raise InputError.at("routers", f"Choices must be numbers of experts, whole ones, not {self.experts.dtype}")
         experts = _my_part(self.experts)
         if experts is None:
             return torch.zeros(num_experts, dtype=torch.int64, device=self.experts.device)
@@ -60,7 +62,7 @@ class Counts:
     """Tokens of each expert, summed by the framework: `tokens` [experts]. No token can be left out any more."""
 
     tokens: Tensor
-    why: str
+    why: str = "this router says only how many tokens each expert gets"
     """Why there are no choices of each token, for whoever sets a mask: a clause, with what would help."""
 
     def count(self, num_experts: int, real: Tensor | None) -> Tensor:

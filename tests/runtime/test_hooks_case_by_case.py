@@ -170,6 +170,17 @@ def test_numbers_that_are_no_expert_are_not_counted():
     assert Choices(chosen).count(3, torch.tensor([[0, 1, 1]])).tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_probabilities_and_maps_are_not_taken_for_choices(dtype):
+    with pytest.raises(InputError, match="routers: Choices must be numbers of experts, whole ones, not torch"):
+        Choices(torch.zeros(4, 3, dtype=dtype)).count(3, None)
+
+
+def test_a_kind_with_one_name_instead_of_several_is_refused():
+    with pytest.raises(InputError, match="routers: class_names must be a tuple of names, got the text 'MyRouter'"):
+        RouterKind(__name__, "MyRouter")
+
+
 def test_a_mask_of_another_number_of_tokens_or_on_another_device_is_refused():
     for routing in (Choices(torch.zeros(4, 2, dtype=torch.int64)), RoutingMap(torch.ones(4, 3, dtype=torch.bool))):
         with pytest.raises(InputError, match="mask: is on meta, but the router on cpu"):
@@ -194,6 +205,8 @@ def test_counts_made_by_a_framework_cannot_be_masked():
     assert counts.count(2, None).tolist() == [1, 2]
     with pytest.raises(InputError, match="it sums them itself"):
         counts.count(2, torch.ones(3))
+    with pytest.raises(InputError, match="this router says only how many tokens each expert gets"):
+        Counts(torch.tensor([1, 2])).count(2, torch.ones(3))
 
 
 def test_an_agent_counts_an_own_kind_of_router(hidden):
