@@ -73,7 +73,7 @@ def without_replicas(placement: Placement) -> Placement:
             for own in np.array_split(np.arange(placement.num_experts(layer)), ranks)
         ]
         layers.append(tuple(np.concatenate(slots).tolist()))
-    return Placement(layers=tuple(layers), num_ranks=ranks)
+    return placement.model_copy(update={"layers": tuple(layers), "split": None})
 
 
 def compare_placements(
