@@ -70,11 +70,7 @@ def gather_json(content: Any, group: Group | None, device: torch.device) -> list
     if num_ranks(group) == 1:
         return [content]
     message = json.dumps(content).encode()
-    mine = torch.tensor([len(message)], device=device)
-    lengths = [torch.empty_like(mine) for _ in range(num_ranks(group))]
-    dist.all_gather(lengths, mine, group=group)
-    padded = message.ljust(max(int(length) for length in lengths))
-    sent = torch.frombuffer(bytearray(padded), dtype=torch.uint8).to(device)
-    received = [torch.empty_like(sent) for _ in lengths]
-    dist.all_gather(received, sent, group=group)
+    lengths = gathered(torch.tensor([len(message)], device=device), group)
+    padded = message.ljust(int(lengths.max()))
+    received = gathered(torch.frombuffer(bytearray(padded), dtype=torch.uint8).to(device), group)
     return [json.loads(bytes(other.tolist())) for other in received]
