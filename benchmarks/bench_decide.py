@@ -24,7 +24,7 @@ from api.run_store import RunStore
 from api.search_store import SearchStore
 from api.tables import SearchRow
 from planner.online import begin, replay_context
-from planner.online.recorded_job import trace_model
+from planner.online.recorded.job import trace_model
 from planner.spec.model import Model
 from planner.spec.placement import TokenSplit
 from planner.spec.request import SearchRequest

@@ -19,7 +19,7 @@ from rich.table import Table
 from planner.cost import Seats, StepPrices
 from planner.cost.balance import Floats
 from planner.cost.migration import expert_ranks
-from planner.online.placement import afresh
+from planner.online.placement.options import afresh
 from planner.online.pricing import placement_from, served
 from profiles.runs import Case, RunRecord, case_of, read_runs
 

@@ -16,11 +16,11 @@ import numpy as np
 from table import Row, row, show
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, imbalance, rank_loads
-from planner.online.copies import copies_between
-from planner.online.hedge import suited
-from planner.online.placement import afresh, afresh_with_split, first_placement, options
-from planner.online.rivals.eplb import balanced_replicas
-from planner.online.split import StepSplit, best_split
+from planner.online.placement.copies import copies_between
+from planner.online.placement.hedge import suited
+from planner.online.placement.options import afresh, afresh_with_split, first_placement, options
+from planner.online.placement.split import StepSplit, best_split
+from planner.online.recorded.rivals.eplb import balanced_replicas
 from planner.spec.placement import TokenSplit
 
 ROOT = Path(__file__).parents[1]

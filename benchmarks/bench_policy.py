@@ -17,10 +17,10 @@ import numpy as np
 from table import Row, row, show
 
 from planner.online import Pricing, Trace, replay_context, trace_of
-from planner.online.accounts import outcome
-from planner.online.contestants import trimtab
-from planner.online.course import Course, Game, game_of
-from planner.online.yardsticks import best_static
+from planner.online.recorded.accounts import outcome
+from planner.online.recorded.contestants import trimtab
+from planner.online.recorded.course import Course, Game, game_of
+from planner.online.recorded.yardsticks import best_static
 from planner.spec.placement import TokenSplit
 from profiles import cluster_from_shorthand, resolve_cluster
 

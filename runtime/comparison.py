@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.cost.balance import imbalance
-from planner.online.copies import copies_between
+from planner.online.placement.copies import copies_between
 from planner.spec.placement import Placement
 from planner.spec.value import Positive, Value
 from runtime.exchange import num_ranks, rank

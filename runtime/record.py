@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.online.trace import Trace, arrays_of
+from planner.online.recorded.trace import Trace, arrays_of
 from planner.spec.errors import InputError
 from planner.spec.window import Window
 

@@ -14,8 +14,8 @@ from itertools import accumulate
 import numpy as np
 
 from planner.cost.balance import Floats
-from planner.online.shadows import first_slots
-from planner.online.split import StepSplit
+from planner.online.placement.shadows import first_slots
+from planner.online.placement.split import StepSplit
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
 from runtime.topology import Counts
@@ -83,7 +83,7 @@ class SlotMap:
     def nearest(self, expert: int, to_rank: int) -> int:
         """The lasting slot from which an expert comes to a rank: the nearest by rank number, the lower of equals.
 
-        The rule of `copies_between` in planner/online/copies.py, for one expert.
+        The rule of `copies_between` in planner/online/placement/copies.py, for one expert.
         """
         return min(self.holders[expert], key=lambda slot: (abs(self.rank_of(slot) - to_rank), slot))
 

@@ -18,9 +18,9 @@ from api.commands.terminal import progress_bar, say, show
 from api.resolution import cluster_of, model_of
 from planner.online import Trace, replay_context, trace_of
 from planner.online import replay as replay_trace
-from planner.online.course import DELAY
-from planner.online.replay import POLICIES
-from planner.online.trace import ARRAYS
+from planner.online.recorded.course import DELAY
+from planner.online.recorded.replay import POLICIES
+from planner.online.recorded.trace import ARRAYS
 from planner.spec.errors import InputError, MalformedError, Problem
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.placement import TokenSplit

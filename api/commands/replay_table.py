@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from planner.online import Trace
-from planner.online.accounts import Outcome
-from planner.online.replay import Replay
+from planner.online.recorded.accounts import Outcome
+from planner.online.recorded.replay import Replay
 from planner.spec.run import RunContext
 from planner.view import Column, Table
 from planner.view.quantities import percent, seconds

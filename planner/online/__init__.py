@@ -6,9 +6,9 @@ prices that are kept between windows), `replay` tries the policy, and those of o
 
 from planner.online.policy import decide, decide_at
 from planner.online.pricing import Pricing
-from planner.online.recorded_job import replay_context
-from planner.online.replay import replay
+from planner.online.recorded.job import replay_context
+from planner.online.recorded.replay import replay
+from planner.online.recorded.trace import Trace, trace_of
 from planner.online.state import RunState, begin
-from planner.online.trace import Trace, trace_of
 
 __all__ = ["Pricing", "RunState", "Trace", "begin", "decide", "decide_at", "replay", "replay_context", "trace_of"]

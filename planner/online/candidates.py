@@ -21,12 +21,12 @@ from planner.cost import Seats
 from planner.cost.balance import Floats, Indices
 from planner.cost.migration import expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
-from planner.online.copies import Copies, copies_between
 from planner.online.forecast import Forecast
-from planner.online.placement import afresh, options
+from planner.online.placement.copies import Copies, copies_between
+from planner.online.placement.options import afresh, options
+from planner.online.placement.shadows import changed_shadows, lasting_slots, with_idle_shadows
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, served, whole_split
 from planner.online.shadowing import idle_seats, shadowed
-from planner.online.shadows import changed_shadows, lasting_slots, with_idle_shadows
 from planner.online.standstill import ASSUMED, Standstill
 from planner.online.state import slots_per_rank
 from planner.spec.decision import Action

@@ -16,8 +16,8 @@ from planner.cost import Seats, StepPrices, estimate
 from planner.cost.balance import Floats, Indices, rank_loads
 from planner.cost.migration import PAUSE_S, Copied, copies_s
 from planner.cost.switch import Known, switch_plan_s
-from planner.online.shadows import first_slots
-from planner.online.split import best_split
+from planner.online.placement.shadows import first_slots
+from planner.online.placement.split import best_split
 from planner.spec.estimate import Estimate
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model

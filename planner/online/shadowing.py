@@ -12,8 +12,8 @@ import numpy as np
 
 from planner.cost import Seats
 from planner.cost.balance import Floats
+from planner.online.placement.shadows import lasting_slots, left_idle, shadow_options, with_idle_shadows
 from planner.online.pricing import Pricing, served
-from planner.online.shadows import lasting_slots, left_idle, shadow_options, with_idle_shadows
 from planner.spec.plan import Plan
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from planner.cost import estimate
 from planner.cost.migration import expert_ranks
 from planner.online.forecast import Forecast
-from planner.online.shadows import first_slots
+from planner.online.placement.shadows import first_slots
 from planner.spec.errors import InputError
 from planner.spec.model import Model
 from planner.spec.packed import KeptPlacement

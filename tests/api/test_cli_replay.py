@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import trimtab
 
-from planner.online.replay import POLICIES
+from planner.online.recorded.replay import POLICIES
 from planner.spec.window import Window
 from runtime.record import Recorder
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads
-from planner.online.assign import twins
-from planner.online.copies import copies_between
-from planner.online.hedge import suited
-from planner.online.placement import afresh, first_placement, options
-from planner.online.split import best_split
+from planner.online.placement.assign import twins
+from planner.online.placement.copies import copies_between
+from planner.online.placement.hedge import suited
+from planner.online.placement.options import afresh, first_placement, options
+from planner.online.placement.split import best_split
 from planner.spec.placement import TokenSplit
 
 RANKS, EACH, EXPERTS = 4, 4, 8

@@ -7,10 +7,10 @@ import pytest
 from moe_runs import imbalance_price, run_context
 
 from planner.online import begin
-from planner.online.assign import align_slots
-from planner.online.copies import copies_between
-from planner.online.hindsight import Stretch, best_sequence
+from planner.online.placement.assign import align_slots
+from planner.online.placement.copies import copies_between
 from planner.online.pricing import Pricing, seats_of
+from planner.online.recorded.hindsight import Stretch, best_sequence
 from planner.spec.placement import Placement, TokenSplit
 
 RUN = run_context(layers=1, experts=8, ranks=4, bandwidth=5e8)

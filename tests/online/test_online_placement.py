@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from moe_runs import all_assignments
 
 from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads
-from planner.online.assign import align_slots, dealt, keep_in_place, twins
-from planner.online.copies import copies_between
-from planner.online.placement import FAR, afresh, first_placement, options
+from planner.online.placement.assign import align_slots, dealt, keep_in_place, twins
+from planner.online.placement.copies import copies_between
+from planner.online.placement.options import FAR, afresh, first_placement, options
 
 layer_loads = arrays(np.int64, (2, 8), elements=st.integers(0, 100)).filter(lambda loads: loads.sum(axis=1).all())
 shapes = st.sampled_from([(4, 2), (4, 3), (4, 4), (2, 4), (2, 5), (8, 1), (8, 2)])

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import hottest_rank_bound, rank_loads
-from planner.online.assign import twins
-from planner.online.copies import copies_between
-from planner.online.nodes import afresh_on_nodes, hottest_rank_bound_on_nodes, options_on_nodes
-from planner.online.placement import afresh, first_placement, options
-from planner.online.split import best_split
+from planner.online.placement.assign import twins
+from planner.online.placement.copies import copies_between
+from planner.online.placement.nodes import afresh_on_nodes, hottest_rank_bound_on_nodes, options_on_nodes
+from planner.online.placement.options import afresh, first_placement, options
+from planner.online.placement.split import best_split
 from planner.spec.placement import Placement, TokenSplit
 
 WINDOW = TokenSplit.WINDOW

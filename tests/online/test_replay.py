@@ -9,11 +9,11 @@ from moe_runs import cluster, imbalance_price
 from planner.cost.balance import imbalance, imbalance_bound, rank_loads
 from planner.cost.migration import migration_s
 from planner.online import replay, replay_context, trace_of
-from planner.online.copies import copies_between
-from planner.online.course import game_of
+from planner.online.placement.copies import copies_between
 from planner.online.pricing import Pricing
-from planner.online.recorded_job import trace_model
-from planner.online.replay import POLICIES
+from planner.online.recorded.course import game_of
+from planner.online.recorded.job import trace_model
+from planner.online.recorded.replay import POLICIES
 from planner.spec.errors import InputError
 from planner.spec.placement import TokenSplit
 from profiles import cluster_from_shorthand, resolve_cluster

@@ -10,8 +10,14 @@ from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import imbalance, rank_loads, replica_counts
 from planner.online.pricing import placement_from
-from planner.online.rivals import ShadowCosts, balanced_replicas, greedy_exchange, on_all_ranks, shadowed_experts
-from planner.online.rivals.eplb import packed
+from planner.online.recorded.rivals import (
+    ShadowCosts,
+    balanced_replicas,
+    greedy_exchange,
+    on_all_ranks,
+    shadowed_experts,
+)
+from planner.online.recorded.rivals.eplb import packed
 from planner.spec.errors import InputError
 
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "traces" / "gpt_moe_24l_32e_layers_0_11.npz"

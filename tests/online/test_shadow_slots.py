@@ -9,11 +9,11 @@ from moe_runs import cluster, window
 
 from planner.cost import Seats
 from planner.online import begin, decide, replay, replay_context
-from planner.online.copies import copies_between
-from planner.online.hindsight import Stretch, best_sequence
+from planner.online.placement.copies import copies_between
+from planner.online.placement.shadows import filled_shadows, first_slots, left_idle, shadow_options
 from planner.online.pricing import Pricing, seats_of
-from planner.online.shadows import filled_shadows, first_slots, left_idle, shadow_options
-from planner.online.trace import trace_of
+from planner.online.recorded.hindsight import Stretch, best_sequence
+from planner.online.recorded.trace import trace_of
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.cost.balance import hottest_rank_bound, rank_loads
-from planner.online.placement import afresh
-from planner.online.split import TOLERANCE, StepSplit, best_split
+from planner.online.placement.options import afresh
+from planner.online.placement.split import TOLERANCE, StepSplit, best_split
 
 EXPERTS, RANKS, EACH = 6, 4, 3
 

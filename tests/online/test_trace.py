@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from planner.online.trace import arrays_of, trace_of
+from planner.online.recorded.trace import arrays_of, trace_of
 from planner.spec.errors import InputError
 
 COUNTS = np.arange(1, 4 * 2 * 8 + 1).reshape(4, 2, 8)

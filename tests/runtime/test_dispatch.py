@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from planner.online.split import StepSplit
+from planner.online.placement.split import StepSplit
 from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
 from runtime.dispatch import count, cut, share_out, slots_of, through_experts

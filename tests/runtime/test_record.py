@@ -14,7 +14,7 @@ import pytest
 from planner_samples import SEARCH, SamplePlanner
 from training_samples import EXPERTS, LAYERS, TOKENS, make_job, my_batches, train_step
 
-from planner.online.trace import trace_of
+from planner.online.recorded.trace import trace_of
 from planner.spec.errors import InputError
 from planner.spec.window import Window
 from runtime.agent import Agent

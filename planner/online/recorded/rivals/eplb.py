@@ -8,7 +8,7 @@
 Replicas of an expert take equal parts of its tokens. The old placement plays no part: ranks are numbered as they come,
 and an expert may stand twice on one rank.
 Source: DeepSeek-V3 technical report, arXiv 2412.19437, section 3.4.1 (redundant experts); README of deepseek-ai/EPLB,
-"The Algorithm". Arrays as in planner/online/placement.py.
+"The Algorithm". Arrays as in `planner.online.placement`.
 """
 
 from __future__ import annotations

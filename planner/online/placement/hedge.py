@@ -5,7 +5,7 @@ experts that may get hot must stand on several ranks. While loads jump, the last
 So replicas go by the square roots of the loads, between the loads themselves and equal numbers for all, and experts
 that were hot a few windows ago count too, for many come back. That both help is measured (docs/log.md), not derived.
 
-Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots.
+Arrays as in the package's docstring: L layers, E experts, R ranks, S slots.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
-from planner.online.assign import align_slots, dealt, keep_in_place
-from planner.online.couple import CLOSE
-from planner.online.placement import options
-from planner.online.split import best_split
+from planner.online.placement.assign import align_slots, dealt, keep_in_place
+from planner.online.placement.couple import CLOSE
+from planner.online.placement.options import options
+from planner.online.placement.split import best_split
 from planner.spec.placement import TokenSplit
 
 JUMPED = 0.1

@@ -8,7 +8,7 @@ import numpy as np
 
 from planner.cost.balance import Indices
 from planner.cost.migration import Copied
-from planner.online.shadows import lasting_slots
+from planner.online.placement.shadows import lasting_slots
 from planner.spec.placement import Move
 
 

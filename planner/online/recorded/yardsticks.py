@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.balance import Floats, Indices, rank_loads
-from planner.online.accounts import even_split
-from planner.online.course import Change, Course, Game, Loads, Progress, fixed
-from planner.online.hindsight import Stretch, best_sequence
-from planner.online.placement import options
+from planner.online.placement.options import options
+from planner.online.placement.shadows import lasting_slots, with_idle_shadows
 from planner.online.pricing import placement_from, seats_of, whole_split
-from planner.online.shadows import lasting_slots, with_idle_shadows
+from planner.online.recorded.accounts import even_split
+from planner.online.recorded.course import Change, Course, Game, Loads, Progress, fixed
+from planner.online.recorded.hindsight import Stretch, best_sequence
 from planner.spec.placement import Placement, TokenSplit
 
 

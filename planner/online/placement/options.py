@@ -6,12 +6,9 @@ stay. `Options.choose` takes for each layer the option with the least (load of t
 moves). So the price of a move alone says how far to go; price 0 is the best balance that was found.
 
 Modes. Without slots to spare experts only change places. With them, hot experts get replicas, which take equal parts of
-the tokens (`TokenSplit.EVEN`) or the parts that are best for the load (planner/online/split.py): then the search looks
-for replicas that couple hot ranks with cold ones, and needs far fewer. With shadow slots only their content changes,
-which costs no move. For routing that is limited to nodes see planner/online/nodes.py.
-
-Everything is deterministic: ties go to the lower index. Arrays: L layers, E experts, R ranks, S slots (numbered rank
-by rank), s = S / R. Knows nothing of seconds, links or plans.
+the tokens (`TokenSplit.EVEN`) or the parts that are best for the load (`split`): then the search looks for replicas
+that couple hot ranks with cold ones, and needs far fewer. With shadow slots only their content changes, which costs no
+move. For routing that is limited to nodes see `nodes`. Arrays as in the package's docstring.
 """
 
 from __future__ import annotations
@@ -22,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads, slot_loads
-from planner.online.assign import align_slots, dealt, keep_in_place
-from planner.online.couple import coupled
-from planner.online.refine import ROUNDING, cooled, evened, improve
-from planner.online.rules import Rules
-from planner.online.split import poured_again, split_of
+from planner.online.placement.assign import align_slots, dealt, keep_in_place
+from planner.online.placement.couple import coupled
+from planner.online.placement.refine import ROUNDING, cooled, evened, improve
+from planner.online.placement.rules import Rules
+from planner.online.placement.split import poured_again, split_of
 from planner.spec.placement import TokenSplit
 
 FAR = 0.02

@@ -11,12 +11,18 @@ from planner.cost.balance import Floats, Indices
 from planner.cost.migration import rank_devices
 from planner.cost.parameters import expert_parameters
 from planner.cost.state import weight_bytes
-from planner.online.assign import align_slots
-from planner.online.copies import copies_between
-from planner.online.course import Change, Course, Game, Progress, Standing
+from planner.online.placement.assign import align_slots
+from planner.online.placement.copies import copies_between
 from planner.online.policy import decide_at
 from planner.online.pricing import placement_from
-from planner.online.rivals import ShadowCosts, balanced_replicas, greedy_exchange, on_all_ranks, shadowed_experts
+from planner.online.recorded.course import Change, Course, Game, Progress, Standing
+from planner.online.recorded.rivals import (
+    ShadowCosts,
+    balanced_replicas,
+    greedy_exchange,
+    on_all_ranks,
+    shadowed_experts,
+)
 from planner.online.state import begin, placement_at_start, placement_of, plan_of
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
@@ -46,14 +52,14 @@ def trimtab(game: Game, progress: Progress) -> Course:
 
 
 def smartmoe(game: Game, progress: Progress) -> Course:
-    """`planner.online.rivals.smartmoe` after every window; without replicas."""
+    """`planner.online.recorded.rivals.smartmoe` after every window; without replicas."""
     context = game.context.model_copy(update={"extra_slots_per_rank": 0, "shadow_slots_per_rank": 0})
     ranks = _first(context).num_ranks
     return _by_rule(game, context, lambda loads, slots: greedy_exchange(loads, ranks, slots), progress)
 
 
 def eplb(game: Game, progress: Progress) -> Course:
-    """`planner.online.rivals.eplb` after every window; without shadow slots."""
+    """`planner.online.recorded.rivals.eplb` after every window; without shadow slots."""
     context = game.context.model_copy(update={"shadow_slots_per_rank": 0})
     start = _first(context)
     ranks, each = start.num_ranks, start.slots_per_rank(0)
@@ -61,7 +67,7 @@ def eplb(game: Game, progress: Progress) -> Course:
 
 
 def fastermoe(game: Game, progress: Progress) -> Course:
-    """`planner.online.rivals.fastermoe`: shadows for the mean step of each window itself; no slots but for these.
+    """`rivals.fastermoe`: shadows for the mean step of each window itself; no slots but for these.
 
     The rule decides in a step when that step's counts are known, so it is not late as all others are: exact where
     windows are single samples. It takes as many shadow slots as it wants.

@@ -1,6 +1,6 @@
 """Local search on many ranks at once: the hottest rank trades with the coldest, the next with the next, in all layers.
 
-A step costs a few array operations, however many ranks there are. Arrays as in planner/online/placement.py: L layers,
+A step costs a few array operations, however many ranks there are. Arrays as in the package's docstring: L layers,
 E experts, R ranks, S slots, s = S / R; K pairs. A change of a pair is numbered by a slot of its hot rank and a
 slot of its cold one, [L, K, s, s]: a swap, or one more replica of the hot rank's expert in place of a spare one.
 """

@@ -5,8 +5,8 @@ within a step, those of the step itself. What a move costs is no part of these r
 alike.
 """
 
-from planner.online.rivals.eplb import balanced_replicas
-from planner.online.rivals.fastermoe import ShadowCosts, on_all_ranks, shadowed_experts
-from planner.online.rivals.smartmoe import greedy_exchange
+from planner.online.recorded.rivals.eplb import balanced_replicas
+from planner.online.recorded.rivals.fastermoe import ShadowCosts, on_all_ranks, shadowed_experts
+from planner.online.recorded.rivals.smartmoe import greedy_exchange
 
 __all__ = ["ShadowCosts", "balanced_replicas", "greedy_exchange", "on_all_ranks", "shadowed_experts"]

@@ -2,7 +2,7 @@
 
 The load of each slot is kept along with what stands in it, so that a change need not solve the split anew: one more
 replica of a hot rank's expert takes over as much as levels the two ranks; the replica that gave way leaves its tokens
-to the coolest of its others. Every few steps the best split is solved for. Arrays as in planner/online/placement.py:
+to the coolest of its others. Every few steps the best split is solved for. Arrays as in the package's docstring:
 L layers, E experts, R ranks, S slots, s = S / R; H slots of some hot ranks, C slots of some cold ones. A change is
 numbered by one of each, [L, H, C]: a swap, or a replica.
 """
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.cost.balance import Floats, Indices, replica_counts
-from planner.online.rules import Rules
-from planner.online.split import TOLERANCE, poured_again
+from planner.online.placement.rules import Rules
+from planner.online.placement.split import TOLERANCE, poured_again
 
 HOT_RANKS = 8
 COLD_RANKS = 8

@@ -3,7 +3,7 @@
 A shadow slot is idle while it holds an expert that its rank has anyway: nothing is sent for it. Filled, it costs time
 in every step (planner/cost/copies.py), but its content can change with every decision, for nothing. So the search
 begins with idle slots each time, whatever they held, and what it weighs is not moves but how many slots it fills.
-Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots; of each rank's s the last h are for
+Arrays as in the package's docstring: L layers, E experts, R ranks, S slots; of each rank's s the last h are for
 shadows.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from planner.cost import Seats
 from planner.cost.balance import Floats, Indices, replica_counts
-from planner.online.placement import Options, first_placement, options
+from planner.online.placement.options import Options, first_placement, options
 from planner.spec.placement import TokenSplit
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from planner.cost import Seats
 from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
-from planner.online.course import Course, Game, Progress, Standing
 from planner.online.pricing import seats_of, unevenness, whole_split
+from planner.online.recorded.course import Course, Game, Progress, Standing
 from planner.spec.placement import TokenSplit
 
 _AT_ONCE = 64

@@ -25,13 +25,13 @@ import numpy as np
 from planner.cost import Seats
 from planner.cost.balance import Floats, Indices
 from planner.cost.migration import PAUSE_S
-from planner.online.assign import align_slots
 from planner.online.candidates import STRICTNESS
-from planner.online.copies import copies_between
-from planner.online.placement import afresh, options
+from planner.online.placement.assign import align_slots
+from planner.online.placement.copies import copies_between
+from planner.online.placement.options import afresh, options
+from planner.online.placement.shadows import lasting_slots, with_idle_shadows
 from planner.online.pricing import Pricing, placement_from, seats_of, served, whole_split
 from planner.online.shadowing import shadow_price, shadowed_by_window
-from planner.online.shadows import lasting_slots, with_idle_shadows
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
 

@@ -1,7 +1,7 @@
 """Local search: the placements on the way from one in force, or from one made afresh, to a more even one.
 
-The hottest rank trades with all others, one change at a time; or many ranks trade in pairs (planner/online/pairs.py).
-Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R. A change is numbered by the
+The hottest rank trades with all others, one change at a time; or many ranks trade in pairs (`pairs`).
+Arrays as in the package's docstring: L layers, E experts, R ranks, S slots, s = S / R. A change is numbered by the
 slot of the hottest rank that it starts from and the slot that it touches elsewhere: [L, s, R, s].
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
-from planner.online.pairs import paired_step
-from planner.online.rules import Rules
+from planner.online.placement.pairs import paired_step
+from planner.online.placement.rules import Rules
 
 ROUNDING = 1e-9
 """A gain below this part of the hottest rank's load is rounding; without this the search could turn in circles."""

@@ -1,6 +1,6 @@
 """Placements made afresh, the heaviest experts first, and relabelled so that most experts stay.
 
-Arrays as in planner/online/placement.py: L layers, E experts, R ranks, S slots, s = S / R.
+Arrays as in the package's docstring: L layers, E experts, R ranks, S slots, s = S / R.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ What it moves costs it the pause that `planner.cost.migration` says, whatever th
 |---|---|
 | `trimtab` | `planner.online.policy.decide` |
 | `static` | the placement that a run begins with, for ever |
-| `smartmoe` | `planner.online.rivals.smartmoe`, after every window; without replicas |
-| `eplb` | `planner.online.rivals.eplb`, after every window; replicas take equal parts, as it has them |
-| `fastermoe` | `planner.online.rivals.fastermoe`, for the window itself; as many shadow slots as it wants |
+| `smartmoe` | `rivals.smartmoe`, after every window; without replicas |
+| `eplb` | `rivals.eplb`, after every window; replicas take equal parts, as it has them |
+| `fastermoe` | `rivals.fastermoe`, for the window itself; as many shadow slots as it wants |
 | `best-static` | the best fixed placement that was found knowing the whole trace; had for nothing |
-| `hindsight` | `planner.online.hindsight`: the best sequence of placements that was found knowing the whole trace |
+| `hindsight` | module `hindsight`: the best sequence of placements that was found knowing the whole trace |
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 
 from planner.cost import estimate
 from planner.cost.balance import imbalance_bound
-from planner.online.accounts import Outcome, outcome
-from planner.online.contestants import eplb, fastermoe, smartmoe, trimtab
-from planner.online.course import DELAY, Course, Game, Progress, game_of
 from planner.online.pricing import Price, Pricing
-from planner.online.trace import Trace
-from planner.online.yardsticks import best_static, hindsight, static
+from planner.online.recorded.accounts import Outcome, outcome
+from planner.online.recorded.contestants import eplb, fastermoe, smartmoe, trimtab
+from planner.online.recorded.course import DELAY, Course, Game, Progress, game_of
+from planner.online.recorded.trace import Trace
+from planner.online.recorded.yardsticks import best_static, hindsight, static
 from planner.spec.errors import InputError
 from planner.spec.run import RunContext
 

@@ -10,7 +10,7 @@ those of shadows, and n shadows,
 its own tokens of a shadow. Nothing lasts, nothing moves. With one expert per rank this is the published rule; where a
 rank has several its experts add up, own reading.
 Source: He et al., FasterMoE, PPoPP 2022, dynamic shadowing; the formula and the stop at the first expert that does not
-help as in laekov/fastmoe, fmoe/fastermoe/shadow_policy.py. Arrays as in planner/online/placement.py.
+help as in laekov/fastmoe, fmoe/fastermoe/shadow_policy.py. Arrays as in `planner.online.placement`.
 """
 
 from __future__ import annotations

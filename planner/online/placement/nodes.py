@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound
-from planner.online.assign import dealt
-from planner.online.placement import Options, afresh, options
-from planner.online.refine import evened
+from planner.online.placement.assign import dealt
+from planner.online.placement.options import Options, afresh, options
+from planner.online.placement.refine import evened
 from planner.spec.placement import TokenSplit
 
 

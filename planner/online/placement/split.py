@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, replica_counts, slot_loads
-from planner.online.assign import twins
-from planner.online.shares import Sharing
+from planner.online.placement.assign import twins
+from planner.online.placement.shares import Sharing
 
 TOLERANCE = 1e-3
 """The hottest rank may have this part more than the bound. A choice: fewer sweeps against a thousandth of a step."""

@@ -4,7 +4,7 @@ Of ranks with equal load an expert stays where it is, else the first takes it. L
 taken if its hottest rank would have been any cooler for the very load it was made for. No replicas. The rule knows no
 cost: its system moves the weights in training precision, and leaves the optimizer state out of account.
 Source: Zhai et al., SmartMoE, USENIX ATC 2023, expert placement of the online stage, as the published artifact runs it
-(fmoe/smartmoe/mapping.py). Arrays as in planner/online/placement.py.
+(fmoe/smartmoe/mapping.py). Arrays as in `planner.online.placement`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a policy did over a trace: which plan and placement were in force in each window, what was changed between them.
 
 A game is a trace cut into windows, with the run that it is replayed as; every policy plays the same one. What a course
-comes to is for planner/online/accounts.py.
+comes to is for planner/online/recorded/accounts.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from planner.cost.balance import Floats
 from planner.online.pricing import Pricing, served
+from planner.online.recorded.trace import Trace
 from planner.online.state import begin, plan_of
-from planner.online.trace import Trace
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
