@@ -63,6 +63,7 @@ def test_a_house_without_imports_keeps_all_rules(empty_house):
         ("profiles", "torch"),
         ("api", "torch"),
         ("planner/online", "fastapi"),
+        ("planner/online/placement", "planner.online.recorded"),
         ("runtime", "sqlalchemy"),
         ("planner/cost", "pulp"),
     ],
