@@ -23,6 +23,7 @@ from api.routes.runs import RunRoutes
 from api.routes.searches import SearchRoutes
 from api.run_store import RunStore
 from api.runs import Runs
+from api.search_queue import SearchQueue
 from api.search_store import SearchStore
 from api.settings import Settings
 from api.worker import SearchFunction
@@ -42,7 +43,8 @@ def create_app(
     """
     searches = SearchStore(database, utc_now, new_id)
     runs = RunStore(database, utc_now)
-    jobs = Jobs(searches, search, settings.workers, settings.search_time_limit_s)
+    queue = SearchQueue(database, utc_now, new_id(), settings.lease_s)
+    jobs = Jobs(searches, queue, search, settings.workers, settings.search_time_limit_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

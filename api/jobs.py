@@ -1,7 +1,8 @@
 """Searches as jobs: a queue in the store, one worker process for each search that runs.
 
 The store is the truth about states; this module only starts, hears and ends processes. Queued searches wait for their
-turn there, so a restart loses none.
+turn there, so a restart loses none, and several services can work on one store: each renews the leases of the searches
+that it runs, and every `TICK_S` it looks for what the others did: searches to take, cancelled or ended.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 
 from api.problems import problem_of
+from api.search_queue import SearchQueue
 from api.search_store import SearchStore
 from api.values import Search, SearchJob
 from api.worker import News, Progress, SearchFunction, Succeeded, work
@@ -27,6 +30,9 @@ from planner.spec.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
+TICK_S = 0.5
+RENEWALS = 4
+"""Of a lease before it ends: a holder that misses all but one still holds on."""
 EXIT_S = 5.0
 """What a process gets to end by itself after its last news."""
 GRACE_S = 60.0
@@ -55,8 +61,11 @@ class Worker:
 class Jobs:
     """Runs at most `num_workers` searches of the store at once, first come, first served."""
 
-    def __init__(self, store: SearchStore, search: SearchFunction, num_workers: int, time_limit_s: float) -> None:
+    def __init__(
+        self, store: SearchStore, queue: SearchQueue, search: SearchFunction, num_workers: int, time_limit_s: float
+    ) -> None:
         self._store = store
+        self._queue = queue
         self._search = search
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s
@@ -65,20 +74,18 @@ class Jobs:
         self._workers: dict[str, Worker] = {}
         self._ends: dict[str, Future[None]] = {}
         self._closed = False
+        self._tick_due = self._renewal_due = 0.0
         self._ears, self._bell = multiprocessing.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._dispatch, name="trimtab-jobs", daemon=True)
 
     def start(self) -> None:
-        """Take up what the last service left, and begin."""
+        """Begin to take searches."""
         self._context.set_forkserver_preload([self._search.__module__, work.__module__])
-        interrupted = self._store.requeue_interrupted()
-        if interrupted:
-            log.info("%d interrupted searches start again", interrupted)
         ensure_running()
         self._thread.start()
 
     def close(self) -> None:
-        """End all workers. Their searches start again with the next service."""
+        """End all workers. Their searches wait for another service, or the next."""
         with self._lock:
             self._closed = True
             for worker in self._workers.values():
@@ -88,6 +95,9 @@ class Jobs:
         for worker in self._workers.values():
             worker.process.join()
             worker.news.close()
+        handed_back = self._queue.hand_back()
+        if handed_back:
+            log.info("%d interrupted searches wait to start again", handed_back)
         self._bell.close()
         self._ears.close()
 
@@ -108,7 +118,7 @@ class Jobs:
             worker = self._workers.get(search_id)
             if worker:
                 worker.kill()
-            self._tell_end(search_id)
+            self._tell_ended([search_id])
         return search
 
     def ended(self, search_id: str) -> Future[None]:
@@ -123,6 +133,7 @@ class Jobs:
     def _dispatch(self) -> None:
         while not self._closed:
             try:
+                self._look_around()
                 self._start_waiting()
                 self._listen()
             except Exception:  # a store that fails for a moment must not end the service's only dispatcher
@@ -131,8 +142,8 @@ class Jobs:
 
     def _start_waiting(self) -> None:
         """Give free places to the searches that wait longest."""
-        while not self._closed and len(self._workers) < self._num_workers:
-            job = self._store.take_next()
+        while not self._closed and len(self._workers) < self._num_workers and self._queue.work_waits():
+            job = self._queue.take_next()
             if job is None:
                 return
             try:
@@ -155,11 +166,10 @@ class Jobs:
         return Worker(limited, process, news, time.monotonic() + limit_s + GRACE_S)
 
     def _listen(self) -> None:
-        """Wait for news, for the bell, or for the next deadline; then handle what there is."""
+        """Wait for news, for the bell, for the next deadline or tick; then handle what there is."""
         by_news = {worker.news: worker for worker in self._workers.values()}
-        now = time.monotonic()
-        timeout = min((worker.deadline - now for worker in by_news.values()), default=None)
-        for source in wait([self._ears, *by_news], timeout if timeout is None else max(0.0, timeout)):
+        due = min((worker.deadline for worker in by_news.values()), default=self._tick_due)
+        for source in wait([self._ears, *by_news], max(0.0, min(due, self._tick_due) - time.monotonic())):
             if source is self._ears:
                 self._ears.recv()
             else:
@@ -176,14 +186,14 @@ class Jobs:
             self._process_ended(worker)
             return
         if isinstance(news, Progress):
-            self._store.report(worker.job.id, news.progress, news.message)
+            self._queue.report(worker.job.id, news.progress, news.message)
             return
         if isinstance(news, Succeeded):
-            self._store.succeed(worker.job.id, news.shortlist)
+            self._queue.succeed(worker.job.id, news.shortlist)
         else:
-            self._store.fail(worker.job.id, news.problem)
+            self._queue.fail(worker.job.id, news.problem)
         with self._lock:
-            self._tell_end(worker.job.id)
+            self._tell_ended([worker.job.id])
 
     def _process_ended(self, worker: Worker) -> None:
         """Free the place; a search that has not ended by then lost its worker."""
@@ -191,7 +201,7 @@ class Jobs:
         if worker.process.exitcode is None:
             worker.kill()
             worker.process.join()
-        if self._closed:  # it was killed by close(), and its search starts again with the next service
+        if self._closed:  # it was killed by close(), which hands its search back
             return
         self._lost(worker.job.id, f"its worker ended with {_how(worker.process.exitcode)}")
         with self._lock:
@@ -199,11 +209,10 @@ class Jobs:
         worker.news.close()
 
     def _lost(self, search_id: str, reason: str) -> None:
-        """Without effect on a search that has ended."""
-        problem = problem_of(UnavailableError(f"{reason}, twice; perhaps the machine has too little memory"))
+        """Without effect on a search that has ended, or that another service has taken."""
+        self._queue.worker_died(search_id, reason)
         with self._lock:
-            if self._store.worker_died(search_id, reason, problem).state.is_final:
-                self._tell_end(search_id)
+            self._tell_ended([search_id])
 
     def _overdue(self, worker: Worker) -> None:
         """A search that outlives its limit by that much hangs or starves: the service's failure, not the request's."""
@@ -211,13 +220,31 @@ class Jobs:
             f"the search was stopped: it found no end {GRACE_S:g} s after its time limit of "
             f"{worker.job.options.time_limit_s:g} s; try again when this service has less to do"
         )
-        self._store.fail(worker.job.id, problem_of(error))
+        self._queue.fail(worker.job.id, problem_of(error))
         worker.kill()
 
-    def _tell_end(self, search_id: str) -> None:
-        end = self._ends.pop(search_id, None)
-        if end is not None:
-            end.set_result(None)
+    def _look_around(self) -> None:
+        """Every tick: hold on to what runs here, end what other services cancelled or took, tell what has ended."""
+        now = time.monotonic()
+        if now < self._tick_due:
+            return
+        self._tick_due = now + TICK_S
+        self._queue.take_back()
+        if self._workers:
+            if now >= self._renewal_due:
+                self._renewal_due = now + self._queue.lease_s / RENEWALS
+                self._queue.renew()
+            held = self._queue.held()
+            for search_id, worker in self._workers.items():
+                if search_id not in held:
+                    worker.kill()
+        with self._lock:
+            self._tell_ended(tuple(self._ends))
+
+    def _tell_ended(self, search_ids: Collection[str]) -> None:
+        awaited = [search_id for search_id in search_ids if search_id in self._ends]
+        for search_id in self._store.ended(awaited) if awaited else ():
+            self._ends.pop(search_id).set_result(None)
 
 
 def _how(exit_code: int | None) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.database import Database
@@ -35,7 +35,7 @@ class Found:
 
 
 class SearchStore:
-    """Searches in order of arrival. Times and ids come from outside."""
+    """What clients ask for, in order of arrival; `api.search_queue` runs it. Times and ids come from outside."""
 
     def __init__(self, database: Database, now: Callable[[], datetime], new_id: Callable[[], str]) -> None:
         self._database = database
@@ -77,7 +77,7 @@ class SearchStore:
     def search(self, search_id: str) -> Search:
         """One search; raises NotFoundError."""
         with self._database.reading() as session:
-            return _search(_row(session, search_id))
+            return _search(search_row(session, search_id))
 
     def page(self, limit: int, after: str | None = None) -> tuple[Search, ...]:
         """At most `limit` searches, newest first, from the one after `after` on; raises InputError for `after`."""
@@ -90,82 +90,27 @@ class SearchStore:
                 query = query.where(SearchRow.number < last)
             return tuple(_search(row) for row in session.scalars(query))
 
-    def take_next(self) -> SearchJob | None:
-        """The search that waits longest, which now runs; None if none waits."""
-        waiting = select(SearchRow).where(SearchRow.state == SearchState.QUEUED).order_by(SearchRow.number).limit(1)
-        with self._database.writing() as session:
-            row = session.scalar(waiting)
-            if row is None:
-                return None
-            row.state, row.started_at, row.message = SearchState.RUNNING, self._now(), "starting"
-            return _job(row)
-
-    def report(self, search_id: str, progress: float, message: str) -> None:
-        """Note how far a running search is; without effect on one that no longer runs."""
-        with self._database.writing() as session:
-            session.execute(
-                update(SearchRow)
-                .where(SearchRow.id == search_id, SearchRow.state == SearchState.RUNNING)
-                .values(progress=progress, message=message)
-            )
-
-    def succeed(self, search_id: str, shortlist: Shortlist) -> None:
-        """Keep the result of a running search; without effect on one that no longer runs."""
-        with self._database.writing() as session:
-            row = _row(session, search_id)
-            if row.state is not SearchState.RUNNING:
-                return
-            best = shortlist.plans[0].plan
-            row.shortlist, row.best_plan_id, row.progress = shortlist, best.id, 1.0
-            self._finish(row, SearchState.SUCCEEDED, f"found {len(shortlist.plans)} plans, the best is {best.summary}")
-            session.add_all(
-                PlanRow(search_number=row.number, rank=rank, plan_id=entry.plan.id)
-                for rank, entry in enumerate(shortlist.plans, start=1)
-            )
-
-    def fail(self, search_id: str, problem: ProblemDocument) -> None:
-        """Keep why a running search failed; without effect on one that no longer runs."""
-        with self._database.writing() as session:
-            row = _row(session, search_id)
-            if row.state is SearchState.RUNNING:
-                row.error = problem
-                self._finish(row, SearchState.FAILED, problem.detail)
-
     def cancel(self, search_id: str) -> Search:
         """End a search that waits or runs; raises NotFoundError, or ConflictError if it has ended otherwise."""
         with self._database.writing() as session:
-            row = _row(session, search_id)
+            row = search_row(session, search_id, to_change=True)
             if row.state in (SearchState.SUCCEEDED, SearchState.FAILED):
                 raise ConflictError(f"search {search_id} has {row.state.value} already")
             if not row.state.is_final:
-                self._finish(row, SearchState.CANCELLED, "cancelled")
+                finish(row, SearchState.CANCELLED, "cancelled", self._now())
             return _search(row)
 
-    def worker_died(self, search_id: str, reason: str, problem: ProblemDocument) -> Search:
-        """After the first death the search waits again, after the second it has failed."""
-        with self._database.writing() as session:
-            row = _row(session, search_id)
-            if row.state is SearchState.RUNNING:
-                row.deaths += 1
-                if row.deaths == 1:
-                    _wait_again(row, f"waiting to start again: {reason}")
-                else:
-                    row.error = problem
-                    self._finish(row, SearchState.FAILED, problem.detail)
-            return _search(row)
-
-    def requeue_interrupted(self) -> int:
-        """Let searches wait again that ran when the service last ended; how many."""
-        with self._database.writing() as session:
-            rows = session.scalars(select(SearchRow).where(SearchRow.state == SearchState.RUNNING)).all()
-            for row in rows:
-                _wait_again(row, "waiting to start again after the service restarted")
-            return len(rows)
+    def ended(self, search_ids: Collection[str]) -> frozenset[str]:
+        """Those of the searches that have ended, whichever way."""
+        states = [state for state in SearchState if state.is_final]
+        with self._database.reading() as session:
+            query = select(SearchRow.id).where(SearchRow.id.in_(search_ids), SearchRow.state.in_(states))
+            return frozenset(session.scalars(query))
 
     def shortlist(self, search_id: str) -> Shortlist | ProblemDocument:
         """The shortlist, or why the search failed; raises NotFoundError, and ConflictError where there is neither."""
         with self._database.reading() as session:
-            row = _row(session, search_id)
+            row = search_row(session, search_id)
             result = row.shortlist or row.error
             if result is None:
                 raise ConflictError(f"search {search_id} is {row.state.value} and has no shortlist")
@@ -194,28 +139,24 @@ class SearchStore:
     def conditions(self, search_id: str) -> SearchJob:
         """What a search was about, resolved; raises NotFoundError."""
         with self._database.reading() as session:
-            row = _row(session, search_id)
-            return _job(row)
-
-    def _finish(self, row: SearchRow, state: SearchState, message: str) -> None:
-        row.state, row.message, row.finished_at = state, message, self._now()
+            row = search_row(session, search_id)
+            return job_of(row)
 
 
-def _row(session: Session, search_id: str) -> SearchRow:
-    row = session.scalar(select(SearchRow).where(SearchRow.id == search_id))
+def search_row(session: Session, search_id: str, *, to_change: bool = False) -> SearchRow:
+    """The row, locked where it is to change; raises NotFoundError."""
+    query = select(SearchRow).where(SearchRow.id == search_id)
+    row = session.scalar(query.with_for_update() if to_change else query)
     if row is None:
         raise NotFoundError(f"no search {search_id!r}")
     return row
 
 
-def _job(row: SearchRow) -> SearchJob:
+def job_of(row: SearchRow) -> SearchJob:
+    """What a worker needs of it."""
     return SearchJob(
         id=row.id, model=row.model, cluster=row.cluster, training=row.request.training, options=row.request.options
     )
-
-
-def _wait_again(row: SearchRow, message: str) -> None:
-    row.state, row.message, row.progress, row.started_at = SearchState.QUEUED, message, 0.0, None
 
 
 def _search(row: SearchRow) -> Search:
@@ -231,3 +172,9 @@ def _search(row: SearchRow) -> Search:
         best_plan_id=row.best_plan_id,
         request=row.request,
     )
+
+
+def finish(row: SearchRow, state: SearchState, message: str, now: datetime) -> None:
+    """Nothing happens to it after this."""
+    row.state, row.message, row.finished_at = state, message, now
+    row.holder = row.lease_until = None

@@ -32,5 +32,8 @@ class Settings(BaseSettings):
     """Searches that may queue; beyond, new ones are refused with 503."""
     max_wait_s: Annotated[float, Field(ge=0)] = 60.0
     """Longest that `Prefer: wait=N` is granted."""
+    lease_s: Annotated[float, Field(ge=2)] = 10.0
+    """How long a service that was killed keeps its searches from others. The clocks of services that share a database
+    must agree to a part of it."""
     search_time_limit_s: Annotated[float, Field(gt=0)] = 600.0
     """Longest time limit that a search may ask for, and the limit of one that asks for none."""

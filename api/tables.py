@@ -81,7 +81,11 @@ class SearchRow(Table):
     progress: Mapped[float] = mapped_column(default=0.0)
     message: Mapped[str] = mapped_column(Text, default="")
     deaths: Mapped[int] = mapped_column(default=0)
-    """Workers that died over this search."""
+    """Workers, or whole services, that died over this search."""
+    holder: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The service process that runs it; None unless it runs."""
+    lease_until: Mapped[datetime | None] = mapped_column(UtcTime)
+    """Until when the holder has it for itself, unless it renews the lease; then the search is anybody's."""
     created_at: Mapped[datetime] = mapped_column(UtcTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcTime)

@@ -5,16 +5,19 @@ from functools import partial
 
 import invented_searches
 import pytest
+from service_process import alive
 
 from api.app import new_id
 from api.database import utc_now
 from api.jobs import Jobs
+from api.search_queue import SearchQueue
 from api.search_store import SearchStore
 from api.values import SearchState
 from planner.spec.request import SearchRequest
 from profiles import resolve_cluster, resolve_model
 
 REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
+LEASE_S = 10.0
 MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)
 
 
@@ -23,13 +26,18 @@ def store(database):
     return SearchStore(database, utc_now, new_id)
 
 
+def jobs_on(database, store, search, num_workers=2, time_limit_s=60.0):
+    """The jobs of one service; several on one database are several services."""
+    return Jobs(store, SearchQueue(database, utc_now, new_id(), LEASE_S), search, num_workers, time_limit_s)
+
+
 @pytest.fixture
-def working(store):
+def working(database, store):
     """A function that starts jobs with a search; closed at the end."""
     started = []
 
-    def start(search, num_workers=2, time_limit_s=60.0):
-        jobs = Jobs(store, search, num_workers, time_limit_s)
+    def start(search, **more):
+        jobs = jobs_on(database, store, search, **more)
         jobs.start()
         started.append(jobs)
         return jobs
@@ -115,27 +123,64 @@ def test_the_service_limits_the_time_of_a_search(store, working, monkeypatch):
     assert store.search(search).state is SearchState.FAILED
 
 
-def test_searches_that_ran_when_the_service_ended_start_again(store, working):
+def test_searches_that_ran_when_the_service_ended_start_again(store, working, database):
     search = add(store)
-    first = Jobs(store, invented_searches.endless, 1, 60.0)
+    first = jobs_on(database, store, invented_searches.endless)
     first.start()
     wait_for(store, search, SearchState.RUNNING)
     first.close()
-    assert store.search(search).state is SearchState.RUNNING
+    assert store.search(search).state is SearchState.QUEUED
     end(working(invented_searches.instant), search)
+    assert store.search(search).state is SearchState.SUCCEEDED
+
+
+def test_two_services_share_the_searches_and_run_each_once(store, working, tmp_path):
+    log = tmp_path / "log"
+    lengths = [8 * number for number in range(1, 13)]
+    searches = [add(store, sequence_length=length) for length in lengths]
+    noted = partial(invented_searches.notes_its_turn, str(log))
+    first, second = working(noted, num_workers=1), working(noted, num_workers=1)
+    for number, search in enumerate(searches):
+        end((first, second)[number % 2], search, seconds=60)
+    begun = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("begin")]
+    assert sorted(begun) == lengths
+
+
+def test_a_search_that_another_service_cancels_is_ended_here(store, working, tmp_path):
+    pid_file = tmp_path / "pid"
+    search = add(store)
+    runs_it = working(partial(invented_searches.deaf, str(pid_file)))
+    wait_for(store, search, SearchState.RUNNING)
+    elsewhere = working(invented_searches.instant)
+    until(lambda: pid_file.exists() and pid_file.read_text())
+    begin = time.monotonic()
+    elsewhere.cancel(search)
+    until(lambda: not alive(int(pid_file.read_text())))
+    assert time.monotonic() - begin < 10, "a second where the machine is free"
+    assert runs_it.ended(search).result(timeout=5) is None
+
+
+def test_a_client_that_waits_at_one_service_hears_of_the_end_at_another(store, working):
+    first = add(store)
+    busy = working(invented_searches.endless, num_workers=1)
+    wait_for(store, first, SearchState.RUNNING)
+    search = add(store)
+    told = busy.ended(search)
+    working(invented_searches.instant)
+    told.result(timeout=20)
     assert store.search(search).state is SearchState.SUCCEEDED
 
 
 def test_a_store_that_fails_for_a_moment_does_not_end_the_dispatcher(store, working, monkeypatch):
     monkeypatch.setattr("api.jobs.RETRY_S", 0.05)
-    take_next, failures = SearchStore.take_next, iter([True, True, False])
+    take_next, failures = SearchQueue.take_next, iter([True, True, False])
 
     def unreliable(self):
         if next(failures, False):
             raise OSError("the disk is gone")
         return take_next(self)
 
-    monkeypatch.setattr(SearchStore, "take_next", unreliable)
+    monkeypatch.setattr(SearchQueue, "take_next", unreliable)
     search = add(store)
     end(working(invented_searches.instant), search)
     assert store.search(search).state is SearchState.SUCCEEDED
@@ -168,7 +213,11 @@ def test_waiting_for_a_search_that_has_ended_is_over_at_once(store, working):
 
 
 def wait_for(store, search, state, seconds=20.0):
+    until(lambda: store.search(search).state is state, seconds)
+
+
+def until(holds, seconds=20.0):
     limit = time.monotonic() + seconds
-    while store.search(search).state is not state:
+    while not holds():
         assert time.monotonic() < limit
         time.sleep(0.02)

@@ -1,0 +1,23 @@
+"""Searches that run have a holder and a lease, so that several services work on one database."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """What runs without a lease, since before, is anybody's."""
+    op.add_column("searches", sa.Column("holder", sa.String(64)))
+    op.add_column("searches", sa.Column("lease_until", sa.DateTime))
+
+
+def downgrade() -> None:
+    """One service at a time again."""
+    op.drop_column("searches", "lease_until")
+    op.drop_column("searches", "holder")

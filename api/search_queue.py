@@ -1,0 +1,156 @@
+"""Searches that wait and run, as one service process sees them: it takes, holds and ends them.
+
+Any number of services may share a database. A search that runs is leased to the process that took it, its **holder**,
+which renews the lease while it works; what a process says of a search that it no longer holds is without effect. When a
+lease is over, its holder is taken for dead, and the search for interrupted: it waits again, the second time it has
+failed. So no search runs twice at once, but for a holder that is cut off from the database until it looks again, and
+none is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, and_, or_, select, update
+
+from api.database import Database
+from api.problems import ProblemDocument, problem_of
+from api.search_store import finish, job_of, search_row
+from api.tables import PlanRow, SearchRow
+from api.values import SearchJob, SearchState
+from planner.spec.errors import UnavailableError
+from planner.spec.shortlist import Shortlist
+
+
+class SearchQueue:
+    """The searches of a database in the name of one holder. Each method is one transaction."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime], holder: str, lease_s: float) -> None:
+        self._database = database
+        self._now = now
+        self._holder = holder
+        self.lease_s = lease_s
+
+    def work_waits(self) -> bool:
+        """Whether there is a search to take."""
+        return self._any(SearchRow.state == SearchState.QUEUED)
+
+    def take_next(self) -> SearchJob | None:
+        """The search that waits longest, which now runs and is held; None if none waits."""
+        now = self._now()
+        waiting = (
+            select(SearchRow)
+            .where(SearchRow.state == SearchState.QUEUED)
+            .order_by(SearchRow.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.writing() as session:
+            row = session.scalar(waiting)
+            if row is None:
+                return None
+            row.state, row.started_at, row.message = SearchState.RUNNING, now, "starting"
+            row.holder, row.lease_until = self._holder, self._lease_end()
+            return job_of(row)
+
+    def take_back(self) -> None:
+        """Let what dead services held wait again; what was taken back before has failed."""
+        interrupted = _interrupted(self._now())
+        if not self._any(interrupted):  # nearly always, and reading locks nobody out
+            return
+        with self._database.writing() as session:
+            for row in session.scalars(select(SearchRow).where(interrupted).with_for_update(skip_locked=True)).all():
+                self._died(row, "the service that ran it was killed, or lost the database")
+
+    def renew(self) -> None:
+        """Hold on to everything for another lease."""
+        with self._database.writing() as session:
+            session.execute(update(SearchRow).where(self._held()).values(lease_until=self._lease_end()))
+
+    def held(self) -> frozenset[str]:
+        """Ids of the searches that run in this holder's name."""
+        with self._database.reading() as session:
+            return frozenset(session.scalars(select(SearchRow.id).where(self._held())))
+
+    def report(self, search_id: str, progress: float, message: str) -> None:
+        """Note how far a search is; without effect on one that is not held."""
+        with self._database.writing() as session:
+            session.execute(
+                update(SearchRow)
+                .where(SearchRow.id == search_id, self._held())
+                .values(progress=progress, message=message)
+            )
+
+    def succeed(self, search_id: str, shortlist: Shortlist) -> None:
+        """Keep the result; without effect on a search that is not held."""
+        with self._database.writing() as session:
+            row = search_row(session, search_id, to_change=True)
+            if not self._holds(row):
+                return
+            best = shortlist.plans[0].plan
+            row.shortlist, row.best_plan_id, row.progress = shortlist, best.id, 1.0
+            message = f"found {len(shortlist.plans)} plans, the best is {best.summary}"
+            finish(row, SearchState.SUCCEEDED, message, self._now())
+            session.add_all(
+                PlanRow(search_number=row.number, rank=rank, plan_id=entry.plan.id)
+                for rank, entry in enumerate(shortlist.plans, start=1)
+            )
+
+    def fail(self, search_id: str, problem: ProblemDocument) -> None:
+        """Keep why it failed; without effect on a search that is not held."""
+        with self._database.writing() as session:
+            row = search_row(session, search_id, to_change=True)
+            if self._holds(row):
+                self._fail(row, problem)
+
+    def worker_died(self, search_id: str, reason: str) -> SearchState:
+        """After the first death the search waits again, after the second it has failed; the state by now."""
+        with self._database.writing() as session:
+            row = search_row(session, search_id, to_change=True)
+            if self._holds(row):
+                self._died(row, reason)
+            return row.state
+
+    def hand_back(self) -> int:
+        """Let everything that is held wait again, for the holder ends in order; how many searches."""
+        with self._database.writing() as session:
+            rows = session.scalars(select(SearchRow).where(self._held()).with_for_update()).all()
+            for row in rows:
+                _wait_again(row, "waiting to start again: the service that ran it ended")
+            return len(rows)
+
+    def _lease_end(self) -> datetime:
+        return self._now() + timedelta(seconds=self.lease_s)
+
+    def _held(self) -> ColumnElement[bool]:
+        return and_(SearchRow.holder == self._holder, SearchRow.state == SearchState.RUNNING)
+
+    def _holds(self, row: SearchRow) -> bool:
+        return row.state is SearchState.RUNNING and row.holder == self._holder
+
+    def _any(self, condition: ColumnElement[bool]) -> bool:
+        with self._database.reading() as session:
+            return session.scalar(select(SearchRow.number).where(condition).limit(1)) is not None
+
+    def _died(self, row: SearchRow, reason: str) -> None:
+        row.deaths += 1
+        if row.deaths == 1:
+            _wait_again(row, f"waiting to start again: {reason}")
+        else:
+            self._fail(row, problem_of(UnavailableError(f"{reason}, twice; perhaps the machine has too little memory")))
+
+    def _fail(self, row: SearchRow, problem: ProblemDocument) -> None:
+        row.error = problem
+        finish(row, SearchState.FAILED, problem.detail, self._now())
+
+
+def _interrupted(now: datetime) -> ColumnElement[bool]:
+    """Searches that run in nobody's name any more."""
+    over = or_(SearchRow.lease_until.is_(None), SearchRow.lease_until < now)
+    return and_(SearchRow.state == SearchState.RUNNING, over)
+
+
+def _wait_again(row: SearchRow, message: str) -> None:
+    row.state, row.message, row.progress, row.started_at = SearchState.QUEUED, message, 0.0, None
+    row.holder = row.lease_until = None

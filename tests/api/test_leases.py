@@ -1,0 +1,133 @@
+"""Several services on one database: who holds a search, for how long, and who goes on when a holder is gone."""
+
+from datetime import datetime, timedelta, timezone
+
+import invented_searches
+import pytest
+
+from api.app import new_id
+from api.problems import status_problem
+from api.search_queue import SearchQueue
+from api.search_store import SearchStore
+from api.values import SearchState
+from planner.spec.request import SearchRequest
+from profiles import resolve_cluster, resolve_model
+
+REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
+MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)
+SHORTLIST = invented_searches.instant(MODEL, CLUSTER, REQUEST.training, REQUEST.options, lambda *_: None)
+LEASE_S = 10.0
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self):
+        self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+    def __call__(self):
+        return self.now
+
+    def move(self, seconds):
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(database, clock):
+    return SearchStore(database, clock, new_id)
+
+
+@pytest.fixture
+def ours(database, clock):
+    return SearchQueue(database, clock, "ours", LEASE_S)
+
+
+@pytest.fixture
+def theirs(database, clock):
+    return SearchQueue(database, clock, "theirs", LEASE_S)
+
+
+def add(store):
+    return store.add(REQUEST, MODEL, CLUSTER).id
+
+
+def test_what_one_holds_no_other_takes(store, ours, theirs, clock):
+    search = add(store)
+    assert ours.take_next().id == search
+    clock.move(LEASE_S)
+    theirs.take_back()
+    assert not theirs.work_waits() and theirs.take_next() is None
+    assert (ours.held(), theirs.held()) == ({search}, frozenset())
+
+
+def test_a_lease_that_is_renewed_goes_on(store, ours, theirs, clock):
+    search = add(store)
+    ours.take_next()
+    for _ in range(5):
+        clock.move(0.9 * LEASE_S)
+        ours.renew()
+        theirs.take_back()
+        assert theirs.take_next() is None
+    assert ours.held() == {search}
+
+
+def test_when_a_lease_is_over_another_goes_on(store, ours, theirs, clock):
+    search = add(store)
+    ours.take_next()
+    clock.move(LEASE_S + 1)
+    theirs.take_back()
+    assert store.search(search).state is SearchState.QUEUED and theirs.work_waits()
+    assert theirs.take_next().id == search
+    assert (ours.held(), theirs.held()) == (frozenset(), {search})
+
+
+def test_who_held_a_search_before_says_nothing_about_it(store, ours, theirs, clock):
+    search = add(store)
+    ours.take_next()
+    clock.move(LEASE_S + 1)
+    theirs.take_back()
+    theirs.take_next()
+    before = store.search(search)
+    ours.renew()
+    ours.report(search, 0.9, "late")
+    ours.succeed(search, SHORTLIST)
+    ours.fail(search, status_problem(500, "late"))
+    ours.worker_died(search, "killed")
+    assert ours.hand_back() == 0
+    assert store.search(search) == before
+    assert theirs.held() == {search}
+
+
+def test_the_second_holder_that_dies_takes_the_search_along(store, ours, theirs, clock):
+    search = add(store)
+    for queue in (ours, theirs):
+        assert queue.take_next().id == search
+        clock.move(LEASE_S + 1)
+        ours.take_back()
+    assert ours.take_next() is None
+    found = store.search(search)
+    assert found.state is SearchState.FAILED
+    assert "killed" in found.error.detail and "twice" in found.error.detail
+
+
+def test_a_holder_that_ends_in_order_hands_back_and_that_is_no_death(store, ours, theirs):
+    search = add(store)
+    for queue in (ours, theirs, ours, theirs):
+        assert queue.take_next().id == search
+        assert queue.hand_back() == 1
+    assert store.search(search).state is SearchState.QUEUED
+
+
+def test_what_has_ended_is_told_whoever_ended_it(store, ours, theirs):
+    ends = {how: add(store) for how in ("succeeded", "failed", "cancelled", "queued")}
+    ours.take_next()
+    ours.succeed(ends["succeeded"], SHORTLIST)
+    theirs.take_next()
+    theirs.fail(ends["failed"], status_problem(422, "no"))
+    store.cancel(ends["cancelled"])
+    assert store.ended(list(ends.values())) == {ends["succeeded"], ends["failed"], ends["cancelled"]}
