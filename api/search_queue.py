@@ -4,20 +4,22 @@ Any number of services may share a database. A search that runs is leased to the
 which renews the lease while it works; what a process says of a search that it no longer holds is without effect. When a
 lease is over, its holder is taken for dead, and the search for interrupted: it waits again, the second time it has
 failed. So no search runs twice at once, but for a holder that is cut off from the database until it looks again, and
-none is lost.
+none is lost. A question that is being searched is not searched a second time: who asks it too waits for the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from http import HTTPStatus
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from api.database import Database
 from api.problems import ProblemDocument, problem_of
-from api.search_store import finish, job_of, search_row
-from api.tables import PlanRow, SearchRow
+from api.search_store import finish, job_of, search_row, succeed
+from api.tables import SearchRow
 from api.values import SearchJob, SearchState
 from planner.spec.errors import UnavailableError
 from planner.spec.shortlist import Shortlist
@@ -34,17 +36,13 @@ class SearchQueue:
 
     def work_waits(self) -> bool:
         """Whether there is a search to take."""
-        return self._any(SearchRow.state == SearchState.QUEUED)
+        return self._any(_takeable())
 
     def take_next(self) -> SearchJob | None:
         """The search that waits longest, which now runs and is held; None if none waits."""
         now = self._now()
         waiting = (
-            select(SearchRow)
-            .where(SearchRow.state == SearchState.QUEUED)
-            .order_by(SearchRow.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+            select(SearchRow).where(_takeable()).order_by(SearchRow.number).limit(1).with_for_update(skip_locked=True)
         )
         with self._database.writing() as session:
             row = session.scalar(waiting)
@@ -83,26 +81,25 @@ class SearchQueue:
             )
 
     def succeed(self, search_id: str, shortlist: Shortlist) -> None:
-        """Keep the result; without effect on a search that is not held."""
+        """Keep the result, for those too that wait with the same question; without effect on a search not held."""
         with self._database.writing() as session:
             row = search_row(session, search_id, to_change=True)
             if not self._holds(row):
                 return
-            best = shortlist.plans[0].plan
-            row.shortlist, row.best_plan_id, row.progress = shortlist, best.id, 1.0
-            message = f"found {len(shortlist.plans)} plans, the best is {best.summary}"
-            finish(row, SearchState.SUCCEEDED, message, self._now())
-            session.add_all(
-                PlanRow(search_number=row.number, rank=rank, plan_id=entry.plan.id)
-                for rank, entry in enumerate(shortlist.plans, start=1)
-            )
+            for one in (row, *_twins(session, row)):
+                succeed(session, one, shortlist, self._now())
 
     def fail(self, search_id: str, problem: ProblemDocument) -> None:
-        """Keep why it failed; without effect on a search that is not held."""
+        """Keep why it failed; without effect on a search that is not held.
+
+        Where the question itself is to blame, those that wait with the same one have failed too.
+        """
         with self._database.writing() as session:
             row = search_row(session, search_id, to_change=True)
             if self._holds(row):
-                self._fail(row, problem)
+                to_blame = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
+                for one in (row, *(_twins(session, row) if to_blame else ())):
+                    self._fail(one, problem)
 
     def worker_died(self, search_id: str, reason: str) -> SearchState:
         """After the first death the search waits again, after the second it has failed; the state by now."""
@@ -143,6 +140,19 @@ class SearchQueue:
     def _fail(self, row: SearchRow, problem: ProblemDocument) -> None:
         row.error = problem
         finish(row, SearchState.FAILED, problem.detail, self._now())
+
+
+def _takeable() -> ColumnElement[bool]:
+    """Searches that wait, but for those whose question is being searched."""
+    running = aliased(SearchRow)
+    asked = exists().where(running.question == SearchRow.question, running.state == SearchState.RUNNING)
+    return and_(SearchRow.state == SearchState.QUEUED, ~asked)
+
+
+def _twins(session: Session, row: SearchRow) -> Sequence[SearchRow]:
+    """Searches that wait with the same question."""
+    same = select(SearchRow).where(SearchRow.question == row.question, SearchRow.state == SearchState.QUEUED)
+    return session.scalars(same.with_for_update(skip_locked=True)).all()
 
 
 def _interrupted(now: datetime) -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -20,6 +21,8 @@ from planner.spec.request import SearchRequest
 from planner.spec.shortlist import Shortlist, ShortlistEntry
 from planner.spec.training import Training
 from planner.spec.value import content_id
+
+VERSION = version("trimtab")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class SearchStore:
     ) -> Search:
         """Queue a search, or find the one that the same key and request made before.
 
-        Raises ConflictError if the key came with another request, UnavailableError if too many wait already.
+        Where the same question was answered before, the search has its answer at once; where it is being searched, it
+        waits for that answer (`api.search_queue`). Raises ConflictError if the key came with another request,
+        UnavailableError if too many wait already.
         """
         request_hash = content_id(request.model_dump(mode="json"))
         with self._database.writing() as session:
@@ -56,8 +61,23 @@ class SearchStore:
                 if earlier.request_hash != request_hash:
                     raise ConflictError(f"the idempotency key {key!r} was used for another request: {earlier.id}")
                 return _search(earlier)
+            question = content_id(
+                {
+                    "version": VERSION,
+                    "model": model.model_dump(mode="json"),
+                    "cluster": cluster.model_dump(mode="json"),
+                    "training": request.training.model_dump(mode="json"),
+                    "options": request.options.model_dump(mode="json"),
+                }
+            )
+            twin = session.scalar(
+                select(SearchRow)
+                .where(SearchRow.question == question, SearchRow.shortlist.is_not(None))
+                .order_by(SearchRow.number.desc())
+                .limit(1)
+            )
             waiting = session.scalar(select(func.count()).where(SearchRow.state == SearchState.QUEUED)) or 0
-            if waiting >= max_waiting:
+            if twin is None and waiting >= max_waiting:
                 raise UnavailableError(f"{waiting} searches wait already; try again later")
             row = SearchRow(
                 id=self._new_id(),
@@ -66,12 +86,15 @@ class SearchStore:
                 created_at=self._now(),
                 idempotency_key=key,
                 request_hash=request_hash,
+                question=question,
                 request=request,
                 model=model,
                 cluster=cluster,
             )
             session.add(row)
             session.flush()
+            if twin is not None and twin.shortlist is not None:
+                succeed(session, row, twin.shortlist, self._now())
             return _search(row)
 
     def search(self, search_id: str) -> Search:
@@ -171,6 +194,17 @@ def _search(row: SearchRow) -> Search:
         finished_at=row.finished_at,
         best_plan_id=row.best_plan_id,
         request=row.request,
+    )
+
+
+def succeed(session: Session, row: SearchRow, shortlist: Shortlist, now: datetime) -> None:
+    """It has its result."""
+    best = shortlist.plans[0].plan
+    row.shortlist, row.best_plan_id, row.progress = shortlist, best.id, 1.0
+    finish(row, SearchState.SUCCEEDED, f"found {len(shortlist.plans)} plans, the best is {best.summary}", now)
+    session.add_all(
+        PlanRow(search_number=row.number, rank=rank, plan_id=entry.plan.id)
+        for rank, entry in enumerate(shortlist.plans, start=1)
     )
 
 

@@ -91,6 +91,8 @@ class SearchRow(Table):
     finished_at: Mapped[datetime | None] = mapped_column(UtcTime)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_hash: Mapped[str] = mapped_column(String(ID_LENGTH))
+    question: Mapped[str | None] = mapped_column(String(ID_LENGTH), index=True)
+    """What is searched, resolved, and by which version: equal questions share one result. None: from before that."""
     request: Mapped[SearchRequest] = mapped_column(Json(SearchRequest))
     error: Mapped[ProblemDocument | None] = mapped_column(Json(ProblemDocument))
     best_plan_id: Mapped[str | None] = mapped_column(String(ID_LENGTH))

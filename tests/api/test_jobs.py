@@ -164,7 +164,7 @@ def test_a_client_that_waits_at_one_service_hears_of_the_end_at_another(store, w
     first = add(store)
     busy = working(invented_searches.endless, num_workers=1)
     wait_for(store, first, SearchState.RUNNING)
-    search = add(store)
+    search = add(store, shortlist_size=3)
     told = busy.ended(search)
     working(invented_searches.instant)
     told.result(timeout=20)

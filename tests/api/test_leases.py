@@ -52,8 +52,9 @@ def theirs(database, clock):
     return SearchQueue(database, clock, "theirs", LEASE_S)
 
 
-def add(store):
-    return store.add(REQUEST, MODEL, CLUSTER).id
+def add(store, length=128):
+    training = REQUEST.training.model_copy(update={"sequence_length": length})
+    return store.add(REQUEST.model_copy(update={"training": training}), MODEL, CLUSTER).id
 
 
 def test_what_one_holds_no_other_takes(store, ours, theirs, clock):
@@ -124,10 +125,47 @@ def test_a_holder_that_ends_in_order_hands_back_and_that_is_no_death(store, ours
 
 
 def test_what_has_ended_is_told_whoever_ended_it(store, ours, theirs):
-    ends = {how: add(store) for how in ("succeeded", "failed", "cancelled", "queued")}
+    hows = ("succeeded", "failed", "cancelled", "queued")
+    ends = {how: add(store, length=length) for length, how in enumerate(hows, start=8)}
     ours.take_next()
     ours.succeed(ends["succeeded"], SHORTLIST)
     theirs.take_next()
     theirs.fail(ends["failed"], status_problem(422, "no"))
     store.cancel(ends["cancelled"])
     assert store.ended(list(ends.values())) == {ends["succeeded"], ends["failed"], ends["cancelled"]}
+
+
+def test_a_question_that_is_being_searched_is_not_searched_again_but_answered_too(store, ours, theirs):
+    first, second, other = add(store), add(store), add(store, length=64)
+    assert ours.take_next().id == first
+    assert theirs.take_next().id == other and not theirs.work_waits()
+    ours.succeed(first, SHORTLIST)
+    assert [store.search(search).state for search in (first, second)] == [SearchState.SUCCEEDED] * 2
+    assert store.shortlist(second) == store.shortlist(first) == SHORTLIST
+    assert store.found(SHORTLIST.plans[0].plan.id, second).entry == SHORTLIST.plans[0]
+    assert store.search(other).state is SearchState.RUNNING
+
+
+def test_a_question_that_was_answered_is_answered_at_once(store, ours):
+    add(store)
+    ours.succeed(ours.take_next().id, SHORTLIST)
+    again = store.search(add(store))
+    assert again.state is SearchState.SUCCEEDED and again.progress == 1 and again.finished_at is not None
+    assert store.shortlist(again.id) == SHORTLIST
+    assert not ours.work_waits()
+
+
+def test_a_question_without_answer_is_to_blame_for_all_who_ask_it(store, ours):
+    first, second = add(store), add(store)
+    ours.take_next()
+    ours.fail(first, status_problem(422, "no plan fits"))
+    assert store.search(second).error == store.search(first).error
+
+
+def test_where_the_service_failed_the_next_who_asks_tries_again(store, ours):
+    first, second, third = add(store), add(store), add(store)
+    ours.take_next()
+    ours.fail(first, status_problem(503, "too slow"))
+    assert ours.take_next().id == second
+    store.cancel(second)
+    assert ours.take_next().id == third

@@ -72,8 +72,9 @@ def runs(database):
     return RunStore(database, Clock())
 
 
-def add(searches, **more):
-    return searches.add(REQUEST, MODEL, CLUSTER, **more)
+def add(searches, length=128, **more):
+    training = REQUEST.training.model_copy(update={"sequence_length": length})
+    return searches.add(REQUEST.model_copy(update={"training": training}), MODEL, CLUSTER, **more)
 
 
 def done(searches, queue):
@@ -147,13 +148,13 @@ def test_passwords_are_not_shown():
 
 
 def test_searches_are_taken_in_order_of_arrival(searches, queue):
-    first, second = add(searches), add(searches)
+    first, second = add(searches), add(searches, length=64)
     assert [queue.take_next().id, queue.take_next().id, queue.take_next()] == [first.id, second.id, None]
 
 
 def test_two_takers_never_take_the_same_search(searches, queue):
-    for _ in range(20):
-        add(searches)
+    for number in range(20):
+        add(searches, length=8 + number)
     taken = []
 
     def take():
@@ -217,7 +218,7 @@ def test_news_of_a_search_that_no_longer_runs_changes_nothing(searches, queue):
 
 
 def test_only_running_searches_wait_again_when_their_service_ends(searches, queue):
-    finished, running, waiting = done(searches, queue), add(searches).id, add(searches).id
+    finished, running, waiting = done(searches, queue), add(searches, length=64).id, add(searches, length=32).id
     queue.take_next()
     queue.report(running, 0.7, "far")
     assert queue.hand_back() == 1
@@ -297,7 +298,7 @@ def test_an_index_stands_once_in_a_run(database, searches, queue, runs, table, t
 def test_everything_is_still_there_when_the_file_is_opened_again(database, searches, queue, runs, tmp_path):
     run = begun(searches, queue, runs)
     record(runs, run.id, 0)
-    waiting = add(searches, key="k")
+    waiting = add(searches, length=64, key="k")
     before = (searches.page(10), searches.shortlist(run.search_id), runs.page(10), runs.standing(run.id))
     history = (runs.windows(run.id, 10), runs.decisions(run.id, 10))
     database.close()
@@ -306,6 +307,6 @@ def test_everything_is_still_there_when_the_file_is_opened_again(database, searc
     queue = SearchQueue(again, Clock(), "h2", lease_s=1000.0)
     assert (searches.page(10), searches.shortlist(run.search_id), runs.page(10), runs.standing(run.id)) == before
     assert (runs.windows(run.id, 10), runs.decisions(run.id, 10)) == history
-    assert add(searches, key="k") == waiting
+    assert add(searches, length=64, key="k") == waiting
     assert queue.take_next().id == waiting.id
     again.close()
