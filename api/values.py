@@ -38,6 +38,7 @@ class SearchLinks(Value):
     """Where to go from a search; what is not there yet is null."""
 
     self: str
+    events: str
     shortlist: str | None = None
     best_plan: str | None = None
     best_plan_picture: str | None = None
@@ -66,10 +67,12 @@ class Search(Value):
     def links(self) -> SearchLinks:
         """Paths on this service."""
         own, plan = f"/v1/searches/{self.id}", f"/v1/plans/{self.best_plan_id}"
+        events = f"{own}/events"
         if self.best_plan_id is None:
-            return SearchLinks(self=own)
+            return SearchLinks(self=own, events=events)
         return SearchLinks(
             self=own,
+            events=events,
             shortlist=f"{own}/shortlist",
             best_plan=plan,
             best_plan_picture=f"{plan}/picture",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api.answers import StrictRoute, problem_response
-from api.examples import SEARCH_EXAMPLES
+from api.examples import EVENTS_EXAMPLE, SEARCH_EXAMPLES
 from api.jobs import Jobs
 from api.problems import ProblemDocument
 from api.resolution import resolve
@@ -40,6 +42,16 @@ IdempotencyKey = Annotated[
 ]
 LOOK_S = 0.5
 """How often a waiting client's request looks whether the service stops."""
+NEWS_S = 0.25
+"""How often a stream of events looks for news: about as often as a worker reports."""
+SILENCE_S = 15.0
+"""After which a stream shows that it lives: proxies close what is silent for half a minute or longer."""
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""For proxies, which else may keep a stream until it ends."""
+EVENTS: dict[str, Any] = {
+    "description": "`event: progress` or `event: end`, each with `data:` the search as JSON but for its request",
+    "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
@@ -95,6 +107,15 @@ class SearchRoutes:
             responses=problems(404, 409, 422),
         )
         add(
+            f"{one}/events",
+            self.events,
+            methods=["GET"],
+            operation_id="watch_search",
+            summary="Hear how far a search is, until its end",
+            response_class=StreamingResponse,
+            responses={200: EVENTS, **problems(404, 422)},
+        )
+        add(
             f"{one}/shortlist",
             self.shortlist,
             methods=["GET"],
@@ -142,6 +163,15 @@ class SearchRoutes:
         """End a search that waits or runs; its process is killed at once. Cancelling again changes nothing."""
         return self._jobs.cancel(search_id)
 
+    async def events(self, search_id: SearchId) -> StreamingResponse:
+        """Server-Sent Events: `progress` whenever there is news, `end` when the search has ended; then the stream ends.
+
+        Each carries the search as JSON but for its request, so a client that comes late or comes back misses nothing. A
+        stream that ends without `end` belongs to a service that stops: connect again.
+        """
+        first = await run_in_threadpool(self._store.search, search_id)
+        return StreamingResponse(self._news(first), headers=UNBUFFERED, media_type="text/event-stream")
+
     def shortlist(self, search_id: SearchId) -> Response:
         """The shortlist with its certificate; for a search that failed, the problem that it met."""
         result = self._store.shortlist(search_id)
@@ -156,6 +186,20 @@ class SearchRoutes:
         while not ended.done() and not self._stopping() and (left := end - time.monotonic()) > 0:
             await asyncio.wait([ended], timeout=min(left, LOOK_S))
 
+    async def _news(self, search: Search) -> AsyncIterator[bytes]:
+        """What is told of a search, as it changes; a comment where nothing changes for long, for proxies' sake."""
+        told, told_at = search, time.monotonic()
+        yield _event(search)
+        while not told.state.is_final and not self._stopping():
+            await asyncio.sleep(NEWS_S)
+            search = await run_in_threadpool(self._store.search, search.id)
+            if search != told:
+                told, told_at = search, time.monotonic()
+                yield _event(search)
+            elif time.monotonic() - told_at > SILENCE_S:
+                told_at = time.monotonic()
+                yield KEEPALIVE_COMMENT
+
     def _submit(self, request: SearchRequest, key: str | None) -> Search:
         limit_s = self._settings.search_time_limit_s
         if request.options.time_limit_s is not None and request.options.time_limit_s > limit_s:
@@ -164,6 +208,12 @@ class SearchRoutes:
         search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
         self._jobs.wake()
         return search
+
+
+def _event(search: Search) -> bytes:
+    return format_sse_event(
+        data_str=search.model_dump_json(exclude={"request"}), event="end" if search.state.is_final else "progress"
+    )
 
 
 def _wait_s(prefer: str | None) -> float:
