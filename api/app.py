@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
 
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
@@ -16,6 +17,8 @@ from api.body_limit import BodyLimit
 from api.database import Database, utc_now
 from api.documentation import DESCRIPTION, TAGS, describe, documentation_router
 from api.jobs import Jobs
+from api.logs import ID_HEADER, is_accepted_id
+from api.metrics import Measured, Metrics
 from api.routes.health import HealthRoutes
 from api.routes.plans import PlanRoutes
 from api.routes.presets import preset_router
@@ -41,10 +44,12 @@ def create_app(
 
     Clients that wait for a search are answered early when `stopping` turns true.
     """
+    metrics = Metrics()
     searches = SearchStore(database, utc_now, new_id)
+    metrics.watch(searches, utc_now)
     runs = RunStore(database, utc_now)
     queue = SearchQueue(database, utc_now, new_id(), settings.lease_s)
-    jobs = Jobs(searches, queue, search, settings.workers, settings.search_time_limit_s)
+    jobs = Jobs(searches, queue, search, settings.workers, settings.search_time_limit_s, metrics.search_ended)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,14 +69,16 @@ def create_app(
     for router in (
         SearchRoutes(searches, jobs, settings, stopping).router(),
         PlanRoutes(searches).router(),
-        RunRoutes(Runs(searches, runs, utc_now, new_id), runs).router(),
+        RunRoutes(Runs(searches, runs, utc_now, new_id, metrics.decided), runs).router(),
         preset_router(),
     ):
         app.include_router(router, prefix="/v1")
-    app.include_router(HealthRoutes(database, jobs, app.version).router())
+    app.include_router(HealthRoutes(database, jobs, metrics, app.version).router())
     app.include_router(documentation_router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=error_response)
+    app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)
     install_error_answers(app)
     describe(app)
     return app

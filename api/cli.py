@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from api.commands.config import config
 from api.commands.explain import diff, explain
 from api.commands.import_galvatron import import_galvatron
 from api.commands.options import shown
@@ -38,7 +39,7 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (plan, explain, estimate, diff, picture, profile, import_galvatron, replay, serve, validate):
+    for command in (plan, explain, estimate, diff, picture, profile, import_galvatron, replay, serve, config, validate):
         app.command()(command)
     return app
 

@@ -88,7 +88,15 @@ def shown_url(url: str) -> str:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return str(Path(str(parsed.database)).resolve())
-    return parsed.render_as_string(hide_password=True)
+    return hidden_password(url)
+
+
+def hidden_password(url: str) -> str:
+    """The URL with stars for its password; what is no URL is told as such."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(no URL)"
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +21,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from api.problems import problem_of
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
-from api.values import Search, SearchJob
+from api.values import Search, SearchJob, SearchState
 from api.worker import News, Progress, SearchFunction, Succeeded, work
 from planner.spec.errors import UnavailableError
 
@@ -40,6 +42,9 @@ GRACE_S = 60.0
 known; a first one takes as long as it takes, and on a busy machine longer."""
 
 
+OnEnd = Callable[[SearchState, float], None]
+
+
 @dataclass(frozen=True)
 class Worker:
     """One process at one search."""
@@ -47,6 +52,7 @@ class Worker:
     job: SearchJob
     process: ForkServerProcess
     news: Connection
+    began: float
     deadline: float
 
     def kill(self) -> None:
@@ -62,13 +68,21 @@ class Jobs:
     """Runs at most `num_workers` searches of the store at once, first come, first served."""
 
     def __init__(
-        self, store: SearchStore, queue: SearchQueue, search: SearchFunction, num_workers: int, time_limit_s: float
+        self,
+        store: SearchStore,
+        queue: SearchQueue,
+        search: SearchFunction,
+        num_workers: int,
+        time_limit_s: float,
+        on_end: OnEnd = lambda state, seconds: None,
     ) -> None:
+        """`on_end` hears how each search that ran here has ended, and after how many seconds."""
         self._store = store
         self._queue = queue
         self._search = search
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s
+        self._on_end = on_end
         self._context = multiprocessing.get_context("forkserver")
         self._lock = threading.Lock()
         self._workers: dict[str, Worker] = {}
@@ -95,11 +109,17 @@ class Jobs:
         for worker in self._workers.values():
             worker.process.join()
             worker.news.close()
-        handed_back = self._queue.hand_back()
-        if handed_back:
-            log.info("%d interrupted searches wait to start again", handed_back)
+        self._hand_back()
         self._bell.close()
         self._ears.close()
+
+    def _hand_back(self) -> None:
+        try:
+            handed_back = self._queue.hand_back()
+        except SQLAlchemyError:
+            log.exception("interrupted searches could not be handed back; they wait again when their leases are over")
+        else:
+            log.info("%d interrupted searches wait to start again", handed_back)
 
     @property
     def alive(self) -> bool:
@@ -163,7 +183,8 @@ class Jobs:
         process = self._context.Process(target=work, args=(voice, self._search, limited), daemon=True)
         process.start()
         voice.close()
-        return Worker(limited, process, news, time.monotonic() + limit_s + GRACE_S)
+        now = time.monotonic()
+        return Worker(limited, process, news, now, now + limit_s + GRACE_S)
 
     def _listen(self) -> None:
         """Wait for news, for the bell, for the next deadline or tick; then handle what there is."""
@@ -192,6 +213,10 @@ class Jobs:
             self._queue.succeed(worker.job.id, news.shortlist)
         else:
             self._queue.fail(worker.job.id, news.problem)
+        self._on_end(
+            SearchState.SUCCEEDED if isinstance(news, Succeeded) else SearchState.FAILED,
+            time.monotonic() - worker.began,
+        )
         with self._lock:
             self._tell_ended([worker.job.id])
 

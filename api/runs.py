@@ -7,16 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 
 from api.run_store import RunStore, Standing
 from api.search_store import SearchStore
 from planner.online import Pricing, begin, decide_at
-from planner.spec.decision import Decision
+from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.run import Run, RunContext, RunRequest
 from planner.spec.shortlist import Shortlist
 from planner.spec.window import Window
 
+OnDecision = Callable[[Action, float], None]
 RUNS_AT_HAND = 64
 """Runs that are kept in memory, each with its prices and its last state: some megabytes."""
 
@@ -42,12 +44,19 @@ class Runs:
     """
 
     def __init__(
-        self, searches: SearchStore, store: RunStore, now: Callable[[], datetime], new_id: Callable[[], str]
+        self,
+        searches: SearchStore,
+        store: RunStore,
+        now: Callable[[], datetime],
+        new_id: Callable[[], str],
+        on_decision: OnDecision = lambda action, seconds: None,
     ) -> None:
+        """`on_decision` hears of each new decision, and after how many seconds it was kept."""
         self._searches = searches
         self._store = store
         self._now = now
         self._new_id = new_id
+        self._on_decision = on_decision
         self._at_hand: OrderedDict[str, _AtHand] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,6 +85,7 @@ class Runs:
         Deciding happens outside any transaction; whoever finds that the run has moved on meanwhile decides again, so
         each decision knows all that were made before it.
         """
+        began = monotonic()
         with self._lock:
             known = self._at_hand.get(run_id)
         while True:
@@ -90,6 +100,7 @@ class Runs:
             decision, state = decide_at(known.pricing, window, standing.state)
             if self._store.record(run_id, standing.version, window, decision, state):
                 self._keep(run_id, _AtHand(Standing(standing.context, state, standing.version + 1), known.pricing))
+                self._on_decision(decision.action, monotonic() - began)
                 return decision
             known = None
 

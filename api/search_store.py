@@ -130,6 +130,14 @@ class SearchStore:
             query = select(SearchRow.id).where(SearchRow.id.in_(search_ids), SearchRow.state.in_(states))
             return frozenset(session.scalars(query))
 
+    def standing(self) -> tuple[dict[SearchState, int], datetime | None]:
+        """(How many searches are in each state, when the first of those that wait was asked for)."""
+        with self._database.reading() as session:
+            counts = session.execute(select(SearchRow.state, func.count().label("number")).group_by(SearchRow.state))
+            numbers = {row.state: row.number for row in counts}
+            oldest = select(func.min(SearchRow.created_at)).where(SearchRow.state == SearchState.QUEUED)
+            return numbers, session.scalar(oldest)
+
     def shortlist(self, search_id: str) -> Shortlist | ProblemDocument:
         """The shortlist, or why the search failed; raises NotFoundError, and ConflictError where there is neither."""
         with self._database.reading() as session:

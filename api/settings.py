@@ -1,21 +1,34 @@
-"""What an operator may set: by environment variables with the prefix TRIMTAB_, or by options of `trimtab serve`."""
+"""What an operator may set: by options of `trimtab serve`, over environment variables with the prefix TRIMTAB_, over a
+TOML file."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from planner.spec.errors import InputError
 
 MEBIBYTE = 2**20
+PREFIX = "TRIMTAB_"
+FILE_VARIABLE = f"{PREFIX}CONFIG"
+"""Names the file where no option does."""
 
 
 class Settings(BaseSettings):
     """Settings of one service. Unknown variables with the prefix are left alone: agents use some of them."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TRIMTAB_", frozen=True, extra="ignore", use_attribute_docstrings=True, env_ignore_empty=True
+        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, env_ignore_empty=True
     )
 
     host: str = "127.0.0.1"
@@ -37,3 +50,55 @@ class Settings(BaseSettings):
     must agree to a part of it."""
     search_time_limit_s: Annotated[float, Field(gt=0)] = 600.0
     """Longest time limit that a search may ask for, and the limit of one that asks for none."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object a line for machines."""
+
+
+def file_of(option: Path | None) -> Path | None:
+    """The settings' file: that of the option, or of TRIMTAB_CONFIG; None without either."""
+    named = os.environ.get(FILE_VARIABLE)
+    return option or (Path(named) if named else None)
+
+
+def load_settings(file: Path | None = None, **options: Any) -> Settings:
+    """Options (None: not given) over environment over file over defaults; raises InputError that names the setting."""
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return (Settings if file is None else _with_file(file))(**given)
+    except ValidationError as error:
+        raise InputError.from_validation(error, "settings") from None
+    except ValueError as error:  # of the TOML parser
+        raise InputError.at("--config", f"{file} is no TOML: {error}") from None
+    except OSError as error:
+        raise InputError.at("--config", f"{file} cannot be read: {error.strerror}") from None
+
+
+def origins(file: Path | None) -> dict[str, str]:
+    """Where each setting is from, by name: a variable, the file, or `default`; the file must be readable."""
+    in_file = {} if file is None else TomlConfigSettingsSource(Settings, file)()
+    return {name: _origin(name, in_file, file) for name in Settings.model_fields}
+
+
+def _origin(name: str, in_file: Mapping[str, object], file: Path | None) -> str:
+    variable = f"{PREFIX}{name.upper()}"
+    if os.environ.get(variable):
+        return variable
+    return str(file) if name in in_file else "default"
+
+
+def _with_file(file: Path) -> type[Settings]:
+    file.open("rb").close()  # what is not there is an error; the source of settings would take it for empty
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+    return FromFile

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import socket
 from contextlib import closing
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
+from api.commands.config import ConfigOption
 from api.commands.terminal import say
-from api.settings import Settings
+from api.logs import install_logs
+from api.settings import file_of, load_settings
 from planner.spec.errors import InputError
 
 BACKLOG = 512
@@ -31,6 +32,8 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
     ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json (TRIMTAB_LOG_FORMAT; text)")] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Serve the planner over HTTP, with Swagger UI at /docs."""
     # Here, not above: the web framework and the database take longer to load than the other commands take to run.
@@ -40,7 +43,10 @@ def serve(
     from api.database import open_database, shown_url  # noqa: PLC0415
     from planner.search import search  # noqa: PLC0415
 
-    settings = _settings(host=host, port=port, database_url=database_url, workers=workers)
+    settings = load_settings(
+        file_of(config), host=host, port=port, database_url=database_url, workers=workers, log_format=log_format
+    )
+    install_logs(settings.log_format)
     with (
         closing(_listening(settings.host, settings.port)) as listener,
         closing(open_database(settings.database_url)) as database,
@@ -49,7 +55,7 @@ def serve(
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
         app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=GRACE_S))
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S))
         _spare_the_collector()
         server.run(sockets=[listener])
 
@@ -59,15 +65,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-
-
-def _settings(**options: Any) -> Settings:
-    """Options over environment over defaults; raises InputError that names the option."""
-    given = {key: value for key, value in options.items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        raise InputError.from_validation(error, "options") from None
 
 
 def _listening(host: str, port: int) -> socket.socket:

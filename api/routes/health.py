@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.database import Database
 from api.jobs import Jobs
+from api.metrics import Metrics
 from api.routes.parameters import problems
 from api.values import Health
 from planner.spec.errors import UnavailableError
@@ -15,9 +18,10 @@ from planner.spec.errors import UnavailableError
 class HealthRoutes:
     """Routes without prefix, for those who watch the service."""
 
-    def __init__(self, database: Database, jobs: Jobs, version: str) -> None:
+    def __init__(self, database: Database, jobs: Jobs, metrics: Metrics, version: str) -> None:
         self._database = database
         self._jobs = jobs
+        self._metrics = metrics
         self._version = version
 
     def router(self) -> APIRouter:
@@ -26,18 +30,38 @@ class HealthRoutes:
         add = router.add_api_route
         add("/healthz", self.lives, methods=["GET"], operation_id="healthz", summary="Liveness")
         add("/readyz", self.ready, methods=["GET"], operation_id="readyz", summary="Readiness", responses=problems(503))
+        add(
+            "/metrics",
+            self.metrics,
+            methods=["GET"],
+            operation_id="metrics",
+            summary="Numbers for Prometheus",
+            response_class=PlainTextResponse,
+            responses=problems(503),
+        )
         return router
 
     def lives(self) -> Health:
         """The process answers."""
         return Health(status="ok", version=self._version)
 
+    def metrics(self) -> Response:
+        """Requests, searches by state and time, the queue, windows and decisions of this service process."""
+        try:
+            return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        except SQLAlchemyError as error:
+            raise _no_answer(error) from error
+
     def ready(self) -> Health:
         """The database answers, and searches are being started."""
         try:
             self._database.check()
         except SQLAlchemyError as error:
-            raise UnavailableError(f"the database does not answer: {type(error).__name__}") from error
+            raise _no_answer(error) from error
         if not self._jobs.alive:
             raise UnavailableError("no searches are started: the dispatcher has ended")
         return Health(status="ready", version=self._version)
+
+
+def _no_answer(error: SQLAlchemyError) -> UnavailableError:
+    return UnavailableError(f"the database does not answer: {type(error).__name__}")

@@ -1,0 +1,51 @@
+"""Log lines with the id of the request that they belong to: text for people, or JSON for machines.
+
+A request's id is its `X-Request-ID`, if it has one of a sane form, or a new one; the answer carries it too.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from logging.config import dictConfig
+from typing import Any, Literal
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+
+ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+ID_HEADER = "X-Request-ID"
+TEXT = "%(asctime)s %(levelname)-7s %(correlation_id)s %(name)s: %(message)s"
+JSON_FIELDS = "%(levelname)s %(name)s %(message)s %(correlation_id)s"
+
+
+def is_accepted_id(given: str) -> bool:
+    """Whether a client's id may stand in our log: short, and nothing that looks like another line."""
+    return ACCEPTED_ID.match(given) is not None
+
+
+def install_logs(form: Literal["text", "json"]) -> None:
+    """Let everything that this process logs go to stderr in one form."""
+    dictConfig(settings(form))
+
+
+def settings(form: Literal["text", "json"]) -> dict[str, Any]:
+    """For logging.config.dictConfig."""
+    formatters: dict[str, Any] = {
+        "text": {"format": TEXT},
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": JSON_FIELDS,
+            "timestamp": "time",
+            "rename_fields": {"levelname": "level", "name": "logger", "correlation_id": "request"},
+            "reserved_attrs": [*RESERVED_ATTRS, "color_message"],
+        },
+    }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"request": {"()": "asgi_correlation_id.CorrelationIdFilter", "default_value": "-"}},
+        "formatters": {form: formatters[form]},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": form, "filters": ["request"]}},
+        "root": {"handlers": ["stderr"], "level": logging.INFO},
+        "loggers": {name: {"level": logging.WARNING} for name in ("alembic", "asgi_correlation_id")},
+    }

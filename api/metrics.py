@@ -1,0 +1,144 @@
+"""What a Prometheus server reads of one service process: requests, searches, windows and decisions.
+
+Counts are of this process since it started; searches by state and the age of the queue are of the database, so that any
+one of several services tells them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.search_store import SearchStore
+from api.values import SearchState
+from planner.spec.decision import Action
+
+REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SEARCH_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+DECISION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+NO_OPERATION = "none"
+"""Label of requests for what the OpenAPI document does not have: their paths are the clients' and would have no end."""
+
+
+disable_created_metrics()  # a series more for each, that nobody reads
+
+
+class Metrics:
+    """Of one service process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        of_request = ["method", "operation", "status"]
+        self._requests = Counter(
+            "trimtab_http_requests", "Requests that were answered", of_request, registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "trimtab_http_request_seconds",
+            "Time to a request's whole answer",
+            ["method", "operation"],
+            buckets=REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self._search_seconds = Histogram(
+            "trimtab_search_seconds",
+            "Time that searches of this process took, by how they ended",
+            ["state"],
+            buckets=SEARCH_SECONDS,
+            registry=self.registry,
+        )
+        self._decisions = Counter(
+            "trimtab_decisions", "Windows that were answered for the first time", ["action"], registry=self.registry
+        )
+        self._decision_seconds = Histogram(
+            "trimtab_decision_seconds",
+            "Time from a window to its decision in the store",
+            buckets=DECISION_SECONDS,
+            registry=self.registry,
+        )
+        for action in Action:
+            self._decisions.labels(action.value)
+
+    def search_ended(self, state: SearchState, seconds: float) -> None:
+        """A search that ran here has ended."""
+        self._search_seconds.labels(state.value).observe(seconds)
+
+    def decided(self, action: Action, seconds: float) -> None:
+        """A window was answered for the first time."""
+        self._decisions.labels(action.value).inc()
+        self._decision_seconds.observe(seconds)
+
+    def answered(self, method: str, operation: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(method, operation, str(status)).inc()
+        self._request_seconds.labels(method, operation).observe(seconds)
+
+    def watch(self, searches: SearchStore, now: Callable[[], datetime]) -> None:
+        """Tell with each reading how the searches of the database stand."""
+        self.registry.register(_Queue(searches, now))
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format; raises SQLAlchemyError where the database does not answer."""
+        return generate_latest(self.registry)
+
+
+class _Queue(Collector):
+    def __init__(self, searches: SearchStore, now: Callable[[], datetime]) -> None:
+        self._searches = searches
+        self._now = now
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand: registering must not ask the database."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        numbers, oldest = self._searches.standing()
+        by_state = GaugeMetricFamily("trimtab_searches", "Searches in the database", labels=["state"])
+        for state in SearchState:
+            by_state.add_metric([state.value], numbers.get(state, 0))
+        waits_s = 0.0 if oldest is None else (self._now() - oldest).total_seconds()
+        yield by_state
+        yield GaugeMetricFamily("trimtab_queue_age_seconds", "How long the first of the queue waits", max(0.0, waits_s))
+
+
+class Measured:
+    """ASGI middleware: counts and times each request, under the id of its operation."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, began = 500, time.monotonic()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            operation = getattr(scope.get("route"), "operation_id", None) or NO_OPERATION
+            self._metrics.answered(scope["method"], operation, status, time.monotonic() - began)

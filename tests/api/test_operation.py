@@ -1,0 +1,175 @@
+"""What a platform team watches and sets: settings and their origins, metrics, log lines with request ids."""
+
+import json
+import logging
+import re
+from logging.config import DictConfigurator
+
+import invented_searches
+import pytest
+from command_line import trimtab
+from invented_searches import TINY_REQUEST
+from prometheus_client.parser import text_string_to_metric_families
+from service_process import service
+
+from api.logs import is_accepted_id, settings
+from api.settings import Settings
+
+HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
+
+
+def read(client):
+    """{(metric, labels): value}."""
+    answer = client.get("/metrics")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(answer.text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for each in families
+        for sample in each.samples
+    }
+
+
+def number(found, name, **labels):
+    return found[name, tuple(sorted(labels.items()))]
+
+
+def test_requests_are_counted_by_operation_and_status(client):
+    client.get("/v1/searches/nobody")
+    client.get("/v1/searches/nobody-else")
+    client.get("/no/such/path")
+    found = read(client)
+    answered = {"method": "GET", "operation": "get_search"}
+    assert number(found, "trimtab_http_requests_total", **answered, status="404") == 2
+    assert number(found, "trimtab_http_request_seconds_count", **answered) == 2
+    assert number(found, "trimtab_http_requests_total", method="GET", operation="none", status="404") == 1
+
+
+def test_searches_and_the_queue_are_told(serve):
+    client = serve(invented_searches.endless, workers=1)
+    for length in (8, 16, 32):
+        request = {**TINY_REQUEST, "training": {**TINY_REQUEST["training"], "sequence_length": length}}
+        last = client.post("/v1/searches", json=request).json()
+    client.delete(last["links"]["self"])
+    found = read(client)
+    states = {state: number(found, "trimtab_searches", state=state) for state in ("queued", "running", "cancelled")}
+    assert states["cancelled"] == 1 and states["queued"] + states["running"] == 2
+    assert number(found, "trimtab_queue_age_seconds") >= 0
+
+
+def test_searches_are_timed_by_how_they_ended(serve):
+    client = serve(invented_searches.misses)
+    client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "wait=20"})
+    assert number(read(client), "trimtab_search_seconds_count", state="failed") == 1
+
+
+def test_decisions_are_counted_by_action_and_once_for_a_window(client):
+    search = client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "wait=20"}).json()
+    run = client.post("/v1/runs", json={"name": "job", "search_id": search["id"]}).json()
+    for index in (0, 0, 1):
+        window = {"index": index, "first_step": 10 * index, "num_steps": 10, "tokens": HOT}
+        client.post(f"/v1/runs/{run['id']}/windows", json=window)
+    found = read(client)
+    by_action = [number(found, "trimtab_decisions_total", action=a) for a in ("keep", "rebalance", "switch_plan")]
+    assert sum(by_action) == 2 == number(found, "trimtab_decision_seconds_count")
+
+
+def test_metrics_of_a_service_without_its_database_are_a_problem(client, database):
+    with database.writing() as session:
+        session.connection().exec_driver_sql("DROP TABLE plans")
+        session.connection().exec_driver_sql("DROP TABLE searches")
+    assert client.get("/metrics").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/searches/nobody", "/no/such/path"])
+def test_an_answer_carries_the_id_of_its_request(client, path):
+    assert client.get(path, headers={"X-Request-ID": "job-17:step-3"}).headers["x-request-id"] == "job-17:step-3"
+    made = [client.get(path).headers["x-request-id"] for _ in range(2)]
+    assert made[0] != made[1] and all(is_accepted_id(each) for each in made)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", 'x"}{', "x" * 65, "line\nline", "é"])
+def test_an_id_that_could_forge_a_line_is_not_taken_over(bad):
+    assert not is_accepted_id(bad)
+
+
+def formatted(form, message, **more):
+    configured = DictConfigurator(settings(form))
+    formatter = configured.configure_formatter(configured.config["formatters"][form])
+    record = logging.LogRecord("api.jobs", logging.INFO, "jobs.py", 1, message, (), None)
+    record.correlation_id = "r1"
+    record.__dict__.update(more)
+    return formatter.format(record)
+
+
+def test_a_json_line_is_one_object_with_its_request():
+    line = formatted("json", "two\nlines", color_message="not for logs")
+    assert "\n" not in line
+    found = json.loads(line)
+    assert {key: found[key] for key in ("level", "logger", "message", "request")} == {
+        "level": "INFO",
+        "logger": "api.jobs",
+        "message": "two\nlines",
+        "request": "r1",
+    }
+    assert re.match(r"\d{4}-\d\d-\d\dT", found["time"]) and "color_message" not in found
+
+
+def test_the_service_logs_each_request_with_its_id(tmp_path):
+    with service(tmp_path, "--workers", "1", "--log-format", "json") as (_, client):
+        client.get("/v1/searches/nobody", headers={"X-Request-ID": "abc"})
+    lines = [line for log in tmp_path.glob("service-*.log") for line in log.read_text().splitlines()]
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    (access,) = [each for each in found if each["logger"] == "uvicorn.access" and "nobody" in each["message"]]
+    assert access["request"] == "abc" and "404" in access["message"]
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    """No variable of the machine's own; a function sets some."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(f"TRIMTAB_{field.upper()}", raising=False)
+    monkeypatch.delenv("TRIMTAB_CONFIG", raising=False)
+    return monkeypatch.setenv
+
+
+def told(capsys, *arguments):
+    return json.loads(trimtab(capsys, "config", "--json", *arguments).out)
+
+
+def test_the_environment_goes_over_the_file_and_the_file_over_the_defaults(capsys, clean, tmp_path):
+    file = tmp_path / "trimtab.toml"
+    file.write_text("port = 9001\nworkers = 3\n")
+    clean("TRIMTAB_PORT", "9002")
+    found = told(capsys, "--config", file)
+    assert (found["port"], found["workers"], found["host"]) == (9002, 3, "127.0.0.1")
+    table = trimtab(capsys, "config", "--config", file).out.splitlines()
+    row = {line.split()[0]: line for line in table if line.split()}
+    assert "TRIMTAB_PORT" in row["port"] and str(tmp_path)[:12] in row["workers"] and "default" in row["host"]
+
+
+def test_the_file_may_be_named_by_a_variable(capsys, clean, tmp_path):
+    (tmp_path / "x.toml").write_text("lease_s = 5.0\n")
+    clean("TRIMTAB_CONFIG", str(tmp_path / "x.toml"))
+    assert told(capsys)["lease_s"] == 5.0
+
+
+def test_passwords_are_not_printed(capsys, clean):
+    clean("TRIMTAB_DATABASE_URL", "postgresql://me:hush@host/db")
+    assert "hush" not in trimtab(capsys, "config").out + json.dumps(told(capsys))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("prt = 1", "prt"), ('port = "x"', "port"), ("port = = 1", "--config"), ("lease_s = 0.5", "lease_s")],
+)
+def test_a_wrong_file_is_refused_in_one_line(capsys, clean, tmp_path, text, named):
+    (tmp_path / "x.toml").write_text(text)
+    result = trimtab(capsys, "config", "--config", tmp_path / "x.toml")
+    assert result.code == 2 and result.out == ""
+    assert named in result.err and result.err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_no_empty_one(capsys, clean, tmp_path):
+    result = trimtab(capsys, "config", "--config", tmp_path / "none.toml")
+    assert result.code == 2 and "cannot be read" in result.err
