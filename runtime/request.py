@@ -49,12 +49,24 @@ class Answer(NamedTuple):
 
     def detail(self) -> str:
         """Status, and what the problem document says."""
+        said = self._document().get("detail")
+        return f"{self.status} {self.reason}" + (f": {str(said)[:500]}" if said else "")
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Field and message of what the problem document finds wrong with the request; [] if it does not say."""
+        errors = self._document().get("errors")
+        return [
+            (str(error["field"]), str(error["message"])[:500])
+            for error in (errors if isinstance(errors, list) else [])
+            if isinstance(error, dict) and "field" in error and "message" in error
+        ]
+
+    def _document(self) -> dict[str, Any]:
         try:
             content = read_json(self.content, "answer")
         except InputError:
-            content = None
-        said = content.get("detail") if isinstance(content, dict) else None
-        return f"{self.status} {self.reason}" + (f": {str(said)[:500]}" if said else "")
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 class Requester:
