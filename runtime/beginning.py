@@ -117,6 +117,7 @@ def _prepared(arguments: AgentArguments, group: Group | None, mask: TokenMask, u
         mask=mask,
         same_tokens=arguments.same_tokens,
         may_have_none=arguments.moe_layers is not None and len(arguments.moe_layers) == 0,
+        alone=True,
     )
     for counter in counters:
         undo.callback(counter.detach)

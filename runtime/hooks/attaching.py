@@ -21,13 +21,15 @@ def attach(
     mask: TokenMask | None = None,
     same_tokens: Group | None = None,
     may_have_none: bool = False,
+    alone: bool = False,
 ) -> list[RouterCounter]:
     """A counter on each router of the model, in the order of its modules, which is that of its layers.
 
     `model`: a torch module, or what has Paddle's `named_sublayers` and `register_forward_post_hook`. `kinds`: the
     first that matches a module says how it is read. A module around a known router is none itself. `same_tokens`: the
-    ranks whose routers see the same tokens; only the first of them counts. Raises InputError, and leaves no hook, if
-    there is no router, unless it `may_have_none` (a pipeline stage without MoE layers), or if one cannot be counted.
+    ranks whose routers see the same tokens; only the first of them counts. `alone`: no other
+    that says so may count there, as agents do. Raises InputError, and leaves no hook, if there is no router, unless it
+    `may_have_none` (a pipeline stage without MoE layers), or if one cannot be counted.
     """
     mask = mask or TokenMask()
     place = 0 if same_tokens is None else rank(same_tokens)
@@ -44,7 +46,7 @@ def attach(
     counters: list[RouterCounter] = []
     with ExitStack() as undo:
         for name, module, kind in found:
-            counters.append(RouterCounter(name, module, kind, mask, counts_here=place == 0))
+            counters.append(RouterCounter(name, module, kind, mask, counts_here=place == 0, alone=alone))
             undo.callback(counters[-1].detach)
         undo.pop_all()
     return counters

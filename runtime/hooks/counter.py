@@ -19,14 +19,20 @@ TOP_K = ("top_k", "topk", "k")
 class RouterCounter:
     """Counts on the router's device, and never waits for it."""
 
-    def __init__(self, name: str, router: Any, kind: RouterKind, mask: TokenMask, counts_here: bool = True) -> None:
-        """`counts_here`: False where another rank counts the same tokens. Raises InputError, also if one is here."""
-        if any(getattr(hook, "counter_of", None) is router for hook in _hooks(router)):
-            raise InputError.at("model", f"has an agent already, which counts at router {name}: close() that one first")
+    alone: bool
+    """No second such may be on its router."""
+
+    def __init__(
+        self, name: str, router: Any, kind: RouterKind, mask: TokenMask, *, counts_here: bool, alone: bool
+    ) -> None:
+        """`counts_here`: False where another rank counts the same tokens. Raises InputError."""
+        if alone and any(counter.alone for counter in counters_on(router)):
+            raise InputError.at("model", f"has another agent already, at router {name}: close() that one first")
         num_experts = kind.num_experts(router)
         if not isinstance(num_experts, int) or num_experts < 1:
             raise InputError.at("model", f"router {name} ({type(router).__name__}) does not say its num_experts")
         self.name = name
+        self.alone = alone
         self.num_experts = num_experts
         self.top_k = _says_top_k(router)
         """Experts that the router picks for each token; None: it has not said so yet."""
@@ -37,11 +43,11 @@ class RouterCounter:
         self._counts_here = counts_here
         register = getattr(router, "register_forward_hook", None) or router.register_forward_post_hook
         hook = torch.compiler.disable(self._hook)  # type: ignore[no-untyped-call]
-        hook.counter_of = router
+        hook.counter = self
         self._handle = register(hook)
 
     def _hook(self, router: Any, _inputs: object, output: object) -> None:
-        if not self._counts_here or router is not self._router:  # a deep copy of a model has its hooks, too
+        if not self._counts_here or not self.counts_at(router):  # a deep copy of a model has its hooks, too
             return
         counted = self._passes.enter(router.training, self._kind.recording(output))
         if counted is None:
@@ -60,6 +66,10 @@ class RouterCounter:
         counts = routing.count(self.num_experts, counted.real)
         self._counts = counts if self._counts is None else self._counts.add_(counts)
 
+    def counts_at(self, router: object) -> bool:
+        """Whether it is this router that is counted, and not one that it was copied to."""
+        return router is self._router
+
     def take(self, device: torch.device) -> Tensor:
         """The counts [experts] since the last call, on `device`; counting begins anew."""
         counts, self._counts = self._counts, None
@@ -73,8 +83,10 @@ class RouterCounter:
         self._handle.remove()
 
 
-def _hooks(router: Any) -> tuple[Any, ...]:
-    return tuple(getattr(router, "_forward_hooks", {}).values())
+def counters_on(router: Any) -> list[RouterCounter]:
+    """Those that count at a torch module now."""
+    found = (getattr(hook, "counter", None) for hook in getattr(router, "_forward_hooks", {}).values())
+    return [counter for counter in found if isinstance(counter, RouterCounter) and counter.counts_at(router)]
 
 
 def _says_top_k(router: object) -> int | None:
