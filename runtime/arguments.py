@@ -80,6 +80,10 @@ def _is_npz(given: object) -> bool:
     return isinstance(given, str | os.PathLike) and Path(given).suffix == ".npz"
 
 
+def _is_no_step(name: str) -> bool:
+    return name not in (".", "..")
+
+
 def _check_address(given: str) -> str:
     wanted = f"must be an http or https address such as {ADDRESS}, got {_shown(given)}"
     try:
@@ -102,6 +106,7 @@ def _check_token(given: str) -> str:
     return given
 
 
+RunName = Annotated[Name, _must_be("a name other than . and .., which have a meaning in addresses", _is_no_step)]
 Model = Annotated[Any, _must_be("a torch module, or a list of modules (its chunks)", _is_model)]
 Optimizer = Annotated[Any, _must_be("a torch optimizer", _is_optimizer)]
 Function = Annotated[Any, _must_be("a function", callable)]
@@ -120,7 +125,7 @@ Slots = Annotated[Any, _must_be("a list of the expert in each slot", _is_list)]
 class AgentArguments(Value):
     """Arguments of `Agent`, which says what they mean."""
 
-    run: Name | None
+    run: RunName | None
     model: Model
     service: str | None
     window_steps: Count

@@ -118,10 +118,18 @@ def found_run(
     """Find the run, or begin it from `search`; raises InputError if there is none, or if it is not for this job."""
     new = None if search is None else run_request(name, search, plan, layers)
     found = fitted(service.attach(name, new, plan), layers, plan)
+    logger.info("reports to run %r (%s) from window %d on", found.run.name, found.run.id, found.next_index)
+    if search is not None and found.run.search_id != search:
+        logger.warning(
+            "run %r goes on as it was begun, from search %s; a run from search %s needs another name",
+            found.run.name,
+            found.run.search_id,
+            search,
+        )
     planned = found.run.context.plan(found.plan_id)
     if planned.num_devices != job_ranks:
         logger.warning(
-            "plan %s of run %r is for %d devices, this job has %d ranks: gains and costs are priced for the plan's",
+            "plan %s of run %r is for %d devices, this job runs on %d: gains and costs are priced for the plan's",
             planned.id,
             found.run.name,
             planned.num_devices,

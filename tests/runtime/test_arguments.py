@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-import torch
 from planner_samples import SEARCH, SamplePlanner
 from torch import nn
 from training_samples import EXPERT_SHAPE, make_job
@@ -21,7 +20,7 @@ NAN, INFINITY = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("argument", "values", "message"),
     [
-        ("run", ["", 5], "must "),
+        ("run", ["", 5, ".", "x" * 201], "must "),
         ("search", ["", 5], "must "),
         ("plan", ["", 5], "must "),
         ("model", [None, 5, [], ["x"], [nn.Linear(1, 1), None]], "must be a torch module, or a list of modules"),
@@ -180,5 +179,13 @@ def test_a_job_of_another_size_than_the_plan_is_told_once(caplog):
         model = nn.ModuleList([Router(2, 8), Router(2, 8)])
         Agent(service=planner.url, run="r", search=SEARCH, model=model, apply="advise").close()
     [message] = [record.getMessage() for record in caplog.records if "is for" in record.getMessage()]
-    assert "is for 4 devices, this job has 1 ranks" in message
-    assert torch.is_tensor(model[0].weight)
+    assert "is for 4 devices, this job runs on 1: gains" in message
+
+
+def test_a_run_that_was_begun_from_another_search_goes_on_and_that_is_told(caplog):
+    with SamplePlanner(ranks=1) as planner:
+        for search in (SEARCH, "a-later-search"):
+            model, optimizer = make_job()
+            Agent(service=planner.url, run="r", search=search, model=model, optimizer=optimizer).close()
+    [message] = [record.getMessage() for record in caplog.records if "goes on as it was begun" in record.getMessage()]
+    assert SEARCH in message and "a-later-search needs another name" in message
