@@ -94,8 +94,11 @@ class PlannerService:
         begun = _read(Run, _accepted(send("POST", "/v1/runs", new.model_dump_json(exclude_none=True))))
         return Attachment(run=begun, plan_id=begun.plan_id, placement=begun.placement)
 
-    def post_window(self, run_id: str, window: Window) -> Decision:
-        """Deliver a window, get the decision; InputError: this window will never be accepted."""
+    def post_window(self, run_id: str, window: Window) -> tuple[Decision, bool]:
+        """Deliver a window; the decision, and whether it was made before, for another window of this index.
+
+        Raises InputError if this window will never be accepted.
+        """
         path, body = f"/v1/runs/{quote(run_id, safe='')}/windows", window.model_dump_json(exclude_none=True)
         answer = self._requester.send("POST", path, body, max(self._timeout_s, DELIVERY_TIMEOUT_S))
         if answer.status in _REFUSALS:
@@ -105,7 +108,7 @@ class PlannerService:
         decision = _read(Decision, answer)
         if decision.window != window.index:
             raise UnavailableError(f"the answer is for window {decision.window}, not {window.index}")
-        return decision
+        return decision, answer.is_repeated
 
 
 def service_for(

@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     reason: str
     content: bytes
     retry_after_s: float
+    is_repeated: bool
+    """The service has given this answer before (Idempotent-Replayed)."""
 
     @property
     def is_success(self) -> bool:
@@ -111,7 +113,8 @@ class Requester:
                 if len(content) > MAX_ANSWER_BYTES:
                     raise UnavailableError(f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
         retry_after_s = _seconds(response.headers.get("Retry-After", ""))
-        return Answer(path, response.status_code, response.reason_phrase, bytes(content), retry_after_s)
+        is_repeated = response.headers.get("Idempotent-Replayed") == "true"
+        return Answer(path, response.status_code, response.reason_phrase, bytes(content), retry_after_s, is_repeated)
 
 
 def _seconds(retry_after: str) -> float:
