@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
+from typing import NamedTuple
 
 from api.run_store import RunStore, Standing
 from api.search_store import SearchStore
@@ -21,6 +22,14 @@ from planner.spec.window import Window
 OnDecision = Callable[[Action, float], None]
 RUNS_AT_HAND = 64
 """Runs that are kept in memory, each with its prices and its last state: some megabytes."""
+
+
+class Decided(NamedTuple):
+    """The answer to a window."""
+
+    decision: Decision
+    is_repeated: bool
+    """It was given before, for a window of this index."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Runs:
         self._store.begin(run, state)
         return run
 
-    def decide(self, run_id: str, window: Window) -> Decision:
+    def decide(self, run_id: str, window: Window) -> Decided:
         """The decision for a window: the one that was made before, if the index was there before.
 
         Deciding happens outside any transaction; whoever finds that the run has moved on meanwhile decides again, so
@@ -92,7 +101,7 @@ class Runs:
             if known is None or not known.precedes(window):
                 version, earlier = self._store.answered(run_id, window.index)
                 if earlier is not None:
-                    return earlier
+                    return Decided(earlier, is_repeated=True)
                 known = self._known(run_id, version)
                 if known.standing.version != version:
                     continue
@@ -101,7 +110,7 @@ class Runs:
             if self._store.record(run_id, standing.version, window, decision, state):
                 self._keep(run_id, _AtHand(Standing(standing.context, state, standing.version + 1), known.pricing))
                 self._on_decision(decision.action, monotonic() - began)
-                return decision
+                return Decided(decision, is_repeated=False)
             known = None
 
     def _known(self, run_id: str, version: int) -> _AtHand:

@@ -32,12 +32,9 @@ torch. What goes wrong otherwise, and what the job does then, is a table in docs
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +44,12 @@ from planner.spec.errors import InputError, TrimtabError
 from planner.spec.parse import parse, read_json
 from planner.spec.run import Run
 from planner.spec.window import Window
+from runtime.arguments import Apply, Closing, check
+from runtime.beginning import begin
 from runtime.boundary import Boundary, Reduction, Stretch
-from runtime.client import Attachment, PlannerService
-from runtime.courier import Courier
-from runtime.exchange import Group, broadcast_bytes, rank
-from runtime.hooks import ROUTERS, RouterCounter, RouterKind, TokenMask, attach
-from runtime.joining import agree, fitted, join, run_request
-from runtime.moe import ExpertParallelMoe
-from runtime.moe import moe_layers as layers_of
+from runtime.exchange import Group, broadcast_bytes
+from runtime.hooks import RouterKind, TokenMask
 from runtime.policy import LocalPolicy, Policy
-from runtime.record import Recorder, check_recordable
-from runtime.shares import Apply, my_share, whole_model
-from runtime.stages import Stage, as_one_module, chunks_of, device_of
 
 logger = logging.getLogger("trimtab.agent")
 
@@ -79,8 +70,8 @@ class Agent:
     def __init__(
         self,
         *,
-        run: str,
         model: nn.Module | Sequence[nn.Module],
+        run: str | None = None,
         service: str | None = None,
         window_steps: int = 50,
         search: str | None = None,
@@ -109,7 +100,8 @@ class Agent:
         layers with their state in `optimizer`; `advise` never touches the model; None: `migrate` if the model has such
         layers. `on_decision` is called on every rank at the same step, after the agent's own part; it returns True if
         it carried the decision out itself. `policy` makes the policy that decides while the service is away.
-        `record`: an .npz file that rank 0 writes the windows to, for `trimtab replay`.
+        `record`: an .npz file that rank 0 writes the windows to, for `trimtab replay`; with it alone, without `run` and
+        a service, the agent counts and decides nothing.
 
         Under pipeline parallelism, `moe_layers`: the numbers of this rank's routers, in the order of its modules, from
         0 through the MoE layers of the whole model; [] for a stage without any. None: this rank has them all. `model`:
@@ -124,48 +116,20 @@ class Agent:
         self._window_steps = window_steps
         self._on_decision = on_decision
         self._optimizer = optimizer
-        chunks = chunks_of(model)
-        self._device = device_of(chunks)
         self._mask = TokenMask()
-        self._counters: list[RouterCounter] = []
-        self._courier: Courier | None = None
-        with ExitStack() as undo:
-            undo.callback(self._remove_hooks)
-            own: list[ExpertParallelMoe] = []
-
-            def prepare() -> tuple[dict[str, Any], Any]:
-                if window_steps < 1:
-                    raise InputError.at("window_steps", f"must be at least 1, got {window_steps}")
-                piece = as_one_module(chunks)
-                self._counters = attach(
-                    piece,
-                    (*routers, *ROUTERS),
-                    mask=self._mask,
-                    same_tokens=same_tokens,
-                    may_have_none=moe_layers is not None and len(moe_layers) == 0,
-                )
-                own.extend(layers_of(piece))
-                share = my_share(self._counters, own, moe_layers, apply, optimizer)
-                if rank(group) == 0:
-                    self._client = _client(service, token, timeout_s)
-                asked = {"run": run, "search": search, "plan": plan, "window_steps": window_steps}
-                return asked, share.model_dump(mode="json")
-
-            def begin() -> Attachment:
-                if record is not None:
-                    check_recordable(record, [layer.num_experts for layer in self._model])
-                self._courier = Courier(self._client, lambda: self._find_run(run, search, plan), policy)
-                undo.callback(self._courier.close, 0.0)
-                return self._courier.attach()
-
-            shares = agree(prepare, group, self._device)
-            self._model, self._migrates = whole_model(shares)
-            numbers = [layer["number"] for layer in shares[rank(group)]["layers"]]
-            self._by_layer = dict(zip(numbers, self._counters, strict=True))
-            self._stage = Stage(self._model, own, numbers)
-            attachment = join(begin, group, self._device)
-            undo.pop_all()
-        self._recorder = None if record is None or rank(group) != 0 else Recorder(record, *_described(attachment))
+        given: dict[str, object] = {"run": run, "model": model, "service": service, "window_steps": window_steps}
+        given |= {"search": search, "plan": plan, "apply": apply, "optimizer": optimizer, "on_decision": on_decision}
+        given |= {"token": token, "timeout_s": timeout_s, "policy": policy, "routers": routers}
+        given |= {"same_tokens": same_tokens, "record": record, "moe_layers": moe_layers}
+        begun = begin(given, group, self._mask)
+        self._device = begun.device
+        self._model = begun.model
+        self._migrates = begun.migrates
+        self._counters = begun.counters
+        self._stage = begun.stage
+        self._courier = begun.courier
+        self._recorder = begun.recorder
+        attachment = begun.attachment
         self._plan_id = None if attachment is None else attachment.plan_id
         self._placement = None if attachment is None else attachment.placement
         self._last_window: Window | None = None
@@ -179,9 +143,16 @@ class Agent:
         self._steps = 0
         self._windows = 0
         self._stretch: Stretch | None = None
+        self._closed = self._said_closed = False
 
     def step(self) -> None:
-        """One training step is done. At the end of a window: begin to share the counts; then look what is decided."""
+        """One training step is done. At the end of a window: begin to share the counts; then look what is decided.
+
+        After `close` it does nothing, and says so once.
+        """
+        if self._closed:
+            self._say_closed()
+            return
         self._steps += 1
         if self._stretch is not None:
             self._stretch.steps += 1
@@ -205,10 +176,14 @@ class Agent:
         which this rank's routers see them: [batch, length] as Hugging Face's attention_mask, [length, batch] for
         Megatron-Core; with sequence or context parallelism this rank's part. Recomputation uses the mask of its pass.
         """
+        if real_tokens is not None and not isinstance(real_tokens, Tensor):
+            raise InputError.at("mask", f"must be a tensor or None, got a {type(real_tokens).__name__}")
         self._mask.real = real_tokens
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Deliver the windows that wait, for at most `timeout_s`, and leave the model as it was found."""
+        check(Closing, timeout_s=timeout_s)
+        self._closed = True
         self._remove_hooks()
         look, self._look = self._look, None
         if look is not None:
@@ -231,15 +206,16 @@ class Agent:
             self._boundary = self._look = None  # other ranks may never come to it
         self.close()
 
-    def _find_run(self, name: str, search: str | None, plan: str | None) -> Attachment:
-        new = None if search is None else run_request(name, search, plan, self._model)
-        return fitted(self._client.attach(name, new, plan), self._model, plan)
+    def _say_closed(self) -> None:
+        if not self._said_closed:
+            logger.warning("step() after close(): nothing is counted any more")
+        self._said_closed = True
 
     def _begin_boundary(self) -> None:
         length = self._prepare_message(early=False) if self._undecided else 0
         self._undecided = False
         experts = [layer.num_experts for layer in self._model]
-        self._boundary = Boundary(self._by_layer, experts, length, self._group, self._device, self._stretch)
+        self._boundary = Boundary(self._counters, experts, length, self._group, self._device, self._stretch)
         self._stretch = Stretch(self._device)
 
     def _is_time_to_look(self) -> bool:
@@ -322,7 +298,7 @@ class Agent:
         self._last_window = None
         silent = [layer.name for layer, row in zip(self._model, tokens, strict=True) if sum(row) == 0]
         self._undecided = not silent
-        if self._courier is None:
+        if self._courier is None and self._recorder is None:
             return
         if silent:
             logger.warning("window %d is left out: no training step went through %s", index, ", ".join(silent))
@@ -339,25 +315,11 @@ class Agent:
             pause_s=pause_s,
             placed_step=placed_step if placed_step is not None and placed_step > first_step else None,
         )
-        self._courier.submit(self._last_window)
+        if self._courier is not None:
+            self._courier.submit(self._last_window)
         if self._recorder is not None:
-            self._recorder.append(self._last_window)
+            self._recorder.append(self._last_window, next((counter.top_k for counter in self._counters.values()), None))
 
     def _remove_hooks(self) -> None:
-        for counter in self._counters:
+        for counter in self._counters.values():
             counter.detach()
-
-
-def _described(attachment: Attachment | None) -> tuple[int | None, str | None]:
-    """Experts per token and name of the run's model, as far as the service has said them."""
-    if attachment is None:
-        return None, None
-    model = attachment.run.context.model
-    return model.moe(model.moe_layers[0]).top_k, model.name
-
-
-def _client(service: str | None, token: str | None, timeout_s: float) -> PlannerService:
-    address = service or os.environ.get("TRIMTAB_SERVICE")
-    if not address:
-        raise InputError.at("service", "is required, here or in TRIMTAB_SERVICE: http://host:port")
-    return PlannerService(address, token or os.environ.get("TRIMTAB_TOKEN"), timeout_s)

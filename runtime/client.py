@@ -6,6 +6,7 @@ is UnavailableError: later may be better. What the service finds wrong with a re
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,12 +14,13 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from planner.spec.decision import Decision
-from planner.spec.errors import InputError, UnavailableError
+from planner.spec.errors import InputError, Problem, UnavailableError
 from planner.spec.parse import parse
 from planner.spec.placement import Placement
 from planner.spec.run import Run, RunRequest
 from planner.spec.value import Index, Value
 from planner.spec.window import Window
+from runtime.arguments import ADDRESS, Service, check
 from runtime.request import Answer, Requester
 
 T = TypeVar("T", bound=Value)
@@ -33,6 +35,15 @@ _REFUSALS = frozenset(
     }
 )
 """Answers that will be the same next time."""
+_ARGUMENTS = {
+    "search_id": "search",
+    "plan_id": "plan",
+    "name": "run",
+    "extra_slots_per_rank": "model",
+    "shadow_slots_per_rank": "model",
+    "token_split": "model",
+}
+"""Fields of the body that begins a run, and the agent's arguments that they come from."""
 ATTACH_PATIENCE = 3.0
 """To find a run takes several requests: together at most so many times as long as one may take."""
 DELIVERY_TIMEOUT_S = 60.0
@@ -83,8 +94,11 @@ class PlannerService:
         begun = _read(Run, _accepted(send("POST", "/v1/runs", new.model_dump_json(exclude_none=True))))
         return Attachment(run=begun, plan_id=begun.plan_id, placement=begun.placement)
 
-    def post_window(self, run_id: str, window: Window) -> Decision:
-        """Deliver a window, get the decision; InputError: this window will never be accepted."""
+    def post_window(self, run_id: str, window: Window) -> tuple[Decision, bool]:
+        """Deliver a window; the decision, and whether it was made before, for another window of this index.
+
+        Raises InputError if this window will never be accepted.
+        """
         path, body = f"/v1/runs/{quote(run_id, safe='')}/windows", window.model_dump_json(exclude_none=True)
         answer = self._requester.send("POST", path, body, max(self._timeout_s, DELIVERY_TIMEOUT_S))
         if answer.status in _REFUSALS:
@@ -94,7 +108,29 @@ class PlannerService:
         decision = _read(Decision, answer)
         if decision.window != window.index:
             raise UnavailableError(f"the answer is for window {decision.window}, not {window.index}")
-        return decision
+        return decision, answer.is_repeated
+
+
+def service_for(
+    run: str | None, search: str | None, address: str | None, token: str | None, timeout_s: float, *, records: bool
+) -> PlannerService | None:
+    """The service of a job on its rank 0, address and token from the environment where not given; None: no service.
+
+    Raises InputError without one for a job that does not record either, or that asks for what needs one.
+    """
+    address, token = address or os.environ.get("TRIMTAB_SERVICE"), token or os.environ.get("TRIMTAB_TOKEN")
+    if not address:
+        if records and run is None and search is None:
+            return None
+        raise InputError.at(
+            "service",
+            f"is required, here or in TRIMTAB_SERVICE: {ADDRESS}. Without one, record= alone writes the loads down: "
+            "Agent(model=…, record=…), without run= and search=",
+        )
+    check(Service, service=address, token=token or None)
+    if run is None:
+        raise InputError.at("run", "is required with a service: the id of a run, or a name for this job")
+    return PlannerService(address, token, timeout_s)
 
 
 def _find(get: Get, name: str) -> Run | None:
@@ -180,8 +216,16 @@ def _accepted(answer: Answer) -> Answer:
         return answer
     if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise InputError.at("token", f"the service does not let us in: {answer.detail()}")
-    if answer.status in _REFUSALS or answer.status == HTTPStatus.NOT_FOUND:
-        raise InputError.at("run", f"the service refused: {answer.detail()}")
+    if answer.status == HTTPStatus.NOT_FOUND:
+        raise InputError.at(
+            "service",
+            f"must be the address of a Trimtab service, such as {ADDRESS}; it has no {answer.path.split('?')[0]}",
+        )
+    if answer.status in _REFUSALS:
+        said = answer.problems() or [("search_id", answer.detail())]
+        raise InputError(
+            *(Problem(_ARGUMENTS.get(field, "run"), f"{message} (said the service)") for field, message in said)
+        )
     raise answer.failure()
 
 

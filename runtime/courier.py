@@ -5,7 +5,8 @@ about the same windows in a process of its own. A window that could not be deliv
 posted later. The training thread only calls `submit` and `answer`, and neither waits.
 
 What the service does is told once when it changes, not for each window: it is *away* (does not answer, or answers
-garbage), has *no run for us*, decides what *does not fit* this job, or is back.
+garbage), has *no run for us*, decides what *does not fit* this job, has windows of *another job* in our run, or is
+back.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Trouble(Enum):
     AWAY = "is away"
     REFUSED = "has no run for us"
     MISFIT = "decides what does not fit this job"
+    SHARED = "has windows of another job in our run"
 
 
 class Courier:
@@ -65,6 +67,7 @@ class Courier:
         self._changed = threading.Condition()
         self._closing = False
         self._last_attempt = False  # begun after `close`
+        self._posted: Window | None = None  # the last one that may have arrived
         self._trouble: Trouble | None = None
         self._pause_s = FIRST_PAUSE_S
         self._thread = self._started()
@@ -183,13 +186,20 @@ class Courier:
         """One attempt; raises UnavailableError to be repeated, InputError if there is still no run to report to."""
         attachment = self._attachment or self._attach()
         numbered = self._numbered(window)
+        is_first, self._posted = self._posted is not window, window
         try:
-            decision = self._service.post_window(attachment.run.id, numbered)
+            decision, is_repeated = self._service.post_window(attachment.run.id, numbered)
         except InputError as error:
             logger.warning("given up: %s", error)
             self._done_with(window)
             return
         self._done_with(window)
+        if is_repeated and is_first:
+            what = (
+                f"window {numbered.index} of run {attachment.run.name!r} was there already: each job needs its own run"
+            )
+            self._note(Trouble.SHARED, InputError.at("run", what))
+            return
         try:
             check_decision(decision, numbered, attachment.run.context)
         except InputError as error:

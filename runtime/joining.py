@@ -16,7 +16,7 @@ from planner.spec.parse import parse
 from planner.spec.placement import Placement
 from planner.spec.run import RunContext, RunRequest
 from planner.spec.window import Window
-from runtime.client import Attachment
+from runtime.client import Attachment, PlannerService
 from runtime.exchange import Group, broadcast_json, gather_json, rank
 from runtime.shares import HeldLayer
 
@@ -61,8 +61,8 @@ def agree(prepare: Callable[[], tuple[Mapping[str, Any], Any]], group: Group | N
     return [other["has"] for other in everyone]
 
 
-def join(attach: Callable[[], Attachment], group: Group | None, device: torch.device) -> Attachment | None:
-    """Rank 0 attaches, all ranks of the group get what it got; None: the service is away. A collective.
+def join(attach: Callable[[], Attachment | None], group: Group | None, device: torch.device) -> Attachment | None:
+    """Rank 0 attaches, all ranks of the group get what it got; None: nothing, or the service is away. A collective.
 
     Raises the same InputError on all ranks.
     """
@@ -70,7 +70,9 @@ def join(attach: Callable[[], Attachment], group: Group | None, device: torch.de
     failure: Exception | None = None
     if rank(group) == 0:
         try:
-            answer["attachment"] = attach().model_dump(mode="json")
+            attachment = attach()
+            if attachment is not None:
+                answer["attachment"] = attachment.model_dump(mode="json")
         except InputError as error:
             answer["problems"] = [[problem.field, problem.message] for problem in error.problems]
         except UnavailableError as error:
@@ -103,6 +105,37 @@ def run_request(name: str, search: str, plan: str | None, layers: Sequence[HeldL
     extra, shadows, split = kinds.pop()
     changes = {"extra_slots_per_rank": extra, "shadow_slots_per_rank": shadows, "token_split": split}
     return request.model_copy(update=changes)
+
+
+def found_run(
+    service: PlannerService,
+    name: str,
+    search: str | None,
+    plan: str | None,
+    layers: Sequence[HeldLayer],
+    job_ranks: int,
+) -> Attachment:
+    """Find the run, or begin it from `search`; raises InputError if there is none, or if it is not for this job."""
+    new = None if search is None else run_request(name, search, plan, layers)
+    found = fitted(service.attach(name, new, plan), layers, plan)
+    logger.info("reports to run %r (%s) from window %d on", found.run.name, found.run.id, found.next_index)
+    if search is not None and found.run.search_id != search:
+        logger.warning(
+            "run %r goes on as it was begun, from search %s; a run from search %s needs another name",
+            found.run.name,
+            found.run.search_id,
+            search,
+        )
+    planned = found.run.context.plan(found.plan_id)
+    if planned.num_devices != job_ranks:
+        logger.warning(
+            "plan %s of run %r is for %d devices, this job runs on %d: gains and costs are priced for the plan's",
+            planned.id,
+            found.run.name,
+            planned.num_devices,
+            job_ranks,
+        )
+    return found
 
 
 def fitted(found: Attachment, layers: Sequence[HeldLayer], plan: str | None) -> Attachment:

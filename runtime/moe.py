@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from planner.spec.errors import InputError
 from planner.spec.model import MoeFeedForward
 from planner.spec.placement import TokenSplit
+from runtime.arguments import LayerArguments, check
 from runtime.auxiliary import AuxiliaryLoss, carrying
 from runtime.capacity import Capacity, limited, padded_counts
 from runtime.dispatch import share_out, through_experts
@@ -82,9 +83,23 @@ class ExpertParallelMoe(nn.Module):
         Raises InputError.
         """
         super().__init__()
+        counts = {"extra_slots_per_rank": extra_slots_per_rank, "shadow_slots_per_rank": shadow_slots_per_rank}
+        parts = {"gate": gate, "capacity": capacity, "topology": topology, "auxiliary": auxiliary, "pieces": pieces}
+        check(
+            LayerArguments,
+            hidden_size=hidden_size,
+            shape=shape,
+            group=group,
+            slots=slots,
+            token_split=token_split,
+            **counts,
+            **parts,
+        )
         topology = Topology(group) if topology is None else topology
         gate = gate or ExpertRouter(hidden_size, shape.num_experts, shape.top_k, shape.router_bias)
-        _check(shape, gate, topology.group is group, pieces, extra_slots_per_rank, shadow_slots_per_rank)
+        _check(shape, gate, topology.group is group, shadow_slots_per_rank)
+        if slots is not None and extra_slots_per_rank:
+            raise InputError.at("extra_slots_per_rank", "must be left out with slots, which say how many there are")
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = shape.num_experts
@@ -93,7 +108,7 @@ class ExpertParallelMoe(nn.Module):
         self.pieces = pieces
         self.auxiliary = auxiliary
         self.carry_auxiliary_loss = carry_auxiliary_loss
-        self.token_split = token_split
+        self.token_split = TokenSplit(token_split)
         self.rows_of_ranks: Counts = np.zeros(self.num_ranks, dtype=np.int64)
         if slots is None:
             first = SlotMap.first(shape.num_experts, self.num_ranks, extra_slots_per_rank, shadow_slots_per_rank)
@@ -245,9 +260,8 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from layer.experts.parameters()
 
 
-def _check(  # what each argument must be beside the others
-    shape: MoeFeedForward, gate: ExpertRouter, same_group: bool, pieces: int, extra_slots: int, shadow_slots: int
-) -> None:
+def _check(shape: MoeFeedForward, gate: ExpertRouter, same_group: bool, shadow_slots: int) -> None:
+    """What arguments must be beside each other; alone: `runtime.arguments`."""
     if shape.shared_width or shape.shared_gate:
         raise InputError.at("shared_width", "must be 0: add a dense feed-forward beside the expert-parallel layer")
     if (gate.num_experts, gate.top_k) != (shape.num_experts, shape.top_k):
@@ -256,10 +270,7 @@ def _check(  # what each argument must be beside the others
         )
     if not same_group:
         raise InputError.at("topology", "must be of the group that is given")
-    for name, number, least in (
-        ("pieces", pieces, 1),
-        ("extra_slots_per_rank", extra_slots, 0),
-        ("shadow_slots_per_rank", shadow_slots, 0),
-    ):
-        if number < least:
-            raise InputError.at(name, f"must be {least} or more, got {number}")
+    if shadow_slots > shape.num_experts:
+        raise InputError.at(
+            "shadow_slots_per_rank", f"must be at most the {shape.num_experts} experts, got {shadow_slots}"
+        )

@@ -36,14 +36,18 @@ REST = 19
 class Recorder:
     """Appends windows to a trace file; every method may be called from the training thread, and only `close` waits."""
 
-    def __init__(self, path: Path | str, top_k: int | None = None, model: str | None = None) -> None:
+    def __init__(
+        self, path: Path | str, top_k: int | None = None, model: str | None = None, first_step: int = 0
+    ) -> None:
         """Nothing is written before the first window. Where `name.npz` exists, `name-2.npz`, … is taken instead.
 
-        `top_k`: experts that the gate picks for each token; `model`: its name; None: not known.
+        `top_k`: experts that the gate picks for each token; `model`: its name; None: not known. `first_step`: of the
+        job, which counts its own from 0 on.
         """
         self.path = _unused(Path(path))
         self._top_k = top_k
         self._model = model
+        self._first_step = first_step
         self._windows: list[_Counts] = []
         self._written = 0
         self._closing = False
@@ -51,9 +55,10 @@ class Recorder:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def append(self, window: Window) -> None:
-        """Take over a window, later than those before; returns at once."""
+    def append(self, window: Window, top_k: int | None = None) -> None:
+        """Take over a window, later than those before; returns at once. `top_k`: if it became known only now."""
         with self._changed:
+            self._top_k = self._top_k or top_k
             self._windows.append(_counts(window))
             self._changed.notify()
         if self._thread is None:
@@ -106,7 +111,7 @@ class Recorder:
 
     def _trace(self, windows: tuple[_Counts, ...]) -> Trace:
         tokens, steps, counted = zip(*windows, strict=True)
-        return Trace(np.stack(tokens), np.array(steps), np.array(counted), self._top_k, self._model)
+        return Trace(np.stack(tokens), np.array(steps) + self._first_step, np.array(counted), self._top_k, self._model)
 
 
 class _Counts(NamedTuple):
@@ -123,11 +128,9 @@ def _counts(window: Window) -> _Counts:
 
 
 def check_recordable(path: Path | str, num_experts: Sequence[int]) -> None:
-    """Raises InputError at `record` unless `path` can be written as .npz, and all layers have as many experts."""
+    """Raises InputError at `record` unless there is a folder to write to, and all layers have as many experts."""
     wanted = Path(path)
-    if wanted.suffix != ".npz":
-        raise InputError.at("record", f"must end in .npz, got {str(path)!r}")
-    if not os.access(wanted.parent, os.W_OK):
+    if not (wanted.parent.is_dir() and os.access(wanted.parent, os.W_OK)):
         raise InputError.at("record", f"cannot write {path}: there is no folder {wanted.parent} to write to")
     if len(set(num_experts)) > 1:
         sizes = " and ".join(map(str, sorted(set(num_experts))))

@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     reason: str
     content: bytes
     retry_after_s: float
+    is_repeated: bool
+    """The service has given this answer before (Idempotent-Replayed)."""
 
     @property
     def is_success(self) -> bool:
@@ -49,12 +51,24 @@ class Answer(NamedTuple):
 
     def detail(self) -> str:
         """Status, and what the problem document says."""
+        said = self._document().get("detail")
+        return f"{self.status} {self.reason}" + (f": {str(said)[:500]}" if said else "")
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Field and message of what the problem document finds wrong with the request; [] if it does not say."""
+        errors = self._document().get("errors")
+        return [
+            (str(error["field"]), str(error["message"])[:500])
+            for error in (errors if isinstance(errors, list) else [])
+            if isinstance(error, dict) and "field" in error and "message" in error
+        ]
+
+    def _document(self) -> dict[str, Any]:
         try:
             content = read_json(self.content, "answer")
         except InputError:
-            content = None
-        said = content.get("detail") if isinstance(content, dict) else None
-        return f"{self.status} {self.reason}" + (f": {str(said)[:500]}" if said else "")
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 class Requester:
@@ -99,7 +113,8 @@ class Requester:
                 if len(content) > MAX_ANSWER_BYTES:
                     raise UnavailableError(f"{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
         retry_after_s = _seconds(response.headers.get("Retry-After", ""))
-        return Answer(path, response.status_code, response.reason_phrase, bytes(content), retry_after_s)
+        is_repeated = response.headers.get("Idempotent-Replayed") == "true"
+        return Answer(path, response.status_code, response.reason_phrase, bytes(content), retry_after_s, is_repeated)
 
 
 def _seconds(retry_after: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,12 +18,11 @@ from planner.spec.errors import InputError
 from planner.spec.parse import parse
 from planner.spec.placement import TokenSplit
 from planner.spec.value import Count, Index, Value
+from runtime.arguments import Apply
 from runtime.hooks import RouterCounter
 from runtime.migration import check_movable
 from runtime.moe import ExpertParallelMoe
 from runtime.slots import SlotMap
-
-Apply = Literal["migrate", "advise"]
 
 
 class OwnLayer(Value):
@@ -177,8 +176,6 @@ def _migrates(
     optimizer: torch.optim.Optimizer | None,
 ) -> bool | None:
     """As `Share.migrates`; raises InputError if experts are to be moved but cannot."""
-    if apply not in (None, "migrate", "advise"):
-        raise InputError.at("apply", f'must be "migrate" or "advise", got {apply!r}')
     if layers and len(layers) != len(counters):
         raise InputError.at("model", "mixes expert-parallel layers of Trimtab with routers of other frameworks")
     if not counters:

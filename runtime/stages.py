@@ -22,22 +22,16 @@ from runtime.shares import HeldLayer
 from runtime.slots import SlotMap, as_slot_maps
 
 
-def chunks_of(model: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
-    """The pieces of a model on this rank, in order."""
-    return [model] if isinstance(model, nn.Module) else list(model)
+def as_one_module(model: nn.Module | Sequence[nn.Module]) -> nn.Module:
+    """All chunks of a model on this rank, their modules in order."""
+    if isinstance(model, nn.Module):
+        return model
+    return model[0] if len(model) == 1 else nn.ModuleList(model)
 
 
-def as_one_module(chunks: Sequence[object]) -> nn.Module:
-    """All chunks, their modules in order; raises InputError."""
-    modules = [chunk for chunk in chunks if isinstance(chunk, nn.Module)]
-    if len(modules) < len(chunks):
-        wrong = next(type(chunk).__name__ for chunk in chunks if not isinstance(chunk, nn.Module))
-        raise InputError.at("model", f"must be a torch module, or a list of modules (its chunks), not of {wrong}")
-    return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
-
-
-def device_of(chunks: Sequence[object]) -> torch.device:
-    """Of the first parameter; the CPU if there is none."""
+def device_of(model: object) -> torch.device:
+    """Of the first parameter; the CPU if there is none, or if this is no model."""
+    chunks = model if isinstance(model, Sequence) else [model]
     modules = (chunk for chunk in chunks if isinstance(chunk, nn.Module))
     return next((parameter.device for module in modules for parameter in module.parameters()), torch.device("cpu"))
 

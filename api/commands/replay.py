@@ -21,13 +21,16 @@ from planner.online import replay as replay_trace
 from planner.online.recorded.course import DELAY
 from planner.online.recorded.replay import POLICIES
 from planner.online.recorded.trace import ARRAYS
+from planner.spec.cluster import Cluster
 from planner.spec.errors import InputError, MalformedError, Problem
-from planner.spec.mixed_cluster import AnyCluster
+from planner.spec.mixed_cluster import MixedCluster
+from planner.spec.model import Model
 from planner.spec.placement import TokenSplit
 from planner.spec.run import RunContext
 from profiles import cluster_request_from_file, model_request_from_file
 
 _OPTIONS = {
+    "cluster": "--cluster",
     "num_ranks": "--ranks",
     "extra_slots_per_rank": "--slots-extra",
     "shadow_slots_per_rank": "--shadow-slots",
@@ -75,6 +78,8 @@ def replay(
     """
     recorded = _read(trace)
     try:
+        if window > recorded.num_samples:
+            raise InputError.at("window", f"must be at most the trace's {recorded.num_samples} samples, got {window}")
         context = _context(recorded, cluster, model, ranks, slots_extra, shadow_slots, token_split, global_batch_size)
         with progress_bar("Replaying") as report:
             found = replay_trace(recorded, context, parts_of(policy), window, report=report, delay=delay)
@@ -103,16 +108,18 @@ def _context(
         raise InputError.at("--token-split", f"must be of {', '.join(TokenSplit)}, got {token_split!r}")
     planned = None if model is None else model_of(model_request_from_file(model))
     devices = cluster_of(cluster_request_from_file(cluster))
-    top_k = trace.top_k
-    if planned is not None and planned.moe_layers:
-        top_k = planned.moe(planned.moe_layers[0]).top_k
-    if top_k is None:
-        raise InputError.at("trace.top_k", "is not recorded: --model must say which model this is")
+    if isinstance(devices, MixedCluster):
+        raise InputError.at(
+            "--cluster", "must be of one kind of device: a trace is replayed as one data-parallel stage"
+        )
+    top_k = _top_k(trace, planned)
+    num_ranks = _most_ranks(trace, devices) if ranks is None else ranks
+    _check_slots(trace.tokens.shape[2], num_ranks, slots_extra, shadow_slots)
     return replay_context(
         trace.step_tokens,
         top_k,
         devices,
-        _most_ranks(trace, devices) if ranks is None else ranks,
+        num_ranks,
         slots_extra,
         planned,
         shadow_slots=shadow_slots,
@@ -121,8 +128,39 @@ def _context(
     )
 
 
-def _most_ranks(trace: Trace, cluster: AnyCluster) -> int:
-    return gcd(cluster.num_devices, trace.tokens.shape[2])
+def _top_k(trace: Trace, planned: Model | None) -> int:
+    """Of the trace or the model, which must not contradict each other."""
+    if planned is None or not planned.moe_layers:
+        if trace.top_k is None:
+            raise InputError.at("trace.top_k", "is not recorded: --model must say which model this is")
+        return trace.top_k
+    top_k = planned.moe(planned.moe_layers[0]).top_k
+    if trace.top_k not in (None, top_k):
+        raise InputError.at("--model", f"must pick {trace.top_k} experts for each token as the trace says, not {top_k}")
+    return top_k
+
+
+def _most_ranks(trace: Trace, cluster: Cluster) -> int:
+    devices, experts = cluster.num_devices, trace.tokens.shape[2]
+    most = gcd(devices, experts)
+    if most == 1 < devices:
+        raise InputError.at(
+            "--cluster",
+            f"must have a number of devices that has a divisor in common with the {experts} experts, for equally many "
+            f"on each rank, got {devices}; --ranks 1 replays them unspread",
+        )
+    return most
+
+
+def _check_slots(experts: int, ranks: int, extra: int, shadows: int) -> None:
+    """A rank wants no expert twice; what else ranks and experts must be, `replay_context` says."""
+    most = experts - experts // max(1, ranks)
+    for option, slots, free in (("--slots-extra", extra, most), ("--shadow-slots", shadows, most - extra)):
+        if slots > free:
+            raise InputError.at(
+                option,
+                f"must be at most {free}: with {experts} experts on {ranks} ranks each lacks no more, got {slots}",
+            )
 
 
 def _read(path: Path) -> Trace:
@@ -134,6 +172,6 @@ def _read(path: Path) -> Trace:
             arrays = {name: data[name] for name in ARRAYS if name in data}
     except OSError as error:
         raise MalformedError.at("trace", f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise MalformedError.at("trace", f"{path} is no .npz file: {error}") from None
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        raise MalformedError.at("trace", f"{path} is no .npz file of arrays of numbers with names") from None
     return trace_of(arrays)

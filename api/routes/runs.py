@@ -75,11 +75,13 @@ class RunRoutes:
     def decide(self, run_id: RunId, window: Annotated[Window, Body(openapi_examples=WINDOW_EXAMPLES)]) -> Response:
         """Keep, rebalance or switch plan, with the reason, the gain and the cost.
 
-        The same index again gives the same decision, whatever the body says. Windows may be missing or come late.
+        The same index again gives the same decision, whatever the body says, and the header Idempotent-Replayed: true.
+        Windows may be missing or come late.
         """
         # Written by pydantic at once: FastAPI would check and copy tens of thousands of slots again.
-        decision = self._runs.decide(run_id, window)
-        return Response(decision.model_dump_json(), media_type="application/json")
+        decision, is_repeated = self._runs.decide(run_id, window)
+        headers = {"Idempotent-Replayed": "true"} if is_repeated else None
+        return Response(decision.model_dump_json(), headers=headers, media_type="application/json")
 
     def windows(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Window]:
         """Windows in order of their index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from planner.spec.errors import InputError
@@ -20,13 +21,15 @@ def attach(
     mask: TokenMask | None = None,
     same_tokens: Group | None = None,
     may_have_none: bool = False,
+    alone: bool = False,
 ) -> list[RouterCounter]:
     """A counter on each router of the model, in the order of its modules, which is that of its layers.
 
     `model`: a torch module, or what has Paddle's `named_sublayers` and `register_forward_post_hook`. `kinds`: the
     first that matches a module says how it is read. A module around a known router is none itself. `same_tokens`: the
-    ranks whose routers see the same tokens; only the first of them counts. Raises InputError if there is no router,
-    unless it `may_have_none` (a pipeline stage without MoE layers).
+    ranks whose routers see the same tokens; only the first of them counts. `alone`: no other
+    that says so may count there, as agents do. Raises InputError, and leaves no hook, if there is no router, unless it
+    `may_have_none` (a pipeline stage without MoE layers), or if one cannot be counted.
     """
     mask = mask or TokenMask()
     place = 0 if same_tokens is None else rank(same_tokens)
@@ -40,7 +43,13 @@ def attach(
             "runtime.RouterKind, and pass it in Agent(routers=[…]). A pipeline stage without MoE layers says "
             "Agent(moe_layers=[])",
         )
-    return [RouterCounter(name, module, kind, mask, counts_here=place == 0) for name, module, kind in found]
+    counters: list[RouterCounter] = []
+    with ExitStack() as undo:
+        for name, module, kind in found:
+            counters.append(RouterCounter(name, module, kind, mask, counts_here=place == 0, alone=alone))
+            undo.callback(counters[-1].detach)
+        undo.pop_all()
+    return counters
 
 
 def _routers(model: Any, kinds: Sequence[RouterKind]) -> list[tuple[str, Any, RouterKind]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -49,8 +49,17 @@ class RouterKind:
     """From the output to whether it was made for a backward pass."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.package, str) or not self.package.isidentifier():
+            raise InputError.at(
+                "routers", f"package must be the first part of a module's name, such as 'my', got {self.package!r}"
+            )
         if isinstance(self.class_names, str):
             raise InputError.at("routers", f"class_names must be a tuple of names, got the text {self.class_names!r}")
+        if not isinstance(self.class_names, Sequence) or not all(isinstance(name, str) for name in self.class_names):
+            raise InputError.at("routers", f"class_names must be a tuple of names, got {self.class_names!r}")
+        for name in ("routing", "num_experts", "recording"):
+            if not callable(getattr(self, name)):
+                raise InputError.at("routers", f"{name} must be a function, got {getattr(self, name)!r}")
 
     def matches(self, router: object) -> bool:
         """Whether a module is such a router."""

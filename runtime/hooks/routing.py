@@ -24,10 +24,14 @@ class Choices:
 
     experts: Tensor
 
-    def count(self, num_experts: int, real: Tensor | None) -> Tensor:
-        """Tokens [num_experts], of those where `real` is not 0; raises InputError for what cannot be choices."""
+    def __post_init__(self) -> None:
+        """Raises InputError for what cannot be choices."""
+        _check_tensor("Choices", self.experts, least_dimensions=1)
         if self.experts.is_floating_point() or self.experts.dtype == torch.bool:
             raise InputError.at("routers", f"Choices must be numbers of experts, whole ones, not {self.experts.dtype}")
+
+    def count(self, num_experts: int, real: Tensor | None) -> Tensor:
+        """Tokens [num_experts], of those where `real` is not 0."""
         experts = _my_part(self.experts)
         if experts is None:
             return torch.zeros(num_experts, dtype=torch.int64, device=self.experts.device)
@@ -46,8 +50,18 @@ class RoutingMap:
 
     chosen: Tensor
 
+    def __post_init__(self) -> None:
+        """Raises InputError for what cannot be a map."""
+        _check_tensor("RoutingMap", self.chosen, least_dimensions=1)
+        if self.chosen.is_floating_point():
+            raise InputError.at("routers", f"RoutingMap must say of each expert whether, not {self.chosen.dtype}")
+
     def count(self, num_experts: int, real: Tensor | None) -> Tensor:
-        """Tokens [num_experts], of those where `real` is not 0."""
+        """Tokens [num_experts], of those where `real` is not 0; raises InputError if it is for other experts."""
+        if self.chosen.shape[-1] != num_experts:
+            raise InputError.at(
+                "routers", f"RoutingMap must be [tokens, {num_experts} experts], got {list(self.chosen.shape)}"
+            )
         chosen = _my_part(self.chosen)
         if chosen is None:
             return torch.zeros(num_experts, dtype=torch.int64, device=self.chosen.device)
@@ -65,14 +79,28 @@ class Counts:
     why: str = "this router says only how many tokens each expert gets"
     """Why there are no choices of each token, for whoever sets a mask: a clause, with what would help."""
 
+    def __post_init__(self) -> None:
+        """Raises InputError for what cannot be counts."""
+        _check_tensor("Counts", self.tokens, least_dimensions=0)
+
     def count(self, num_experts: int, real: Tensor | None) -> Tensor:
-        """Tokens [num_experts]; raises InputError if some are to be left out."""
+        """Tokens [num_experts]; raises InputError if some are to be left out, or if it is for other experts."""
         if real is not None:
             raise InputError.at("mask", f"cannot be applied: {self.why}")
+        if self.tokens.numel() != num_experts:
+            raise InputError.at(
+                "routers", f"Counts must be one for each of {num_experts} experts, got {self.tokens.numel()}"
+            )
         return self.tokens.detach().reshape(num_experts).long()
 
 
 Routing = Choices | RoutingMap | Counts
+
+
+def _check_tensor(kind: str, given: object, least_dimensions: int) -> None:
+    if not isinstance(given, Tensor) or given.dim() < least_dimensions:
+        shape = " without dimensions" if isinstance(given, Tensor) else ""
+        raise InputError.at("routers", f"{kind} must be made of a tensor, got a {type(given).__name__}{shape}")
 
 
 def _per_token(real: Tensor, rows: Tensor) -> Tensor:

@@ -50,6 +50,12 @@ def files(tmp_path, monkeypatch):
     np.savez("no_top_k.npz", **good)
     np.savez("newer.npz", **good, format_version=2)
     np.save("single.npy", good["tokens"])
+    np.savez("empty.npz", tokens=np.ones((0, 2, 8), int), steps=np.arange(0), top_k=2)
+    np.savez("silent.npz", **good | {"tokens": np.array([[[1] * 8] * 2, [[0] * 8, [1] * 8]])}, top_k=2)
+    np.savez("overlap.npz", **good, top_k=2, num_steps=np.array([5, 5]))
+    np.savez("fraction.npz", **good, top_k=1.5)
+    np.savez("seven.npz", tokens=np.ones((2, 2, 7), int), steps=np.arange(2), top_k=2)
+    np.savez("wide.npz", tokens=np.ones((2, 32, 8), int), steps=np.arange(2), top_k=1)
     np.savez("floats.npz", tokens=np.full((2, 2, 8), np.nan), steps=np.arange(2), top_k=2)
 
 
@@ -103,7 +109,7 @@ def files(tmp_path, monkeypatch):
         ("replay missing.npz", ["trace", "missing.npz"]),
         ("replay text.npz", ["trace", "npz"]),
         ("replay no_steps.npz", ["trace", "steps"]),
-        ("replay flat.npz", ["trace.tokens", "3 dimensions"]),
+        ("replay flat.npz", ["trace.tokens", "[samples, layers, experts]"]),
         ("replay floats.npz", ["trace.tokens", "whole numbers"]),
         ("replay negative.npz", ["tokens"]),
         ("replay no_steps.npz --ranks 0", ["trace"]),
@@ -120,6 +126,17 @@ def files(tmp_path, monkeypatch):
         ("replay no_top_k.npz", ["trace.top_k", "--model"]),
         ("replay newer.npz", ["trace.format_version", "version 1"]),
         ("replay single.npy", ["trace", "npz"]),
+        ("replay empty.npz", ["trace.tokens", "must not be empty"]),
+        ("replay silent.npz", ["trace.tokens", "sample 1 has none in layer 0"]),
+        ("replay overlap.npz", ["trace.num_steps", "sample 0 counts 5 steps from 0 on, the next begins at 1"]),
+        ("replay fraction.npz", ["trace.top_k", "must be one whole number"]),
+        ("replay seven.npz", ["--cluster", "divisor in common with the 7 experts", "--ranks 1"]),
+        ("replay good.npz --slots-extra 8", ["--slots-extra", "must be at most 7"]),
+        ("replay good.npz --slots-extra 3 --shadow-slots 5", ["--shadow-slots", "must be at most 4"]),
+        ("replay good.npz --window 3", ["--window", "at most the trace's 2 samples"]),
+        ("replay good.npz --cluster 1x8:a100-sxm-80g+1x8:v100-sxm2-32g", ["--cluster", "one kind of device"]),
+        ("replay good.npz --cluster nowhere", ["--cluster", "8x8:h100-sxm-80g"]),
+        ("replay wide.npz --model mixtral-8x7b", ["--model", "must pick 1 experts"]),
         ("serve --port 70000", ["--port"]),
         ("serve --workers 0 --port 0", ["--workers"]),
         ("serve --database-url nonsense --port 0", ["database_url"]),

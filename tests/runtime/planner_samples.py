@@ -108,6 +108,11 @@ class InThread:
         pass
 
 
+def refused(field, message):
+    """422, as the service says it."""
+    return 422, {"detail": f"{field}: {message}", "errors": [{"field": field, "message": message}]}
+
+
 class SamplePlanner:
     """Behaves as told: `mode` is `up`, `slow`, `garbage`, `misfit`, `stale`, `hang-up`, or an HTTP status."""
 
@@ -184,8 +189,10 @@ class SamplePlanner:
 
     def begin_run(self, body):
         if body["search_id"] != SEARCH:
-            return 422, {"detail": f"no search {body['search_id']!r}"}
+            return refused("search_id", f"no search {body['search_id']!r}")
         run = sample_run(body["name"], self.ranks)
+        if body.get("plan_id") not in (None, run.plan_id):
+            return refused("plan_id", "must be a plan of the shortlist")
         self.runs[run.id] = run
         return 201, run.model_dump(mode="json")
 

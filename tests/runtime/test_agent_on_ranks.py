@@ -198,9 +198,11 @@ DIFFERENT = [
     ({"run": "your-run"}, 'run: must be the same on all ranks; rank 0 has "my-run", rank 2 has "your-run"'),
     ({"plan": "other"}, 'plan: must be the same on all ranks; rank 0 has null, rank 2 has "other"'),
     ({"apply": "advise"}, "apply: must be the same on all ranks; rank 0 has true, rank 2 has false"),
-    ({"window_steps": 0}, "window_steps: must be at least 1, got 0 (on rank 2)"),
+    ({"window_steps": 0}, "window_steps: must be greater than or equal to 1, got 0 (on rank 2)"),
     ({"model": "other"}, "model: has no router that is known"),
     ({"optimizer": None}, "optimizer: is required to move experts with their state"),
+    ({"timeout_s": float("nan")}, "timeout_s: must be a finite number"),
+    ({"model": None}, "model: must be a torch module"),
     ({"service": None}, None),
 ]
 

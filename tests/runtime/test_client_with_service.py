@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from planner_samples import InThread, keep
 
 from api.demo import EXPERTS, RANKS, model, plan, running_service
 from planner.spec.errors import InputError, UnavailableError
@@ -10,6 +13,7 @@ from planner.spec.placement import Placement
 from planner.spec.run import RunRequest
 from planner.spec.window import Window
 from runtime.client import PlannerService
+from runtime.courier import Courier
 
 LAYERS = len(model().moe_layers)
 
@@ -38,9 +42,10 @@ def test_a_run_begins_and_is_found_again_with_its_history(service):
     assert begun.plan_id == best.id == begun.run.context.plans[0].id
     assert begun.placement == Placement.contiguous([EXPERTS.num_experts] * LAYERS, RANKS)
     assert client.attach("some run", None, None) == begun
-    decisions = [client.post_window(begun.run.id, window(index)) for index in range(3)]
+    decisions, repeated = zip(*(client.post_window(begun.run.id, window(index)) for index in range(3)), strict=True)
+    assert repeated == (False,) * 3
     assert [decision.window for decision in decisions] == [0, 1, 2]
-    assert client.post_window(begun.run.id, window(1)) == decisions[1]
+    assert client.post_window(begun.run.id, window(1)) == (decisions[1], True)
     placed = [decision.placement for decision in decisions if decision.placement is not None]
     for name in ("some run", begun.run.id):
         found = client.attach(name, None, None)
@@ -77,3 +82,23 @@ def test_a_run_that_is_gone_may_come_back(service):
     client, _, _ = service
     with pytest.raises(UnavailableError, match="404"):
         client.post_window("gone", window(0))
+
+
+def test_a_second_job_in_a_live_run_is_told_and_uses_no_decision_about_the_loads_of_the_other(service, caplog):
+    client, search, _ = service
+    request = new("shared", search)
+    jobs = []
+    for _ in range(2):
+        jobs.append(Courier(client, lambda: client.attach("shared", request, None), lambda run: InThread(keep)))
+        jobs[-1].attach()
+    for job, source in zip(jobs, ("service", "local policy"), strict=True):
+        for index in range(2):
+            job.submit(window(index))
+            deadline = time.monotonic() + 20
+            while (answer := job.answer(window(index))) is None or answer[1] != source:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    for job in jobs:
+        job.close(20.0)
+    [message] = [record.getMessage() for record in caplog.records if "another job" in record.getMessage()]
+    assert "run: window 0 of run 'shared' was there already: each job needs its own run" in message

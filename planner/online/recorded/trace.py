@@ -22,6 +22,7 @@ REQUIRED = ("tokens", "steps")
 ARRAYS = (*REQUIRED, "top_k", "num_steps", "model", "format_version")
 MAX_NUMBER = 2**40
 """Of tokens and steps: far more than any job has, and few enough for sums to stay exact."""
+_SHAPES = {"tokens": "[samples, layers, experts]", "steps": "[samples]", "num_steps": "[samples]"}
 _DIMENSIONS = {"tokens": 3, "steps": 1, "num_steps": 1, "top_k": 0, "format_version": 0}
 
 
@@ -84,9 +85,13 @@ def trace_of(arrays: Mapping[str, NDArray[Any]]) -> Trace:
     if version != FORMAT_VERSION:
         raise InputError.at("trace.format_version", f"is {version}; this Trimtab reads version {FORMAT_VERSION}")
     tokens, steps = numbers["tokens"], numbers["steps"]
-    if (tokens < 0).any() or not tokens.sum(axis=2).all():
+    if (tokens < 0).any():
+        raise InputError.at("trace.tokens", f"must not be negative, got {tokens.min()}")
+    silent = np.argwhere(tokens.sum(axis=2) == 0)
+    if len(silent):
+        sample, layer = silent[0]
         raise InputError.at(
-            "trace.tokens", "must not be negative, and every layer needs at least one token in every sample"
+            "trace.tokens", f"must give every layer a token in every sample; sample {sample} has none in layer {layer}"
         )
     top_k = int(numbers["top_k"]) if "top_k" in numbers else None
     if top_k is not None and not 1 <= top_k <= tokens.shape[2]:
@@ -115,10 +120,11 @@ def arrays_of(trace: Trace) -> dict[str, NDArray[Any]]:
 def _whole(name: str, given: NDArray[Any]) -> Integers:
     array = np.asarray(given)
     dimensions = _DIMENSIONS[name]
-    if array.ndim != dimensions or array.dtype.kind not in "iu" or not array.size:
-        raise InputError.at(
-            f"trace.{name}", f"must be whole numbers in {dimensions} dimensions, got {array.dtype} {array.shape}"
-        )
+    if array.ndim != dimensions or array.dtype.kind not in "iu":
+        wanted = f"whole numbers {_SHAPES[name]}" if dimensions else "one whole number"
+        raise InputError.at(f"trace.{name}", f"must be {wanted}, got {array.dtype} of shape {list(array.shape)}")
+    if not array.size:
+        raise InputError.at(f"trace.{name}", f"must not be empty, got shape {list(array.shape)}")
     if int(array.max()) > MAX_NUMBER:
         raise InputError.at(f"trace.{name}", f"must be at most {MAX_NUMBER}, got {array.max()}")
     return array.astype(np.int64)
@@ -131,3 +137,11 @@ def _check_steps(samples: int, steps: Integers, counted: Integers) -> None:
         raise InputError.at("trace.steps", "must grow from sample to sample, from 0 on")
     if len(counted) != samples or (counted < 1).any():
         raise InputError.at("trace.num_steps", f"must be {samples} whole numbers from 1 on, one for each sample")
+    late = np.flatnonzero(counted[:-1] > np.diff(steps))
+    if len(late):
+        first = int(late[0])
+        raise InputError.at(
+            "trace.num_steps",
+            f"must not count a step twice; sample {first} counts {counted[first]} steps from {steps[first]} on, the "
+            f"next begins at {steps[first + 1]}",
+        )
