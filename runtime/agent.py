@@ -185,6 +185,7 @@ class Agent:
         self._steps += 1
         if self._stretch is not None:
             self._stretch.steps += 1
+        self._note_other_moves()
         if self._boundary is not None:
             self._pass_boundary(self._boundary)
         if self._look is not None:
@@ -291,6 +292,12 @@ class Agent:
         decision, source = answer
         logger.info("window %d (%s): %s: %s", decision.window, source, decision.action.value, decision.reason)
         return decision
+
+    def _note_other_moves(self) -> None:
+        """Experts may have been moved by hand, or by a checkpoint, before or after the training of this step."""
+        if moved := self._stage.newly_placed():
+            self._placed_step = self._steps - all(layer.trained_where_placed for layer in moved)
+            self._stretch = None
 
     def _carry_out(self, decision: Decision) -> None:
         if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:

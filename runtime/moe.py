@@ -48,6 +48,7 @@ class ExpertParallelMoe(nn.Module):
     add to the training loss; it does not survive activation checkpointing of the layer. If the layer carries it
     (`runtime.auxiliary.carrying`), it is there to be shown only.
     `rows_of_ranks` [ranks]: of how many rows each rank's experts made something in the last forward pass.
+    `trained_where_placed`: whether a pass in training has come since the experts were placed where they are.
     """
 
     auxiliary_loss: Tensor | None = None
@@ -136,6 +137,7 @@ class ExpertParallelMoe(nn.Module):
     def place(self, slots: SlotMap) -> None:
         """Note that the experts sit in other slots now. Moves no weights: `runtime.migration.migrate` calls this."""
         self.slot_map = slots
+        self.trained_where_placed = False
         self._shares = token_shares(slots, self.token_split, self.topology.ranks_per_node)
         self.weights_changed()
 
@@ -150,6 +152,7 @@ class ExpertParallelMoe(nn.Module):
         """[…, hidden_size] → the same shape: for each token the weighted sum of what its experts make of it."""
         tokens = hidden.reshape(-1, hidden.shape[-1])
         self._prepare_shadows()
+        self.trained_where_placed = self.trained_where_placed or self.training
         routing = self.router(tokens)
         if self.auxiliary is not None:
             self.auxiliary_loss = self.auxiliary(routing, self.group)
