@@ -197,7 +197,7 @@ class Agent:
             self._stretch = Stretch(self._device)
         if self._undecided and self._is_time_to_look():
             length = self._prepare_message(early=True)
-            self._look = Reduction(torch.tensor([length], device=self._device), self._group)
+            self._look = Reduction(torch.full((1,), length, device=self._device), self._group)
 
     def mask(self, real_tokens: Tensor | None) -> None:
         """From here on, count only tokens where this is not 0; None: all. To be set before each forward pass.

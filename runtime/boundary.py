@@ -129,7 +129,7 @@ class Boundary:
             counters[layer].take(device) if layer in counters else torch.zeros(size, dtype=torch.int64, device=device)
             for layer, size in enumerate(experts)
         ]
-        self._reduction = Reduction(torch.cat([*rows, torch.tensor([number], device=device)]), group)
+        self._reduction = Reduction(torch.cat([*rows, torch.full((1,), number, device=device)]), group)
 
     def shared(self) -> tuple[list[list[int]], int]:
         """Tokens [MoE layer][expert] of all ranks, and the number; waits for them."""

@@ -6,11 +6,14 @@ Instead of DistributedDataParallel, which would copy the experts of rank 0 over 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from planner.spec.errors import InputError
 from runtime.exchange import Group, num_ranks, rank
 from runtime.moe import ExpertParallelMoe, expert_parameters, moe_layers
 from runtime.replicas import gradients_of, sum_replicas
@@ -23,8 +26,14 @@ def average_gradients(model: nn.Module, group: Group | None = None, expert_data_
     Parameters that all ranks hold are averaged over `group`. The gradient of an expert already sums what came back
     from the ranks of its expert-parallel group, so it is divided by all data-parallel ranks; before that it is summed
     over `expert_data_group`, the ranks that hold the same experts in the same slots (None: no other rank does), and
-    over the slots of the expert: replicas get the same bits, so they stay equal.
+    over the slots of the expert: replicas get the same bits, so they stay equal. Raises InputError if somebody else
+    averages them already.
     """
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise InputError.at(
+            "model",
+            "must not be in DistributedDataParallel: it gives all ranks the experts of rank 0, and their gradients",
+        )
     ranks = num_ranks(group)
     layers = moe_layers(model)
     experts = {id(parameter): parameter for parameter in expert_parameters(model)}
@@ -105,7 +114,10 @@ def _squared(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros((), device=device)
-    return torch.stack([norm.to(device, torch.float32) for norm in torch._foreach_norm(gradients)]).square().sum()
+    # In the number format of bfloat16 gradients a norm would have three digits.
+    dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients), torch.float32)
+    norms = torch._foreach_norm(gradients, 2, dtype)
+    return torch.stack([norm.to(device, torch.float32) for norm in norms]).square().sum()
 
 
 def _sum_over(parameters: Iterable[nn.Parameter], group: Group | None) -> None:

@@ -100,6 +100,11 @@ def restore(
         if name in by_name
     }
     optimizer.load_state_dict({"state": tensors, "param_groups": groups})
+    for number, parameter in enumerate(parameters_of(optimizer)):
+        # It has cast them to the number format of the parameter: of master weights that would be a loss.
+        for key, tensor in tensors.get(number, {}).items():
+            if (cast := optimizer.state[parameter][key]).dtype != tensor.dtype:
+                optimizer.state[parameter][key] = tensor.to(cast.device)
 
 
 def _plain(key: str, value: object) -> object:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from planner.spec.errors import InputError
 from planner.spec.parse import parse
@@ -46,7 +45,7 @@ class Part:
             raise InputError.at("model", "must have at least one chunk on each rank")
         if len(self.names) not in (0, len(self.chunks)):
             raise InputError.at("names", f"must be for each of the {len(self.chunks)} chunks, not {len(self.names)}")
-        for chunk, names in zip(self._bare(), self.names, strict=False):
+        for chunk, names in zip(self.chunks, self.names, strict=False):
             known = {_plain(name) for name, _ in chunk.named_modules()} | {_plain(name) for name in chunk.state_dict()}
             if strangers := names.keys() - known:
                 raise InputError.at("names", f"no module and no parameter of its chunk is called {min(strangers)!r}")
@@ -74,7 +73,7 @@ class Part:
         """Its expert-parallel layers, in order, by name in the whole model."""
         return [
             (self._in_model(number, name), module)
-            for number, chunk in enumerate(self._bare())
+            for number, chunk in enumerate(self.chunks)
             for name, module in chunk.named_modules()
             if isinstance(module, ExpertParallelMoe)
         ]
@@ -82,16 +81,13 @@ class Part:
     def state(self) -> Iterator[tuple[str, Any]]:
         """All that its state dict has, by name in the whole model; raises InputError where one name stands for two."""
         seen = set()
-        for number, chunk in enumerate(self._bare()):
+        for number, chunk in enumerate(self.chunks):
             for name, value in chunk.state_dict(keep_vars=True).items():
                 whole = self._in_model(number, name)
                 if whole in seen:
                     raise InputError.at("names", f"two things on this rank are called {whole!r}")
                 seen.add(whole)
                 yield whole, value
-
-    def _bare(self) -> list[nn.Module]:
-        return [chunk.module if isinstance(chunk, DistributedDataParallel) else chunk for chunk in self.chunks]
 
     def _in_model(self, chunk: int, name: str) -> str:
         parts = _plain(name).split(".")
