@@ -18,8 +18,9 @@ Usage is three lines; see `Agent`. What happens, with W = `window_steps`:
 
 While something is wrong with the service the local policy's decision is taken early, too. So a decision has one
 window's time to arrive, every rank applies the same one at the same step, and no rank ever waits for HTTP, nor for the
-device. An answer that comes later than its boundary stands in the service's history only. Windows that could not be
-delivered are delivered later, in order. A window without a token in some MoE layer (nothing was trained) is left out.
+device but to read a decision. An answer that comes later than its boundary stands in the service's history only.
+Windows that could not be delivered are delivered later, in order. A window without a token in some MoE layer (nothing
+was trained) is left out.
 
 Under pipeline parallelism each rank counts in the rows of its own MoE layers and moves the experts of these; a decision
 is about all layers, and carried out on all stages or on none (`runtime.stages`).
