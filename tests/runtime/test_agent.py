@@ -14,9 +14,7 @@ from training_samples import EXPERTS, LAYERS, TOKENS, largest_difference, make_j
 
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
-from planner.spec.placement import Placement
 from runtime.agent import Agent
-from runtime.migration import migrate
 from runtime.moe import moe_layers
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -89,27 +87,6 @@ def test_a_decision_is_carried_out_early_in_the_next_window_which_says_since_whe
     agent.close()
     assert heard == [24]
     assert [window.placed_step for window in planner.windows] == [None, 24]
-
-
-@pytest.mark.parametrize("trained_first", [False, True])
-def test_a_window_says_since_when_experts_are_where_they_were_moved_by_hand(planner, trained_first):
-    """At the end of the first window, in the middle of the second, not in the third."""
-    planner.decide = keep
-    model, optimizer = make_job()
-    data = my_batches(union=1)
-    with agent_for(planner, model, optimizer) as agent:
-        for step in range(13):
-            if trained_first:
-                train_step(model, optimizer, next(data))
-            if step in (4, 6):
-                turned = Placement(layers=((*range(step, EXPERTS), *range(step)),) * LAYERS, num_ranks=1)
-                migrate(moe_layers(model), turned, optimizer)
-            if not trained_first:
-                train_step(model, optimizer, next(data))
-            agent.step()
-    assert [window.placed_step for window in planner.windows] == [4 + trained_first, 6 + trained_first, None]
-    assert [window.placement.layers[0][0] for window in planner.windows] == [4, 6, 6]
-    assert planner.windows[2].step_time_s
 
 
 @pytest.mark.parametrize("away", [False, True])
