@@ -87,9 +87,13 @@ def main(
 
 
 @contextmanager
-def running_service(folder: Path, port: int) -> Iterator[str]:
-    """The service as a process of its own, over a database in `folder`; yields its address, and stops it at the end."""
-    heading("1", "The service")
+def running_service(folder: Path, port: int, shown: bool = True) -> Iterator[str]:
+    """The service as a process of its own, over a database in `folder`; yields its address, and stops it at the end.
+
+    `shown`: as the first chapter of the demo.
+    """
+    if shown:
+        heading("1", "The service")
     log = folder / "service.log"
     command = [sys.executable, "-m", "api.cli", "serve", "--port", str(port)]
     command += ["--database-url", f"sqlite:///{folder / 'demo.db'}", "--workers", "1"]
@@ -101,7 +105,8 @@ def running_service(folder: Path, port: int) -> Iterator[str]:
         )
     try:
         url = wait_for_service(process, log)
-        console.print(f"{url}  [dim](process {process.pid}, SQLite in {escape(str(folder))})[/]")
+        if shown:
+            console.print(f"{url}  [dim](process {process.pid}, SQLite in {escape(str(folder))})[/]")
         yield url
     finally:
         process.send_signal(signal.SIGINT)

@@ -206,7 +206,7 @@ class _Job:
 def measure(ranks: int, pairs: int, in_thread: bool) -> list[Step]:
     """All steps of all ranks, with the service stopped half-way."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as service:
-        url = service.enter_context(running_service(Path(folder), 0))
+        url = service.enter_context(running_service(Path(folder), 0, shown=False))
         search = _search(url, ranks)
 
         def stop(_rank: int, pair: int) -> None:
