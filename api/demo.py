@@ -87,9 +87,13 @@ def main(
 
 
 @contextmanager
-def running_service(folder: Path, port: int) -> Iterator[str]:
-    """The service as a process of its own, over a database in `folder`; yields its address, and stops it at the end."""
-    heading("1", "The service")
+def running_service(folder: Path, port: int, shown: bool = True) -> Iterator[str]:
+    """The service as a process of its own, over a database in `folder`; yields its address, and stops it at the end.
+
+    `shown`: as the first chapter of the demo.
+    """
+    if shown:
+        heading("1", "The service")
     log = folder / "service.log"
     command = [sys.executable, "-m", "api.cli", "serve", "--port", str(port)]
     command += ["--database-url", f"sqlite:///{folder / 'demo.db'}", "--workers", "1"]
@@ -101,7 +105,8 @@ def running_service(folder: Path, port: int) -> Iterator[str]:
         )
     try:
         url = wait_for_service(process, log)
-        console.print(f"{url}  [dim](process {process.pid}, SQLite in {escape(str(folder))})[/]")
+        if shown:
+            console.print(f"{url}  [dim](process {process.pid}, SQLite in {escape(str(folder))})[/]")
         yield url
     finally:
         process.send_signal(signal.SIGINT)
@@ -184,7 +189,8 @@ def run_training(job: Job) -> tuple[Trained, list[Progress], list[Decision]]:
     console.print(
         f"{RANKS} processes, {job.num_steps} steps on the sources of Python's standard library, no auxiliary loss; "
         f"room for {EXTRA_SLOTS_PER_RANK} replica on each rank and layer, tokens of replicas are split in every step. "
-        f"The agent reports every {job.window_steps} steps.\n"
+        f"The agent reports every {job.window_steps} steps. "
+        "Imbalance: load of the busiest rank over the mean of both, averaged over layers.\n"
     )
     progress: list[Progress] = []
     decisions: list[Decision] = []
@@ -247,7 +253,7 @@ def show_gain(comparison: Comparison) -> None:
     before, after = comparison.imbalance
     first_s, adapted_s = (median(pair[which].wall_s for pair in comparison.rounds) for which in (0, 1))
     rows = (
-        ("load of the busiest rank, of the mean", f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}"),
+        ("load of the busiest rank / mean", f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}"),
         _row("CPU time of the busiest rank", *comparison.busiest_cpu_s, comparison.busiest_cpu_ratio),
         _row("wall time of a pass", first_s, adapted_s, comparison.wall_ratio),
     )
@@ -258,10 +264,15 @@ def show_gain(comparison: Comparison) -> None:
         Column("ratio", numeric=True),
     )
     show(Table("Forward and backward passes on the same batches", columns, rows))
+    first_part, adapted_part = (
+        cpu_s / wall_s for cpu_s, wall_s in zip(comparison.busiest_cpu_s, (first_s, adapted_s), strict=True)
+    )
     console.print(
         f"[dim]Medians over {len(comparison.rounds)} batches, each passed under both placements in turns. "
         f"{RANKS} processes on {os.cpu_count()} cores: where each has a core of its own, a step takes at "
-        "least what its busiest rank works, and more where layers are hot on different ranks.[/]"
+        "least what its busiest rank works, and more where layers are hot on different ranks. Here the busiest rank "
+        f"worked for {first_part:.0%} and {adapted_part:.0%} of the wall time; the rest it waited, for the other rank, "
+        "or for a core that others use: then wall times say little.[/]"
     )
 
 

@@ -47,6 +47,8 @@ from runtime.moe import moe_layers
 
 RANKS = 2
 AIM_RATIO = 1.4
+OWN_CORE_RATIO = 0.9
+"""CPU over wall seconds of a static job's busiest rank, for whom the other one waits: below, others use its core."""
 
 
 class Settings(NamedTuple):
@@ -192,18 +194,21 @@ USUAL = Settings(steps=24, window_steps=4, extra_slots=1, skew=1.0, hidden_size=
 def rows(settings: Settings = USUAL) -> list[Row]:
     """The two aims: how much shorter a step gets on the wall, and that the losses stay equal; CPU time beside them.
 
-    On a machine that is busier than it has cores the wall's time is no answer.
+    Where the busiest rank has no core to itself the wall's time is no answer.
     """
     (steps, _), *_ = launch(train_both, RANKS, (settings,), timeout_s=1800)
     counted = steps[settings.window_steps :]
     cpu, wall = (median(getattr(a, name) / getattr(b, name) for a, b in counted) for name in ("cpu_s", "wall_s"))
     difference = max(abs(a.loss - b.loss) for a, b in steps)
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    own_core = median(step.cpu_s / step.wall_s for step, _ in counted)
     what = f"two processes, skewed gate, {settings.num_experts} experts"
-    said = f"{wall:.2f} (load average {load:.1f} on {cores} cores)"
+    said = f"{wall:.2f} (the busiest rank had {own_core:.0%} of a core)"
     return [
         Row(
-            f"{what}: step time static / adaptive", f"≥ {AIM_RATIO}", said, None if load > cores else wall >= AIM_RATIO
+            f"{what}: step time static / adaptive",
+            f"≥ {AIM_RATIO}",
+            said,
+            None if own_core < OWN_CORE_RATIO else wall >= AIM_RATIO,
         ),
         Row(f"{what}: the same, CPU of the busiest rank", "", f"{cpu:.2f}", None),
         row(f"{what}: largest difference of losses", difference, 1e-5, digits=7),

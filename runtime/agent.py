@@ -18,8 +18,9 @@ Usage is three lines; see `Agent`. What happens, with W = `window_steps`:
 
 While something is wrong with the service the local policy's decision is taken early, too. So a decision has one
 window's time to arrive, every rank applies the same one at the same step, and no rank ever waits for HTTP, nor for the
-device. An answer that comes later than its boundary stands in the service's history only. Windows that could not be
-delivered are delivered later, in order. A window without a token in some MoE layer (nothing was trained) is left out.
+device but to read a decision. An answer that comes later than its boundary stands in the service's history only.
+Windows that could not be delivered are delivered later, in order. A window without a token in some MoE layer (nothing
+was trained) is left out.
 
 Under pipeline parallelism each rank counts in the rows of its own MoE layers and moves the experts of these; a decision
 is about all layers, and carried out on all stages or on none (`runtime.stages`).
@@ -156,6 +157,7 @@ class Agent:
         self._steps += 1
         if self._stretch is not None:
             self._stretch.steps += 1
+        self._note_other_moves()
         if self._boundary is not None:
             self._pass_boundary(self._boundary)
         if self._look is not None:
@@ -167,7 +169,7 @@ class Agent:
             self._stretch = Stretch(self._device)
         if self._undecided and self._is_time_to_look():
             length = self._prepare_message(early=True)
-            self._look = Reduction(torch.tensor([length], device=self._device), self._group)
+            self._look = Reduction(torch.full((1,), length, device=self._device), self._group)
 
     def mask(self, real_tokens: Tensor | None) -> None:
         """From here on, count only tokens where this is not 0; None: all. To be set before each forward pass.
@@ -267,6 +269,12 @@ class Agent:
         decision, source = answer
         logger.info("window %d (%s): %s: %s", decision.window, source, decision.action.value, decision.reason)
         return decision
+
+    def _note_other_moves(self) -> None:
+        """Experts may have been moved by hand, or by a checkpoint, before or after the training of this step."""
+        if moved := self._stage.newly_placed():
+            self._placed_step = self._steps - all(layer.trained_where_placed for layer in moved)
+            self._stretch = None
 
     def _carry_out(self, decision: Decision) -> None:
         if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:

@@ -33,7 +33,7 @@ class AuxiliaryLoss:
         """This rank's part, to be added to its loss. All ranks of the group must call this; one all-reduce."""
         tokens, num_experts = routing.probabilities.shape
         ours = [count(routing.experts, num_experts), count(routing.experts[:, :1], num_experts)]
-        sums = _summed(torch.cat([*ours, ours[0].new_tensor([tokens])]), group)
+        sums = _summed(torch.cat([*ours, ours[0].new_full((1,), tokens)]), group)
         choices, firsts, total = torch.split(sums, [num_experts, num_experts, 1])
         per_token = num_ranks(group) / total.clamp(min=1)
         mean = routing.probabilities.sum(dim=0) * per_token
@@ -49,7 +49,7 @@ def balance_loss(probabilities: Tensor, experts: Tensor, group: Group | None) ->
     """
     tokens, num_experts = probabilities.shape
     counts = count(experts, num_experts)
-    sums = _summed(torch.cat([counts, counts.new_tensor([tokens])]), group)
+    sums = _summed(torch.cat([counts, counts.new_full((1,), tokens)]), group)
     return _balance(probabilities.sum(dim=0) * num_ranks(group) / sums[-1].clamp(min=1), sums[:-1])
 
 
@@ -63,7 +63,7 @@ def z_loss(logits: Tensor, group: Group | None) -> Tensor:
 
     Source: ST-MoE, arXiv 2202.08906, equation 5.
     """
-    tokens = _summed(torch.tensor(len(logits), device=logits.device), group)
+    tokens = _summed(torch.full((), len(logits), device=logits.device), group)
     return _squared_logs(logits) * num_ranks(group) / tokens.clamp(min=1)
 
 

@@ -7,6 +7,7 @@ timed by events of the device, so that what was still queued at the boundary cou
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from runtime.exchange import Group, num_ranks
 from runtime.hooks import RouterCounter
+
+logger = logging.getLogger("trimtab.agent")
 
 POLL_S = 0.002
 
@@ -69,11 +72,18 @@ class Reduction:
             self._copy_to_host()
 
     def numbers(self) -> list[int]:
-        """The sums; waits for them."""
+        """The sums; waits for them. Raises torch's error, after a line in the log, if a rank does not come."""
         if self._copied is not None:
             self._copied.synchronize()
         elif self._work is not None:
-            self._work.wait()
+            try:
+                self._work.wait()
+            except RuntimeError:
+                logger.error(
+                    "step() waited for what the ranks of its group share, and another rank has died or did not come: "
+                    "every rank calls step() as often as the others, once per step of the optimizer"
+                )
+                raise
         return self._vector.tolist()
 
     def done_within(self, timeout_s: float) -> bool:
@@ -129,7 +139,7 @@ class Boundary:
             counters[layer].take(device) if layer in counters else torch.zeros(size, dtype=torch.int64, device=device)
             for layer, size in enumerate(experts)
         ]
-        self._reduction = Reduction(torch.cat([*rows, torch.tensor([number], device=device)]), group)
+        self._reduction = Reduction(torch.cat([*rows, torch.full((1,), number, device=device)]), group)
 
     def shared(self) -> tuple[list[list[int]], int]:
         """Tokens [MoE layer][expert] of all ranks, and the number; waits for them."""

@@ -90,7 +90,7 @@ def padded_counts(choices: Tensor, num_slots: int, num_experts: int, capacity: C
     tokens, top_k = choices.shape
     limit = capacity.limit(tokens, top_k, num_experts)
     if capacity.factor > 0 and limit is not None:
-        rows = limit if capacity.equal_tokens else _largest(torch.tensor(limit, device=choices.device), topology)
+        rows = limit if capacity.equal_tokens else _largest(choices.new_full((), limit), topology)
     else:
         rows = _largest(count(choices, num_experts).amax(), topology)
     return np.full((topology.num_ranks, num_slots), rows, dtype=np.int64)

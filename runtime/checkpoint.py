@@ -1,4 +1,4 @@
-"""Checkpoints by logical expert: a job goes on with another placement, other replicas, another number of ranks.
+"""Checkpoints by logical expert: a job goes on with another placement, other replicas, other ranks, other stages.
 
     folder/step-00000400/            one checkpoint, complete as soon as it has this name
         trimtab.json                 step, placement with its split, options of the optimizer
@@ -6,9 +6,10 @@
     folder/step-00000500.partial/    one that was not finished: nobody reads it
 
 The names of tensors say which expert of which layer it is (`runtime.logical`), so each rank reads what its slots need.
-A checkpoint is written under a name of its own and then renamed: a rank that dies on the way leaves the last one as it
-was. All ranks need the same folder (a file system that they share). Random numbers and the place in the data are not
-in it: the step is, from which the caller finds them.
+Under pipeline parallelism all stages write one checkpoint, under the names of the whole model (`runtime.parts`); so
+the model may be cut elsewhere when it is read. A checkpoint is written under a name of its own and then renamed: a rank
+that dies on the way leaves the last one as it was. All ranks need the same folder (a file system that they share).
+Random numbers and the place in the data are not in it: the step is, from which the caller finds them.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from planner.spec.parse import parse, read_json
 from planner.spec.placement import Placement
 from planner.spec.value import Index, Value, content_id
 from runtime.agreement import all_or_none
-from runtime.exchange import Group, is_distributed, rank
+from runtime.exchange import Group, gathered, is_distributed, rank
 from runtime.logical import all_names, held_by, one_name_each, optimizer_state, options_of, restore
-from runtime.migration import current_placement
-from runtime.moe import ExpertParallelMoe, moe_layers
+from runtime.parts import Part, placement_of_model
 from runtime.slots import as_slot_maps
+from runtime.stages import part_of
 
 HEAD = "trimtab.json"
 MODEL, OPTIMIZER = "model", "optimizer"
@@ -63,62 +64,74 @@ class Checkpoint(Value):
 def save(
     folder: Path | str,
     step: int,
-    model: nn.Module,
+    model: nn.Module | Part,
     optimizer: torch.optim.Optimizer | None = None,
     group: Group | None = None,
 ) -> Path:
     """Write `folder`/step-…; every rank of `group` (all that train; None: all ranks) calls it. Between steps.
 
-    Of replicas one is written. Raises InputError if the state cannot be saved or this step is there already,
-    ConflictError if another rank refuses, UnavailableError if it cannot be written; then no checkpoint has come to be.
+    `model`: a `Part` on pipeline stages, whose optimizers must have the same groups of parameters, some maybe empty. Of
+    replicas one is written. Raises InputError if the state cannot be saved or this step is there already, ConflictError
+    if another rank refuses, UnavailableError if it cannot be written; then no checkpoint has come to be.
     """
     final = Path(folder) / f"step-{step:08d}"
     partial = final.with_name(f"{final.name}.partial")
-    device = next(model.parameters()).device
+    part = Part.of(model)
 
-    def prepare() -> tuple[str, tuple[Checkpoint, dict[str, Tensor]]]:
-        head, tensors = _head(step, model, optimizer), _tensors(model, optimizer)
+    def prepare() -> tuple[str, tuple[list[dict[str, Any]] | None, dict[str, Tensor]]]:
+        options = None if optimizer is None else options_of(optimizer)
+        return content_id([step, options]), (options, _tensors(part, optimizer))
+
+    def begin() -> tuple[str, None]:
         if rank(group) == 0:
             _make_room(final, partial)
-        return _digest(head), (head, tensors)
+        return "begun", None
 
     def complete() -> tuple[str, None]:
         if rank(group) == 0:
             _complete(partial, final, head)
         return "complete", None
 
-    head, tensors = all_or_none(prepare, f"the checkpoint {final}", group, device)
+    options, tensors = all_or_none(prepare, f"the checkpoint {final}", group, part.device)
+    placement = placement_of_model(part, group)
+    head = parse(Checkpoint, {"step": step, "placement": placement, "optimizer": options}, "checkpoint")
+    all_or_none(begin, f"the checkpoint {final}", group, part.device)
     with _as_ours(f"the checkpoint {final} could not be written"):
         writer = FileSystemWriter(partial)
         save_tensors(dict(tensors), storage_writer=writer, process_group=group, no_dist=not is_distributed())
-    all_or_none(complete, f"the checkpoint {final}", group, device)
+    all_or_none(complete, f"the checkpoint {final}", group, part.device)
     return final
 
 
 def load(
-    path: Path | str, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, group: Group | None = None
+    path: Path | str,
+    model: nn.Module | Part,
+    optimizer: torch.optim.Optimizer | None = None,
+    group: Group | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint into a model and an optimizer made as they were made for it, on however many ranks.
+    """Read a checkpoint into a model and an optimizer made as they were made for it, on however many ranks and stages.
 
     The experts take the checkpoint's placement and split if these fit the model's ranks and slots; otherwise they stay
     where they are. An optimizer that was not saved starts afresh. Raises InputError (ConflictError on other ranks)
     before anything has changed if the checkpoint is not for this model and optimizer, NotFoundError if there is none,
     UnavailableError if it cannot be read to its end: then the model is to be thrown away.
     """
-    path = Path(path)
+    path, part = Path(path), Part.of(model)
 
     def prepare() -> tuple[str, tuple[Checkpoint, Shapes]]:
         head, shapes = read_head(path), _shapes(path)
-        _check(head, shapes, model, optimizer)
-        return _digest(head), (head, shapes)
+        _check(head, shapes, part, optimizer)
+        return content_id(head.model_dump(mode="json")), (head, shapes)
 
-    head, shapes = all_or_none(prepare, f"the checkpoint {path}", group, next(model.parameters()).device)
-    _adopt(head.placement, moe_layers(model))
-    held = held_by(model)
+    head, shapes = all_or_none(prepare, f"the checkpoint {path}", group, part.device)
+    _check_all_wanted(shapes, part, group)
+    _adopt(head.placement, part)
+    held = held_by(part)
     tensors = {f"{MODEL}/{name}": copies[0].detach() for name, copies in held.items()}
     saved = optimizer if head.optimizer is not None else None
-    names = [] if saved is None else one_name_each(model, saved)
-    state = {(key, name): f"{OPTIMIZER}/{key}/{name}" for key, name in _optimizer_keys(shapes) if name in set(names)}
+    names = [] if saved is None else one_name_each(part, saved)
+    mine = set(names)
+    state = {(key, name): f"{OPTIMIZER}/{key}/{name}" for key, name in _optimizer_keys(shapes) if name in mine}
     tensors |= {at: torch.empty(shapes[at].size, dtype=shapes[at].properties.dtype) for at in state.values()}
     _read(path, tensors, group, no_dist=not is_distributed())
     for first, *others in held.values():
@@ -154,24 +167,10 @@ def read_model(path: Path | str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{MODEL}/"): tensor for key, tensor in tensors.items()}
 
 
-def _digest(head: Checkpoint) -> str:
-    return content_id(head.model_dump(mode="json"))
-
-
-def _head(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Checkpoint:
-    layers = moe_layers(model)
-    head = {
-        "step": step,
-        "placement": current_placement(layers) if layers else None,
-        "optimizer": None if optimizer is None else options_of(optimizer),
-    }
-    return parse(Checkpoint, head, "checkpoint")
-
-
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    tensors = {f"{MODEL}/{name}": copies[0].detach() for name, copies in held_by(model).items()}
+def _tensors(part: Part, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    tensors = {f"{MODEL}/{name}": copies[0].detach() for name, copies in held_by(part).items()}
     if optimizer is not None:
-        for (key, name), tensor in optimizer_state(model, optimizer).items():
+        for (key, name), tensor in optimizer_state(part, optimizer).items():
             tensors[f"{OPTIMIZER}/{key}/{name}"] = tensor
     return tensors
 
@@ -220,29 +219,40 @@ def _optimizer_keys(shapes: Shapes) -> Iterator[tuple[str, str]]:
             yield rest[0], rest[1]
 
 
-def _check(head: Checkpoint, shapes: Shapes, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    wanted = {f"{MODEL}/{name}" for name in all_names(model)}
-    found = {at for at in shapes if at.startswith(MODEL)}
-    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, unlike the model,")):
-        if names:
-            raise InputError.at("checkpoint", f"{what} {min(names).removeprefix(f'{MODEL}/')!r}")
-    for name, (tensor, *_) in held_by(model).items():
+def _check(head: Checkpoint, shapes: Shapes, part: Part, optimizer: torch.optim.Optimizer | None) -> None:
+    """Whether it has all that this rank needs."""
+    if missing := {f"{MODEL}/{name}" for name in all_names(part)} - shapes.keys():
+        raise InputError.at("checkpoint", f"lacks {min(missing).removeprefix(f'{MODEL}/')!r}")
+    for name, (tensor, *_) in held_by(part).items():
         size = shapes[f"{MODEL}/{name}"].size
         if size != tensor.shape:
             raise InputError.at("checkpoint", f"has {name!r} of shape {list(size)}, the model of {list(tensor.shape)}")
+    rows = 0 if head.placement is None else len(head.placement.layers)
+    if max(part.numbers, default=-1) >= rows:
+        raise InputError.at("moe_layers", f"has {max(part.numbers)}, the checkpoint {rows} MoE layers from 0 on")
     if optimizer is not None:
-        one_name_each(model, optimizer)
+        one_name_each(part, optimizer)
         if head.optimizer is not None and len(head.optimizer) != len(optimizer.param_groups):
             raise InputError.at(
                 "optimizer", f"has {len(optimizer.param_groups)} groups, the checkpoint's had {len(head.optimizer)}"
             )
 
 
-def _adopt(placement: Placement | None, layers: list[ExpertParallelMoe]) -> None:
+def _check_all_wanted(shapes: Shapes, part: Part, group: Group | None) -> None:
+    """Whether some rank holds each of its tensors; raises InputError on all ranks."""
+    found, mine = sorted(at for at in shapes if at.startswith(MODEL)), all_names(part)
+    held = torch.tensor([at.removeprefix(f"{MODEL}/") in mine for at in found], dtype=torch.uint8, device=part.device)
+    for at, somewhere in zip(found, gathered(held, group).amax(dim=0).tolist(), strict=True):
+        if not somewhere:
+            raise InputError.at("checkpoint", f"has, unlike the model, {at.removeprefix(f'{MODEL}/')!r}")
+
+
+def _adopt(placement: Placement | None, part: Part) -> None:
     """Take over a placement, if there is one that fits."""
+    layers = [layer for _, layer in part.layers()]
     maps = [layer.slot_map for layer in layers]
     if placement is not None and layers and placement.num_ranks == layers[0].num_ranks:
-        wanted = as_slot_maps(placement, [layer.num_experts for layer in layers])
+        wanted = as_slot_maps(part_of(placement, part.numbers), [layer.num_experts for layer in layers])
         if [(m.per_rank, m.shadows_per_rank) for m in wanted] == [(m.per_rank, m.shadows_per_rank) for m in maps]:
             maps = wanted
     for layer, slots in zip(layers, maps, strict=True):

@@ -108,7 +108,7 @@ def _measure(model: nn.Module, batch: Tensor) -> Trial:
         dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     model(batch).backward()
-    spent = torch.zeros(1 + num_ranks(None), dtype=torch.float64)
+    spent = torch.zeros(1 + num_ranks(None), dtype=torch.float64, device=batch.device)
     spent[0], spent[1 + rank(None)] = time.perf_counter() - wall, time.process_time() - cpu
     model.zero_grad()
     if num_ranks(None) > 1:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from planner.spec.errors import InputError
 from runtime.crossing import there_and_back
+from runtime.exchange import gathered
 from runtime.rows import pack, reordered, unpack
 from runtime.topology import Counts, Topology, swapped
+from runtime.upload import uploaded
 
 Split = Callable[[Counts], Counts]
 """Choices of each rank for each expert [R, E] → how many of them go to each slot [R, S]; the same on all ranks."""
@@ -34,11 +35,7 @@ def count(choices: Tensor, bins: int) -> Tensor:
 
 def gather_counts(counts: Tensor, topology: Topology) -> Counts:
     """`counts` [n] of each rank → [R, n] on the host of all. The host waits for the device."""
-    if topology.num_ranks == 1:
-        return counts.cpu().numpy()[None]
-    gathered = counts.new_empty((topology.num_ranks, len(counts)))
-    dist.all_gather(list(gathered), counts, group=topology.group)
-    return gathered.cpu().numpy()
+    return gathered(counts, topology.group).cpu().numpy()
 
 
 def share_out(choices: Tensor, slots: Sequence[int], split: Split, topology: Topology) -> tuple[Tensor, Counts]:
@@ -54,12 +51,12 @@ def share_out(choices: Tensor, slots: Sequence[int], split: Split, topology: Top
 def slots_of(choices: Tensor, slots: Sequence[int], shares: Counts) -> Tensor:
     """Experts chosen [T, k] → slots [T, k], by this rank's `shares` [S]; see `share_out`."""
     if len(set(slots)) == len(slots):
-        slot_of_expert = [*np.argsort(slots).tolist(), -1]  # the last is where -1 finds itself
-        return torch.tensor(slot_of_expert, device=choices.device)[choices]
+        slot_of_expert = np.append(np.argsort(slots), -1)  # the last is where -1 finds itself
+        return uploaded(slot_of_expert, choices.device)[choices]
     flat = choices.flatten()
     by_expert = flat.where(flat >= 0, len(slots)).argsort(stable=True)
     order = np.argsort(slots, kind="stable")
-    table = torch.from_numpy(np.stack([order, shares[order]])).to(flat.device, non_blocking=True)
+    table = uploaded(np.stack([order, shares[order]]), flat.device)
     total = int(shares.sum())
     slot = table[0].repeat_interleave(table[1], output_size=total)
     return torch.full_like(flat, -1).index_copy_(0, by_expert[:total], slot).view_as(choices)
@@ -114,7 +111,7 @@ def _places(slot: Tensor, counts: Counts, sizes: Counts) -> Tensor:
     shifts[:, :-1] = begins - (sizes.cumsum(axis=0) - sizes)
     # A choice that is not sent is one for slot S, of which there can never be too many.
     lengths = np.append(counts, slot.numel() + 1)
-    shift, length = (torch.from_numpy(table).to(slot.device, non_blocking=True) for table in (shifts, lengths))
+    shift, length = (uploaded(table, slot.device) for table in (shifts, lengths))
     flat = slot.flatten()
     flat = flat.where(flat >= 0, num_slots)
     order = flat.argsort(stable=True)

@@ -40,9 +40,9 @@ def gathered(mine: Tensor, group: Group | None) -> Tensor:
     """[n] of each rank → [ranks, n]."""
     if num_ranks(group) == 1:
         return mine[None]
-    everyone = [torch.empty_like(mine) for _ in range(num_ranks(group))]
-    dist.all_gather(everyone, mine, group=group)
-    return torch.stack(everyone)
+    everyone = mine.new_empty((num_ranks(group), len(mine)))
+    dist.all_gather(list(everyone), mine, group=group)
+    return everyone
 
 
 def broadcast_bytes(message: bytes, length: int, group: Group | None, device: torch.device) -> bytes:

@@ -1,8 +1,9 @@
 """The state of a model and its optimizer by logical expert: names that no rank, slot or replica changes.
 
 `blocks.0.experts.experts.7.up` is a weight of expert 7 of that layer, wherever it sits; all other names are torch's. On
-one process with experts in order, these are the names of `model.state_dict()`. The optimizer's tensors stand under the
-names of their parameters. Shadow experts have no state of their own.
+one process with experts in order, these are the names of `model.state_dict()`. A pipeline stage uses the names of the
+whole model (`runtime.parts`). The optimizer's tensors stand under the names of their parameters. Shadow experts have no
+state of their own.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from planner.spec.errors import InputError
-from runtime.moe import ExpertParallelMoe
+from runtime.parts import Part, join_names
 
 Held = dict[str, list[Tensor]]
 """What this rank holds under each name: more than one tensor if it has replicas of an expert, all of the same bits."""
 
 
-def held_by(model: nn.Module) -> Held:
+def held_by(part: Part) -> Held:
     """Parameters and persistent buffers of this rank, by logical name; raises InputError for other kinds of state."""
-    experts = dict(_expert_names(model))
-    own_states = {_join(prefix, "_extra_state") for prefix, _ in _layers(model)}
+    experts = dict(_expert_names(part))
+    own_states = {join_names([prefix, "_extra_state"]) for prefix, _ in part.layers()}
     held: Held = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    for name, value in part.state():
         if name in own_states:
             continue
         if not isinstance(value, Tensor):
@@ -34,19 +35,19 @@ def held_by(model: nn.Module) -> Held:
     return held
 
 
-def all_names(model: nn.Module) -> set[str]:
-    """Names of `held_by` on all ranks: every expert has the weights that the experts of this rank have."""
-    names = held_by(model).keys() - {logical for _, logical in _expert_names(model)}
-    for prefix, layer in _layers(model):
+def all_names(part: Part) -> set[str]:
+    """Names of `held_by` on all ranks of a stage: every expert has the weights that the experts of this rank have."""
+    names = held_by(part).keys() - {logical for _, logical in _expert_names(part)}
+    for prefix, layer in part.layers():
         for weight, _ in layer.experts[0].named_parameters():
-            names |= {_join(prefix, f"experts.{expert}.{weight}") for expert in range(layer.num_experts)}
+            names |= {join_names([prefix, f"experts.{expert}.{weight}"]) for expert in range(layer.num_experts)}
     return names
 
 
-def one_name_each(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def one_name_each(part: Part, optimizer: torch.optim.Optimizer) -> list[str]:
     """The logical name of each parameter of the optimizer, in its order; raises InputError for a stranger."""
     names: dict[int, str] = {}
-    for name, tensors in held_by(model).items():
+    for name, tensors in held_by(part).items():
         for tensor in tensors:
             names.setdefault(id(tensor), name)
     parameters = parameters_of(optimizer)
@@ -60,10 +61,10 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
+def optimizer_state(part: Part, optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
     """The optimizer's tensors by (what it calls them, logical name); raises InputError for other kinds of state."""
     found = {}
-    for name, parameter in zip(one_name_each(model, optimizer), parameters_of(optimizer), strict=True):
+    for name, parameter in zip(one_name_each(part, optimizer), parameters_of(optimizer), strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise InputError.at("optimizer", f"keeps {key!r} as {type(value).__name__}; only tensors can be saved")
@@ -99,6 +100,11 @@ def restore(
         if name in by_name
     }
     optimizer.load_state_dict({"state": tensors, "param_groups": groups})
+    for number, parameter in enumerate(parameters_of(optimizer)):
+        # It has cast them to the number format of the parameter: of master weights that would be a loss.
+        for key, tensor in tensors.get(number, {}).items():
+            if (cast := optimizer.state[parameter][key]).dtype != tensor.dtype:
+                optimizer.state[parameter][key] = tensor.to(cast.device)
 
 
 def _plain(key: str, value: object) -> object:
@@ -116,18 +122,10 @@ def _with_tuples(options: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, ExpertParallelMoe]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, ExpertParallelMoe))
-
-
-def _expert_names(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _expert_names(part: Part) -> Iterator[tuple[str, str]]:
     """From torch's names, which number the slots of this rank, to logical names."""
-    for prefix, layer in _layers(model):
+    for prefix, layer in part.layers():
         for local, (slot, expert) in enumerate(zip(layer.local_slots, layer.experts, strict=False)):
             for weight, _ in expert.named_parameters():
-                logical = _join(prefix, f"experts.{layer.slots[slot]}.{weight}")
-                yield _join(prefix, f"experts.{local}.{weight}"), logical
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+                logical = join_names([prefix, f"experts.{layer.slots[slot]}.{weight}"])
+                yield join_names([prefix, f"experts.{local}.{weight}"]), logical

@@ -209,6 +209,10 @@ def _parts(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that belongs to the expert in the layer's slot `local` of this rank, with a name, in fixed order."""
     for name, parameter in layer.experts[local].named_parameters():
+        if hasattr(parameter, "device_mesh"):  # a DTensor: to import its class takes a second
+            raise InputError.at(
+                "model", f"has experts of which each rank holds a part ({name}): leave them out of FSDP"
+            )
         yield name, parameter.detach()
         if parameter.grad is not None:
             yield f"{name}.grad", parameter.grad

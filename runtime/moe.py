@@ -38,6 +38,7 @@ from runtime.gates import ExpertRouter
 from runtime.replicas import bring_shadows
 from runtime.slots import SlotMap, token_shares
 from runtime.topology import Counts, Topology
+from runtime.upload import uploaded
 
 
 class ExpertParallelMoe(nn.Module):
@@ -49,6 +50,7 @@ class ExpertParallelMoe(nn.Module):
     add to the training loss; it does not survive activation checkpointing of the layer. If the layer carries it
     (`runtime.auxiliary.carrying`), it is there to be shown only.
     `rows_of_ranks` [ranks]: of how many rows each rank's experts made something in the last forward pass.
+    `trained_where_placed`: whether a pass in training has come since the experts were placed where they are.
     """
 
     auxiliary_loss: Tensor | None = None
@@ -151,6 +153,7 @@ class ExpertParallelMoe(nn.Module):
     def place(self, slots: SlotMap) -> None:
         """Note that the experts sit in other slots now. Moves no weights: `runtime.migration.migrate` calls this."""
         self.slot_map = slots
+        self.trained_where_placed = False
         self._shares = token_shares(slots, self.token_split, self.topology.ranks_per_node)
         self.weights_changed()
 
@@ -161,10 +164,15 @@ class ExpertParallelMoe(nn.Module):
         """
         self._shadows_are_stale = bool(self.shadows)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden: Tensor) -> Tensor:
-        """[…, hidden_size] → the same shape: for each token the weighted sum of what its experts make of it."""
+        """[…, hidden_size] → the same shape: for each token the weighted sum of what its experts make of it.
+
+        torch.compile leaves it as it is: how many rows go where is known on the host only, and anew in each pass.
+        """
         tokens = hidden.reshape(-1, hidden.shape[-1])
         self._prepare_shadows()
+        self.trained_where_placed = self.trained_where_placed or self.training
         routing = self.router(tokens)
         if self.auxiliary is not None:
             self.auxiliary_loss = self.auxiliary(routing, self.group)
@@ -187,7 +195,7 @@ class ExpertParallelMoe(nn.Module):
         counts = padded_counts(choices, len(self.slots), self.num_experts, self.capacity, self.topology)
         if self.slot_map.has_replicas:
             return share_out(choices, self.slots, self._shares, self.topology)[0], counts
-        slot_of_expert = torch.tensor(self.slots, device=choices.device).argsort()
+        slot_of_expert = uploaded(np.argsort(self.slots), choices.device)
         return torch.where(choices >= 0, slot_of_expert[choices], -1), counts
 
     def _prepare_shadows(self) -> None:

@@ -61,7 +61,7 @@ class Share(Value):
     all_layers: bool
     """The rank did not say which: it has to hold all MoE layers of the model."""
     migrates: bool | None
-    """Whether experts are to be moved; None: this rank has none, and leaves it to the others."""
+    """Whether experts are to be moved; None: this rank leaves it to the others, as it has none, or nobody asks."""
 
 
 def my_share(
@@ -81,8 +81,7 @@ def my_share(
         raise InputError.at(
             "moe_layers", f"has {len(mine)} numbers, but this rank has {len(counters)} routers: {names}"
         )
-    if len(set(mine)) != len(mine) or not all(type(number) is int and number >= 0 for number in mine):
-        raise InputError.at("moe_layers", f"must be different whole numbers from 0 on, got {mine}")
+    check_numbers(mine)
     migrates = _migrates(layers, counters, apply, optimizer)
     own = [_own(layer) for layer in layers] if layers else [None] * len(counters)
     held = (
@@ -90,6 +89,21 @@ def my_share(
         for number, counter, layer in zip(mine, counters, own, strict=True)
     )
     return Share(layers=tuple(held), all_layers=numbers is None, migrates=migrates)
+
+
+def check_numbers(numbers: Sequence[int]) -> None:
+    """Raises InputError if these cannot be numbers of MoE layers of one rank."""
+    if len(set(numbers)) != len(numbers) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise InputError.at("moe_layers", f"must be different whole numbers from 0 on, got {list(numbers)}")
+
+
+def share_of(layers: Sequence[tuple[str, ExpertParallelMoe]], numbers: Sequence[int] | None) -> Share:
+    """What a rank holds that has these expert-parallel layers of ours, by name; nothing is said of moving experts."""
+    held = (
+        HeldLayer(number=number, name=name, num_experts=layer.num_experts, own=_own(layer))
+        for number, (name, layer) in zip(range(len(layers)) if numbers is None else numbers, layers, strict=True)
+    )
+    return Share(layers=tuple(held), all_layers=numbers is None, migrates=None)
 
 
 def whole_model(shares: Sequence[Any]) -> tuple[list[HeldLayer], bool]:
@@ -152,12 +166,14 @@ def _check_complete(shares: Sequence[Share], first_holders: dict[int, int]) -> N
             raise InputError.at(
                 "moe_layers",
                 f"rank {rank} has {len(share.layers)} of the model's {total} MoE layers; say which on each rank: "
-                "Agent(moe_layers=[…])",
+                "moe_layers=[…]",
             )
 
 
 def _agreed_migration(shares: Sequence[Share]) -> bool:
     said = [(rank, share.migrates) for rank, share in enumerate(shares) if share.migrates is not None]
+    if not said:
+        return False
     first_rank, migrates = said[0]
     for rank, other in said:
         if other != migrates:

@@ -48,9 +48,17 @@ class Stage:
 
     def placement(self) -> Placement | None:
         """Of all layers of the model; None if they are not ours."""
-        for number, layer in zip(self._numbers, self._layers, strict=True):
-            self._maps[number] = layer.slot_map  # others than the agent may have moved them
+        self.newly_placed()
         return placement_of(self._maps) if self._maps else None
+
+    def newly_placed(self) -> list[ExpertParallelMoe]:
+        """This rank's layers whose experts others than `migrate` below have placed anew since the last call."""
+        found = []
+        for number, layer in zip(self._numbers, self._layers, strict=True):
+            if layer.slot_map != self._maps[number]:
+                found.append(layer)
+            self._maps[number] = layer.slot_map
+        return found
 
     def migrate(
         self, target: Placement, optimizer: torch.optim.Optimizer | None, group: Group | None, device: torch.device

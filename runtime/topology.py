@@ -21,6 +21,7 @@ from torch import Tensor
 
 from planner.spec.errors import InputError
 from runtime.exchange import Group, num_ranks, rank
+from runtime.upload import uploaded
 
 Counts = NDArray[np.int64]
 """Whole numbers on the host; [R, R]: rows from each rank of a group to each."""
@@ -86,15 +87,16 @@ class Topology:
         if not rows.is_cuda:
             return self._start(rows, counts)
         side = _side_stream(rows.device)
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(side):
             received = self.exchange(rows, counts)
             arrived = side.record_event()
         rows.record_stream(side)
 
         def finish() -> None:
-            torch.cuda.current_stream().wait_event(arrived)
-            received.record_stream(torch.cuda.current_stream())
+            stream = torch.cuda.current_stream(received.device)
+            stream.wait_event(arrived)
+            received.record_stream(stream)
 
         return received, finish
 
@@ -123,7 +125,7 @@ def swapped(sizes: Counts, device: torch.device) -> Tensor:
     begins = (sizes.ravel().cumsum() - sizes.ravel()).reshape(sizes.shape).T.ravel()
     lengths = sizes.T.ravel()
     shifts = begins - (lengths.cumsum() - lengths)
-    table = torch.from_numpy(np.stack([shifts, lengths])).to(device, non_blocking=True)
+    table = uploaded(np.stack([shifts, lengths]), device)
     total = int(lengths.sum())
     return torch.arange(total, device=device) + table[0].repeat_interleave(table[1], output_size=total)
 

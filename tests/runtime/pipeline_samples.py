@@ -1,4 +1,4 @@
-"""A language model of four MoE layers on two pipeline stages of two expert-parallel ranks each, trained by hand."""
+"""A language model of four MoE layers on pipeline stages of expert-parallel ranks (two by two), trained by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Strategy
 from planner.spec.training import Precision, Training
 from profiles import resolve_cluster
 from runtime.example import LanguageModel, batches, language_model, library_text
-from runtime.gradients import average_gradients
+from runtime.gradients import average_gradients, clip_gradients
 
 STAGES, EXPERT_RANKS, BLOCKS, HIDDEN, SAMPLES = 2, 2, 4, 32, 2
 
@@ -34,6 +34,8 @@ MODEL = sample_model()
 IN_ORDER = ((0, (0, 1)), (1, (2, 3)))
 """In the order of the model: the stage of each chunk, and its blocks."""
 INTERLEAVED = ((0, (0,)), (1, (1,)), (0, (2,)), (1, (3,)))
+ONE_EACH = ((0, (0,)), (1, (1,)), (2, (2,)), (3, (3,)))
+UNCUT = ((0, (0, 1, 2, 3)),)
 
 
 def pipeline_plan(num_blocks=BLOCKS, micro_batch_size=SAMPLES):
@@ -103,20 +105,25 @@ class Chunk(nn.Module):
 
 
 class PipelineJob:
-    """This rank's chunks: rank = stage · 2 + expert-parallel rank, which is the data-parallel rank too."""
+    """This rank's chunks: rank = stage · `expert_ranks` + expert-parallel rank, which is the data-parallel rank too."""
 
-    def __init__(self, layout):
-        groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-        self.stage, place = divmod(dist.get_rank(), EXPERT_RANKS)
-        self.group, self.partner = groups[self.stage], (1 - self.stage) * EXPERT_RANKS + place
-        torch.manual_seed(0)
-        whole = LanguageModel(MODEL, self.group)
+    def __init__(self, layout, expert_ranks=EXPERT_RANKS, seed=0, max_norm=None, **layer_options):
         self.owners = [stage for stage, _ in layout]
+        ranks = expert_ranks * (max(self.owners) + 1)
+        groups = [dist.new_group(range(n, n + expert_ranks)) for n in range(0, ranks, expert_ranks)]
+        pipelines = [dist.new_group(range(place, ranks, expert_ranks)) for place in range(expert_ranks)]
+        self.expert_ranks, self.max_norm = expert_ranks, max_norm
+        self.stage, self.place = divmod(dist.get_rank(), expert_ranks)
+        self.group, self.pipeline = groups[self.stage], pipelines[self.place]
+        torch.manual_seed(seed)
+        whole = LanguageModel(MODEL, self.group, **layer_options)
         self.chunks = {n: Chunk(whole, blocks) for n, (stage, blocks) in enumerate(layout) if stage == self.stage}
-        self.moe_layers = [block for stage, blocks in layout if stage == self.stage for block in blocks]
+        mine = [blocks for stage, blocks in layout if stage == self.stage]
+        self.moe_layers = [block for blocks in mine for block in blocks]
+        self.names = [{f"blocks.{n}": f"blocks.{block}" for n, block in enumerate(blocks)} for blocks in mine]
         self.model = list(self.chunks.values())
         self.optimizer = torch.optim.AdamW([p for chunk in self.model for p in chunk.parameters()], lr=1e-2)
-        self.data = batches(library_text(100_000), SAMPLES, TOKENS, seed=place)
+        self.data = my_streams(expert_ranks, self.place)
 
     def train_step(self):
         """All chunks forward, all back; returns the loss over all ranks."""
@@ -124,41 +131,56 @@ class PipelineJob:
         self.optimizer.zero_grad()
         output = torch.zeros(())
         for number, chunk in self.chunks.items():
-            given = None if number == 0 else self.received(number).requires_grad_()
+            given = None if number == 0 else self.received(text, number - 1).requires_grad_()
             output = chunk(given, text)
             passes[number] = given, output
             if not chunk.is_last:
-                dist.send(output.detach(), self.partner)
-        loss = output.detach() / EXPERT_RANKS if chunk.is_last else torch.zeros(())
+                dist.send(output.detach(), self.holder(number + 1))
+        loss = output.detach() / self.expert_ranks if chunk.is_last else torch.zeros(())
         for number, (given, output) in reversed(passes.items()):
-            output.backward(None if self.chunks[number].is_last else self.received(number))
+            output.backward(None if self.chunks[number].is_last else self.received(text, number + 1))
             if given is not None:
-                dist.send(given.grad, self.partner)
+                dist.send(given.grad, self.holder(number - 1))
         average_gradients(nn.ModuleList(self.model), self.group)
+        if self.max_norm is not None:
+            self.norm = clip_gradients(nn.ModuleList(self.model), self.max_norm, self.pipeline).item()
         self.optimizer.step()
         dist.all_reduce(loss)
         return loss.item()
 
-    def received(self, number):
-        """From the other stage: what the chunk before sends forward, or the chunk after sends back."""
-        hidden = torch.empty(SAMPLES, TOKENS, HIDDEN)
-        dist.recv(hidden, self.partner)
+    def holder(self, chunk):
+        """The rank that has a chunk for this place."""
+        return self.owners[chunk] * self.expert_ranks + self.place
+
+    def received(self, text, chunk):
+        """What the chunk before sends forward, or the chunk after sends back."""
+        hidden = torch.empty(len(text), TOKENS, HIDDEN)
+        dist.recv(hidden, self.holder(chunk))
         return hidden
+
+
+def my_streams(expert_ranks, place):
+    """A place's part of the batches that each step reads, whatever the number of places."""
+    text = library_text(100_000)
+    streams = [batches(text, SAMPLES, TOKENS, seed) for seed in range(EXPERT_RANKS)]
+    mine = slice(place * EXPERT_RANKS // expert_ranks, (place + 1) * EXPERT_RANKS // expert_ranks)
+    while True:
+        yield torch.cat([next(stream) for stream in streams][mine])
 
 
 class OneProcess:
     """The same job on one process."""
 
-    def __init__(self):
+    def __init__(self, max_norm=float("inf")):
         torch.manual_seed(0)
         self.model = LanguageModel(MODEL)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
-        text = library_text(100_000)
-        self.data = [batches(text, SAMPLES, TOKENS, seed) for seed in range(EXPERT_RANKS)]
+        self.data, self.max_norm = my_streams(1, 0), max_norm
 
     def train_step(self):
         self.optimizer.zero_grad()
-        loss = self.model(torch.cat([next(stream) for stream in self.data]))
+        loss = self.model(next(self.data))
         loss.backward()
+        self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm).item()
         self.optimizer.step()
         return loss.item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Strategy
 from planner.spec.training import Precision, Training
 from planner.spec.window import Window
 from profiles import resolve_cluster
+from runtime.agent import Agent
 
 SEARCH = "search-1"
 
@@ -93,6 +95,24 @@ def real_policy(run):
         return decision
 
     return answer
+
+
+def make_agent(service, model, optimizer=None, **changes):
+    """An agent of this job for the sample run, with what each test wants otherwise."""
+    arguments = {"service": service, "run": "my-run", "search": SEARCH}
+    return Agent(model=model, optimizer=optimizer, **arguments | changes)
+
+
+class Warnings(logging.Handler):
+    """Keeps what the agent warns of in this process, with its cause."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.told = []
+        logging.getLogger("trimtab.agent").addHandler(self)
+
+    def emit(self, record):
+        self.told.append((record.getMessage(), str(record.exc_info[1]) if record.exc_info else None))
 
 
 class InThread:

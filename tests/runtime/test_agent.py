@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import transformers
-from planner_samples import SEARCH, InThread, SamplePlanner, keep, sample_plan, sample_run, turn
+from planner_samples import SEARCH, InThread, SamplePlanner, keep, make_agent, sample_plan, sample_run, turn
 from torch import nn
 from training_samples import EXPERTS, LAYERS, TOKENS, largest_difference, make_job, my_batches, train_step
 
@@ -41,10 +41,9 @@ def train(agent, model, optimizer, steps, pause_s=0.0):
     return losses
 
 
-def make_agent(planner, model, optimizer, **changes):
+def agent_for(planner, model, optimizer, **changes):
     url = planner if isinstance(planner, str) else planner.url
-    arguments = {"service": url, "run": "my-run", "search": SEARCH, "window_steps": 4, "timeout_s": 2.0}
-    return Agent(model=model, optimizer=optimizer, **arguments | changes)
+    return make_agent(url, model, optimizer, **{"window_steps": 4, "timeout_s": 2.0} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def plain_losses():
 def test_windows_arrive_and_decisions_are_carried_out_without_a_trace_in_the_losses(planner, plain_losses):
     model, optimizer = make_job()
     heard = []
-    with make_agent(planner, model, optimizer, on_decision=heard.append) as agent:
+    with agent_for(planner, model, optimizer, on_decision=heard.append) as agent:
         losses = train(agent, model, optimizer, 25, pause_s=0.02)
     assert [window.index for window in planner.windows] == list(range(6))
     assert [window.first_step for window in planner.windows] == [0, 4, 8, 12, 16, 20]
@@ -78,7 +77,7 @@ def test_a_decision_is_carried_out_early_in_the_next_window_which_says_since_whe
     """A window of 20 steps: looks at steps 23, 25, … are read a step later."""
     model, optimizer = make_job()
     heard = []
-    agent = make_agent(planner, model, optimizer, window_steps=20, on_decision=lambda _: heard.append(step))
+    agent = agent_for(planner, model, optimizer, window_steps=20, on_decision=lambda _: heard.append(step))
     data = my_batches(union=1)
     for step in range(1, 42):
         train_step(model, optimizer, next(data))
@@ -95,7 +94,7 @@ def test_the_local_policy_is_taken_early_only_while_the_service_is_away(planner,
     model, optimizer = make_job()
     heard = []
     arguments = {"window_steps": 20, "policy": fixed_policy(turn), "timeout_s": 20.0}
-    agent = make_agent(planner, model, optimizer, on_decision=lambda _: heard.append(step), **arguments)
+    agent = agent_for(planner, model, optimizer, on_decision=lambda _: heard.append(step), **arguments)
     planner.mode = 503 if away else "slow"
     data = my_batches(union=1)
     for step in range(1, 62):
@@ -141,7 +140,7 @@ def test_any_hugging_face_model_takes_three_lines(planner):
 def test_advise_never_touches_the_model(planner):
     model, optimizer = make_job()
     heard = []
-    with make_agent(planner, model, None, apply="advise", on_decision=heard.append) as agent:
+    with agent_for(planner, model, None, apply="advise", on_decision=heard.append) as agent:
         train(agent, model, optimizer, 13, pause_s=0.02)
     assert len(heard) == 2
     assert moe_layers(model)[0].slots == tuple(range(EXPERTS))
@@ -154,7 +153,7 @@ def test_the_run_is_found_by_id_or_name_and_its_history_goes_on(planner):
     planner.runs[run.id] = run
     for name in ("old", run.id):
         model, optimizer = make_job()
-        with make_agent(planner, model, optimizer, run=name, search=None) as agent:
+        with agent_for(planner, model, optimizer, run=name, search=None) as agent:
             train(agent, model, optimizer, 12, pause_s=0.02)
     assert [window.index for window in planner.windows] == list(range(6))
     assert [window.first_step for window in planner.windows] == [0, 4, 8, 12, 16, 20]
@@ -167,15 +166,15 @@ def test_in_an_old_run_what_was_decided_last_is_in_force(planner):
     planner.runs[run.id] = run
     arguments = {"run": "old", "search": None, "apply": "advise"}
     model, optimizer = make_job()
-    with make_agent(planner, model, optimizer, **arguments) as agent:
+    with agent_for(planner, model, optimizer, **arguments) as agent:
         train(agent, model, optimizer, 4)
     planner.decisions[-1] = planner.decisions[-1].model_copy(update={"plan_id": other.id})
     for plan in (None, mine.id):
-        with make_agent(planner, model, optimizer, **arguments, plan=plan) as agent:
+        with agent_for(planner, model, optimizer, **arguments, plan=plan) as agent:
             train(agent, model, optimizer, 4)
         assert planner.windows[-1].plan_id == (plan or other.id)
     with pytest.raises(InputError, match="must be of the run's shortlist"):
-        make_agent(planner, model, optimizer, **arguments, plan="unknown")
+        agent_for(planner, model, optimizer, **arguments, plan="unknown")
     assert planner.runs[run.id].plan_id == first.id
 
 
@@ -191,7 +190,7 @@ def test_address_and_token_come_from_the_environment(planner, monkeypatch):
 def test_a_service_that_is_away_from_the_start_costs_nothing_and_gets_all_windows_later(planner, plain_losses, caplog):
     planner.mode = 503
     model, optimizer = make_job()
-    agent = make_agent(planner, model, optimizer)
+    agent = agent_for(planner, model, optimizer)
     losses = train(agent, model, optimizer, 13)
     planner.mode = "up"
     deadline = time.monotonic() + 10
@@ -210,9 +209,14 @@ def test_whatever_goes_wrong_the_local_policy_decides_and_windows_are_delivered_
 ):
     model, optimizer = make_job()
     heard = []
-    agent = make_agent(planner, model, optimizer, policy=fixed_policy(turn), on_decision=heard.append)
+    agent = agent_for(planner, model, optimizer, policy=fixed_policy(turn), on_decision=heard.append)
     planner.decide, planner.mode = keep, mode
-    losses = train(agent, model, optimizer, 13, pause_s=0.01)
+    data, losses = my_batches(union=1), []
+    for step in range(1, 14):
+        losses.append(train_step(model, optimizer, next(data)))
+        if step in (8, 12):
+            until(lambda: agent._courier.answer(agent._last_window))
+        agent.step()
     assert [decision.action for decision in heard] == [Action.REBALANCE] * 2
     agent.close(timeout_s=0.1)
     assert largest_difference(losses, plain_losses[:13]) <= 1e-5
@@ -223,7 +227,7 @@ def test_whatever_goes_wrong_the_local_policy_decides_and_windows_are_delivered_
 @pytest.mark.parametrize("mode", [400, 409, 413, 422])
 def test_a_window_that_the_service_refuses_is_given_up_and_the_next_goes_on(planner, caplog, mode):
     model, optimizer = make_job()
-    agent = make_agent(planner, model, optimizer)
+    agent = agent_for(planner, model, optimizer)
     planner.mode = mode
     train(agent, model, optimizer, 5)
     deadline = time.monotonic() + 10
@@ -237,7 +241,7 @@ def test_a_window_that_the_service_refuses_is_given_up_and_the_next_goes_on(plan
 
 def test_a_service_that_does_not_answer_holds_neither_a_step_nor_the_end_up(planner, plain_losses):
     model, optimizer = make_job()
-    agent = make_agent(planner, model, optimizer, policy=fixed_policy(keep), timeout_s=20.0)
+    agent = agent_for(planner, model, optimizer, policy=fixed_policy(keep), timeout_s=20.0)
     planner.mode = "slow"
     losses = train(agent, model, optimizer, 25)
     agent.close(timeout_s=0.2)
@@ -247,7 +251,7 @@ def test_a_service_that_does_not_answer_holds_neither_a_step_nor_the_end_up(plan
 
 def test_a_window_in_which_nothing_was_trained_is_left_out(planner, caplog):
     model, optimizer = make_job()
-    agent = make_agent(planner, model, optimizer)
+    agent = agent_for(planner, model, optimizer)
     for _ in range(4):
         agent.step()
     train(agent, model, optimizer, 4)
@@ -264,7 +268,7 @@ def test_a_placement_that_the_layer_cannot_hold_leaves_model_and_training_as_the
 
     planner.decide = with_replica
     model, optimizer = make_job()
-    with make_agent(planner, model, optimizer, policy=fixed_policy(with_replica)) as agent:
+    with agent_for(planner, model, optimizer, policy=fixed_policy(with_replica)) as agent:
         losses = train(agent, model, optimizer, 13, pause_s=0.02)
     assert "decides what does not fit this job (placement: has 1 ranks with 9 slots" in caplog.text
     assert "nothing was moved" in caplog.text and "slots on each rank" in caplog.text
@@ -282,7 +286,7 @@ def test_the_time_of_a_step_leaves_out_what_the_agent_and_its_callback_took(plan
     monkeypatch.setattr("runtime.boundary.time.perf_counter", lambda: now_s)
     model, optimizer = make_job()
     data, heard = my_batches(union=1), []
-    with make_agent(planner, model, optimizer, on_decision=lambda _: pass_time(1000.0) or heard.append(_)) as agent:
+    with agent_for(planner, model, optimizer, on_decision=lambda _: pass_time(1000.0) or heard.append(_)) as agent:
         for _ in range(21):
             train_step(model, optimizer, next(data))
             pass_time(2.0)
@@ -302,7 +306,7 @@ def test_an_own_executor_that_carried_out_a_switch_is_believed(planner):
     planner.decide = switch
     model, optimizer = make_job()
     answers = iter([False, True, True, True])
-    with make_agent(planner, model, optimizer, on_decision=lambda decision: next(answers)) as agent:
+    with agent_for(planner, model, optimizer, on_decision=lambda decision: next(answers)) as agent:
         train(agent, model, optimizer, 21, pause_s=0.02)
     known = planner.windows[0].plan_id
     assert [window.plan_id for window in planner.windows] == [known, known, other.id, other.id, other.id]
@@ -310,7 +314,7 @@ def test_an_own_executor_that_carried_out_a_switch_is_believed(planner):
 
 def test_closing_removes_the_hooks_and_may_be_repeated(planner):
     model, optimizer = make_job()
-    agent = make_agent(planner, model, optimizer)
+    agent = agent_for(planner, model, optimizer)
     agent.close()
     agent.close()
     assert not any(module._forward_hooks for module in model.modules())
@@ -352,22 +356,22 @@ def test_a_run_that_was_planned_for_other_experts_or_ranks_is_refused(planner):
     model, optimizer = make_job()
     planner.ranks = 4
     with pytest.raises(InputError, match="over 4 ranks, the model over 1"):
-        make_agent(planner, model, optimizer)
+        agent_for(planner, model, optimizer)
     del model.blocks[1]
     with pytest.raises(InputError, match="for 1 MoE layers of 8 experts, but run 'my-run' was planned for 2"):
-        make_agent(planner, model, torch.optim.AdamW(model.parameters()))
+        agent_for(planner, model, torch.optim.AdamW(model.parameters()))
 
 
 @pytest.mark.parametrize("mode", [401, 403])
 def test_a_token_that_is_not_let_in_is_said_when_the_agent_is_made(planner, mode):
     planner.mode = mode
     with pytest.raises(InputError, match="does not let us in"):
-        make_agent(planner, *make_job())
+        agent_for(planner, *make_job())
 
 
 def test_nobody_listening_is_a_warning_not_an_error(plain_losses, caplog):
     model, optimizer = make_job()
-    with make_agent(NOWHERE, model, optimizer) as agent:
+    with agent_for(NOWHERE, model, optimizer) as agent:
         losses = train(agent, model, optimizer, 8)
     assert largest_difference(losses, plain_losses[:8]) <= 1e-5
     assert "is away" in caplog.text and "2 windows were not delivered" in caplog.text

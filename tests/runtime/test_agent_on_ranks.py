@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
-from planner_samples import SEARCH, InThread, SamplePlanner, keep, sample_run, turn
+from planner_samples import SEARCH, InThread, SamplePlanner, Warnings, keep, make_agent, sample_run, turn
 from training_samples import (
     EXPERTS,
     LAYERS,
@@ -46,17 +45,8 @@ def train_with_agent(report, url, steps, patience_s=5.0):
     def note(decision):
         heard.append((step, decision))
 
-    agent = Agent(
-        service=url,
-        run="my-run",
-        search=SEARCH,
-        model=model,
-        optimizer=optimizer,
-        window_steps=WINDOW,
-        timeout_s=5.0,
-        on_decision=note,
-        policy=turning_policy,
-    )
+    arguments = {"window_steps": WINDOW, "timeout_s": 5.0, "policy": turning_policy}
+    agent = make_agent(url, model, optimizer, on_decision=note, **arguments)
     for step in range(1, steps + 1):
         losses.append(train_step(model, optimizer, next(data)))
         agent.step()
@@ -121,28 +111,15 @@ def train_with_a_rank_out_of_memory(report, url):
 
     Shipment.pack = fail_once
     warnings = Warnings()
-    logging.getLogger("trimtab.agent").addHandler(warnings)
     model, optimizer = make_job()
     data, losses, slots = my_batches(), [], []
-    arguments = {"service": url, "run": "my-run", "search": SEARCH, "window_steps": WINDOW, "policy": turning_policy}
-    with Agent(model=model, optimizer=optimizer, **arguments) as agent:
+    with make_agent(url, model, optimizer, window_steps=WINDOW, policy=turning_policy) as agent:
         for _ in range(4 * WINDOW + 1):
             losses.append(train_step(model, optimizer, next(data)))
             agent.step()
             slots.append({layer.slots for layer in moe_layers(model)})
             time.sleep(0.02)
     return losses, slots, warnings.told
-
-
-class Warnings(logging.Handler):
-    """Keeps what it is told, with its cause."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.told = []
-
-    def emit(self, record):
-        self.told.append((record.getMessage(), str(record.exc_info[1]) if record.exc_info else None))
 
 
 def test_a_rank_that_fails_to_prepare_a_migration_stops_it_on_all_ranks_and_nothing_else(plain_losses):
@@ -260,16 +237,8 @@ def train_skewed(report, url):
     model, optimizer = make_job()
     skew_routers(model)
     heard, data = [], my_batches()
-    agent = Agent(
-        service=url,
-        run="my-run",
-        search=SEARCH,
-        model=model,
-        optimizer=optimizer,
-        window_steps=WINDOW,
-        on_decision=heard.append,
-        policy=RecordingPolicy,
-    )
+    arguments = {"window_steps": WINDOW, "policy": RecordingPolicy}
+    agent = make_agent(url, model, optimizer, on_decision=heard.append, **arguments)
     report("attached")
     for step in range(1, 4 * WINDOW + 2):
         train_step(model, optimizer, next(data))

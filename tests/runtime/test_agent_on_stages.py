@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from doubles_routers import MoE
 from pipeline_samples import BLOCKS, IN_ORDER, INTERLEAVED, MODEL, OneProcess, PipelineJob, pipeline_run
-from planner_samples import InThread, SamplePlanner, turn
+from planner_samples import InThread, SamplePlanner, Warnings, turn
 from torch import nn
 from training_samples import EXPERTS, RANKS, largest_difference
 
@@ -29,17 +28,6 @@ STEPS, WINDOW = 17, 4
 FIRST = tuple(range(EXPERTS))
 
 
-class Warnings(logging.Handler):
-    """Keeps what it is told, with its cause."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.told = []
-
-    def emit(self, record):
-        self.told.append((record.getMessage(), str(record.exc_info[1]) if record.exc_info else None))
-
-
 def turning_policy(run):
     return InThread(turn)
 
@@ -53,7 +41,6 @@ def train_on_stages(report, url, layout, failing_rank=None):
     if failing_rank == dist.get_rank():
         fail_to_pack_once()
     warnings = Warnings()
-    logging.getLogger("trimtab.agent").addHandler(warnings)
     job = PipelineJob(layout)
     losses, heard, slots = [], [], []
     arguments = {"service": url, "run": "my-run", "window_steps": WINDOW, "policy": turning_policy}

@@ -8,12 +8,11 @@ import time
 
 import pytest
 import torch.distributed as dist
-from planner_samples import SEARCH, InThread, SamplePlanner, real_policy, sample_plan, sample_run, turn
+from planner_samples import InThread, SamplePlanner, make_agent, real_policy, sample_plan, sample_run, turn
 from training_samples import largest_difference, make_job, my_batches, train_step
 
 from planner.spec.errors import RankFailedError
 from planner.spec.placement import Placement
-from runtime.agent import Agent
 from runtime.boundary import Boundary
 from runtime.checkpoint import latest, load, save
 from runtime.exchange import num_ranks, rank
@@ -67,15 +66,7 @@ def train(report, url, folder, where, elsewhere=False):
     data, losses = my_batches(), {}
     for _ in range(done):
         next(data)
-    agent = Agent(
-        service=url,
-        run="my-run",
-        search=SEARCH,
-        model=model,
-        optimizer=optimizer,
-        window_steps=WINDOW,
-        policy=lambda run: InThread(turn),
-    )
+    agent = make_agent(url, model, optimizer, window_steps=WINDOW, policy=lambda run: InThread(turn))
     for step in range(done, STEPS):
         if where == "step" and step == 8 and rank(None) == 1:
             die()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import httpx
 import torch.distributed as dist
 from faulty_service import NONSENSE, ServiceProcess, Wire
-from planner_samples import InThread, keep
+from planner_samples import InThread, Warnings, keep
 from test_agent_with_service import search_over_http
 from training_samples import RANKS, largest_difference, make_job, my_batches, train_step
 
@@ -25,8 +24,7 @@ PHASES = ("well", "answers lost", "killed", "garbage", "down", "begun again", "w
 def train(report, url, search, plan, folder):
     """A phase for each window; rank 0 waits at its end until the next is prepared, which a file in `folder` says."""
     model, optimizer = make_job()
-    logger, warnings = logging.getLogger("trimtab.agent"), Warnings()
-    logger.addHandler(warnings)
+    warnings = Warnings()
     data, losses, agent = my_batches(), [], None
     if url:
         agent = Agent(
@@ -51,7 +49,7 @@ def train(report, url, search, plan, folder):
             wait_until(lambda phase=phase: url is None or dist.get_rank() != 0 or (folder / str(phase)).exists())
     if agent is not None:
         agent.close(60.0)
-    return losses, warnings.told
+    return losses, [message for message, _ in warnings.told]
 
 
 def wait_until(condition):
@@ -59,17 +57,6 @@ def wait_until(condition):
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert condition()
-
-
-class Warnings(logging.Handler):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.told = []
-
-    def emit(self, record):
-        self.told.append(record.getMessage())
 
 
 def test_a_job_does_not_feel_what_the_service_suffers_and_its_windows_are_kept_once(tmp_path):

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import torch.distributed as dist
+from planner_samples import SamplePlanner, keep, make_agent
 from training_samples import (
     EXPERTS,
     LAYERS,
@@ -167,3 +168,25 @@ def test_on_one_process_slots_change_and_the_training_goes_on_the_same():
     batch = next(my_batches())
     assert moe_layers(moved)[0].slots != moe_layers(plain)[0].slots
     assert torch.allclose(plain(batch), moved(batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("trained_first", [False, True])
+def test_a_window_says_since_when_experts_are_where_they_were_moved_by_hand(trained_first):
+    """At the end of the first window, in the middle of the second, not in the third."""
+    model, optimizer = make_job()
+    data = my_batches(union=1)
+    with SamplePlanner(ranks=1, decide=keep) as planner:
+        agent = make_agent(planner.url, model, optimizer, window_steps=4)
+        for step in range(13):
+            if trained_first:
+                train_step(model, optimizer, next(data))
+            if step in (4, 6):
+                turned = Placement(layers=((*range(step, EXPERTS), *range(step)),) * LAYERS, num_ranks=1)
+                migrate(moe_layers(model), turned, optimizer)
+            if not trained_first:
+                train_step(model, optimizer, next(data))
+            agent.step()
+        agent.close()
+    assert [window.placed_step for window in planner.windows] == [4 + trained_first, 6 + trained_first, None]
+    assert [window.placement.layers[0][0] for window in planner.windows] == [4, 6, 6]
+    assert planner.windows[2].step_time_s

@@ -24,6 +24,7 @@ from training_samples import (
     train_step,
 )
 
+from planner.online.placement.copies import copies_between
 from planner.spec.placement import Placement, TokenSplit
 from runtime.capacity import Capacity
 from runtime.exchange import num_ranks
@@ -31,7 +32,7 @@ from runtime.gradients import average_gradients, clip_gradients, gradient_norm
 from runtime.launch import launch
 from runtime.migration import current_placement, migrate
 from runtime.moe import ExpertParallelMoe, moe_layers
-from runtime.slots import SlotMap, token_shares
+from runtime.slots import SlotMap, as_slot_maps, token_shares
 from runtime.topology import Topology
 
 EVERY = 6
@@ -246,6 +247,18 @@ def test_a_replica_comes_from_the_nearest_rank_and_what_nobody_wants_vanishes_at
     nothing = (0, 0, True)
     assert results[1] == [(1, one_expert, True), nothing, (1, one_expert, True), nothing]
     assert all(result == [(1, 0, True), nothing, (1, 0, True), nothing] for result in (results[0], *results[2:]))
+
+
+def test_experts_come_from_the_rank_that_the_policy_has_priced():
+    random_numbers = random.Random(0)
+    for shadows in (0, 1):
+        before, after = (random_placement(random_numbers, extra=1, shadows=shadows) for _ in range(2))
+        slots = [np.array(placement.layers) for placement in (before, after)]
+        maps = as_slot_maps(before, [EXPERTS] * LAYERS)
+        copies = copies_between(*slots, RANKS, shadows)
+        assert len(copies.layer) > LAYERS
+        for layer, expert, from_rank, to_rank in zip(*(column.tolist() for column in copies[:4]), strict=True):
+            assert maps[layer].rank_of(maps[layer].nearest(expert, to_rank)) == from_rank
 
 
 def test_a_replica_is_copied_from_the_nearest_rank_by_number():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planner_samples import SEARCH, SamplePlanner, keep
+from planner_samples import SamplePlanner, keep, make_agent
 from training_samples import EXPERTS, LAYERS, largest_difference, make_job, my_batches, train_step
 
 from planner.online.pricing import whole_split
 from planner.spec.decision import Action, Decision
 from planner.spec.placement import Placement, TokenSplit
-from runtime.agent import Agent
 from runtime.launch import launch
 from runtime.moe import moe_layers
 
@@ -37,16 +36,7 @@ def train_with_shadows(report, url):
     """Losses, decisions, and what stood in the slots after each step."""
     model, optimizer = make_job(shadow_slots_per_rank=1, token_split=TokenSplit.WINDOW)
     losses, heard, slots, data = [], [], [], my_batches(union=2)
-    agent = Agent(
-        service=url,
-        run="my-run",
-        search=SEARCH,
-        model=model,
-        optimizer=optimizer,
-        window_steps=WINDOW,
-        timeout_s=5.0,
-        on_decision=heard.append,
-    )
+    agent = make_agent(url, model, optimizer, window_steps=WINDOW, timeout_s=5.0, on_decision=heard.append)
     for _ in range(STEPS):
         losses.append(train_step(model, optimizer, next(data)))
         agent.step()
