@@ -28,7 +28,7 @@ from planner.online.placement.shadows import changed_shadows, lasting_slots, wit
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, served, whole_split
 from planner.online.shadowing import idle_seats, shadowed
 from planner.online.standstill import ASSUMED, Standstill
-from planner.online.state import slots_per_rank
+from planner.online.state import Stood, plan_of, slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
 from planner.spec.plan import Plan
@@ -61,6 +61,8 @@ class Candidate:
     """Seconds that a step gets shorter under the forecast; can be negative."""
     missed_s: float
     """Seconds that a step would have been shorter under the load of the last window; can be negative."""
+    seen_s: float
+    """What a step would have taken under the load of the last window."""
     cost_s: float
     life_steps: float
     """Steps for which the gain is expected to last."""
@@ -131,6 +133,11 @@ class Outlook:
         """What would be, under another plan or placement."""
         expected, seen = self.pricing.steps(plan, [(self.forecast.array, seats), (self.seen, seats)])
         return Standing(expected, seen.seconds)
+
+    def seen_s(self, stood: Stood) -> float:
+        """What a step took with what stood earlier, under the load of the last window."""
+        plan = plan_of(self.pricing.context, stood.plan_id, "plan_id")
+        return self.pricing.step(plan, self.seen, stood.placement).seconds
 
     def split(self, slots: Indices, num_ranks: int) -> Floats | None:
         """[layers, slots]: the split to be decided along with a placement; None where none is."""
@@ -254,6 +261,7 @@ def _instead(
         copies=copies,
         gain_s=now.expected.seconds - then.expected.seconds,
         missed_s=now.seen_s - then.seen_s,
+        seen_s=then.seen_s,
         cost_s=cost_s,
         life_steps=life_steps,
         fits=then.expected.fits,

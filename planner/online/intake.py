@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from planner.cost.migration import expert_ranks
-from planner.online.state import Debit, RunState, experts_per_layer, placement_at_start, plan_of
+from planner.online.ledger import confirmed, debit_late, refund
+from planner.online.state import Refund, RunState, Stood, experts_per_layer, placement_at_start, plan_of
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
@@ -30,35 +33,37 @@ def in_force(window: Window, state: RunState, context: RunContext) -> RunState:
     begins its age at the step that is reported with it.
     """
     reported = _reported(window, state, context)
-    stands = (reported.plan_id, reported.placement) == (state.plan_id, state.placement)
-    last, given_back = state.unconfirmed, state.refunded
-    if stands:
-        return reported if last is None else reported.model_copy(update={"unconfirmed": None, "refunded": None})
+    if _alike(reported, state):
+        return confirmed(reported.model_copy(update={"since_step": _since(window, state.since_step)}))
+    last = state.unconfirmed
+    reported = reported.model_copy(update=_succession(window, reported, state))
     if last is not None:
-        reported = _refund(reported, last)
+        reported = refund(reported, Refund(plan_id=state.plan_id, placement=state.placement, debit=last))
     if last is None or window.placed_step is not None:
         reported = reported.model_copy(update={"placed_step": window.begun_step})
-    if given_back is not None and (reported.plan_id, reported.placement) == (given_back.plan_id, given_back.placement):
-        reported = _debit_late(reported, given_back, window)
+    given_back = state.refunded
+    if given_back is not None and _alike(reported, given_back):
+        reported = debit_late(reported, given_back, window.begun_step)
     return reported
 
 
-def _refund(state: RunState, debit: Debit) -> RunState:
-    account_s, placed = state.account_s + debit.cost_s, debit.placed_step_before
-    return state.model_copy(
-        update={"account_s": account_s, "placed_step": placed, "unconfirmed": None, "refunded": debit}
-    )
+def _alike(one: RunState | Stood, other: RunState | Stood | Refund) -> bool:
+    return (one.plan_id, one.placement) == (other.plan_id, other.placement)
 
 
-def _debit_late(state: RunState, debit: Debit, window: Window) -> RunState:
-    refunded = None if state.refunded == debit else state.refunded
-    return state.model_copy(
-        update={
-            "account_s": state.account_s - debit.cost_s,
-            "placed_step": window.begun_step,
-            "refunded": refunded,
-        }
-    )
+def _since(window: Window, known_step: int) -> int:
+    """The first step under what stays in force: where a window does not say, it is all of the window at least."""
+    return min(known_step, window.first_step) if window.placed_step is None else window.placed_step
+
+
+def _succession(window: Window, reported: RunState, state: RunState) -> dict[str, Any]:
+    """Since when that is in force which was not expected, and what was before it."""
+    earlier = state.earlier
+    if state.unconfirmed is None:
+        return {"since_step": window.begun_step, "earlier": (*earlier, state.standing)}
+    if earlier and _alike(reported, earlier[-1]):
+        return {"since_step": _since(window, earlier[-1].first_step), "earlier": earlier[:-1]}
+    return {"since_step": window.begun_step}
 
 
 def _reported(window: Window, state: RunState, context: RunContext) -> RunState:

@@ -1,37 +1,9 @@
 """From a window and what came before to a decision. Pure: no clock, no chance, no network.
 
-The ledger. Let g be the seconds that a candidate saves in each step under the forecast, H the steps for which the gain
-is expected to last, C the pause that the candidate costs. Its net value is g H - C. H is the horizon of the forecast;
-for moves within the plan no more than the age of the placement in force, because the next one will be outdated as this
-one was. The account A holds a part, CREDIT, of the seconds lost so far: for each window, those of its steps that ran
-under what it reports x (step under that - step under the candidate of the greatest net value), both priced for the load
-that really came; steps before the window's last change are not counted. The best candidate is taken that
-
-* has a positive net value and A >= TRUST C (moving experts) or A >= C (switching plans, which stops the job): the
-  forecast says that it pays, and a good part of its cost was lost already; or
-* still gains and A >= C / TRUST: the loss has gone on whatever the forecast said.
-
-It takes C out of the account. This is renting or buying with a prediction (Purohit, Svitkina and Kumar, NeurIPS
-2018): TRUST near 0 believes the forecast, 1 ignores it. A split of tokens that is decided anew moves nothing and costs
-nothing; it is taken whenever it gains.
-
-What it guarantees, over any load history: the account holds only losses that were really suffered, and is never
-overdrawn by more than (1 - TRUST) of one move of experts. With S the time of all steps, B the time they would have
-taken with the best plan and placement of each window, C_max the dearest move of experts, losses sum to at most S - B,
-so steps and moves together take at most
-
-    B + (1 + CREDIT) (S - B) + (1 - TRUST) C_max
-
-seconds. With F the best fixed plan and placement in hindsight, and rho the greatest ratio in any window of the step in
-force to the best step, B <= F and S <= rho B, so that is at most
-
-    (1 + (1 + CREDIT) (rho - 1)) F + (1 - TRUST) C_max.
-
-docs/online.md has the argument in full, what it takes for granted, and what is measured.
-
-Two things stand outside this ledger. What is in force may not fit in memory under the forecast: then the candidate of
-the greatest net value among those that fit is taken at once and not debited, for it does not buy time. And a move that
-the next window contradicts was not made: its cost is refunded (`planner.online.intake`).
+What could be done is for `planner.online.candidates`, what it may cost for `planner.online.ledger`; docs/online.md
+says what they guarantee together, with the proof. One thing stands outside the ledger: what is in force may not fit in
+memory under the forecast. Then the candidate of the greatest net value among those that fit is taken at once and not
+debited, for it does not buy time.
 """
 
 from __future__ import annotations
@@ -42,21 +14,24 @@ from planner.cost import Seats, estimate
 from planner.cost.balance import Floats, hottest_rank_bound
 from planner.online import reasons
 from planner.online.candidates import Candidate, Outlook, rebalances, switches
-from planner.online.forecast import Forecast, begin_forecast, update_forecast, window_shares
+from planner.online.forecast import begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
+from planner.online.ledger import (
+    Earlier,
+    advance_s,
+    affordable,
+    debited,
+    earlier_steps,
+    with_loss,
+    without_gain,
+    without_what_ended,
+)
 from planner.online.pricing import Price, Pricing, seats_of, served, unevenness
 from planner.online.standstill import standstill_of, with_measured
-from planner.online.state import Debit, RunState, plan_of
+from planner.online.state import RunState, plan_of
 from planner.spec.decision import Action, Decision
 from planner.spec.run import RunContext
 from planner.spec.window import Window
-
-CREDIT = 0.5
-"""Part of the time lost to imbalance that moves may take. A choice: less lowers the bound, and lets moves wait."""
-
-TRUST = 0.5
-"""Part of a move's cost that must have been lost before a forecast is acted on; its inverse, where it is not asked.
-A choice, not a fit: the proof holds for every value in (0, 1]."""
 
 
 def decide(window: Window, state: RunState, context: RunContext, price: Price = estimate) -> tuple[Decision, RunState]:
@@ -79,25 +54,32 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
         return _keep(window, standing, 0.0, reason), state
     forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
     taken_in = with_measured(state, in_force(window, state, context), window)
-    state = _counted(taken_in, forecast, window, pricing)
-    standing = _Standing(pricing, state, served(forecast.array, context.training))
-    plan = plan_of(context, state.plan_id, "plan_id")
-    outlook = Outlook(pricing, plan, standing.seats, forecast, window_shares(window))
-    now = outlook.now.expected
-    found = _candidates(outlook, state, _age(state, window))
+    plan = plan_of(context, taken_in.plan_id, "plan_id")
+    seats = None if taken_in.placement is None else seats_of(taken_in.placement)
+    outlook = Outlook(pricing, plan, seats, forecast, window_shares(window))
+    earlier = earlier_steps(window, taken_in, outlook.seen_s)
+    state = _counted(taken_in, outlook, window)
+    return _decided(window, outlook, state, earlier)
+
+
+def _decided(
+    window: Window, outlook: Outlook, state: RunState, earlier: tuple[Earlier, ...]
+) -> tuple[Decision, RunState]:
+    """The decision of a window that was counted."""
+    standing = _Standing(outlook.pricing, state, outlook.loads, outlook.seats)
+    found, now = _candidates(outlook, state, window), outlook.now.expected
     remedy = None if now.fits else next((candidate for candidate in found if candidate.fits), None)
     if remedy is not None:
         return _act(window, standing, remedy, 0.0, reasons.remedy(remedy))
     lack = "" if now.fits else reasons.NOTHING_FITS
     candidates = [candidate for candidate in found if candidate.gain_s > 0]
     if not candidates:
-        settled = state.model_copy(update={"account_s": min(state.account_s, 0.0)})
-        return _keep(window, standing, forecast.horizon_steps, _nothing(state) + lack), settled
-    standing = standing.with_state(_with_loss(state, candidates, window))
+        return _keep(window, standing, outlook.forecast.horizon_steps, _nothing(state) + lack), without_gain(state)
+    standing = standing.with_state(with_loss(state, candidates, window, earlier))
     account_s = standing.state.account_s
-    chosen = _affordable(candidates, account_s)
+    chosen = affordable(candidates, account_s)
     if chosen is None:
-        reason = reasons.not_yet(candidates[0], account_s, _advance_s(candidates[0])) + lack
+        reason = reasons.not_yet(candidates[0], account_s, advance_s(candidates[0])) + lack
         return _keep(window, standing, candidates[0].life_steps, reason, candidates[0]), standing.state
     return _act(window, standing, chosen, chosen.cost_s, reasons.act(chosen, account_s) + lack)
 
@@ -127,78 +109,41 @@ class _Standing:
         return tuple(np.maximum(bound * seats.num_ranks / self.loads.sum(axis=1), 1.0).tolist())
 
 
-def _counted(state: RunState, forecast: Forecast, window: Window, pricing: Pricing) -> RunState:
+def _counted(state: RunState, outlook: Outlook, window: Window) -> RunState:
     """The state with what the window adds to it, before anything is decided."""
+    pricing = outlook.pricing
     balanced = state.balanced_step_time_s or {plan.id: pricing.balanced_s(plan) for plan in pricing.context.plans}
-    return state.model_copy(
+    counted = state.model_copy(
         update={
             "balanced_step_time_s": balanced,
-            "forecast": forecast,
+            "forecast": outlook.forecast,
             "last_window": window.index,
             "placed_step": window.first_step if state.placed_step is None else state.placed_step,
         }
     )
+    return without_what_ended(counted, window.first_step + window.num_steps)
 
 
-def _candidates(outlook: Outlook, state: RunState, age_steps: float) -> list[Candidate]:
+def _candidates(outlook: Outlook, state: RunState, window: Window) -> list[Candidate]:
     """What could be done instead of what is in force under the forecast, the greatest net value first."""
     found = list(switches(outlook, state.balanced_step_time_s))
     if outlook.seats is not None and outlook.seats.num_ranks > 1:
-        life_steps = min(outlook.forecast.horizon_steps, age_steps)
+        placed = window.first_step if state.placed_step is None else state.placed_step
+        life_steps = min(outlook.forecast.horizon_steps, _age(window, placed))
         found += rebalances(outlook, outlook.seats, life_steps, standstill_of(state))
     return sorted(found, key=lambda candidate: -candidate.net_s)
 
 
-def _age(state: RunState, window: Window) -> float:
-    """Steps since the placement in force was decided; at least the window's own, if the job was set back."""
-    placed = window.first_step if state.placed_step is None else state.placed_step
-    return float(max(window.first_step + window.num_steps - placed, window.num_steps))
-
-
-def _with_loss(state: RunState, candidates: list[Candidate], window: Window) -> RunState:
-    """The account after this window; a gain pays no debt, and no more is saved than the dearest candidate needs."""
-    loss_s = CREDIT * window.settled_steps * candidates[0].missed_s
-    account = max(min(state.account_s, 0.0), state.account_s + loss_s)
-    most = max(candidate.cost_s for candidate in candidates) / TRUST
-    return state.model_copy(update={"account_s": min(account, most)})
-
-
-def _affordable(candidates: list[Candidate], account_s: float) -> Candidate | None:
-    for candidate in candidates:
-        if candidate.cost_s == 0.0:
-            return candidate
-        expected_to_pay = candidate.net_s > 0 and account_s >= _advance_s(candidate)
-        if expected_to_pay or account_s >= candidate.cost_s / TRUST:
-            return candidate
-    return None
-
-
-def _advance_s(candidate: Candidate) -> float:
-    """What must have been lost before the forecast is believed; only moves within the plan get credit."""
-    return TRUST * candidate.cost_s if candidate.action is Action.REBALANCE else candidate.cost_s
+def _age(window: Window, since_step: int) -> float:
+    """Steps from then to the window's end; at least the window's own, if the job was set back."""
+    return float(max(window.first_step + window.num_steps - since_step, window.num_steps))
 
 
 def _act(
     window: Window, standing: _Standing, chosen: Candidate, debit_s: float, reason: str
 ) -> tuple[Decision, RunState]:
     """The decision to take a candidate, and the state as if it were carried out; `debit_s` leaves the account."""
-    state, bounds = standing.state, standing.bounds(chosen.seats)
-    stirs = chosen.num_moves > 0 or chosen.action is Action.SWITCH_PLAN
-    following = state.model_copy(
-        update={
-            "plan_id": chosen.plan.id,
-            "placement": chosen.placement,
-            "placed_step": window.first_step + window.num_steps if stirs else state.placed_step,
-            "account_s": state.account_s - debit_s,
-            "unconfirmed": Debit(
-                plan_id=chosen.plan.id,
-                placement=chosen.placement,
-                cost_s=debit_s,
-                placed_step_before=state.placed_step,
-                transfer_s=chosen.transfer_s,
-            ),
-        }
-    )
+    bounds = standing.bounds(chosen.seats)
     decision = Decision(
         window=window.index,
         action=chosen.action,
@@ -215,7 +160,7 @@ def _act(
         imbalance_bounds=bounds,
         reason=reason,
     )
-    return decision, following
+    return decision, debited(standing.state, chosen, debit_s, window.first_step + window.num_steps)
 
 
 def _keep(

@@ -41,13 +41,16 @@ def with_measured(before: RunState, after: RunState, window: Window) -> RunState
     if window.pause_s is None or made is None or made.transfer_s is None:
         return after
     sample_s = max(0.0, window.pause_s - made.transfer_s)
-    known_s = sample_s if after.standstill_s is None else after.standstill_s
-    return after.model_copy(update={"standstill_s": known_s + NEWEST * (sample_s - known_s)})
+    field = "standstill_s" if made.transfer_s > 0.0 else "split_pause_s"
+    known_s = getattr(after, field)
+    return after.model_copy(update={field: sample_s if known_s is None else known_s + NEWEST * (sample_s - known_s)})
 
 
 def _carried_out(before: RunState, after: RunState) -> Debit | None:
-    """The decided move whose placement is in force now: the last, or one that was carried out late."""
-    for debit in (before.unconfirmed, before.refunded):
-        if debit is not None and (debit.plan_id, debit.placement) == (after.plan_id, after.placement):
-            return debit
+    """The decision that is in force now: the last, or one that was carried out late."""
+    late = before.refunded
+    if before.unconfirmed is not None and (before.plan_id, before.placement) == (after.plan_id, after.placement):
+        return before.unconfirmed
+    if late is not None and (late.plan_id, late.placement) == (after.plan_id, after.placement):
+        return late.debit
     return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from planner.cost import estimate
 from planner.cost.migration import expert_ranks
@@ -20,25 +21,60 @@ from planner.spec.run import RunContext
 from planner.spec.value import Index, NonNegative, Positive, Value
 
 
-class Debit(Value):
-    """A move that was decided, and what it took out of the account."""
+class Stood(Value):
+    """What was in force from a step on, as far as windows told."""
 
     plan_id: str
     placement: KeptPlacement | None
+    first_step: Index
+
+
+class Debit(Value):
+    """What a decision took out of the account."""
+
     cost_s: NonNegative
     placed_step_before: Index | None
     """`RunState.placed_step` when it was decided."""
     transfer_s: NonNegative | None = None
-    """What the experts were predicted to take on their way; None where none is copied."""
+    """What experts were predicted to take on their way, 0 where none is copied; None: another plan, or not known."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_placement(cls, given: Any) -> Any:
+        """Version 0.1 kept what was decided here too; it is what the state says is in force."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if name not in ("plan_id", "placement")}
+
+
+class Refund(Value):
+    """A decision that was not carried out, and what it gave back."""
+
+    plan_id: str
+    placement: KeptPlacement | None
+    debit: Debit
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one(cls, given: Any) -> Any:
+        """Version 0.1 kept all in one."""
+        if not isinstance(given, dict) or "debit" in given:
+            return given
+        return {"plan_id": given.get("plan_id"), "placement": given.get("placement"), "debit": given}
 
 
 class RunState(Value):
     """All that a decision depends on besides the window and the run's context; grows with layers x experts only."""
 
     plan_id: str
-    """The plan in force."""
+    """The plan in force, or decided last."""
     placement: KeptPlacement | None
-    """The placement in force; None where there is none: no experts, or MoE layers of unequal expert-parallel size."""
+    """The placement with it; None where there is none: no experts, or MoE layers of unequal expert-parallel size."""
+    since_step: Index = 0
+    """The first step under them, as far as windows told; the first that could be, where that is not yet confirmed."""
+    earlier: tuple[Stood, ...] = ()
+    """What was in force before, one up to the other, the last until `since_step`: as far as the next window may have
+    steps under it."""
     balanced_step_time_s: dict[str, Positive] = Field(default_factory=dict)
     """Price of each plan of the shortlist under balanced load, from the first window on: no load makes it faster,
     unless a capacity factor drops tokens."""
@@ -46,15 +82,22 @@ class RunState(Value):
     placed_step: Index | None = None
     """Step at which the placement in force was decided; None before the first window."""
     account_s: float = 0.0
-    """Seconds lost so far that another placement or plan would have saved, less what moves have cost since."""
+    """What may be spent on moves: see `planner.online.ledger`."""
     unconfirmed: Debit | None = None
     """The decision of the last window, if it was to move: the next window says whether it is carried out."""
-    refunded: Debit | None = None
+    refunded: Refund | None = None
     """The last decision that was not carried out when the next window came; it may still be, late."""
     standstill_s: NonNegative | None = None
     """What a move holds training up besides its transfer, as this run has measured; None: not yet."""
+    split_pause_s: NonNegative | None = None
+    """What a new split of tokens, or new shadow experts, hold training up, as this run has measured; None: not yet."""
     last_window: Index | None = None
     """Index of the newest window that was counted."""
+
+    @property
+    def standing(self) -> Stood:
+        """What is in force, or decided last."""
+        return Stood(plan_id=self.plan_id, placement=self.placement, first_step=self.since_step)
 
 
 def begin(context: RunContext, plan_id: str | None = None) -> RunState:

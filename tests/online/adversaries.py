@@ -13,7 +13,7 @@ from moe_runs import all_assignments, imbalance_price, run_context, window
 
 from planner.cost.balance import imbalance, rank_loads
 from planner.online import begin, decide
-from planner.online.policy import CREDIT, TRUST
+from planner.online.ledger import CREDIT, TRUST
 from planner.spec.decision import Action
 
 EXPERTS, RANKS = 8, 4

@@ -8,7 +8,7 @@ import pytest
 from moe_runs import imbalance_price, run_context, window
 
 from planner.online import begin, decide
-from planner.online.policy import CREDIT, TRUST
+from planner.online.ledger import CREDIT, TRUST
 from planner.online.pricing import Pricing
 from planner.spec.decision import Action
 from planner.spec.placement import TokenSplit

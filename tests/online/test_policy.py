@@ -8,7 +8,7 @@ from planner.cost import estimate
 from planner.cost.balance import imbalance, rank_loads
 from planner.cost.migration import migration_s, switch_plan_s
 from planner.online import RunState, begin, decide, replay_context
-from planner.online.policy import TRUST
+from planner.online.ledger import TRUST
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.model import DenseFeedForward

@@ -7,7 +7,7 @@ from moe_runs import imbalance_price, run_context, window
 from planner.cost.migration import PAUSE_S
 from planner.online import RunState, begin, decide
 from planner.online.standstill import ASSUMED, Standstill, standstill_of, with_measured
-from planner.online.state import Debit
+from planner.online.state import Debit, Refund
 from planner.spec.decision import Action
 from planner.spec.window import Window
 
@@ -76,7 +76,8 @@ def test_the_pause_of_a_move_that_was_not_decided_here_is_not_taken():
 def test_the_pause_of_a_move_that_was_carried_out_late_is_taken():
     _, state = moved()
     made = state.unconfirmed
-    late = state.model_copy(update={"unconfirmed": None, "refunded": made})
+    refunded = Refund(plan_id=state.plan_id, placement=state.placement, debit=made)
+    late = state.model_copy(update={"unconfirmed": None, "refunded": refunded})
     found = with_measured(late, state, window(2, HOT_RANK, pause_s=made.transfer_s + 0.3))
     assert found.standstill_s == pytest.approx(0.3)
 

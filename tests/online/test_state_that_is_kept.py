@@ -32,13 +32,14 @@ def as_version_0_1(state: RunState) -> dict:
     forecast["shares"] = state.forecast.array.tolist()
     for kept, seen in zip(forecast["recent"], state.forecast.recent, strict=True):
         kept["shares"] = seen.array.tolist()
-    for owner, value in (
-        (found, state),
-        (found["unconfirmed"], state.unconfirmed),
-        (found["refunded"], state.refunded),
-    ):
-        if owner is not None:
-            owner["placement"] = value.placement.model_dump(mode="json")
+    for name in ("since_step", "earlier", "split_pause_s"):
+        del found[name]
+    placement = found["placement"] = state.placement.model_dump(mode="json")
+    if found["unconfirmed"] is not None:
+        found["unconfirmed"] |= {"plan_id": state.plan_id, "placement": placement}
+    if state.refunded is not None:
+        stood = {"plan_id": state.refunded.plan_id, "placement": state.refunded.placement.model_dump(mode="json")}
+        found["refunded"] = found["refunded"]["debit"] | stood
     return found
 
 
