@@ -253,8 +253,9 @@ class Agent:
 
     def _bring(self, length: int) -> None:
         """Rank 0's decision to all ranks, and carry it out."""
+        began_s = time.perf_counter()
         message = broadcast_bytes(self._message, length, self._group, self._device)
-        self._carry_out(parse(Decision, read_json(message, "decision")))
+        self._carry_out(parse(Decision, read_json(message, "decision")), began_s)
 
     def _pending_decision(self, early: bool) -> Decision | None:
         """On rank 0, what was decided about the last window by now."""
@@ -276,16 +277,16 @@ class Agent:
             self._placed_step = self._steps - all(layer.trained_where_placed for layer in moved)
             self._stretch = None
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, began_s: float) -> None:
+        """`began_s`: when the ranks began to hear of it."""
         if decision.action is Action.REBALANCE and decision.placement is not None and self._migrates:
-            began = time.perf_counter()
             try:
                 moved = self._stage.migrate(decision.placement, self._optimizer, self._group, self._device)
             except TrimtabError as error:
                 message = "window %d: not carried out, nothing was moved: %s"
                 logger.warning(message, decision.window, error, exc_info=error.__cause__)
             else:
-                self._pause_s = time.perf_counter() - began if moved else None
+                self._pause_s = time.perf_counter() - began_s
                 self._placed_step = self._steps
                 logger.info("window %d: moved %d experts of this rank's layers", decision.window, moved)
         self._stretch = None  # this step was longer than others

@@ -27,7 +27,7 @@ from planner.online.placement.options import afresh, options
 from planner.online.placement.shadows import changed_shadows, lasting_slots, with_idle_shadows
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, served, whole_split
 from planner.online.shadowing import idle_seats, shadowed
-from planner.online.standstill import ASSUMED, Standstill
+from planner.online.standstill import Standstill
 from planner.online.state import Stood, plan_of, slots_per_rank
 from planner.spec.decision import Action
 from planner.spec.placement import Move, Placement, TokenSplit
@@ -71,7 +71,7 @@ class Candidate:
     refilled: int = 0
     """Shadow slots whose content changes."""
     standstill: Standstill | None = None
-    """The part of the cost that is no transfer; None where no expert is copied within the plan."""
+    """The part of the cost that is no transfer; None for another plan."""
 
     @cached_property
     def placement(self) -> Placement | None:
@@ -90,7 +90,7 @@ class Candidate:
 
     @property
     def transfer_s(self) -> float | None:
-        """What the copied experts take on their way; None where there are none."""
+        """What the copied experts take on their way; None for another plan."""
         return None if self.standstill is None else max(0.0, self.cost_s - self.standstill.seconds)
 
     @property
@@ -153,23 +153,31 @@ class Outlook:
         return candidate.fits or (not self.now.expected.fits and candidate.gain_s > 0)
 
 
-def rebalances(
-    outlook: Outlook, seats: Seats, life_steps: float, standstill: Standstill = ASSUMED
-) -> Iterator[Candidate]:
+class Terms(NamedTuple):
+    """What a kind of change is weighed with."""
+
+    life_steps: float
+    """For which what is made now is expected to last until another takes its place."""
+    standstill: Standstill
+    """Besides the transfer."""
+
+
+def rebalances(outlook: Outlook, seats: Seats, moves: Terms, splits: Terms) -> Iterator[Candidate]:
     """More even placements than `seats`, which is in force, and its slots with another split; gains can be negative.
 
-    `life_steps`: for which a placement made now is expected to last until another takes its place. `standstill`: of
-    a move, besides its transfer.
+    `splits`: the terms of what copies no expert, another split or other shadow experts.
     """
 
     def candidate(slots: Indices) -> Candidate:
         after = seats._replace(layers=slots, split=outlook.split(slots, seats.num_ranks))
         copies = copies_between(seats.layers, slots, seats.num_ranks, seats.shadow_slots_per_rank)
-        cost_s = outlook.pricing.migration_s(outlook.plan, copies.copied, standstill.seconds)
-        found = _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, life_steps)
-        refilled = changed_shadows(slots, seats)
-        return replace(found, refilled=refilled, standstill=standstill if cost_s > 0.0 else None)
+        transfer_s = outlook.pricing.migration_s(outlook.plan, copies.copied, 0.0)
+        terms = moves if transfer_s > 0.0 else splits
+        cost_s = transfer_s + terms.standstill.seconds
+        found = _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, terms.life_steps)
+        return replace(found, refilled=changed_shadows(slots, seats), standstill=terms.standstill)
 
+    life_steps = moves.life_steps
     if seats.shadow_slots_per_rank:
         chosen = _with_shadows(outlook, seats, life_steps)
         yield from filter(outlook.allows, map(candidate, chosen))
@@ -178,16 +186,15 @@ def rebalances(
     found = []
     if outlook.split(seats.layers, seats.num_ranks) is not None:
         found.append(candidate(seats.layers))
-    splits = outlook.pricing.context.token_split
-    choices = options(outlook.loads, seats.num_ranks, seats.layers, splits)
+    choices = options(outlook.loads, seats.num_ranks, seats.layers, outlook.pricing.context.token_split)
     transfer_s = outlook.pricing.rates(outlook.plan, seats).transfer_s
     saved_s = seconds_per_share * life_steps
     # What a move must take from a layer's hottest rank, in shares.
     thrifty = choices.choose(STRICTNESS * transfer_s / saved_s if saved_s > 0.0 else 0.0)
-    moves = not np.array_equal(thrifty, seats.layers)
-    if moves:
+    some_pay = not np.array_equal(thrifty, seats.layers)
+    if some_pay:
         found.append(candidate(thrifty))
-    if not moves or not outlook.now.expected.fits:
+    if not some_pay or not outlook.now.expected.fits:
         most_even = choices.choose(0.0)
         if not np.array_equal(most_even, thrifty):
             found.append(candidate(most_even))
@@ -195,7 +202,7 @@ def rebalances(
 
 
 def _with_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator[Indices]:
-    """Slots to go over to: other shadow experts, which is free; a more even placement, its shadow experts chosen anew.
+    """Slots to go over to: other shadow experts, which is cheap; a more even placement, its shadow experts chosen anew.
 
     What lasts gains less where shadows help already, but for longer than they are wanted: `net_s` weighs the two.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from planner.cost import Seats, estimate
 from planner.cost.balance import Floats, hottest_rank_bound
 from planner.online import reasons
-from planner.online.candidates import Candidate, Outlook, rebalances, switches
+from planner.online.candidates import Candidate, Outlook, Terms, rebalances, switches
 from planner.online.forecast import begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
 from planner.online.ledger import (
@@ -27,7 +27,7 @@ from planner.online.ledger import (
     without_what_ended,
 )
 from planner.online.pricing import Price, Pricing, seats_of, served, unevenness
-from planner.online.standstill import standstill_of, with_measured
+from planner.online.standstill import split_pause_of, standstill_of, with_measured
 from planner.online.state import RunState, plan_of
 from planner.spec.decision import Action, Decision
 from planner.spec.run import RunContext
@@ -128,9 +128,11 @@ def _candidates(outlook: Outlook, state: RunState, window: Window) -> list[Candi
     """What could be done instead of what is in force under the forecast, the greatest net value first."""
     found = list(switches(outlook, state.balanced_step_time_s))
     if outlook.seats is not None and outlook.seats.num_ranks > 1:
+        horizon_steps = outlook.forecast.horizon_steps
         placed = window.first_step if state.placed_step is None else state.placed_step
-        life_steps = min(outlook.forecast.horizon_steps, _age(window, placed))
-        found += rebalances(outlook, outlook.seats, life_steps, standstill_of(state))
+        moves = Terms(min(horizon_steps, _age(window, placed)), standstill_of(state))
+        splits = Terms(min(horizon_steps, _age(window, state.since_step)), split_pause_of(state))
+        found += rebalances(outlook, outlook.seats, moves, splits)
     return sorted(found, key=lambda candidate: -candidate.net_s)
 
 

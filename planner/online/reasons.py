@@ -66,6 +66,8 @@ def _cost(candidate: Candidate) -> str:
     if standstill is None:
         return _seconds(candidate.cost_s)
     source = "measured" if standstill.measured else "assumed"
+    if not candidate.transfer_s:
+        return f"{_seconds(candidate.cost_s)} ({source})"
     return f"{_seconds(candidate.cost_s)} ({_seconds(standstill.seconds)} of it standstill, {source})"
 
 

@@ -1,8 +1,9 @@
-"""How long a move of experts holds training up besides its transfer: assumed, until the run has measured it.
+"""How long what is decided holds training up besides any transfer: assumed, until the run has measured it.
 
-A window may say how long the move that was carried out before it held training up. Less the transfer that was predicted
-for that move, it is a sample of the standstill; the samples of a run are smoothed. What the transfer itself takes
-longer than predicted counts as standstill too.
+A window may say how long what was carried out before it held training up. Less the transfer that was predicted, it is a
+sample: of the standstill around a move where experts were copied, else of what a new split of tokens takes, or new
+shadow experts. The samples of a run are smoothed. What the transfer itself takes longer than predicted counts as
+standstill too.
 """
 
 from __future__ import annotations
@@ -24,12 +25,23 @@ class Standstill(NamedTuple):
     measured: bool
 
 
+SPLIT_PAUSE_S = 0.007
+"""Assumed until a run has measured it: what a decision that copies no expert holds all ranks up, its way to them and
+the new tables. Measured: 4 to 10 ms of `agent.step()` with two ranks on CPU (docs/log.md, 2026-11-21)."""
+
 ASSUMED = Standstill(PAUSE_S, measured=False)
+ASSUMED_OF_SPLITS = Standstill(SPLIT_PAUSE_S, measured=False)
 
 
 def standstill_of(state: RunState) -> Standstill:
     """What the next move of this run is expected to take besides its transfer."""
     return ASSUMED if state.standstill_s is None else Standstill(state.standstill_s, measured=True)
+
+
+def split_pause_of(state: RunState) -> Standstill:
+    """What the next decision of this run that copies no expert is expected to take."""
+    known_s = state.split_pause_s
+    return ASSUMED_OF_SPLITS if known_s is None else Standstill(known_s, measured=True)
 
 
 def with_measured(before: RunState, after: RunState, window: Window) -> RunState:

@@ -29,8 +29,8 @@ class Window(Value):
     """The first step under that plan and placement; None: in force through the whole window. It may come after the
     window: what was decided is carried out before the window is handed over."""
     pause_s: NonNegative | None = None
-    """Measured: how long the move of experts that led to this placement held training up; None: none since the last
-    window, or not measured."""
+    """Measured: how long what was decided and led to this placement, moves or another split, held training up; None:
+    nothing since the last window, or not measured."""
 
     @model_validator(mode="after")
     def _counted_something(self) -> Window:

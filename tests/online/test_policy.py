@@ -9,6 +9,7 @@ from planner.cost.balance import imbalance, rank_loads
 from planner.cost.migration import migration_s, switch_plan_s
 from planner.online import RunState, begin, decide, replay_context
 from planner.online.ledger import TRUST
+from planner.online.standstill import SPLIT_PAUSE_S
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.model import DenseFeedForward
@@ -150,14 +151,27 @@ def splitting(token_split, bandwidth=1e11):
 UNEVEN = np.array([[5.0, 1, 1, 3, 1, 2, 1, 1]] * 2)
 
 
-def test_a_new_split_alone_costs_nothing_and_is_taken_at_once():
+def test_a_new_split_alone_is_taken_if_it_gains_more_than_it_holds_training_up():
     dear = splitting(TokenSplit.WINDOW, bandwidth=5e7)
     decisions, state = play(dear, [UNEVEN, UNEVEN[:, ::-1]] * 3, num_steps=1)
-    free = [d for d in decisions if d.action is Action.REBALANCE and not d.moves]
-    assert free
-    assert all(d.cost_s == 0 and d.placement.split is not None for d in free)
-    assert all("splitting the tokens of replicas anew" in d.reason for d in free)
+    splits = [d for d in decisions if d.action is Action.REBALANCE and not d.moves]
+    assert splits
+    assert all(d.cost_s == SPLIT_PAUSE_S and d.placement.split is not None for d in splits)
+    assert all("splitting the tokens of replicas anew saves" in d.reason for d in splits)
+    assert all("costs 7 ms (assumed)" in d.reason for d in splits)
     assert state.placed_step == 0 or any(d.moves for d in decisions)
+
+
+def test_a_new_split_that_gains_less_than_it_costs_waits():
+    """Counts that differ by chance alone: each split gains microseconds."""
+    rng = np.random.default_rng(0)
+    shares = UNEVEN / UNEVEN.sum(axis=1, keepdims=True)
+    chance = [np.array([rng.multinomial(10**9, row) for row in shares]) for _ in range(20)]
+    decisions, _ = play(splitting(TokenSplit.WINDOW), chance, tokens=10**9)
+    acted = [d for d in decisions if d.action is Action.REBALANCE]
+    assert acted
+    assert len(acted) <= 3
+    assert all(d.gain_s_per_step * d.horizon_steps > d.cost_s for d in acted)
 
 
 def test_a_job_that_splits_in_every_step_is_priced_with_the_best_split_and_told_none():

@@ -14,6 +14,7 @@ from planner.online.placement.shadows import filled_shadows, first_slots, left_i
 from planner.online.pricing import Pricing, seats_of
 from planner.online.recorded.hindsight import Stretch, best_sequence
 from planner.online.recorded.trace import trace_of
+from planner.online.standstill import SPLIT_PAUSE_S
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
@@ -92,7 +93,7 @@ def test_what_goes_into_a_shadow_slot_is_no_copy_and_what_stands_in_one_is_no_so
 
 def test_a_short_spell_is_met_by_shadows_and_lasting_skew_by_moves():
     spell, spell_state = play(run(), [EVEN, EVEN, HOT], num_steps=1)
-    assert spell[2].action is Action.REBALANCE and spell[2].moves == () and spell[2].cost_s == 0
+    assert spell[2].action is Action.REBALANCE and spell[2].moves == () and spell[2].cost_s == SPLIT_PAUSE_S
     assert "shadow slots" in spell[2].reason
     assert filled(spell_state.placement) > 0 and spell[2].imbalance_after < spell[2].imbalance_before
     lasting, _ = play(run(), [EVEN, EVEN, *[HOT] * 8], num_steps=200)

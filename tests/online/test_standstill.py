@@ -6,9 +6,17 @@ from moe_runs import imbalance_price, run_context, window
 
 from planner.cost.migration import PAUSE_S
 from planner.online import RunState, begin, decide
-from planner.online.standstill import ASSUMED, Standstill, standstill_of, with_measured
+from planner.online.standstill import (
+    ASSUMED,
+    SPLIT_PAUSE_S,
+    Standstill,
+    split_pause_of,
+    standstill_of,
+    with_measured,
+)
 from planner.online.state import Debit, Refund
 from planner.spec.decision import Action
+from planner.spec.placement import TokenSplit
 from planner.spec.window import Window
 
 RUN = run_context(layers=2, experts=8, ranks=4)
@@ -80,6 +88,21 @@ def test_the_pause_of_a_move_that_was_carried_out_late_is_taken():
     late = state.model_copy(update={"unconfirmed": None, "refunded": refunded})
     found = with_measured(late, state, window(2, HOT_RANK, pause_s=made.transfer_s + 0.3))
     assert found.standstill_s == pytest.approx(0.3)
+
+
+def test_the_pause_of_a_new_split_is_told_apart_from_that_of_moves():
+    """Moves are dear here, so only the split follows the load."""
+    run = run_context(2, 8, 4, extra_slots=1, bandwidth=5e6).model_copy(update={"token_split": TokenSplit.WINDOW})
+    uneven = np.array([[5.0, 1, 1, 3, 1, 2, 1, 1]] * 2)
+    decision, state = decide(window(0, uneven), begin(run), run, imbalance_price)
+    assert decision.action is Action.REBALANCE
+    assert not decision.moves
+    assert split_pause_of(state) == Standstill(SPLIT_PAUSE_S, measured=False)
+    _, state = decide(window(1, uneven, pause_s=0.02), state, run, imbalance_price)
+    assert split_pause_of(state) == Standstill(0.02, measured=True)
+    assert standstill_of(state) == ASSUMED
+    decision, _ = decide(window(2, uneven[:, ::-1]), state, run, imbalance_price)
+    assert "costs 20 ms (measured)" in decision.reason
 
 
 def test_states_and_windows_from_before_are_read_as_they_are():
