@@ -118,6 +118,8 @@ class Outlook:
     forecast: Forecast
     seen: Floats
     """[layers, experts]: shares of the last window."""
+    ratio: float = 1.0
+    """Seconds of the job for a second of a price: what gains and losses are told in."""
 
     @cached_property
     def now(self) -> Standing:
@@ -135,9 +137,9 @@ class Outlook:
         return Standing(expected, seen.seconds)
 
     def seen_s(self, stood: Stood) -> float:
-        """What a step took with what stood earlier, under the load of the last window."""
+        """What a step takes with what stood earlier, under the load of the last window."""
         plan = plan_of(self.pricing.context, stood.plan_id, "plan_id")
-        return self.pricing.step(plan, self.seen, stood.placement).seconds
+        return self.ratio * self.pricing.step(plan, self.seen, stood.placement).seconds
 
     def split(self, slots: Indices, num_ranks: int) -> Floats | None:
         """[layers, slots]: the split to be decided along with a placement; None where none is."""
@@ -237,7 +239,7 @@ def switches(outlook: Outlook, balanced_step_s: dict[str, float]) -> Iterator[Ca
     made: dict[int, Seats] = {}
     for other in context.plans:
         fastest_s = 0.0 if drops_tokens else balanced_step_s[other.id]
-        most = (now.seconds - fastest_s) * horizon_steps
+        most = outlook.ratio * (now.seconds - fastest_s) * horizon_steps
         if other.id == outlook.plan.id or (now.fits and most <= RESTART_PAUSE_S):
             continue
         cost_s = pricing.switch_s(outlook.plan, other)
@@ -266,9 +268,9 @@ def _instead(
         plan=plan,
         seats=seats,
         copies=copies,
-        gain_s=now.expected.seconds - then.expected.seconds,
-        missed_s=now.seen_s - then.seen_s,
-        seen_s=then.seen_s,
+        gain_s=outlook.ratio * (now.expected.seconds - then.expected.seconds),
+        missed_s=outlook.ratio * (now.seen_s - then.seen_s),
+        seen_s=outlook.ratio * then.seen_s,
         cost_s=cost_s,
         life_steps=life_steps,
         fits=then.expected.fits,
@@ -293,5 +295,5 @@ def _seconds_per_share(outlook: Outlook, seats: Seats) -> float:
     hottest = float(outlook.pricing.rank_loads(outlook.loads, seats).max(axis=1).sum())
     is_now = seats is outlook.seats
     taken = outlook.now.expected if is_now else outlook.pricing.step(outlook.plan, outlook.forecast.array, seats)
-    to_gain_s, to_relieve = taken.seconds - rates.balanced_s, hottest - rates.balanced_hottest
+    to_gain_s, to_relieve = outlook.ratio * (taken.seconds - rates.balanced_s), hottest - rates.balanced_hottest
     return max(0.0, to_gain_s / to_relieve) if to_relieve > 0.0 else 0.0

@@ -15,6 +15,9 @@ today's r, which is the last weight:
 So a load that drifts is followed at once; one that comes and goes (oscillation, a rotating hot spot, a spike
 of one window) is averaged, because windows two apart are then no farther from each other than neighbours.
 
+A window counts by its tokens, beside those of the windows before: the noise of one with few is as much higher as
+counting makes it, and pairs, mistakes and the "last window" have it for that part only.
+
 A walk is a model. Where windows of late were forecast better by the window before them than by the smoothed load, the
 last window is the forecast; both keep being tried (`Forecast.mistakes`).
 
@@ -56,17 +59,19 @@ Shares = Annotated[Packed, BeforeValidator(_packed_shares)]
 
 
 class Gap(Value):
-    """Discounted sums over pairs of windows that are a fixed number of windows apart."""
+    """Discounted sums over pairs of windows that are a fixed number of windows apart, each weighed by its tokens."""
 
     pairs: NonNegative = 0.0
     distance: NonNegative = 0.0
     """Squared distances of shares, summed over layers and experts."""
     steps: NonNegative = 0.0
 
-    def including(self, distance: float, steps: float) -> Gap:
+    def including(self, distance: float, steps: float, weight: float) -> Gap:
         """With one more pair; older pairs fade."""
         return Gap(
-            pairs=FADE * self.pairs + 1.0, distance=FADE * self.distance + distance, steps=FADE * self.steps + steps
+            pairs=FADE * self.pairs + weight,
+            distance=FADE * self.distance + weight * distance,
+            steps=FADE * self.steps + weight * steps,
         )
 
 
@@ -75,6 +80,8 @@ class Seen(Value):
 
     shares: Shares
     middle_step: NonNegative
+    tokens: NonNegative | None = None
+    """Of its thinnest layer; None: not kept, as many as are usual."""
 
     @property
     def array(self) -> Floats:
@@ -109,6 +116,14 @@ class Forecast(Value):
     """By MoE layer: squared distance of a window's shares from what was forecast for it, mean of the last windows;
     empty before the second window."""
     mistakes: Mistakes = Mistakes()
+    counted: Ratio = 1.0
+    """What the last window counted for: its tokens beside what is usual, at most 1."""
+    usual_tokens: NonNegative | None = None
+    """Of a window's thinnest layer, mean of the last windows; None: not kept."""
+    doubt: NonNegative | None = None
+    """Variance of the smoothed load around the true one, summed over layers and experts; None: not kept."""
+    noises: NonNegative | None = None
+    """The same in units of the noise of a usual window; None: `weight`."""
     first_step: Index
     windows: Count
     recent: tuple[Seen, ...]
@@ -131,6 +146,8 @@ def begin_forecast(window: Window) -> Forecast:
         shares=seen.shares,
         horizon_steps=float(window.num_steps),
         weight=1.0,
+        usual_tokens=seen.tokens,
+        doubt=_counting_noise(window),
         first_step=window.first_step,
         windows=1,
         recent=(seen,),
@@ -141,24 +158,28 @@ def update_forecast(forecast: Forecast, window: Window) -> Forecast:
     """The forecast after one more window; gaps between windows count as drift over their steps."""
     seen, seen_shares = _seen(window), window_shares(window)
     last = forecast.recent[0]
+    usual_tokens = _usual(forecast, seen)
+    counted = min(1.0, _tokens(seen) / usual_tokens)
     smoothed = _floats(forecast.smoothed or forecast.shares)
     missed = np.square(seen_shares - smoothed).sum(axis=1), np.square(seen_shares - last.array).sum(axis=1)
     mistakes = Mistakes(
-        smoothed=FADE * forecast.mistakes.smoothed + float(missed[0].sum()),
-        last=FADE * forecast.mistakes.last + float(missed[1].sum()),
+        smoothed=FADE * forecast.mistakes.smoothed + counted * float(missed[0].sum()),
+        last=FADE * forecast.mistakes.last + counted * float(missed[1].sum()),
     )
     elapsed = _elapsed(last, seen, window)
-    neighbours = forecast.neighbours.including(float(missed[1].sum()), elapsed)
+    neighbours = forecast.neighbours.including(float(missed[1].sum()), elapsed, _weight(usual_tokens, seen, last))
     second = forecast.second_neighbours
     if len(forecast.recent) > 1:
         before = forecast.recent[1]
         apart = elapsed + max(1.0, last.middle_step - before.middle_step)
-        second = second.including(float(np.square(seen_shares - before.array).sum()), apart)
-    drift, noise = _drift_and_noise(neighbours, second, _counting_noise(window, seen_shares))
-    uncertain = forecast.weight * noise + drift * elapsed
-    weight = uncertain / (uncertain + noise) if noise > 0 else 1.0
+        distance = float(np.square(seen_shares - before.array).sum())
+        second = second.including(distance, apart, _weight(usual_tokens, seen, before))
+    counting = _counting_noise(window)
+    drift, noise = _drift_and_noise(neighbours, second, counted * counting)
+    weight, doubt = _trusted(forecast, drift * elapsed, noise, (1.0 - counted) * counting)
     smoothed = smoothed + weight * (seen_shares - smoothed)
-    shares = seen_shares if mistakes.last_is_better else smoothed
+    latest = last.array + counted * (seen_shares - last.array)
+    shares = latest if mistakes.last_is_better else smoothed
     lasted = max(window.first_step - forecast.first_step, 0) + window.num_steps
     return Forecast(
         shares=_rows(shares),
@@ -167,12 +188,43 @@ def update_forecast(forecast: Forecast, window: Window) -> Forecast:
         weight=weight,
         variances=_variances(forecast, np.square(seen_shares - forecast.array).sum(axis=1)),
         mistakes=mistakes,
+        counted=counted,
+        usual_tokens=usual_tokens,
+        doubt=doubt,
+        noises=doubt / noise if noise > 0 else 1.0,
         first_step=min(forecast.first_step, window.first_step),
         windows=forecast.windows + 1,
-        recent=(seen, last),
+        recent=(seen.model_copy(update={"shares": _rows(latest)}), last),
         neighbours=neighbours,
         second_neighbours=second,
     )
+
+
+def _trusted(forecast: Forecast, drifted: float, noise: float, excess: float) -> tuple[float, float]:
+    """(What the window weighs in the smoothed load, the doubt that is left.) `excess`: its noise beyond the usual."""
+    noises = forecast.weight if forecast.noises is None else forecast.noises
+    uncertain = max(noises * noise, forecast.doubt or 0.0) + drifted
+    beside = noise + excess
+    weight = uncertain / (uncertain + beside) if beside > 0 else 1.0
+    return max(weight, float(np.finfo(float).tiny)), weight * beside
+
+
+def _usual(forecast: Forecast, seen: Seen) -> float:
+    """Tokens of a window, mean of the last ones: of all, until there are enough."""
+    if forecast.usual_tokens is None:
+        return _tokens(seen)
+    known = min(float(forecast.windows), MEMORY_WINDOWS - 1.0)
+    return (known * forecast.usual_tokens + _tokens(seen)) / (known + 1.0)
+
+
+def _tokens(seen: Seen) -> float:
+    assert seen.tokens is not None
+    return seen.tokens
+
+
+def _weight(usual_tokens: float, *pair: Seen) -> float:
+    """What a pair of windows is worth: as much as the one with fewer tokens."""
+    return min(1.0, *(1.0 if seen.tokens is None else seen.tokens / usual_tokens for seen in pair))
 
 
 def window_shares(window: Window) -> Floats:
@@ -204,10 +256,15 @@ def _variances(forecast: Forecast, missed: Floats) -> tuple[float, ...]:
     return tuple(((known * before + missed) / (known + 1.0)).tolist())
 
 
-def _counting_noise(window: Window, shares: Floats) -> float:
-    """Variance of the shares if each token drew its expert by chance: sum of (1 - |p|^2) / tokens over layers."""
-    tokens = np.array([sum(row) for row in window.tokens], dtype=np.float64)
-    return float(((1.0 - np.square(shares).sum(axis=1)) / tokens).clip(min=0.0).sum())
+def _counting_noise(window: Window) -> float:
+    """Variance of the shares if each token drew its expert by chance: sum of (1 - |p|^2) / tokens over layers.
+
+    p is what was counted, with one token more that all experts share: so that one token alone does not look certain.
+    """
+    counts = np.array(window.tokens, dtype=np.float64)
+    tokens = counts.sum(axis=1)
+    expected = (counts + 1.0 / counts.shape[1]) / (tokens + 1.0)[:, None]
+    return float(((1.0 - np.square(expected).sum(axis=1)) / tokens).clip(min=0.0).sum())
 
 
 def _elapsed(last: Seen, seen: Seen, window: Window) -> float:
@@ -218,7 +275,7 @@ def _elapsed(last: Seen, seen: Seen, window: Window) -> float:
 
 def _seen(window: Window) -> Seen:
     middle = window.first_step + window.num_steps / 2.0
-    return Seen(shares=_rows(window_shares(window)), middle_step=middle)
+    return Seen(shares=_rows(window_shares(window)), middle_step=middle, tokens=float(min(map(sum, window.tokens))))
 
 
 def _floats(packed: Packed) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 from planner.cost import Seats, estimate
 from planner.cost.balance import Floats, hottest_rank_bound
 from planner.online import reasons
+from planner.online.calibration import calibration_of, with_step_time
 from planner.online.candidates import Candidate, Outlook, Terms, rebalances, switches
 from planner.online.forecast import begin_forecast, update_forecast, window_shares
 from planner.online.intake import check_tokens, in_force
@@ -56,21 +57,29 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
     taken_in = with_measured(state, in_force(window, state, context), window)
     plan = plan_of(context, taken_in.plan_id, "plan_id")
     seats = None if taken_in.placement is None else seats_of(taken_in.placement)
-    outlook = Outlook(pricing, plan, seats, forecast, window_shares(window))
+    calibration = calibration_of(state)
+    outlook = Outlook(pricing, plan, seats, forecast, window_shares(window), calibration.ratio)
     earlier = earlier_steps(window, taken_in, outlook.seen_s)
-    state = _counted(taken_in, outlook, window)
-    return _decided(window, outlook, state, earlier)
+    counted = with_step_time(_counted(taken_in, outlook, window), window, _priced_s(window, outlook, earlier))
+    return _decided(window, outlook, counted, earlier, reasons.clock(calibration))
+
+
+def _priced_s(window: Window, outlook: Outlook, earlier: tuple[Earlier, ...]) -> float | None:
+    """Price of the steps that a window's measured time is of: the last of them, timed since anything was changed."""
+    if window.settled_steps:
+        return outlook.now.seen_s
+    return earlier[0].seen_s / outlook.ratio if earlier else None
 
 
 def _decided(
-    window: Window, outlook: Outlook, state: RunState, earlier: tuple[Earlier, ...]
+    window: Window, outlook: Outlook, state: RunState, earlier: tuple[Earlier, ...], clock: str
 ) -> tuple[Decision, RunState]:
-    """The decision of a window that was counted."""
+    """The decision of a window that was counted; `clock` goes with every reason that names a gain."""
     standing = _Standing(outlook.pricing, state, outlook.loads, outlook.seats)
     found, now = _candidates(outlook, state, window), outlook.now.expected
     remedy = None if now.fits else next((candidate for candidate in found if candidate.fits), None)
     if remedy is not None:
-        return _act(window, standing, remedy, 0.0, reasons.remedy(remedy))
+        return _act(window, standing, remedy, 0.0, reasons.remedy(remedy) + clock)
     lack = "" if now.fits else reasons.NOTHING_FITS
     candidates = [candidate for candidate in found if candidate.gain_s > 0]
     if not candidates:
@@ -79,9 +88,9 @@ def _decided(
     account_s = standing.state.account_s
     chosen = affordable(candidates, account_s)
     if chosen is None:
-        reason = reasons.not_yet(candidates[0], account_s, advance_s(candidates[0])) + lack
+        reason = reasons.not_yet(candidates[0], account_s, advance_s(candidates[0])) + lack + clock
         return _keep(window, standing, candidates[0].life_steps, reason, candidates[0]), standing.state
-    return _act(window, standing, chosen, chosen.cost_s, reasons.act(chosen, account_s) + lack)
+    return _act(window, standing, chosen, chosen.cost_s, reasons.act(chosen, account_s) + lack + clock)
 
 
 class _Standing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.online.calibration import Calibration
 from planner.online.candidates import Candidate
 from planner.spec.decision import Action
 
@@ -48,6 +49,19 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
         f"{offer}: worth it if the gain lasts, but of what was lost so far only {_seconds(max(0.0, account_s))} may be "
         f"spent; waits for {_seconds(advance_s)}"
     )
+
+
+def clock(calibration: Calibration) -> str:
+    """In which seconds gains are told, where these are not those of prices; or why they are."""
+    ratio, measured = calibration
+    if measured is None:
+        return ""
+    if ratio != measured:
+        return (
+            f"; measured steps take {measured:.3g} times their price, so model or cluster are not those of this job, "
+            "and gains are as priced"
+        )
+    return f"; gains are in the job's time: its steps take {ratio:.3g} times their price"
 
 
 def _what(candidate: Candidate) -> str:

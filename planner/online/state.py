@@ -91,6 +91,8 @@ class RunState(Value):
     """What a move holds training up besides its transfer, as this run has measured; None: not yet."""
     split_pause_s: NonNegative | None = None
     """What a new split of tokens, or new shadow experts, hold training up, as this run has measured; None: not yet."""
+    step_ratios: tuple[Positive, ...] = ()
+    """What steps of the last windows took, over what they are priced at: see `planner.online.calibration`."""
     last_window: Index | None = None
     """Index of the newest window that was counted."""
 

@@ -13,6 +13,7 @@ from moe_runs import all_assignments, imbalance_price, run_context, window
 
 from planner.cost.balance import imbalance, rank_loads
 from planner.online import begin, decide
+from planner.online.calibration import calibration_of
 from planner.online.ledger import CREDIT, TRUST
 from planner.spec.decision import Action
 
@@ -58,10 +59,11 @@ def step_s(shares, placement):
     return 1.0 + imbalance(rank_loads(shares, np.array(placement.layers), RANKS))
 
 
-def play(next_load, windows, num_steps=10, run=CHEAP, delay=0.0):
+def play(next_load, windows, num_steps=10, run=CHEAP, delay=0.0, clock=None):
     """`next_load(index, placement, coming)` is the adversary: it may look at the placement in force.
 
-    `coming` takes its place after a part `delay` of the window, as the agent does it.
+    `coming` takes its place after a part `delay` of the window, as the agent does it. `clock(index)`: how many times
+    its price each step of a window is measured to take; all seconds of the game are then as calibrated.
     """
     state = begin(run)
     steps_s = pauses_s = best_s = 0.0
@@ -74,9 +76,14 @@ def play(next_load, windows, num_steps=10, run=CHEAP, delay=0.0):
         loads = np.asarray([next_load(index, placement, coming)], dtype=float)
         seen = window(index, loads, num_steps, placement=coming.model_dump(), **placed)
         shares = np.array(seen.tokens) / np.sum(seen.tokens)
+        if clock is not None:
+            last = coming if late_steps < num_steps else placement
+            seen = seen.model_copy(update={"step_time_s": clock(index) * step_s(shares, last)})
+        ratio = calibration_of(state).ratio
         window_s = late_steps * step_s(shares, placement) + (num_steps - late_steps) * step_s(shares, coming)
+        window_s *= ratio
         steps_s += window_s
-        every = num_steps * step_times(shares[0])
+        every = ratio * num_steps * step_times(shares[0])
         worst_ratio = max(worst_ratio, window_s / every.min())
         fixed_s += every
         best_s += every.min()

@@ -76,6 +76,15 @@ def test_no_load_history_breaks_the_proved_bound(history, num_steps, run, delay)
     assert game.stays_within_what_is_proved()
 
 
+@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("run", [CHEAP, DEAR])
+@pytest.mark.parametrize("name", ["rotating hot spot, every 5 windows", "another pair every window", "bursts"])
+def test_the_bound_holds_in_the_jobs_own_time_however_that_wanders(name, run, delay):
+    times = np.random.default_rng(2).lognormal(1.0, 1.0, 120)
+    game = play(ADVERSARIES[name], 120, 10, run, delay, clock=lambda index: times[index])
+    assert game.stays_within_what_is_proved()
+
+
 @pytest.mark.parametrize("name", ["hot expert", "hot rank", "spike of one window"])
 def test_a_load_that_settles_is_answered_at_most_once(name):
     assert play(ADVERSARIES[name], 120).actions <= 1

@@ -102,6 +102,44 @@ def test_all_tokens_on_one_expert_is_a_load_like_any_other():
     assert distance(forecast, only) == 0
 
 
+ONE_TOKEN = np.eye(8)[[3, 5]]
+"""All of the one token that a layer got went to one expert."""
+
+
+@pytest.mark.parametrize("drifts", [False, True])
+def test_a_window_of_one_token_hardly_moves_the_forecast(drifts):
+    steps = np.random.default_rng(1).normal(0, 0.3 if drifts else 0.0, (30, 2, 8))
+    before = forecast_after(HOT * np.exp(np.cumsum(steps, axis=0)))
+    after = update_forecast(before, window(30, ONE_TOKEN, tokens=1))
+    assert after.counted < 1e-3
+    assert np.abs(after.array - before.array).max() < 1e-3
+    assert after.horizon_steps > 0.9 * before.horizon_steps
+
+
+def test_a_run_that_begins_with_one_token_forgets_it_at_once():
+    forecast = begin_forecast(window(0, ONE_TOKEN, tokens=1))
+    assert distance(update_forecast(forecast, window(1, HOT)), HOT) < 1e-3
+
+
+def test_a_job_whose_windows_become_thin_is_followed():
+    forecast = forecast_after([HOT] * 10)
+    for index in range(10, 30):
+        forecast = update_forecast(forecast, window(index, COLD, tokens=10_000))
+    assert forecast.counted > 0.5
+    assert distance(forecast, COLD) < 0.05
+
+
+def test_what_versions_before_kept_goes_on():
+    forecast = forecast_after([HOT] * 5)
+    old = forecast.model_dump(mode="json")
+    for name in ("counted", "usual_tokens", "doubt", "noises"):
+        del old[name]
+    for seen in old["recent"]:
+        del seen["tokens"]
+    following = update_forecast(Forecast.model_validate(old), window(5, HOT))
+    assert distance(following, HOT) < 1e-4
+
+
 @given(
     st.lists(
         st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(any), min_size=2, max_size=2),

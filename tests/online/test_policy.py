@@ -201,6 +201,15 @@ def test_an_expert_without_tokens_is_no_error():
     assert decision.action is Action.REBALANCE
 
 
+def test_a_window_of_few_tokens_books_as_little_of_its_loss():
+    dear = run_context(layers=2, experts=8, ranks=4, bandwidth=1e7)
+    _, state = play(dear, [np.ones((2, 8))] * 4, num_steps=1)
+    _, thin = decide(window(4, HOT_RANK, num_steps=1, tokens=14), state, dear, imbalance_price)
+    _, full = decide(window(4, HOT_RANK, num_steps=1), state, dear, imbalance_price)
+    assert full.account_s > 0.1
+    assert thin.account_s < 1e-3 * full.account_s
+
+
 def test_a_late_or_repeated_window_changes_nothing():
     _, state = play(RUN, [HOT_RANK] * 3)
     for index in (0, 2):

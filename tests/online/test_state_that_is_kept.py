@@ -32,7 +32,7 @@ def as_version_0_1(state: RunState) -> dict:
     forecast["shares"] = state.forecast.array.tolist()
     for kept, seen in zip(forecast["recent"], state.forecast.recent, strict=True):
         kept["shares"] = seen.array.tolist()
-    for name in ("since_step", "earlier", "split_pause_s"):
+    for name in ("since_step", "earlier", "split_pause_s", "step_ratios"):
         del found[name]
     placement = found["placement"] = state.placement.model_dump(mode="json")
     if found["unconfirmed"] is not None:
