@@ -23,6 +23,7 @@ from planner.cost.migration import expert_ranks
 from planner.cost.switch import RESTART_PAUSE_S
 from planner.online.forecast import Forecast
 from planner.online.placement.copies import Copies, copies_between
+from planner.online.placement.hedge import broader
 from planner.online.placement.options import afresh, options
 from planner.online.placement.shadows import changed_shadows, lasting_slots, with_idle_shadows
 from planner.online.pricing import Price, Pricing, StepPrice, placement_from, served, whole_split
@@ -131,6 +132,12 @@ class Outlook:
         """[layers, experts]: what experts are expected to compute."""
         return served(self.forecast.array, self.pricing.context.training)
 
+    @property
+    def recent(self) -> list[Floats]:
+        """[layers, experts] each: the load of the window before the last, and what is expected."""
+        before = (served(seen.array, self.pricing.context.training) for seen in self.forecast.recent[1:])
+        return [*before, self.loads]
+
     def standing(self, plan: Plan, seats: Seats | None) -> Standing:
         """What would be, under another plan or placement."""
         expected, seen = self.pricing.steps(plan, [(self.forecast.array, seats), (self.seen, seats)])
@@ -179,28 +186,37 @@ def rebalances(outlook: Outlook, seats: Seats, moves: Terms, splits: Terms) -> I
         found = _instead(outlook, Action.REBALANCE, outlook.plan, after, copies, cost_s, terms.life_steps)
         return replace(found, refilled=changed_shadows(slots, seats), standstill=terms.standstill)
 
-    life_steps = moves.life_steps
-    if seats.shadow_slots_per_rank:
-        chosen = _with_shadows(outlook, seats, life_steps)
-        yield from filter(outlook.allows, map(candidate, chosen))
-        return
-    seconds_per_share = _seconds_per_share(outlook, seats)
-    found = []
+    propose = _with_shadows if seats.shadow_slots_per_rank else _without_shadows
+    yield from filter(outlook.allows, map(candidate, propose(outlook, seats, moves.life_steps)))
+
+
+def _without_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator[Indices]:
+    """Slots to go over to: as they are, split anew; the thrifty ones; the most even ones, where no move is thrifty.
+
+    Where tokens are split in every step, the thrifty ones are broad while loads jump.
+    """
     if outlook.split(seats.layers, seats.num_ranks) is not None:
-        found.append(candidate(seats.layers))
-    choices = options(outlook.loads, seats.num_ranks, seats.layers, outlook.pricing.context.token_split)
-    transfer_s = outlook.pricing.rates(outlook.plan, seats).transfer_s
-    saved_s = seconds_per_share * life_steps
-    # What a move must take from a layer's hottest rank, in shares.
-    thrifty = choices.choose(STRICTNESS * transfer_s / saved_s if saved_s > 0.0 else 0.0)
-    some_pay = not np.array_equal(thrifty, seats.layers)
-    if some_pay:
-        found.append(candidate(thrifty))
-    if not some_pay or not outlook.now.expected.fits:
+        yield seats.layers
+    of_job = outlook.pricing.context.token_split
+    choices = options(outlook.loads, seats.num_ranks, seats.layers, of_job)
+    price = _move_price(outlook, seats, life_steps)
+    if of_job is TokenSplit.STEP:
+        thrifty = broader(outlook.recent, choices, seats.num_ranks, seats.layers, price)
+    else:
+        thrifty = choices.choose(price)
+    moves = not np.array_equal(thrifty, seats.layers)
+    if moves:
+        yield thrifty
+    if not moves or not outlook.now.expected.fits:
         most_even = choices.choose(0.0)
         if not np.array_equal(most_even, thrifty):
-            found.append(candidate(most_even))
-    yield from filter(outlook.allows, found)
+            yield most_even
+
+
+def _move_price(outlook: Outlook, seats: Seats, life_steps: float) -> float:
+    """What a thrifty move must take from a layer's hottest rank, in shares, on the way from `seats` to balance."""
+    saved_s = _seconds_per_share(outlook, seats) * life_steps
+    return STRICTNESS * outlook.pricing.rates(outlook.plan, seats).transfer_s / saved_s if saved_s > 0.0 else 0.0
 
 
 def _with_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator[Indices]:
@@ -217,9 +233,7 @@ def _with_shadows(outlook: Outlook, seats: Seats, life_steps: float) -> Iterator
             yield other.layers
     lasting = lasting_slots(seats.layers, ranks, shadows)
     choices = options(outlook.loads, ranks, lasting, pricing.context.token_split)
-    saved_s = _seconds_per_share(outlook, idle_seats(seats, outlook.loads)) * life_steps
-    transfer_s = pricing.rates(plan, seats).transfer_s
-    thrifty = choices.choose(STRICTNESS * transfer_s / saved_s if saved_s > 0.0 else 0.0)
+    thrifty = choices.choose(_move_price(outlook, idle_seats(seats, outlook.loads), life_steps))
     target = choices.choose(0.0) if np.array_equal(thrifty, lasting) else thrifty
     if np.array_equal(target, lasting):
         return

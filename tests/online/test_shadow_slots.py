@@ -119,10 +119,10 @@ def test_split_tokens_and_shadow_experts_go_together(split):
 
 
 def test_the_first_hot_window_changes_shadow_slots_even_when_nothing_is_expected_to_last():
-    """Windows that jump have a horizon of no steps; what costs nothing needs none."""
+    """Windows that jump have a horizon of no step to speak of; what was lost in the first pays for so little."""
     hottest = [[30, 1, 1, 1, 1, 1, 1, 1]] * 2
     decisions, _ = play(run(), [EVEN, EVEN, *[hottest] * 7, *[EVEN] * 3], num_steps=2)
-    assert any(decision.horizon_steps == 0 and decision.action is Action.REBALANCE for decision in decisions)
+    assert any(decision.horizon_steps < 1e-6 and decision.action is Action.REBALANCE for decision in decisions)
 
 
 def test_a_report_with_other_shadow_slots_than_the_run_has_is_refused():

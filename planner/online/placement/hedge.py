@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
 from planner.online.placement.assign import align_slots, dealt, keep_in_place
 from planner.online.placement.couple import CLOSE
-from planner.online.placement.options import options
+from planner.online.placement.options import Options, options
 from planner.online.placement.split import best_split
 from planner.spec.placement import TokenSplit
 
@@ -47,12 +47,21 @@ def suited(
 
     It is the best option for the latest. Where tokens are split in every step, layers whose load has jumped, and which
     are no longer even, get a broad placement, unless it serves the recent loads worse or costs more than `current`.
-    Eight recent loads are enough.
+    Eight recent loads are enough, two nearly as good.
     """
     latest = recent[-1]
     near = options(latest, num_ranks, current, token_split, shadow_slots_per_rank)
-    chosen = near.choose(move_price)
-    if token_split is not TokenSplit.STEP or shadow_slots_per_rank or current.shape[1] == latest.shape[1]:
+    if token_split is not TokenSplit.STEP or shadow_slots_per_rank:
+        return near.choose(move_price)
+    return broader(recent, near, num_ranks, current, move_price)
+
+
+def broader(
+    recent: Sequence[Floats], near: Options, num_ranks: int, current: Indices, move_price: float = 0.0
+) -> Indices:
+    """`suited` where tokens are split in every step and `near`, the options for the latest load, are known already."""
+    latest, chosen = recent[-1], near.choose(move_price)
+    if current.shape[1] == latest.shape[1]:
         return chosen
     bound = hottest_rank_bound(latest, num_ranks, current.shape[1] // num_ranks)
     at = np.flatnonzero(_jumped(recent) & (near.hottest[0] > bound * (1 + CLOSE)))
