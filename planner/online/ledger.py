@@ -19,6 +19,9 @@ forecast, 1 ignores it.
 
 **Refund.** A decision that the next window contradicts was not made: its cost goes back. Where a later window says that
 it was carried out after all, it is taken again.
+
+**Others.** A job may be told by two policies, the service's and the agent's own, each with an account. What a window
+reports that was not decided here is charged too, as if it had been: so both accounts know of every move.
 """
 
 from __future__ import annotations
@@ -121,6 +124,28 @@ def debited(state: RunState, chosen: Candidate, cost_s: float, end_step: int) ->
             "unconfirmed": Debit(cost_s=cost_s, placed_step_before=state.placed_step, transfer_s=chosen.transfer_s),
         }
     )
+
+
+def foreign_move(before: RunState, after: RunState) -> tuple[Stood, Stood] | None:
+    """From what to what experts moved, within a plan, without being decided here; None: they did not.
+
+    `after`: the state `before` once `planner.online.intake.in_force` has settled what a window reports.
+    """
+    if before.last_window is None or (before.plan_id, before.placement) == (after.plan_id, after.placement):
+        return None
+    late, stood = before.refunded, before.standing
+    if before.unconfirmed is not None and before.earlier:
+        stood = before.earlier[-1]
+    if late is not None and (late.plan_id, late.placement) == (after.plan_id, after.placement):
+        return None
+    same = stood.plan_id != after.plan_id or stood.placement == after.placement
+    return None if same or None in (stood.placement, after.placement) else (stood, after.standing)
+
+
+def charged(state: RunState, cost_s: float) -> RunState:
+    """With a move that was not decided here; one that was beyond this account brings no more debt than an own one."""
+    account_s = max(state.account_s - cost_s, min(state.account_s, -(1.0 - TRUST) * cost_s))
+    return state.model_copy(update={"account_s": account_s})
 
 
 def confirmed(state: RunState) -> RunState:

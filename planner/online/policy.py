@@ -21,12 +21,15 @@ from planner.online.ledger import (
     Earlier,
     advance_s,
     affordable,
+    charged,
     debited,
     earlier_steps,
+    foreign_move,
     with_loss,
     without_gain,
     without_what_ended,
 )
+from planner.online.placement.copies import copies_between
 from planner.online.pricing import Price, Pricing, seats_of, served, unevenness
 from planner.online.standstill import split_pause_of, standstill_of, with_measured
 from planner.online.state import RunState, plan_of
@@ -54,7 +57,7 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
         standing = _Standing(pricing, state, served(window_shares(window), context.training))
         return _keep(window, standing, 0.0, reason), state
     forecast = begin_forecast(window) if state.forecast is None else update_forecast(state.forecast, window)
-    taken_in = with_measured(state, in_force(window, state, context), window)
+    taken_in = _charged(state, with_measured(state, in_force(window, state, context), window), pricing)
     plan = plan_of(context, taken_in.plan_id, "plan_id")
     seats = None if taken_in.placement is None else seats_of(taken_in.placement)
     calibration = calibration_of(state)
@@ -62,6 +65,21 @@ def decide_at(pricing: Pricing, window: Window, state: RunState) -> tuple[Decisi
     earlier = earlier_steps(window, taken_in, outlook.seen_s)
     counted = with_step_time(_counted(taken_in, outlook, window), window, _priced_s(window, outlook, earlier))
     return _decided(window, outlook, counted, earlier, reasons.clock(calibration))
+
+
+def _charged(before: RunState, after: RunState, pricing: Pricing) -> RunState:
+    """The state `after` intake, with what experts took that moved without being decided here."""
+    moved = foreign_move(before, after)
+    if moved is None:
+        return after
+    stood, now = (seats_of(each.placement) for each in moved if each.placement is not None)
+    plan, shadows = plan_of(pricing.context, after.plan_id, "plan_id"), now.shadow_slots_per_rank
+    if stood.layers.shape != now.layers.shape:
+        return after
+    copied = copies_between(stood.layers, now.layers, now.num_ranks, shadows).copied
+    transfer_s = pricing.migration_s(plan, copied, 0.0)
+    standstill = standstill_of(after) if transfer_s > 0.0 else split_pause_of(after)
+    return charged(after, transfer_s + standstill.seconds)
 
 
 def _priced_s(window: Window, outlook: Outlook, earlier: tuple[Earlier, ...]) -> float | None:
