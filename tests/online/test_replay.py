@@ -114,6 +114,20 @@ def test_what_is_decided_is_carried_out_after_the_stated_part_of_the_next_window
     assert found["step_time_s_mean"] == pytest.approx(1 + found["imbalance_mean"])
 
 
+@pytest.mark.parametrize("split", TokenSplit)
+def test_decisions_that_come_a_whole_window_late_still_pay(split):
+    """However often the split is decided anew, what steps lose is booked: the account is never starved."""
+    recorded = drifting(60)
+    run = context(recorded, extra_slots=1, token_split=split)
+    soon, late = (
+        replay(recorded, run, ["trimtab", "static"], price=imbalance_price, delay=delay)["policies"]
+        for delay in (0.1, 1.0)
+    )
+    assert late["trimtab"]["moved_experts"] > 0
+    assert late["trimtab"]["total_time_s"] <= 1.05 * soon["trimtab"]["total_time_s"]
+    assert late["trimtab"]["total_time_s"] < late["static"]["total_time_s"]
+
+
 @pytest.mark.parametrize("delay", [-0.1, 1.01, float("nan")])
 def test_a_delay_that_the_agent_cannot_have_is_refused(delay):
     recorded = drifting(4)

@@ -108,3 +108,14 @@ def test_two_moves_on_their_way_are_told_apart():
     settled = after(state, 30, DECISION.placement)
     assert settled.account_s == pytest.approx(state.account_s + second.cost_s - DECISION.cost_s)
     assert settled.refunded.placement == second.placement
+
+
+def test_steps_before_a_late_change_count_no_more_than_the_new_placement_would_have_lost_in_them():
+    """The move was carried out after the window: its steps ran at the start, which was hot; the new one is not."""
+    reported = window(1, HOT_RANK, placement=DECISION.placement.model_dump(), placed_step=20)
+    settled = in_force(reported, DECIDED, RUN)
+    (stood,) = settled.earlier
+    assert (stood.placement, stood.first_step, settled.since_step) == (START.placement, 0, 20)
+    _, state = decide(reported, DECIDED, RUN, imbalance_price)
+    assert state.account_s <= max(DECIDED.account_s, 0.0), "what was decided already is no reason to move again"
+    assert state.earlier == (), "no later window can have steps under it"
