@@ -1,6 +1,6 @@
 """Local search: the placements on the way from one in force, or from one made afresh, to a more even one.
 
-The hottest rank trades with all others, one change at a time; or many ranks trade in pairs (`pairs`).
+A few hot ranks trade with some cold ones each; or many hot ranks with one cold one each (`pairs` weighs what).
 Arrays as in the package's docstring: L layers, E experts, R ranks, S slots.
 """
 
@@ -28,11 +28,13 @@ PAIRS = 16
 
 HOT_RANKS = 4
 COLD_RANKS = 8
+"""Most of a step of few ranks in each layer. A choice of CPU time."""
+
 RANKS_PER_HOT = 4
-"""Of each layer, in a step of few ranks. A choice of CPU time."""
+"""A step of few ranks has one hot rank of so many: where ranks are few, each must meet most of the others."""
 
 WEIGHED = 2000
-"""Changes that are weighed in a layer by steps of few ranks, at most where one step is fewer. A choice of CPU time."""
+"""Changes that are weighed in a layer by all steps of few ranks, but one step at least. A choice of CPU time."""
 
 Flags = NDArray[np.bool_]
 
@@ -103,12 +105,13 @@ def _walked(
 
 
 def _steps_of_few(num_ranks: int, slots_per_rank: int) -> int:
+    """How many steps of few ranks weigh `WEIGHED` changes."""
     hot = _few(num_ranks)
     return max(1, WEIGHED // max(1, hot * min(COLD_RANKS, num_ranks - hot) * slots_per_rank**2))
 
 
 def _few(num_ranks: int) -> int:
-    """Hot ranks of a step of few: so few that each meets most of the others."""
+    """Hot ranks of a step of few ranks."""
     return max(1, min(HOT_RANKS, num_ranks // RANKS_PER_HOT))
 
 
