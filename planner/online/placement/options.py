@@ -95,7 +95,8 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
     fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
     path = cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))
-    return path.slots[path.hottest.argmin(axis=0), np.arange(len(loads))]
+    coolest: Indices = path.slots[path.hottest.argmin(axis=0), np.arange(len(loads))]
+    return coolest
 
 
 def afresh_with_split(loads: Floats, num_ranks: int, slots_per_rank: int) -> tuple[Indices, Floats]:
