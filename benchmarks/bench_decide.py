@@ -1,6 +1,8 @@
-"""`POST /v1/runs/{id}/windows` as an agent finds it: a service process, its SQLite file, a drifting load.
+"""`POST /v1/runs/{id}/windows` as an agent finds it: a service process, its SQLite file, a load that drifts or stays.
 
-Median and p99 of the answer's time on the wall, and the CPU time of the service for a window; both at two sizes.
+Median and p99 of the answer's time on the wall, and the CPU time of the service for a window; both at two sizes, each
+under two loads. One drifts so fast that every window moves hundreds of experts; one is the same zipf in every window,
+seen through the chance of which tokens came.
 
 Run: .venv/bin/python benchmarks/bench_decide.py [windows]. Other work on the machine counts in the wall's times.
 """
@@ -10,7 +12,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +61,34 @@ SIZES = (
 )
 
 
+TOKENS = 1_000_000
+"""Routed in each layer during a window."""
+
+Loads = Iterator[np.ndarray]
+"""Tokens [layers, experts] of one window after the other."""
+
+
+def drifting(layers: int, experts: int) -> Loads:
+    """Lognormal; every expert's load changes by 5 % from window to window."""
+    loads = np.random.default_rng(0).lognormal(0.0, 1.0, (layers, experts))
+    drift = np.random.default_rng(1)
+    while True:
+        yield np.rint(TOKENS * loads / loads.sum(axis=1, keepdims=True)).astype(int)
+        loads = loads * drift.lognormal(0.0, 0.05, loads.shape)
+
+
+def staying(layers: int, experts: int) -> Loads:
+    """Zipf's law, in each layer over other experts; tokens are drawn from it."""
+    rng = np.random.default_rng(0)
+    shares = np.stack([rng.permutation(1.0 / np.arange(1, experts + 1)) for _ in range(layers)])
+    shares /= shares.sum(axis=1, keepdims=True)
+    while True:
+        yield rng.multinomial(TOKENS, shares)
+
+
+LOADS: dict[str, Callable[[int, int], Loads]] = {"drifting load": drifting, "zipf that stays": staying}
+
+
 class Measured(NamedTuple):
     """Milliseconds by window."""
 
@@ -68,9 +100,9 @@ class Measured(NamedTuple):
 def rows(windows: int = 200) -> list[Row]:
     """The aims of the issue, measured."""
     found = []
-    for size in SIZES:
-        measured = post_windows(size, windows)
-        what = f"POST windows, {size.layers} x {size.experts}, {size.ranks} ranks, {size.split} split"
+    for size, (load, begun) in product(SIZES, LOADS.items()):
+        measured = post_windows(size, begun(size.layers, size.experts), windows)
+        what = f"POST windows, {size.layers} x {size.experts}, {size.ranks} ranks, {size.split} split, {load}"
         median, p99 = np.percentile(measured.wall_ms, [50, 99])
         found += [
             row(f"{what}: median", float(median), size.median_ms, "ms", 1),
@@ -80,19 +112,16 @@ def rows(windows: int = 200) -> list[Row]:
     return found
 
 
-def post_windows(size: Size, windows: int) -> Measured:
+def post_windows(size: Size, loads: Loads, windows: int) -> Measured:
     """Start a service on a database with one run, and post windows one after the other."""
-    loads = np.random.default_rng(0).lognormal(0.0, 1.0, (size.layers, size.experts))
-    drift = np.random.default_rng(1)
     taken, actions = [], dict[str, int]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run_id = _begin_run(folder, _context(size, loads))
+        run_id = _begin_run(folder, _context(size, next(loads)))
         with service(folder, "--workers", "1") as (process, client):
             cpu_s = 0.0
             for index in range(windows + 2):
-                loads = loads * drift.lognormal(0.0, 0.05, loads.shape)
-                body = _body(index, loads)
+                body = _body(index, next(loads))
                 if index == 2:
                     cpu_s = _cpu_s(process.pid)
                 begun = time.perf_counter()
@@ -110,9 +139,8 @@ def post_windows(size: Size, windows: int) -> Measured:
 JSON = httpx.Headers({"content-type": "application/json"})
 
 
-def _context(size: Size, loads: np.ndarray) -> RunContext:
+def _context(size: Size, tokens: np.ndarray) -> RunContext:
     cluster = resolve_cluster(cluster_from_shorthand(size.cluster))
-    tokens = np.rint(1e6 * loads / loads.sum(axis=1, keepdims=True)).astype(int)
     context = replay_context(tokens[None], 2, cluster, size.ranks, size.extra_slots, _model(size))
     return context.model_copy(update={"token_split": size.split})
 
@@ -152,8 +180,7 @@ def _begin_run(folder: Path, context: RunContext) -> str:
     return run.id
 
 
-def _body(index: int, loads: np.ndarray) -> bytes:
-    counts = np.rint(1e6 * loads / loads.sum(axis=1, keepdims=True)).astype(int)
+def _body(index: int, counts: np.ndarray) -> bytes:
     tokens = ",".join(f"[{','.join(map(str, counted))}]" for counted in counts.tolist())
     return f'{{"index":{index},"first_step":{10 * index},"num_steps":10,"tokens":[{tokens}]}}'.encode()
 

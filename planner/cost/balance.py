@@ -117,14 +117,18 @@ def _surely_needed(rows: Floats, num_ranks: int, total: int) -> Indices:
         level = (most + least) / 2
         fit = _above(rows, level, num_ranks).sum(axis=1) <= total
         most, least = np.where(fit, level, most), np.where(fit, least, level)
-    return _above(rows, most, num_ranks)
+    return _above(rows, most, num_ranks).astype(np.intp)
 
 
-def _above(rows: Floats, level: Floats, num_ranks: int) -> Indices:
-    """Replicas [layers, experts] that bring each expert's load per replica to its row's level, one at least."""
-    with np.errstate(invalid="ignore"):
-        needed = np.ceil(rows / level[:, None])
-    return np.asarray(np.clip(np.nan_to_num(needed), 1, num_ranks), dtype=np.intp)
+def _above(rows: Floats, level: Floats, num_ranks: int) -> Floats:
+    """Replicas [layers, experts] that bring each expert's load per replica to its row's level, one at least.
+
+    A row without any load has level 0.
+    """
+    needed = rows / np.where(level > 0.0, level, 1.0)[:, None]
+    np.ceil(needed, out=needed)
+    np.maximum(needed, 1.0, out=needed)
+    return np.minimum(needed, float(num_ranks), out=needed)
 
 
 def imbalance_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -> float:

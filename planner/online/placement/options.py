@@ -16,12 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads, slot_loads
 from planner.online.placement.assign import align_slots, dealt, keep_in_place
 from planner.online.placement.couple import coupled
-from planner.online.placement.refine import ROUNDING, cooled, evened, improve
+from planner.online.placement.pairs import ROUNDING
+from planner.online.placement.refine import cooled, evened, improve
 from planner.online.placement.rules import Rules
 from planner.online.placement.split import poured_again, split_of
 from planner.spec.placement import TokenSplit
@@ -69,8 +69,7 @@ def options(
     rules = Rules.of(current.shape[1], num_ranks, shadow_slots_per_rank)
     bound = hottest_rank_bound(loads, num_ranks, current.shape[1] // num_ranks)
     if token_split is TokenSplit.EVEN or current.shape[1] == loads.shape[1]:
-        path = improve(loads, num_ranks, current, bound, rules)
-        hottest = rank_loads(np.broadcast_to(loads, (len(path), *loads.shape)), path, num_ranks).max(axis=-1)
+        path, hottest = improve(loads, num_ranks, current, bound, rules)
     else:
         carried = poured_again(loads, current, num_ranks, slot_loads(loads, current))
         path, _, hottest = coupled(loads, num_ranks, current, carried, bound, rules)
@@ -81,8 +80,9 @@ def options(
         path, hottest = np.concatenate([path, fresh[None]]), np.concatenate([hottest, peak[None]])
     mean = loads.mean(axis=1)
     unit = np.where(mean > 0, ROUNDING * mean, 1.0)
-    moved = _newcomers(path, current, num_ranks, loads.shape[1])[..., ~rules.shadows]
-    return Options(path, np.rint(hottest / unit) * unit, moved.sum(axis=-1), num_ranks)
+    return Options(
+        path, np.rint(hottest / unit) * unit, _newcomers(path, current, num_ranks, loads.shape[1], rules), num_ranks
+    )
 
 
 def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: TokenSplit = TokenSplit.EVEN) -> Indices:
@@ -94,7 +94,9 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
         return afresh_with_split(loads, num_ranks, slots_per_rank)[0]
     bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
     fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
-    return np.asarray(cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))[-1], dtype=np.intp)
+    path = cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))
+    coolest: Indices = path.slots[path.hottest.argmin(axis=0), np.arange(len(loads))]
+    return coolest
 
 
 def afresh_with_split(loads: Floats, num_ranks: int, slots_per_rank: int) -> tuple[Indices, Floats]:
@@ -138,11 +140,13 @@ def first_placement(num_experts: int, num_ranks: int, slots_per_rank: int) -> In
     return np.asarray(np.concatenate(rows), dtype=np.intp)
 
 
-def _newcomers(slots: Indices, current: Indices, num_ranks: int, num_experts: int) -> NDArray[np.bool_]:
-    """[options, L, S]: whether the slot's expert is not on the slot's rank in `current` (counted once per rank)."""
-    layers = np.arange(len(current))[:, None]
-    present = np.zeros((len(current), num_ranks, num_experts), dtype=bool)
-    present[layers, np.arange(current.shape[1]) // (current.shape[1] // num_ranks), current] = True
-    ranks = np.arange(slots.shape[-1]) // (slots.shape[-1] // num_ranks)
-    new: NDArray[np.bool_] = ~present[layers, ranks, slots]
-    return new
+def _newcomers(slots: Indices, current: Indices, num_ranks: int, num_experts: int, rules: Rules) -> Indices:
+    """[options, L]: slots whose expert is not on their rank in `current` (shadow slots left out)."""
+    option, layer, slot = np.nonzero((slots != current) & ~rules.shadows)
+    ranks = np.arange(current.shape[1]) // (current.shape[1] // num_ranks)
+    number = np.arange(0, len(current) * num_ranks, num_ranks)[:, None] + ranks
+    present = np.zeros((len(current) * num_ranks, num_experts), dtype=bool)
+    present[number, current] = True
+    new = ~present[number[layer, slot], slots[option, layer, slot]]
+    counted = np.bincount((option * len(current) + layer)[new], minlength=len(slots) * len(current))
+    return counted.reshape(len(slots), -1)

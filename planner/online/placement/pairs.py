@@ -1,8 +1,9 @@
-"""Local search on many ranks at once: the hottest rank trades with the coldest, the next with the next, in all layers.
+"""What pairs of ranks can trade: the changes of a hot rank and a cold one, weighed for many pairs at once.
 
-A step costs a few array operations, however many ranks there are. Arrays as in the package's docstring: L layers,
-E experts, R ranks, S slots, s = S / R; K pairs. A change of a pair is numbered by a slot of its hot rank and a
-slot of its cold one, [L, K, s, s]: a swap, or one more replica of the hot rank's expert in place of a spare one.
+A change is a swap of two experts, or one more replica of the hot rank's expert in place of a spare one of the cold
+rank. Replicas take equal parts. Arrays as in the package's docstring, experts numbered through all layers (N = L E);
+H hot ranks, of any layers, each beside C cold ones. Places within ranks are the first axes: numpy is slow where the
+last is short.
 """
 
 from __future__ import annotations
@@ -12,130 +13,161 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, replica_counts
+from planner.cost.balance import Floats, Indices
+from planner.online.placement.rules import Rules
 
-PAIRS = 16
-"""Most pairs of a step. A choice: with more, a step costs more than the coolest of the hot ranks gain."""
+ROUNDING = 1e-9
+"""A gain below this part of the hot rank's load is rounding; without this the search could turn in circles."""
 
 Flags = NDArray[np.bool_]
 
 
-class _Pairs(NamedTuple):
-    """Layers as they stand, hot ranks beside cold ones."""
+class Layers(NamedTuple):
+    """Layers as they stand."""
 
     loads: Floats
-    """[L, E]."""
+    """[N]."""
     counts: Indices
-    """[L, E]: replicas."""
+    """[N]: replicas."""
+    experts: Indices
+    """[s, L, R]."""
+    parts: Floats
+    """[s, L, R]: load of each slot."""
     carried: Floats
     """[L, R]."""
-    slots: Indices
-    """[L, 2, K, s]: numbers of the slots of the hot ranks, and of the cold ones."""
-    experts: Indices
-    """[L, 2, K, s]."""
-    parts: Floats
-    """[L, 2, K, s]: load of each slot."""
-    peaks: Floats
-    """[L, 2, K]: load of each rank."""
-    known: Flags
-    """[L, 2, K, s]: whether the other rank has the expert too."""
+
+    @property
+    def peak(self) -> Floats:
+        """[L]: load of the hottest rank."""
+        peak: Floats = self.carried.max(axis=1)
+        return peak
 
 
-def paired_step(loads: Floats, num_ranks: int, slots: Indices, level: Floats, turn: int, replicate: bool) -> Indices:
-    """[L, S]: `slots` after each pair whose hot rank is above its layer's `level` [L] made its best change.
+class Pairs(NamedTuple):
+    """Ranks that may trade, numbered through all layers (rank r of layer l is l R + r)."""
 
-    Best is what lowers the hotter of the two most per moved expert; a change that lowers nothing is not made. Each
-    `turn` pairs the hot ranks with other cold ones. Replicas are added and taken only if `replicate`.
-    """
-    now = _pairs(loads, num_ranks, slots, turn)
-    layers, _, pairs, each = now.slots.shape
-    gains = _swap_gains(now) / 2
+    hot: Indices
+    """[H]: no two the same."""
+    cold: Indices
+    """[H, C]: of the same layers; none of them hot."""
+
+
+def standing(loads: Floats, num_ranks: int, slots: Indices) -> Layers:
+    """The layers with experts `slots` [L, S] under `loads` [L, E]."""
+    numbers = slots + np.arange(0, loads.size, loads.shape[1])[:, None]
+    experts = np.ascontiguousarray(
+        numbers.reshape(len(slots), num_ranks, slots.shape[1] // num_ranks).transpose(2, 0, 1)
+    )
+    counts = np.bincount(numbers.ravel(), minlength=loads.size)
+    parts = (loads.ravel() / counts)[experts]
+    return Layers(loads.ravel(), counts, experts, parts, parts.sum(axis=0))
+
+
+class Weighed(NamedTuple):
+    """Changes of pairs, by their gain: how much less the hottest of the ranks they touch has, per moved expert."""
+
+    pairs: Pairs
+    gains: Floats
+    """[kinds, s, s, H, C]: of swaps and of replicas, by the place in the hot rank and in the cold one."""
+    least: Floats
+    """[H]: a gain that is less is rounding."""
+
+    def applied(self, slots: Indices) -> Indices:
+        """`slots` [L, S] after the best change of each pair that is `_disjoint`."""
+        each, flat = self.gains.shape[1], slots.ravel()
+        rows, column = self._disjoint()
+        if not rows.size:
+            return slots
+        gains = self.gains[..., rows, column].reshape(-1, len(rows))
+        kind, mine, theirs = np.unravel_index(gains.argmax(axis=0), self.gains.shape[:3])
+        hot, cold = self.pairs.hot[rows] * each + mine, self.pairs.cold[rows, column] * each + theirs
+        changed = flat.copy()
+        one, other = hot[kind == 0], cold[kind == 0]
+        changed[one], changed[other] = flat[other], flat[one]
+        hot, cold = hot[kind == 1], cold[kind == 1]
+        # An expert that loses its replica to two pairs could stand nowhere, and one that gets two gains less.
+        for side in (1, 0):
+            lone = _first((hot, cold)[side], slots)
+            hot, cold = hot[lone], cold[lone]
+        changed[cold] = flat[hot]
+        return changed.reshape(slots.shape)
+
+    def _disjoint(self) -> tuple[Indices, Indices]:
+        """(Row, column) of each hot rank's best pair; of those with the same cold rank the one that gains most.
+
+        Of equals the first. What gains less than rounding is left out.
+        """
+        best = self.gains.max(axis=(0, 1, 2))
+        column = best.argmax(axis=1)
+        gain = best[np.arange(len(best)), column]
+        rows = np.argsort(-gain, kind="stable")
+        rows = rows[gain[rows] > self.least[rows]]
+        rows = rows[np.unique(self.pairs.cold[rows, column[rows]], return_index=True)[1]]
+        rows.sort()
+        return rows, column[rows]
+
+
+def weighed(now: Layers, pairs: Pairs, rules: Rules, replicate: bool) -> Weighed:
+    """All changes of the pairs; -inf where a rank would get an expert that it has. Replicas only if `replicate`."""
+    each = len(now.experts)
+    experts, parts, carried = now.experts.reshape(each, -1), now.parts.reshape(each, -1), now.carried.ravel()
+    arriving, leaving = experts[:, pairs.hot, None], experts[:, pairs.cold]
+    mine, theirs = parts[:, pairs.hot, None], parts[:, pairs.cold]
+    peak, other = carried[pairs.hot, None], carried[pairs.cold]
+    same = arriving[:, None] == leaving[None]
+    known_here, known_there = same.any(axis=0), same.any(axis=1)
+    gains = np.empty((1 + replicate, *same.shape))
+    if rules.swaps.all():
+        # Halves, for a swap moves two experts.
+        given = np.where(known_there, -np.inf, mine / 2)
+        passed = given[:, None] - np.where(known_here, np.inf, theirs / 2)[None]
+        np.minimum(passed, (peak - other) / 2 - passed, out=gains[0])
+    else:
+        gains[0] = -np.inf
     if replicate:
-        gains = np.concatenate([gains, _replica_gains(now)], axis=-1)
-    gains = gains.reshape(layers, pairs, -1)
-    best = gains.argmax(axis=-1)
-    gain = np.take_along_axis(gains, best[..., None], axis=-1)[..., 0]
-    mine, theirs = best // (gains.shape[-1] // each), best % (gains.shape[-1] // each)
-    replicates = theirs >= each
-    theirs = np.where(replicates, theirs - each, theirs)
-    made = (gain > 0) & (now.peaks[:, 0] > level[:, None])
-    return _applied(now, slots, made, replicates, mine, theirs)
+        added = now.loads[arriving] / (now.counts[arriving] + 1)
+        burden = _burden(now, leaving, theirs)
+        spared = peak - burden - _hottest_other_host(now, leaving, peak, other)
+        spared = np.where(_may_replace(rules, pairs.cold), spared, -np.inf)
+        relief = np.where(known_there, -np.inf, mine - added)
+        np.minimum(relief[:, None] - np.where(known_here, burden, 0.0), spared[None], out=gains[1])
+        np.minimum(gains[1], (peak - other + theirs)[None] - added[:, None], out=gains[1])
+    return Weighed(pairs, gains, ROUNDING * carried[pairs.hot])
 
 
-def _pairs(loads: Floats, num_ranks: int, flat: Indices, turn: int) -> _Pairs:
-    layers, total = flat.shape
-    each = total // num_ranks
-    counts = replica_counts(flat, loads.shape[1])
-    slot_parts = np.take_along_axis(loads / counts, flat, axis=1)
-    carried = slot_parts.reshape(layers, num_ranks, each).sum(axis=-1)
-    order = np.argsort(-carried, axis=1, kind="stable")
-    pairs = min(num_ranks // 2, PAIRS)
-    cold = np.roll(order[:, ::-1][:, :pairs], -turn, axis=1)
-    ranks = np.stack([order[:, :pairs], cold], axis=1)
-    slots = ranks[..., None] * each + np.arange(each)
-    at = np.arange(layers)[:, None, None, None]
-    experts = flat[at, slots]
-    same = experts[:, 0, :, :, None] == experts[:, 1, :, None, :]
-    known = np.stack([same.any(axis=-1), same.any(axis=-2)], axis=1)
-    peaks = carried[at[..., 0], ranks]
-    return _Pairs(loads, counts, carried, slots, experts, slot_parts[at, slots], peaks, known)
+def _burden(now: Layers, leaving: Indices, parts: Floats) -> Floats:
+    """[s, H, C]: what each other rank of the expert gets once its replica with load `parts` is gone.
 
-
-def _swap_gains(now: _Pairs) -> Floats:
-    """[L, K, s, s]: by how much the hotter of the two gets less load."""
-    passed = now.parts[:, 0, :, :, None] - now.parts[:, 1, :, None, :]
-    spread = (now.peaks[:, 0] - now.peaks[:, 1])[:, :, None, None]
-    barred = now.known[:, 0, :, :, None] | now.known[:, 1, :, None, :]
-    gains: Floats = np.where(barred, -np.inf, np.minimum(passed, spread - passed))
-    return gains
-
-
-def _replica_gains(now: _Pairs) -> Floats:
-    """[L, K, s, s]: by how much the hottest of all ranks touched has less load than the hot one had.
-
-    With x the load and c the replicas of an expert, one more replica takes x/c - x/(c+1) from each rank that has it;
-    the replaced expert's other ranks get x/(c-1) - x/c more.
+    Of x tokens in c replicas it is x/(c-1) - x/c. Infinite if it is the last.
     """
-    layers = np.arange(len(now.loads))[:, None, None]
-    mean = now.loads / now.counts
-    added = now.loads / (now.counts + 1)
-    burden = np.where(now.counts > 1, now.loads / np.maximum(now.counts - 1, 1) - mean, np.inf)
-    hosts = np.zeros_like(now.loads)
-    each = now.slots.shape[-1]
-    everyone = np.broadcast_to(layers, now.experts[:, 0].shape)
-    for side in (0, 1):
-        peaks = np.repeat(now.peaks[:, side], each, axis=-1).ravel()
-        np.maximum.at(hosts, (everyone.ravel(), now.experts[:, side].ravel()), peaks)
-    arriving, replaced = now.experts[:, 0], now.experts[:, 1]
-    hot = now.peaks[:, 0, :, None]
-    relief = (mean - added)[layers, arriving]
-    elsewhere = hot - (hosts + burden)[layers, replaced]
-    cold = hot - now.peaks[:, 1, :, None] + now.parts[:, 1]
-    there = cold[:, :, None, :] - added[layers, arriving][..., None]
-    gains = np.minimum(np.minimum(relief[..., None], there), elsewhere[:, :, None, :])
-    result: Floats = np.where(now.known[:, 0, :, :, None], -np.inf, gains)
-    return result
+    others = now.counts[leaving] - 1
+    return np.where(others > 0, now.loads[leaving] / np.maximum(others, 1) - parts, np.inf)
 
 
-def _applied(now: _Pairs, slots: Indices, made: Flags, replicates: Flags, mine: Indices, theirs: Indices) -> Indices:
-    """The slots after the changes; of replicas, one added and one taken of each expert, by the hottest pair."""
-    layers, pairs = np.nonzero(made)
-    mine, theirs, replicates = mine[layers, pairs], theirs[layers, pairs], replicates[layers, pairs]
-    hot, cold = now.slots[layers, 0, pairs, mine], now.slots[layers, 1, pairs, theirs]
-    # An expert that loses its replica to two pairs could stand nowhere.
-    kept = ~replicates
-    kept[replicates] = _first(layers[replicates], slots[layers[replicates], cold[replicates]], now.loads.shape)
-    added = replicates & kept
-    kept[added] = _first(layers[added], slots[layers[added], hot[added]], now.loads.shape)
-    changed = slots.copy()
-    changed[layers[kept], cold[kept]] = slots[layers[kept], hot[kept]]
-    swapped = ~replicates
-    changed[layers[swapped], hot[swapped]] = slots[layers[swapped], cold[swapped]]
-    return changed
+def _hottest_other_host(now: Layers, leaving: Indices, peak: Floats, own: Floats) -> Floats:
+    """[s, H, C]: load of the hottest rank that has the expert too, the cold rank left out, or else the hot one.
+
+    These have `own` [H, C] and `peak` [H, 1].
+    """
+    experts = now.experts.ravel()
+    replicas = np.flatnonzero(now.counts[experts] > 1)
+    experts, hosts = experts[replicas], now.carried.ravel()[replicas % now.carried.size]
+    hottest, second = np.zeros((2, len(now.loads)))
+    np.maximum.at(hottest, experts, hosts)
+    leads = hosts == hottest[experts]
+    np.maximum.at(second, experts[~leads], hosts[~leads])
+    alone = np.bincount(experts[leads], minlength=len(now.loads)) == 1
+    most = hottest[leaving]
+    return np.where(((most == own) | (most == peak)) & alone[leaving], second[leaving], most)
 
 
-def _first(layers: Indices, experts: Indices, shape: tuple[int, ...]) -> Flags:
-    """Whether no earlier entry names the same expert of the same layer."""
-    seen = np.full(shape, -1)
-    seen[layers[::-1], experts[::-1]] = np.arange(len(layers))[::-1]
-    return np.asarray(seen[layers, experts] == np.arange(len(layers)))
+def _may_replace(rules: Rules, ranks: Indices) -> Flags:
+    """[s, H, C]: whether the slot of the rank may get another expert's replica."""
+    allowed: Flags = rules.replaces.reshape(rules.num_ranks, -1).T[:, ranks % rules.num_ranks]
+    return allowed
+
+
+def _first(flat_slots: Indices, slots: Indices) -> Indices:
+    """Which of some slots of `slots` [L, S], numbered through all layers, are the first with their expert."""
+    numbers = flat_slots // slots.shape[1] * (int(slots.max()) + 1) + slots.ravel()[flat_slots]
+    return np.sort(np.unique(numbers, return_index=True)[1])

@@ -1,53 +1,118 @@
 """Local search: the placements on the way from one in force, or from one made afresh, to a more even one.
 
-The hottest rank trades with all others, one change at a time; or many ranks trade in pairs (`pairs`).
-Arrays as in the package's docstring: L layers, E experts, R ranks, S slots, s = S / R. A change is numbered by the
-slot of the hottest rank that it starts from and the slot that it touches elsewhere: [L, s, R, s].
+A few hot ranks trade with some cold ones each; or many hot ranks with one cold one each (`pairs` weighs what).
+Arrays as in the package's docstring: L layers, E experts, R ranks, S slots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, rank_loads, replica_counts
-from planner.online.placement.pairs import paired_step
+from planner.cost.balance import Floats, Indices
+from planner.online.placement.pairs import Layers, Pairs, standing, weighed
 from planner.online.placement.rules import Rules
-
-ROUNDING = 1e-9
-"""A gain below this part of the hottest rank's load is rounding; without this the search could turn in circles."""
 
 EVEN_ENOUGH = 1e-3
 """A layer whose hottest rank is within this part of the bound is done. A choice: less than any forecast knows."""
 
-TURNS = 8
+TURNS = 6
 """Most steps of pairs: with each, every hot rank meets another cold one."""
 
-WEIGHED = 3000
-"""Most changes of the hottest rank that are weighed in a layer, all steps together. A choice of CPU time."""
+PAIRS = 16
+"""Most pairs of a step. A choice: with more, a step costs more than the coolest of the hot ranks gain."""
+
+HOT_RANKS = 4
+COLD_RANKS = 8
+"""Most of a step of few ranks in each layer. A choice of CPU time."""
+
+RANKS_PER_HOT = 4
+"""A step of few ranks has one hot rank of so many: where ranks are few, each must meet most of the others."""
+
+WEIGHED = 2000
+"""Changes that are weighed in a layer by all steps of few ranks, but one step at least. A choice of CPU time."""
 
 Flags = NDArray[np.bool_]
 
 
-def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Indices:
-    """[steps + 1, L, S]: the path from `slots` [L, S] to a more even placement for `loads` [L, E].
+class Path(NamedTuple):
+    """Placements on the way to a more even one."""
 
-    A layer close to its `bound` [L] is done; the others first `cooled`, then by steps of pairs. These treat the ranks
+    slots: Indices
+    """[steps + 1, L, S]."""
+    hottest: Floats
+    """[steps + 1, L]: load of the hottest rank."""
+
+
+def improve(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Path:
+    """The path from `slots` [L, S] to a more even placement for `loads` [L, E].
+
+    A layer close to its `bound` [L] is done; the others first `cooled`, then by steps of pairs. All treat the ranks
     that are above the middle between the hottest and the bound: so the path goes down with few moves at a time.
     """
-    path = list(cooled(loads, num_ranks, slots, bound, rules))
-    replicate = slots.shape[1] > loads.shape[1]
-    for turn in range(0 if rules.shadows.any() else TURNS):
-        active, peak = _uneven(loads, num_ranks, path[-1], bound)
+    few = cooled(loads, num_ranks, slots, bound, rules)
+    if rules.shadows.any():
+        return few
+    many = _walked(loads, few.slots[-1], bound, rules, [partial(_paired, turn=turn) for turn in range(TURNS)])
+    return Path(*(np.concatenate([before, after[1:]]) for before, after in zip(few, many, strict=True)))
+
+
+def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Path:
+    """The path from `slots` by the best changes of the few hottest ranks with some cold ones.
+
+    Best of all swaps, and of all replicas of the hot ranks' experts put in place of a spare replica: what lowers the
+    greatest load among the ranks it touches most per moved expert. A layer in which nothing gains is left as it is.
+    """
+    steps = _steps_of_few(num_ranks, slots.shape[1] // num_ranks)
+    turns = [partial(_crossed, turn=turn) for turn in range(steps)]
+    return _walked(loads, slots, bound, rules, turns, until_stuck=True)
+
+
+def _walked(
+    loads: Floats,
+    slots: Indices,
+    bound: Floats,
+    rules: Rules,
+    turns: Sequence[Callable[[Layers, Floats], Pairs]],
+    until_stuck: bool = False,
+) -> Path:
+    """The path from `slots`, a step for each of the `turns`, which say what ranks may trade."""
+    replicate, num_ranks = slots.shape[1] > loads.shape[1], rules.num_ranks
+    now = standing(loads, num_ranks, slots)
+    placed, hottest, active = [slots], [now.peak], np.arange(len(slots))
+    for pairs in turns:
+        going = _uneven(hottest[-1][active], bound[active])
+        if not going.all():
+            active = active[going]
+            now = standing(loads[active], num_ranks, placed[-1][active])
         if not active.size:
             break
-        step = path[-1].copy()
-        level = (peak + bound[active]) / 2
-        step[active] = paired_step(loads[active], num_ranks, step[active], level, turn, replicate)
-        path.append(step)
-    return np.stack(path)
+        level = (hottest[-1][active] + bound[active]) / 2
+        changed = weighed(now, pairs(now, level), rules, replicate).applied(placed[-1][active])
+        moved = (changed != placed[-1][active]).any(axis=1)
+        now = standing(loads[active], num_ranks, changed)
+        placed.append(placed[-1].copy())
+        hottest.append(hottest[-1].copy())
+        placed[-1][active], hottest[-1][active] = changed, now.peak
+        if until_stuck and not moved.all():
+            active = active[moved]
+            now = standing(loads[active], num_ranks, placed[-1][active])
+    return Path(np.stack(placed), np.stack(hottest))
+
+
+def _steps_of_few(num_ranks: int, slots_per_rank: int) -> int:
+    """How many steps of few ranks weigh `WEIGHED` changes."""
+    hot = _few(num_ranks)
+    return max(1, WEIGHED // max(1, hot * min(COLD_RANKS, num_ranks - hot) * slots_per_rank**2))
+
+
+def _few(num_ranks: int) -> int:
+    """Hot ranks of a step of few ranks."""
+    return max(1, min(HOT_RANKS, num_ranks // RANKS_PER_HOT))
 
 
 def evened(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indices:
@@ -55,160 +120,59 @@ def evened(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> Indi
 
     A layer close to its `bound` [L] is done, and one in which no pair has a swap left.
     """
-    best, least = slots.copy(), rank_loads(loads, slots, num_ranks).max(axis=1)
-    last, active = slots, np.arange(len(slots))
-    for turn in range(TURNS):
-        active = active[least[active] > bound[active] * (1 + EVEN_ENOUGH)]
+    best, least = slots.copy(), np.full(len(slots), np.inf)
+    rules = Rules.of(slots.shape[1], num_ranks)
+    active, last = np.arange(len(slots)), slots
+    for turn in range(TURNS + 1):
+        now = standing(loads[active], num_ranks, last)
+        peak = now.peak
+        better = peak < least[active]
+        best[active[better]], least[active[better]] = last[better], peak[better]
+        if turn == TURNS:
+            break
+        before = last
+        last = weighed(now, _paired(now, bound[active], turn), rules, replicate=False).applied(before)
+        going = (last != before).any(axis=1) & _uneven(least[active], bound[active])
+        active, last = active[going], last[going]
         if not active.size:
             break
-        before, last = last, last.copy()
-        last[active] = paired_step(loads[active], num_ranks, before[active], bound[active], turn, replicate=False)
-        active = active[(last[active] != before[active]).any(axis=1)]
-        peak = rank_loads(loads[active], last[active], num_ranks).max(axis=1)
-        better = peak < least[active]
-        best[active[better]], least[active[better]] = last[active[better]], peak[better]
     return best
 
 
-def cooled(loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules) -> Indices:
-    """[steps + 1, L, S]: the path from `slots`, one change of the hottest rank of each uneven layer at a time.
+def _crossed(now: Layers, level: Floats, turn: int) -> Pairs:
+    """The few hottest ranks, as far as they are above their layer's `level` [L], each with some cold ones.
 
-    Of all swaps of its slots, and of all replicas of its experts put in place of a spare replica elsewhere, it is the
-    change that lowers the greatest load among the ranks it touches most per moved expert.
+    These are the coldest in every other `turn`, else the next.
     """
-    path = [slots]
-    active, _ = _uneven(loads, num_ranks, slots, bound)
-    for _ in range(max(1, WEIGHED * num_ranks // slots.shape[1] ** 2)):
-        if not active.size:
-            break
-        at, changed = _best_changes(loads[active], num_ranks, path[-1][active], bound[active], rules)
-        active = active[at]
-        step = path[-1].copy()
-        step[active] = changed
-        path.append(step)
-    return np.stack(path)
+    hot, others = _by_load(now, _few(now.carried.shape[1]))
+    first = turn * COLD_RANKS if turn % 2 else 0
+    cold = others[:, np.arange(first, first + min(COLD_RANKS, others.shape[1])) % others.shape[1]]
+    cold = np.sort(cold, axis=1)
+    return _above(now, level, hot, np.repeat(cold[:, None], hot.shape[1], axis=1))
 
 
-def _uneven(loads: Floats, num_ranks: int, slots: Indices, bound: Floats) -> tuple[Indices, Floats]:
-    """(Layers that are not close to their bound, load of their hottest rank.)"""
-    peak = rank_loads(loads, slots, num_ranks).max(axis=1)
-    active = np.flatnonzero(peak > bound * (1 + EVEN_ENOUGH))
-    return active, peak[active]
+def _paired(now: Layers, level: Floats, turn: int) -> Pairs:
+    """The hottest rank with the coldest, the next with the next: hot ranks above their layer's `level` [L].
 
-
-class _Layers(NamedTuple):
-    """Layers as they stand, with their hottest ranks."""
-
-    loads: Floats
-    """[L, E]."""
-    counts: Indices
-    """[L, E]: replicas."""
-    slots: Indices
-    """[L, R, s]."""
-    slot_loads: Floats
-    """[L, R, s]."""
-    carried: Floats
-    """[L, R]."""
-    hot: Indices
-    """[L]."""
-    hot_experts: Indices
-    """[L, s]."""
-    peak: Floats
-    """[L]."""
-    blocked: Flags
-    """[L, s, R]: whether the rank has the hottest rank's expert already, or is the hottest rank."""
-    on_hot: Flags
-    """[L, R, s]: whether the hottest rank has the slot's expert."""
-
-
-def _layers(loads: Floats, num_ranks: int, flat: Indices) -> _Layers:
-    every = np.arange(len(flat))
-    counts = replica_counts(flat, loads.shape[1])
-    slots = flat.reshape(len(flat), num_ranks, -1)
-    slot_loads = (loads / counts)[every[:, None, None], slots]
-    carried = slot_loads.sum(axis=2)
-    hot = carried.argmax(axis=1)
-    hot_experts = slots[every, hot]
-    present = np.zeros((*loads.shape, num_ranks), dtype=bool)
-    present[every[:, None, None], slots, np.arange(num_ranks)[None, :, None]] = True
-    blocked = present[every[:, None], hot_experts]
-    on_hot = present[every[:, None], np.arange(loads.shape[1]), hot[:, None]][every[:, None, None], slots]
-    return _Layers(loads, counts, slots, slot_loads, carried, hot, hot_experts, carried[every, hot], blocked, on_hot)
-
-
-def _best_changes(
-    loads: Floats, num_ranks: int, slots: Indices, bound: Floats, rules: Rules
-) -> tuple[Indices, Indices]:
-    """(which of the layers gain, their slots after the change)."""
-    now = _layers(loads, num_ranks, slots)
-    least_gain = ROUNDING * now.peak
-    swaps, replaces = (allowed.reshape(num_ranks, -1) for allowed in (rules.swaps, rules.replaces))
-    may_swap = swaps[now.hot][:, :, None, None] & swaps
-    gains = np.where(may_swap, (now.peak[:, None, None, None] - _after_swap(now)) / 2, -np.inf).reshape(len(slots), -1)
-    if slots.shape[1] > loads.shape[1]:
-        replica_gains = np.where(replaces, now.peak[:, None, None, None] - _after_replica(now), -np.inf)
-        gains = np.concatenate([gains, replica_gains.reshape(len(slots), -1)], axis=1)
-    best = gains.argmax(axis=1)
-    gain = gains[np.arange(len(slots)), best]
-    at = np.flatnonzero((gain > least_gain) & (now.peak > bound + least_gain))
-    return at, _applied(slots[at], best[at], now.hot[at], slots.shape[1] // num_ranks)
-
-
-def _applied(slots: Indices, best: Indices, hot: Indices, slots_per_rank: int) -> Indices:
-    """The slots after the change that number `best` stands for: swaps first, then replicas."""
-    total = slots.shape[1]
-    every = np.arange(len(slots))
-    replicates = best >= slots_per_rank * total
-    local = np.where(replicates, best - slots_per_rank * total, best)
-    mine = hot * slots_per_rank + local // total
-    other = local % total
-    changed = slots.copy()
-    changed[every, other] = slots[every, mine]
-    changed[every, mine] = np.where(replicates, slots[every, mine], slots[every, other])
-    return changed
-
-
-def _after_swap(now: _Layers) -> Floats:
-    """[L, s, R, s]: greater load of the two ranks after swapping a slot of the hottest rank with a slot of another."""
-    here = now.slot_loads[np.arange(len(now.hot)), now.hot]
-    leaving = here[:, :, None, None] - now.slot_loads[:, None]
-    mine = now.peak[:, None, None, None] - leaving
-    theirs = now.carried[:, None, :, None] + leaving
-    impossible = now.blocked[:, :, :, None] | now.on_hot[:, None]
-    return np.where(impossible, np.inf, np.maximum(mine, theirs))
-
-
-def _after_replica(now: _Layers) -> Floats:
-    """[L, s, R, s]: greatest load touched after one more replica of a hot rank's expert replaces a spare one.
-
-    With x the load and c the replicas of an expert, one more replica takes x/c - x/(c+1) from each rank that has
-    it; the replaced expert's other ranks get x/(c-1) - x/c more.
+    Each `turn` pairs them with other cold ones.
     """
-    every = np.arange(len(now.hot))
-    added = now.loads / (now.counts + 1)
-    arriving = added[every[:, None], now.hot_experts]
-    relief = (now.loads / now.counts - added)[every[:, None], now.hot_experts]
-    spare = now.counts > 1
-    burden = np.where(spare, now.loads / np.maximum(now.counts - 1, 1) - now.loads / now.counts, np.inf)
-    extra = burden[every[:, None, None], now.slots]
-    others = (_hottest_other_host(now) + extra)[:, None]
-    mine = (now.peak[:, None] - relief)[:, :, None, None] + np.where(now.on_hot, extra, 0.0)[:, None]
-    theirs = (now.carried[:, :, None] - now.slot_loads)[:, None] + arriving[:, :, None, None]
-    return np.where(now.blocked[:, :, :, None], np.inf, np.maximum(np.maximum(mine, theirs), others))
+    hot, others = _by_load(now, min(now.carried.shape[1] // 2, PAIRS))
+    return _above(now, level, hot, np.roll(others[:, : hot.shape[1]], -turn, axis=1)[:, :, None])
 
 
-def _hottest_other_host(now: _Layers) -> Floats:
-    """[L, R, s]: load of the hottest rank that has the slot's expert too, the slot's own rank and `hot` left out."""
-    experts = now.loads.shape[1]
-    number = (np.arange(len(now.hot))[:, None, None] * experts + now.slots).ravel()
-    hosts = np.broadcast_to(now.carried[:, :, None], now.slots.shape).copy()
-    hosts[np.arange(len(now.hot)), now.hot] = 0.0
-    hosts = hosts.ravel()
-    first = np.zeros(now.loads.size)
-    np.maximum.at(first, number, hosts)
-    leads = hosts == first[number]
-    second = np.zeros(now.loads.size)
-    np.maximum.at(second, number[~leads], hosts[~leads])
-    alone = leads & (np.bincount(number, weights=leads, minlength=now.loads.size)[number] == 1)
-    found: Floats = np.where(alone, second[number], first[number]).reshape(now.slots.shape)
-    return found
+def _by_load(now: Layers, number: int) -> tuple[Indices, Indices]:
+    """([L, H], [L, R - H]): the `number` of the hottest ranks, the hottest first; the others, the coldest first."""
+    num_ranks = now.carried.shape[1]
+    order = np.argsort(-now.carried, axis=1, kind="stable") + np.arange(0, now.carried.size, num_ranks)[:, None]
+    return order[:, :number], order[:, number:][:, ::-1]
+
+
+def _above(now: Layers, level: Floats, hot: Indices, cold: Indices) -> Pairs:
+    """Of hot ranks [L, H], those above the `level`, each with its cold ones [L, H, C]."""
+    above = now.carried.ravel()[hot] > level[:, None]
+    return Pairs(hot[above], cold[above])
+
+
+def _uneven(peak: Floats, bound: Floats) -> Flags:
+    """[L]: which layers are not close to their bound."""
+    return np.asarray(peak > bound * (1 + EVEN_ENOUGH))
