@@ -34,7 +34,7 @@ from planner.online.state import Debit, Refund, RunState, Stood
 from planner.spec.decision import Action
 from planner.spec.window import Window
 
-CREDIT = 0.5
+CREDIT = 0.4
 """Part of the time lost to imbalance that moves may take. A choice: less lowers the bound, and lets moves wait."""
 
 TRUST = 0.5
