@@ -1,4 +1,4 @@
-"""A plan for human eyes: pictures, tables, explanations."""
+"""A plan for human eyes: pictures, timelines, tables, explanations."""
 
 from planner.view.diff import plan_diff
 from planner.view.explanation import Rival, explain
@@ -18,6 +18,7 @@ from planner.view.tables import (
     stage_table,
     time_table,
 )
+from planner.view.timeline import plan_timeline
 
 __all__ = [
     "Column",
@@ -34,6 +35,7 @@ __all__ = [
     "neighbour_table",
     "plan_diff",
     "plan_picture",
+    "plan_timeline",
     "pruning_table",
     "reason_table",
     "scenario_table",
