@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
 
 from api.answers import StrictRoute
 from api.examples import ESTIMATE_EXAMPLES, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
+from api.pictures import SvgResponse, picture_of
 from api.resolution import cluster_of, resolve
 from api.routes.parameters import READS_BODY, FoundBy, PlanId, problems
 from api.search_store import SearchStore
@@ -20,18 +20,6 @@ from planner.spec.plan import Plan
 from planner.spec.shortlist import CertificateStatus
 from planner.spec.timeline import PlanTimeline
 from planner.view import Rival, explain, plan_diff, plan_picture, plan_timeline
-
-
-class SvgResponse(Response):
-    """A picture; whatever stands in it, nothing in it runs and nothing is fetched for it."""
-
-    media_type = "image/svg+xml"
-
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        """Forbid everything but inline styles."""
-        policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
-        super().init_headers({**(headers or {}), **policy, "x-content-type-options": "nosniff"})
-
 
 _TIMELINE: dict[str, Any] = {
     "description": "Events of one step, as a file for Perfetto",
@@ -66,7 +54,7 @@ class PlanRoutes:
             operation_id="get_plan_picture",
             summary="Picture of a plan (SVG)",
             response_class=SvgResponse,
-            responses={200: {"description": "Devices, layers and strategies; memory of each stage"}, **misses},
+            responses={200: picture_of("Devices, layers and strategies; memory of each stage"), **misses},
         )
         add(
             f"{one}/timeline",

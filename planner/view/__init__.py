@@ -5,6 +5,7 @@ from planner.view.explanation import Rival, explain
 from planner.view.explanation_tables import binding_table, diff_table, neighbour_table, reason_table
 from planner.view.picture import plan_picture
 from planner.view.scenarios import scenario_table
+from planner.view.shortlist_picture import shortlist_picture
 from planner.view.tables import (
     Column,
     Table,
@@ -39,6 +40,7 @@ __all__ = [
     "pruning_table",
     "reason_table",
     "scenario_table",
+    "shortlist_picture",
     "shortlist_table",
     "stage_table",
     "time_table",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.cost.pipeline import Pace, step_s
 from planner.cost.timeline import Floats, Integers, Timeline, timeline
@@ -90,8 +91,8 @@ def course_of(schedule: Schedule, pieces: Sequence[Sequence[Pace]], scope: Scope
 def _gaps(schedule: Schedule, found: Timeline) -> Integers:
     """How many gaps lie before each pass: half of a stage's backward passes come before the last one, half after.
 
-    Source: own derivation. In every schedule but GPipe, a stage goes on with the same passes over later micro-batches;
-    so the n-th backward pass of all stages is where nothing that is needed on one side is made on the other.
+    Source: own derivation. In every schedule but GPipe a stage that is past its first forward passes repeats a pattern;
+    so every stage can leave out equally many backward passes, and what goes with them, after the same number of them.
     """
     backward = np.cumsum(found.kind == 1, axis=1)
     count = int(backward[0, -1])
@@ -103,18 +104,18 @@ def _gaps(schedule: Schedule, found: Timeline) -> Integers:
     return (forward > count // 2).astype(np.int64) + after
 
 
-def _from_forward_on(kind: Integers, after: np.ndarray) -> np.ndarray:
+def _from_forward_on(kind: Integers, after: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """A forward pass right before the first backward pass after the gap comes after the gap too."""
-    first = after.argmax(axis=1)
-    rows = np.arange(len(kind))
-    after[rows, first - 1] |= (kind[rows, first - 1] == 0) & (first > 0)
-    return after
+    first, rows = after.argmax(axis=1), np.arange(len(kind))
+    found = after.copy()
+    found[rows, first - 1] |= (kind[rows, first - 1] == 0) & (first > 0)
+    return found
 
 
-def _second_half(schedule: Schedule, gap: Integers, found: Timeline) -> np.ndarray:
+def _second_half(schedule: Schedule, gap: Integers, found: Timeline) -> NDArray[np.bool_]:
     if schedule.kind is not ScheduleKind.GPIPE:
-        return gap == 1
-    return np.where(found.kind == 0, gap == 1, gap == 2)
+        return np.asarray(gap == 1)
+    return np.asarray(np.where(found.kind == 0, gap == 1, gap == 2))
 
 
 def _gaps_s(schedule: Schedule, stages: Sequence[Pace], scope: Scope) -> list[float]:
