@@ -4,6 +4,8 @@ from planner.view.diff import plan_diff
 from planner.view.explanation import Rival, explain
 from planner.view.explanation_tables import binding_table, diff_table, neighbour_table, reason_table
 from planner.view.picture import plan_picture
+from planner.view.run_life import Life, Mark, life_of, mark_of
+from planner.view.run_picture import run_picture
 from planner.view.scenarios import scenario_table
 from planner.view.shortlist_picture import shortlist_picture
 from planner.view.tables import (
@@ -23,6 +25,8 @@ from planner.view.timeline import plan_timeline
 
 __all__ = [
     "Column",
+    "Life",
+    "Mark",
     "Rival",
     "Table",
     "assumption_table",
@@ -32,6 +36,8 @@ __all__ = [
     "diff_table",
     "explain",
     "headline_table",
+    "life_of",
+    "mark_of",
     "memory_table",
     "neighbour_table",
     "plan_diff",
@@ -39,6 +45,7 @@ __all__ = [
     "plan_timeline",
     "pruning_table",
     "reason_table",
+    "run_picture",
     "scenario_table",
     "shortlist_picture",
     "shortlist_table",

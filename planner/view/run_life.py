@@ -68,7 +68,10 @@ def mark_of(decision: Decision) -> Mark:
 
 
 def life_of(run: Run, num_windows: int, marks: Sequence[Mark], windows: Sequence[Window]) -> Life:
-    """Raises InputError if windows and marks do not belong together, or windows have other experts than the model."""
+    """Raises InputError if windows and marks do not belong together, or not to the run."""
+    plans = {plan.id for plan in run.context.plans}
+    if not plans.issuperset(mark.plan_id for mark in marks):
+        raise InputError.at("decisions", "must be of the run's plans")
     numbers = {mark.window for mark in marks}
     sizes = [run.context.model.moe(layer).num_experts for layer in run.context.model.moe_layers]
     for window in windows:

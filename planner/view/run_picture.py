@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from planner.spec.decision import Action
-from planner.spec.run import Run
 from planner.view.heat import cells_of, draw_map, draw_scale, words_on
 from planner.view.run_course import (
     LEFT,
@@ -135,8 +134,3 @@ def _description(life: Life) -> str:
         f"{_scope(life)}. {told}. In the last window imbalance was {last.imbalance_before:.3f}, "
         f"{last.imbalance_after:.3f} after the decision; no placement has less than {last.imbalance_bound:.3f}."
     )
-
-
-def empty(run: Run) -> Life:
-    """A run that no window has come from."""
-    return Life(run, 0, (), ())

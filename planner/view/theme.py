@@ -56,9 +56,9 @@ PATTERNS: Mapping[str, str] = MappingProxyType(
 
 
 HEAT: tuple[tuple[str, float], ...] = (
-    ("blue", 0.75),
-    ("blue", 0.5),
-    ("blue", 0.25),
+    ("blue", 0.7),
+    ("blue", 0.45),
+    ("blue", 0.22),
     ("grey", 0.2),
     ("orange", 0.3),
     ("orange", 0.5),

@@ -6,10 +6,11 @@ import shutil
 from itertools import combinations
 
 import pytest
+import run_samples as runs
 import view_samples as samples
 from playwright.sync_api import sync_playwright
 
-from planner.view import plan_picture, shortlist_picture
+from planner.view import plan_picture, run_picture, shortlist_picture
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -56,8 +57,16 @@ def test_no_text_of_a_shortlist_leaves_the_page_or_runs_into_another(browser, sc
     _check(_text_boxes(browser, shortlist_picture(samples.model(moe=32), samples.shortlist(scenarios=scenarios))))
 
 
-def _check(boxes):
-    assert len(boxes) > 20
+@pytest.mark.parametrize(
+    ("count", "layers", "experts"), [(1, 6, 8), (20, 6, 32), (400, 58, 256), (1000, 1, 4), (0, 6, 8)]
+)
+def test_no_text_of_a_run_leaves_the_page_or_runs_into_another(browser, count, layers, experts):
+    drawn = run_picture(runs.life(count=count, layers=layers, experts=experts))
+    _check(_text_boxes(browser, drawn), least=12)
+
+
+def _check(boxes, least=20):
+    assert len(boxes) > least
     outside = [text for text, left, _, right, _ in boxes if left < 8 or right > 1192]
     assert not outside
     collisions = [(one[0], other[0]) for one, other in combinations(boxes, 2) if _collide(one, other)]
