@@ -227,6 +227,13 @@ def sixteen_stages() -> tuple[Model, Plan, Estimate]:
     return model(dense=sum(layers) - 2, name="sixteen"), plan, estimate(plan)
 
 
+def narrow_ends() -> tuple[Model, Plan, Estimate]:
+    """Embedding and head under a strategy of their own, each a sliver beside few blocks."""
+    layers = [4] * 15 + [3]
+    plan = even_plan(layers, strategy(tp=2, dp=8, ep=8), num_micro_batches=240)
+    return model(moe=sum(layers) - 2, name="slivers"), plan, estimate(plan)
+
+
 def many_strategies() -> tuple[Model, Plan, Estimate]:
     """30 layers in one stage, each under a strategy of its own."""
     choices = [
@@ -253,6 +260,7 @@ ALL = (
     sixteen_stages,
     many_unequal_stages,
     many_strategies,
+    narrow_ends,
     largest,
 )
 
