@@ -90,9 +90,7 @@ def _draw_letter(cell: Element, letter: str, places: tuple[float, float, float],
     letter_width = 11.0 * len(letter)
     if right - left >= letter_width + 2:
         label(cell, (left + right) / 2, y, letter, "on strong", anchor="middle")
-    elif free_until - right >= letter_width + 4:
-        label(cell, right + 4, y, letter, "small strong")
-    elif right >= MAP_LEFT + MAP_WIDTH - 1:
+    elif free_until - right >= letter_width + 4 or right >= MAP_LEFT + MAP_WIDTH - 1:
         label(cell, right + 4, y, letter, "small strong")
 
 

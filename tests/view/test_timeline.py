@@ -81,18 +81,33 @@ def test_the_parts_of_the_slowest_stage_sum_to_those_of_the_estimate(schedule, r
     assert sum(price.time.values()) == pytest.approx(price.step_time_s, rel=1e-9)
 
 
+AGREE = {
+    (ScheduleKind.ONE_F_ONE_B, "last"): 1e-9,
+    (ScheduleKind.GPIPE, "last"): 1e-9,
+    (ScheduleKind.ZERO_BUBBLE, "last"): 1e-9,
+    (ScheduleKind.INTERLEAVED, "last"): 0.001,
+    (ScheduleKind.ONE_F_ONE_B, "inner"): 0.015,
+    (ScheduleKind.GPIPE, "inner"): 1e-9,
+    (ScheduleKind.ZERO_BUBBLE, "inner"): 0.006,
+    (ScheduleKind.INTERLEAVED, "inner"): 0.032,
+}
+"""By schedule and where the slowest stage stands, how far the closed form may be from the simulation. Found, not
+proved, but for 1e-9; docs/log.md, "how close the closed forms of pipelines are", has the worst there is."""
+
+
+@pytest.mark.parametrize("slowest", ["last", "inner"])
 @ids
-def test_equal_stages_end_when_the_estimate_says(schedule):
-    model, cluster, training, plan = question(schedule, [4, 4, 4, 4])
-    # Embedding and head are light beside blocks this wide, but not nothing: stages are equal but for them.
+def test_the_last_event_ends_when_the_estimate_says(schedule, slowest):
+    model, cluster, training, plan = question(schedule, (5, 4, 4, 5) if slowest == "last" else (4, 4, 4, 4))
     drawn = plan_timeline(model, cluster, training, plan)
     step_s = estimate(model, cluster, training, plan).step_time_s
     assert drawn.otherData["step_time_s"] == step_s
     end_s = max(event.ts + event.dur for event in slices(drawn) if event.pid) / 1e6
     assert end_s == pytest.approx(drawn.otherData["simulated_step_time_s"], abs=1e-8)
-    [simulated] = slices(drawn, name="simulated step")
+    [simulated], [estimated] = slices(drawn, name="simulated step"), slices(drawn, name="estimated step")
     assert simulated.dur / 1e6 == pytest.approx(end_s, abs=1e-8)
-    assert end_s == pytest.approx(step_s, rel=0.1)
+    assert estimated.dur / 1e6 == pytest.approx(step_s, abs=1e-8)
+    assert drawn.otherData["simulated_step_time_s"] == pytest.approx(step_s, rel=AGREE[schedule.kind, slowest])
 
 
 @ids
@@ -102,12 +117,6 @@ def test_the_prices_of_passes_are_what_the_closed_forms_are_told(schedule):
     for priced, pace in zip(step_passes(*asked).stages, told, strict=True):
         expected = pace if schedule.kind is ScheduleKind.ZERO_BUBBLE else pace._replace(weight_gradient_s=0.0)
         assert tuple(priced.pace) == pytest.approx(tuple(expected), rel=1e-12)
-
-
-def test_with_the_slowest_stage_last_the_simulation_is_the_estimate_to_the_last_digits():
-    asked = question(layers=(3, 4, 4, 6))
-    drawn = plan_timeline(*asked)
-    assert drawn.otherData["simulated_step_time_s"] == pytest.approx(estimate(*asked).step_time_s, rel=1e-12)
 
 
 @ids
