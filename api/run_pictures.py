@@ -18,7 +18,8 @@ def life(store: RunStore, run_id: str) -> Life:
     run, indices = store.run(run_id), store.window_indices(run_id)
     latest = indices[-MOST_DECISIONS:]
     marks = _marks(store, run_id, latest) if latest else []
-    return life_of(run, len(indices), marks, store.windows_at(run_id, spread(latest, MOST_WINDOWS)))
+    windows = store.windows_at(run_id, spread(latest, MOST_WINDOWS))
+    return life_of(run.name, run.context, run.plan_id, len(indices), marks, windows)
 
 
 def _marks(store: RunStore, run_id: str, latest: tuple[int, ...]) -> list[Mark]:

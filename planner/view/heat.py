@@ -6,7 +6,7 @@ where there is room.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement
@@ -63,7 +63,7 @@ def draw_map(parent: Element, cells: Sequence[Cell], unit: tuple[float, float]) 
         SubElement(scaled, "path", {"class": f"heat-{step}", "d": "".join(by_step[step])})
 
 
-def _stretches(cells: Sequence[Cell] | groupby[int, Cell]) -> list[tuple[int, tuple[float, float]]]:
+def _stretches(cells: Iterable[Cell]) -> list[tuple[int, tuple[float, float]]]:
     """Neighbours of one step joined."""
     found: list[tuple[int, tuple[float, float]]] = []
     for cell in cells:

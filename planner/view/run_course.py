@@ -20,8 +20,8 @@ LEFT = 76.0
 RIGHT = 164.0
 _WIDTH = WIDTH - 2 * MARGIN - LEFT - RIGHT
 _MOST_POINTS = 500
-_MOST_TOOLTIPS = 300
-_LANE, _CHART = 58.0, 130.0
+_MOST_SIGNS = 150
+_LANE, _LANES, _CHART = 16.0, 4, 130.0
 Values = NDArray[np.float64]
 
 
@@ -29,12 +29,12 @@ class Axis(NamedTuple):
     """Windows from left to right."""
 
     first: int
-    count: int
+    num_windows: int
 
     @property
     def unit(self) -> float:
         """Width of one window."""
-        return _WIDTH / self.count
+        return _WIDTH / self.num_windows
 
     def place(self, index: float) -> float:
         """Where the middle of a window stands."""
@@ -53,7 +53,7 @@ def imbalance_panel(life: Life) -> Panel:
     each = -(-len(life.marks) // _MOST_POINTS)
     label(panel, 0, 14, f"Imbalance and decisions{f', means of {each} windows' if each > 1 else ''}", "h2")
     _draw_decisions(group(panel, 0, 26), life, axis)
-    top = 26 + _LANE + 12
+    top = 26 + _LANE * _LANES + 12
     most = max(max(mark.imbalance_before, mark.imbalance_after) for mark in life.marks)
     step = round_step(max(most - 1, 0.01) / 4)
     ends = 1.0, 1.0 + step * int(np.ceil((max(most - 1, 0.01)) / step - 1e-9))
@@ -85,7 +85,7 @@ def gain_panel(life: Life) -> Panel:
     label(panel, 0, 14, "Predicted gain so far, moves paid", "h2")
     rule = "each against the placement before it, from the end of its window, as long as its forecast was to hold"
     label(panel, 0, 31, rule, "small muted")
-    indices = np.linspace(axis.first, axis.first + axis.count - 1, min(axis.count, _MOST_POINTS))
+    indices = np.linspace(axis.first, axis.first + axis.num_windows - 1, min(axis.num_windows, _MOST_POINTS))
     found = ledger(life, end_steps(life, indices.tolist()))
     low, high = min(0.0, float(found.net_s.min())), max(0.0, float(found.net_s.max()))
     step = round_step(max(high - low, 1e-3) / 4)
@@ -104,7 +104,7 @@ def gain_panel(life: Life) -> Panel:
 def hottest_panel(life: Life) -> Panel:
     """For each MoE layer a row: its hottest expert's load over the mean, window by window."""
     axis, panel = axis_of(life), group()
-    layers = life.run.context.model.moe_layers
+    layers = life.context.model.moe_layers
     label(panel, 0, 14, "Hottest expert of each MoE layer, over the mean of its experts", "h2")
     some = len(life.windows) < len(life.marks)
     drawn = f"{len(life.windows):,} of {len(life.marks):,} windows, evenly spread" if some else "every window"
@@ -162,31 +162,37 @@ def signed_seconds(value_s: float) -> str:
     return seconds(value_s) if value_s >= 0 else f"−{seconds(-value_s)}"
 
 
-def _draw_decisions(lane: Element, life: Life, axis: Axis) -> None:
-    """A sign for each decision at its window: triangles move experts, diamonds change the plan, ticks keep."""
-    shapes = {
-        Action.KEEP: ("v5", "tick", 41.0, "keep"),
-        Action.REBALANCE: ("l5,9 h-10 z", "blue", 20.0, "rebalance"),
-        Action.SWITCH_PLAN: ("l6,6 l-6,6 l-6,-6 z", "magenta", 0.0, "switch plan"),
-    }
-    acting = sum(mark.acts for mark in life.marks)
-    for action, (shape, style, top, name) in shapes.items():
-        marks = [mark for mark in life.marks if mark.action is action]
-        label(lane, LEFT - 8, top + 9, name, "small", anchor="end")
-        label(lane, LEFT + _WIDTH + 12, top + 9, f"{len(marks):,}", "small num muted")
-        if action is Action.KEEP or acting > _MOST_TOOLTIPS:
-            places = dict.fromkeys(f"M{axis.place(mark.window):.1f},{top} {shape}" for mark in marks)
+def _draw_decisions(panel: Element, life: Life, axis: Axis) -> None:
+    """A row for each kind of decision, with a sign at its window, or a tick where there are many."""
+    kinds: tuple[tuple[str, str, str, Callable[[Mark], bool]], ...] = (
+        ("switch plan", "m0,1 l5,5 l-5,5 l-5,-5 z", "magenta", lambda mark: mark.action is Action.SWITCH_PLAN),
+        (
+            "move experts",
+            "m0,1 l5,9 h-10 z",
+            "blue",
+            lambda mark: mark.action is Action.REBALANCE and mark.num_moves > 0,
+        ),
+        ("split anew", "m-3,3 h6 v6 h-6 z", "teal", lambda mark: mark.only_splits),
+        ("keep", "m0,1 v8", "tick", lambda mark: not mark.acts),
+    )
+    for row, (name, shape, style, belongs) in enumerate(kinds):
+        lane = group(panel, 0, row * _LANE)
+        marks = [mark for mark in life.marks if belongs(mark)]
+        label(lane, LEFT - 8, 10, name, "small", anchor="end")
+        label(lane, LEFT + _WIDTH + 12, 10, f"{len(marks):,}", "small num muted")
+        if len(marks) > _MOST_SIGNS or style == "tick":
+            places = dict.fromkeys(f"M{axis.place(mark.window):.1f},0 m0,1 v8" for mark in marks)
             if places:
-                path(lane, " ".join(places), style)
+                path(lane, " ".join(places), "tick")
             continue
         for mark in marks:
             sign = group(lane)
             tooltip(sign, _told(mark))
-            path(sign, f"M{axis.place(mark.window):.1f},{top} {shape}", style)
+            path(sign, f"M{axis.place(mark.window):.1f},0 {shape}", style)
 
 
 def _told(mark: Mark) -> str:
-    what = f"{mark.num_moves:,} moves" if mark.action is Action.REBALANCE else f"plan {mark.plan_id}"
+    what = f"plan {mark.plan_id}" if mark.action is Action.SWITCH_PLAN else f"{mark.num_moves:,} moves"
     action = mark.action.value.replace("_", " ")
     return (
         f"window {mark.window}, {action}: {what}, imbalance {mark.imbalance_before:.3f} to {mark.imbalance_after:.3f}, "
@@ -223,8 +229,8 @@ def _draw_key(key: Element, style: str, name: str, value: str) -> None:
 
 
 def _draw_indices(axis_line: Element, axis: Axis) -> None:
-    step = max(1, int(round_step(axis.count / 10)))
-    for index in range(-(-axis.first // step) * step, axis.first + axis.count, step):
+    step = max(1, int(round_step(axis.num_windows / 10)))
+    for index in range(-(-axis.first // step) * step, axis.first + axis.num_windows, step):
         upright(axis_line, axis.place(index), 0, 5)
         label(
             axis_line,

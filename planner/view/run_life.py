@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError
-from planner.spec.run import Run
+from planner.spec.run import RunContext
 from planner.spec.window import Window
 
 Floats = NDArray[np.float64]
@@ -35,11 +35,18 @@ class Mark(NamedTuple):
         """Something changes."""
         return self.action is not Action.KEEP
 
+    @property
+    def only_splits(self) -> bool:
+        """Experts stay where they are; their tokens are split anew over their slots."""
+        return self.action is Action.REBALANCE and self.num_moves == 0
+
 
 class Life(NamedTuple):
     """A run as far as it is drawn; marks and windows in order of their index."""
 
-    run: Run
+    name: str
+    context: RunContext
+    first_plan_id: str
     num_windows: int
     """That came in, drawn or not."""
     marks: tuple[Mark, ...]
@@ -67,13 +74,20 @@ def mark_of(decision: Decision) -> Mark:
     return Mark(num_moves=len(decision.moves), **fields)
 
 
-def life_of(run: Run, num_windows: int, marks: Sequence[Mark], windows: Sequence[Window]) -> Life:
+def life_of(
+    name: str,
+    context: RunContext,
+    first_plan_id: str,
+    num_windows: int,
+    marks: Sequence[Mark],
+    windows: Sequence[Window],
+) -> Life:
     """Raises InputError if windows and marks do not belong together, or not to the run."""
-    plans = {plan.id for plan in run.context.plans}
-    if not plans.issuperset(mark.plan_id for mark in marks):
+    plans = {plan.id for plan in context.plans}
+    if not plans.issuperset([first_plan_id, *(mark.plan_id for mark in marks)]):
         raise InputError.at("decisions", "must be of the run's plans")
     numbers = {mark.window for mark in marks}
-    sizes = [run.context.model.moe(layer).num_experts for layer in run.context.model.moe_layers]
+    sizes = [context.model.moe(layer).num_experts for layer in context.model.moe_layers]
     for window in windows:
         if window.index not in numbers:
             raise InputError.at("windows", f"must have a decision each, window {window.index} has none")
@@ -81,7 +95,7 @@ def life_of(run: Run, num_windows: int, marks: Sequence[Mark], windows: Sequence
             raise InputError.at("windows", f"window {window.index} must count the experts of the model's MoE layers")
     if marks and not windows:
         raise InputError.at("windows", "must be given, at least the first and the last that have a decision")
-    return Life(run, num_windows, tuple(marks), tuple(windows))
+    return Life(name, context, first_plan_id, num_windows, tuple(marks), tuple(windows))
 
 
 def spread(numbers: Sequence[int], most: int) -> list[int]:
@@ -96,7 +110,7 @@ def end_steps(life: Life, indices: Sequence[int]) -> Floats:
     """Steps that were over when these windows ended; between the windows that are known, evenly."""
     known = [window.index for window in life.windows]
     ends = [window.first_step + window.num_steps for window in life.windows]
-    return np.interp(indices, known, ends)
+    return np.asarray(np.interp(indices, known, ends), dtype=np.float64)
 
 
 def ledger(life: Life, steps: Floats) -> Ledger:
@@ -120,4 +134,4 @@ def ledger(life: Life, steps: Floats) -> Ledger:
 def load_ratios(window: Window, layer: int) -> Floats:
     """[experts]: tokens of each expert of a layer over their mean."""
     tokens = np.asarray(window.tokens[layer], dtype=np.float64)
-    return tokens / tokens.mean()
+    return np.asarray(tokens / tokens.mean())

@@ -33,31 +33,32 @@ def run_picture(life: Life) -> str:
     panels = [_headline_panel(life)]
     if life.marks:
         panels += [imbalance_panel(life), gain_panel(life), hottest_panel(life), *_maps(life)]
-    return document(f"Run {life.run.name} of {life.run.context.model.name}", _description(life), panels)
+    return document(f"Run {life.name} of {life.context.model.name}", _description(life), panels)
 
 
 def _final(life: Life) -> Ledger:
     last = axis_of(life)
-    return ledger(life, end_steps(life, [last.first + last.count - 1]))
+    return ledger(life, end_steps(life, [last.first + last.num_windows - 1]))
 
 
 def _counts(life: Life) -> tuple[tuple[str, str], ...]:
     """(name, value) of what a reader looks for first."""
     moved = sum(mark.num_moves for mark in life.marks)
-    actions = [mark.action for mark in life.marks]
+    moving = sum(mark.action is Action.REBALANCE and mark.num_moves > 0 for mark in life.marks)
     return (
         ("windows", f"{life.num_windows:,}"),
-        ("times experts were moved", f"{actions.count(Action.REBALANCE):,}"),
-        ("plans changed", f"{actions.count(Action.SWITCH_PLAN):,}"),
+        ("times experts were moved", f"{moving:,}"),
+        ("times only tokens were split", f"{sum(mark.only_splits for mark in life.marks):,}"),
+        ("plans changed", f"{sum(mark.action is Action.SWITCH_PLAN for mark in life.marks):,}"),
         ("moves of experts", f"{moved:,}"),
         ("predicted gain, moves paid", signed_seconds(float(_final(life).net_s[0])) if life.marks else "–"),
     )
 
 
 def _headline_panel(life: Life) -> Panel:
-    panel, run = group(), life.run
-    label(panel, 0, 20, fitted(run.name, _TEXT_WIDTH, 22), "h1")
-    label(panel, 0, 44, fitted(f"{run.context.model.name} under {_plan_in_force(life)}", _TEXT_WIDTH))
+    panel = group()
+    label(panel, 0, 20, fitted(life.name, _TEXT_WIDTH, 22), "h1")
+    label(panel, 0, 44, fitted(f"{life.context.model.name} under {_plan_in_force(life)}", _TEXT_WIDTH))
     label(panel, 0, 64, _scope(life), "muted")
     counts = _counts(life)
     each = (_TEXT_WIDTH + 10) / len(counts)
@@ -70,8 +71,8 @@ def _headline_panel(life: Life) -> Panel:
 
 
 def _plan_in_force(life: Life) -> str:
-    plan_id = life.marks[-1].plan_id if life.marks else life.run.plan_id
-    return life.run.context.plan(plan_id).summary
+    plan_id = life.marks[-1].plan_id if life.marks else life.first_plan_id
+    return life.context.plan(plan_id).summary
 
 
 def _scope(life: Life) -> str:
@@ -92,7 +93,7 @@ def _maps(life: Life) -> list[Panel]:
 
 
 def _map_panel(life: Life, number: int, name: str) -> Panel:
-    window, layers = life.windows[number], life.run.context.model.moe_layers
+    window, layers = life.windows[number], life.context.model.moe_layers
     ratios = [load_ratios(window, row) for row in range(len(layers))]
     most = max(len(each) for each in ratios)
     height, width = row_height(len(layers)), _MAP_WIDTH / most

@@ -55,9 +55,14 @@ def mark(index, action=Action.KEEP, gain=0.5, cost=2.0, horizon=30.0, before=1.5
     return Mark(index, action, plan_id or run().plan_id, 3, gain, cost, horizon, before, after, 1.05)
 
 
+def life_with(num_windows, marks, windows, of=None):
+    of = of or run()
+    return life_of(of.name, of.context, of.plan_id, num_windows, marks, windows)
+
+
 def life(count=20, acting=(3, 7), layers=6, experts=8, most=96, name="job"):
     plan_id = run(layers, experts).plan_id
     actions = dict.fromkeys(acting, Action.REBALANCE)
     marks = [mark(i, actions.get(i, Action.KEEP), plan_id=plan_id) for i in range(count)]
     windows = [window(i, layers, experts) for i in spread(range(count), most)]
-    return life_of(run(layers, experts, name), count, marks, windows)
+    return life_with(count, marks, windows, run(layers, experts, name))

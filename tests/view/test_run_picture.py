@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_samples import life, mark, run, window
+from run_samples import life, life_with, mark, window
 
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import InputError
 from planner.spec.placement import Move, Placement
-from planner.view import Mark, life_of, mark_of, run_picture
+from planner.view import Mark, mark_of, run_picture
 from planner.view.heat import LIMITS, step_of
 from planner.view.quantities import seconds
 from planner.view.run_life import end_steps, ledger, spread
@@ -114,6 +114,15 @@ def test_every_number_is_that_of_the_windows_and_decisions():
     ]
 
 
+def test_decisions_that_only_split_tokens_are_told_apart_from_moves():
+    marks = [mark(0, Action.REBALANCE), mark(1, Action.REBALANCE)._replace(num_moves=0), mark(2)]
+    root = parsed(life_with(3, marks, [window(i) for i in range(3)]))
+    assert "times experts were moved: 1; times only tokens were split: 1; " in root.findtext(f"{SVG}desc")
+    drawn = {path.get("class"): path.get("d") for path in root.iter(f"{SVG}path")}
+    places = [float(re.match(r"M([\d.]+)", drawn[style])[1]) for style in ("blue", "teal", "tick")]
+    assert places == sorted(places) and len(set(places)) == 3
+
+
 def test_each_layer_of_a_map_tells_its_hottest_and_coldest_expert():
     told = [title for title in titles(parsed(life())) if title.startswith("layer ")]
     assert len(told) == 3 * 6
@@ -141,7 +150,7 @@ def test_steps_begin_at_their_limits(ratio, step):
 
 
 def test_a_run_without_windows_says_so():
-    made = life_of(run(), 0, [], [])
+    made = life_with(0, [], [])
     root = parsed(made)
     assert "No window has come in yet" in texts(root)
     assert "No window has come in yet" in root.findtext(f"{SVG}desc")
@@ -150,7 +159,7 @@ def test_a_run_without_windows_says_so():
 def test_a_long_run_says_what_is_not_drawn():
     marks = [mark(i) for i in range(5000, 6000)]
     windows = [window(i) for i in spread(range(5000, 6000), 96)]
-    root = parsed(life_of(run(), 6000, marks, windows))
+    root = parsed(life_with(6000, marks, windows))
     shown = texts(root)
     assert "Windows 5,000 to 5,999, steps 50,000 to 59,999; 5,000 earlier windows are not drawn nor counted" in shown
     assert any(text.startswith("96 of 1,000 windows, evenly spread") for text in shown)
@@ -159,7 +168,7 @@ def test_a_long_run_says_what_is_not_drawn():
 
 def test_missing_windows_leave_a_gap():
     indices = [0, 1, 2, 6, 7]
-    made = life_of(run(), 5, [mark(i) for i in indices], [window(i) for i in indices])
+    made = life_with(5, [mark(i) for i in indices], [window(i) for i in indices])
     rows = next(group for group in parsed(made).iter(f"{SVG}g") if "scale" in (group.get("transform") or ""))
     columns = set()
     for path in rows.findall(f"{SVG}path"):
@@ -181,7 +190,8 @@ def test_screen_readers_hear_the_numbers():
     assert root.get("role") == "img"
     assert root.findtext(f"{SVG}title") == "Run job of mixtral-8x7b"
     told = root.findtext(f"{SVG}desc")
-    assert "windows: 20; times experts were moved: 2; plans changed: 0; moves of experts: 60" in told
+    assert "windows: 20; times experts were moved: 2; times only tokens were split: 0; plans changed: 0; " in told
+    assert "moves of experts: 60; predicted gain, moves paid: " in told
     assert "In the last window imbalance was 1.500, 1.200 after the decision; no placement has less than 1.050." in told
 
 
@@ -193,13 +203,13 @@ def test_markup_in_a_run_s_name_stays_text():
 
 def test_windows_without_decision_or_of_another_model_are_refused():
     with pytest.raises(InputError, match="window 9 has none"):
-        life_of(run(), 2, [mark(0), mark(1)], [window(0), window(9)])
+        life_with(2, [mark(0), mark(1)], [window(0), window(9)])
     with pytest.raises(InputError, match="must count the experts"):
-        life_of(run(), 1, [mark(0)], [window(0, layers=5)])
+        life_with(1, [mark(0)], [window(0, layers=5)])
     with pytest.raises(InputError, match="must be of the run's plans"):
-        life_of(run(), 1, [mark(0, plan_id="none")], [window(0)])
+        life_with(1, [mark(0, plan_id="none")], [window(0)])
     with pytest.raises(InputError, match="at least the first and the last"):
-        life_of(run(), 1, [mark(0)], [])
+        life_with(1, [mark(0)], [])
 
 
 @pytest.mark.parametrize("page", [LIGHT, DARK])
