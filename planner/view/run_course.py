@@ -16,7 +16,7 @@ from planner.view.quantities import seconds
 from planner.view.run_life import Life, Mark, end_steps, ledger, load_ratios
 from planner.view.svg import MARGIN, WIDTH, Panel, group, label, path, tooltip, upright
 
-LEFT = 76.0
+LEFT = 94.0
 RIGHT = 164.0
 _WIDTH = WIDTH - 2 * MARGIN - LEFT - RIGHT
 _MOST_POINTS = 500

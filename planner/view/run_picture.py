@@ -48,7 +48,7 @@ def _counts(life: Life) -> tuple[tuple[str, str], ...]:
     return (
         ("windows", f"{life.num_windows:,}"),
         ("times experts were moved", f"{moving:,}"),
-        ("times only tokens were split", f"{sum(mark.only_splits for mark in life.marks):,}"),
+        ("splits of tokens alone", f"{sum(mark.only_splits for mark in life.marks):,}"),
         ("plans changed", f"{sum(mark.action is Action.SWITCH_PLAN for mark in life.marks):,}"),
         ("moves of experts", f"{moved:,}"),
         ("predicted gain, moves paid", signed_seconds(float(_final(life).net_s[0])) if life.marks else "–"),

@@ -67,7 +67,7 @@ def test_no_text_of_a_run_leaves_the_page_or_runs_into_another(browser, count, l
 
 def _check(boxes, least=20):
     assert len(boxes) > least
-    outside = [text for text, left, _, right, _ in boxes if left < 8 or right > 1192]
+    outside = [text for text, left, _, right, _ in boxes if left < 23 or right > 1177]
     assert not outside
     collisions = [(one[0], other[0]) for one, other in combinations(boxes, 2) if _collide(one, other)]
     assert not collisions

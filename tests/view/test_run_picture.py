@@ -117,7 +117,7 @@ def test_every_number_is_that_of_the_windows_and_decisions():
 def test_decisions_that_only_split_tokens_are_told_apart_from_moves():
     marks = [mark(0, Action.REBALANCE), mark(1, Action.REBALANCE)._replace(num_moves=0), mark(2)]
     root = parsed(life_with(3, marks, [window(i) for i in range(3)]))
-    assert "times experts were moved: 1; times only tokens were split: 1; " in root.findtext(f"{SVG}desc")
+    assert "times experts were moved: 1; splits of tokens alone: 1; " in root.findtext(f"{SVG}desc")
     drawn = {path.get("class"): path.get("d") for path in root.iter(f"{SVG}path")}
     places = [float(re.match(r"M([\d.]+)", drawn[style])[1]) for style in ("blue", "teal", "tick")]
     assert places == sorted(places) and len(set(places)) == 3
@@ -190,7 +190,7 @@ def test_screen_readers_hear_the_numbers():
     assert root.get("role") == "img"
     assert root.findtext(f"{SVG}title") == "Run job of mixtral-8x7b"
     told = root.findtext(f"{SVG}desc")
-    assert "windows: 20; times experts were moved: 2; times only tokens were split: 0; plans changed: 0; " in told
+    assert "windows: 20; times experts were moved: 2; splits of tokens alone: 0; plans changed: 0; " in told
     assert "moves of experts: 60; predicted gain, moves paid: " in told
     assert "In the last window imbalance was 1.500, 1.200 after the decision; no placement has less than 1.050." in told
 
