@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from planner.spec.value import Index, NonNegative, StrEnum, Value
+from planner.spec.value import Count, NonNegative, StrEnum, Value
 
 Detail = str | int | float | list[str]
 
@@ -22,12 +22,12 @@ class Phase(StrEnum):
 
 
 class TimelineEvent(Value):
-    """One event; `pid` is a stage's number plus one (0: the whole step), `tid` a track of it."""
+    """One event; `pid` is a stage's number plus two (1: the whole step), `tid` a track of it."""
 
     name: str
     ph: Phase
-    pid: Index
-    tid: Index
+    pid: Count
+    tid: Count
     cat: str | None = None
     """`forward`, `backward`, `weight gradient`, `part`, `message` or `once`."""
     ts: NonNegative | None = None

@@ -20,7 +20,7 @@ from planner.spec.workload import BALANCED, Workload
 from planner.view.captions import batch, schedule
 from planner.view.parts import part_name
 from planner.view.quantities import seconds, span
-from planner.view.timeline_passes import COMPUTE, TRACKS, Slices, lasting
+from planner.view.timeline_passes import COMPUTE, TRACKS, WHOLE_STEP, Slices, lasting, numbers_of
 from planner.view.timeline_scope import MOST_EVENTS, Course, Scope, course_of, scope_of
 
 
@@ -94,16 +94,17 @@ def _not_drawn(plan: Plan, passes: StepPasses, scope: Scope) -> list[str]:
 def _whole_step(price: Estimate, passes: StepPasses, course: Course, notes: Sequence[str]) -> Iterator[TimelineEvent]:
     """What the estimate says of the step, above what the simulation makes of it."""
     parts: dict[str, Detail] = {f"{part_name(name)}, s": part_s for name, part_s in price.time.items()}
-    yield lasting("estimated step", (0, 1), 0.0, price.step_time_s, cat="step", args=parts)
+    yield lasting("estimated step", (WHOLE_STEP, 1), 0.0, price.step_time_s, cat="step", args=parts)
     end_s = step_end_s(passes, course)
-    yield lasting("simulated step", (0, 2), 0.0, end_s, cat="step")
-    yield lasting("passes", (0, 2), 0.0, course.last_end_s, cat="step")
+    yield lasting("simulated step", (WHOLE_STEP, 2), 0.0, end_s, cat="step")
+    yield lasting("passes", (WHOLE_STEP, 2), 0.0, course.last_end_s, cat="step")
     once_s = course.last_end_s, end_s - passes.host_s
     for name, begin_s, over_s in (("once per step", *once_s), ("host", once_s[1], end_s)):
         if over_s > begin_s:
-            yield lasting(name, (0, 2), begin_s, over_s, cat="step")
+            yield lasting(name, (WHOLE_STEP, 2), begin_s, over_s, cat="step")
+    pid, tid = numbers_of(WHOLE_STEP, 1)
     for note in notes:
-        yield TimelineEvent(name=f"not drawn: {note}", ph=Phase.INSTANT, pid=0, tid=1, ts=0.0, s="g")
+        yield TimelineEvent(name=f"not drawn: {note}", ph=Phase.INSTANT, pid=pid, tid=tid, ts=0.0, s="g")
 
 
 def _ending(passes: StepPasses, stage: int, begin_s: float) -> Iterator[TimelineEvent]:
@@ -111,15 +112,15 @@ def _ending(passes: StepPasses, stage: int, begin_s: float) -> Iterator[Timeline
     begun_s, longest_s = begin_s, max(sum(each.once.values()) for each in passes.stages)
     for name, part_s in passes.stages[stage].once.items():
         track = COMPUTE if name == "optimizer" else COMPUTE + 1
-        yield lasting(part_name(name), (stage + 1, track), begin_s, begin_s + part_s, cat="once")
+        yield lasting(part_name(name), (stage, track), begin_s, begin_s + part_s, cat="once")
         begin_s += part_s
     if passes.host_s:
         host_s = begun_s + longest_s
-        yield lasting("host", (stage + 1, COMPUTE), host_s, host_s + passes.host_s, cat="once")
+        yield lasting("host", (stage, COMPUTE), host_s, host_s + passes.host_s, cat="once")
 
 
 def _names(plan: Plan, price: Estimate, scope: Scope) -> Iterator[TimelineEvent]:
-    yield from _name_process(0, "step", {1: "estimate", 2: "event simulation"})
+    yield from _name_process(WHOLE_STEP, "step", {1: "estimate", 2: "event simulation"})
     kinds = {stage.device for stage in price.stages}
     for number in scope.stages:
         stage = plan.stages[number]
@@ -127,12 +128,12 @@ def _names(plan: Plan, price: Estimate, scope: Scope) -> Iterator[TimelineEvent]
         layers = ", ".join(span(runs[0].first_layer, runs[-1].end_layer - 1) for runs in stage.pieces)
         kind = f" ({price.stages[number].device})" if len(kinds) > 1 else ""
         name = f"stage {number}: devices {devices}{kind}, layers {layers}"
-        yield from _name_process(number + 1, name, TRACKS)
+        yield from _name_process(number, name, TRACKS)
 
 
-def _name_process(pid: int, name: str, tracks: dict[int, str]) -> Iterator[TimelineEvent]:
-    yield TimelineEvent(name="process_name", ph=Phase.METADATA, pid=pid, tid=0, args={"name": name})
-    yield TimelineEvent(name="process_sort_index", ph=Phase.METADATA, pid=pid, tid=0, args={"sort_index": pid})
-    for tid, track in tracks.items():
-        yield TimelineEvent(name="thread_name", ph=Phase.METADATA, pid=pid, tid=tid, args={"name": track})
-        yield TimelineEvent(name="thread_sort_index", ph=Phase.METADATA, pid=pid, tid=tid, args={"sort_index": tid})
+def _name_process(stage: int, name: str, tracks: dict[int, str]) -> Iterator[TimelineEvent]:
+    names = [("process", name, 0), *(("thread", track, number) for number, track in tracks.items())]
+    for kind, called, number in names:
+        pid, tid = numbers_of(stage, number)
+        for word, value in ((f"{kind}_name", {"name": called}), (f"{kind}_sort_index", {"sort_index": tid})):
+            yield TimelineEvent(name=word, ph=Phase.METADATA, pid=pid, tid=tid, args=dict(value))

@@ -20,6 +20,8 @@ TRACKS = {
     NEIGHBOUR: "messages of the next stage",
 }
 """The third track: what the stage sends to and receives from the one after it, in the time of that one."""
+WHOLE_STEP = -1
+"""Stands where else the number of a stage does."""
 _COMPUTED = ("recompute", "compute", "expert_imbalance", "host")
 _SENT = (
     "data_parallel_communication",
@@ -75,24 +77,33 @@ class Slices:
         for number, (kind, micro_batch, piece, start_s, end_s, gap) in enumerate(rows):
             if number and gap > rows[number - 1][5]:
                 name = f"{scope.left_out:,} micro-batches not drawn"
-                yield lasting(name, (stage + 1, COMPUTE), rows[number - 1][4], start_s, cat="gap")
+                yield lasting(name, (stage, COMPUTE), rows[number - 1][4], start_s, cat="gap")
             args: dict[str, Detail] = {"micro_batch": micro_batch, "virtual_stage": piece}
             name = f"{self._kinds[kind].value.replace('_', ' ')} {micro_batch}"
             about = {**args, "layers": self._layers(stage, piece)}
-            yield lasting(name, (stage + 1, COMPUTE), start_s, end_s, cat=self._kinds[kind].value, args=about)
+            yield lasting(name, (stage, COMPUTE), start_s, end_s, cat=self._kinds[kind].value, args=about)
             for each in self._inside[stage, kind, piece]:
                 if not (each.echo or scope.with_parts):
                     continue
                 times = start_s + each.begin_s, min(start_s + each.end_s, end_s)
                 about = {**args, "stage": before} if each.echo else args
-                yield lasting(each.name, (stage + 1, each.track), *times, cat=each.cat, args=about)
+                yield lasting(each.name, (stage, each.track), *times, cat=each.cat, args=about)
                 if each.echo and before in scope.stages:
                     about = {**args, "stage": stage}
-                    yield lasting(each.echo, (before + 1, NEIGHBOUR), *times, cat=each.cat, args=about)
+                    yield lasting(each.echo, (before, NEIGHBOUR), *times, cat=each.cat, args=about)
 
     def _layers(self, stage: int, piece: int) -> str:
         runs = self._plan.stages[stage].pieces[piece]
         return span(runs[0].first_layer, runs[-1].end_layer - 1)
+
+
+def numbers_of(stage: int, track: int) -> tuple[int, int]:
+    """Process and thread: none is 0, no number of a thread stands twice, and none is that of a process.
+
+    To some viewers 0 is the idle process, and a thread with its process' number the main one.
+    """
+    pid = stage + 2
+    return pid, 10 * pid + track
 
 
 def lasting(
@@ -103,13 +114,17 @@ def lasting(
     cat: str,
     args: Mapping[str, Detail] | None = None,
 ) -> TimelineEvent:
-    """An event of a process and track. Times are cut to whole nanoseconds, so that what nests stays nested."""
+    """An event of a stage, or of WHOLE_STEP, and one of its tracks.
+
+    Times are cut to whole nanoseconds, so that what nests stays nested.
+    """
     begin_ns, end_ns = round(begin_s * _NS), round(end_s * _NS)
+    pid, tid = numbers_of(*place)
     return TimelineEvent(
         name=name,
         ph=Phase.COMPLETE,
-        pid=place[0],
-        tid=place[1],
+        pid=pid,
+        tid=tid,
         cat=cat,
         ts=begin_ns / 1e3,
         dur=(end_ns - begin_ns) / 1e3,

@@ -66,12 +66,12 @@ def test_the_parts_of_the_slowest_stage_sum_to_those_of_the_estimate(schedule, r
     slowest = max(range(4), key=lambda i: (paces[i].forward_s + paces[i].backward_s, -i))
     last = max(range(4), key=lambda i: (paces[i].once_s, -i))
     inside = defaultdict(float)
-    for event in slices(drawn, pid=slowest + 1):
-        if event.cat == "message" and event.tid == 2:
+    for event in slices(drawn, pid=slowest + 2):
+        if event.cat == "message" and event.tid % 10 == 2:
             inside["pipeline_communication"] += event.dur / 1e6
         elif event.cat == "part":
             inside[event.name] += event.dur / 1e6
-    for event in slices(drawn, pid=last + 1, cat="once"):
+    for event in slices(drawn, pid=last + 2, cat="once"):
         inside[event.name] += event.dur / 1e6
     expected = {key: part_s for key, part_s in price.time.items() if key != "pipeline_bubble"}
     for key, part_s in expected.items():
@@ -102,7 +102,7 @@ def test_the_last_event_ends_when_the_estimate_says(schedule, slowest):
     drawn = plan_timeline(model, cluster, training, plan)
     step_s = estimate(model, cluster, training, plan).step_time_s
     assert drawn.otherData["step_time_s"] == step_s
-    end_s = max(event.ts + event.dur for event in slices(drawn) if event.pid) / 1e6
+    end_s = max(event.ts + event.dur for event in slices(drawn) if event.pid > 1) / 1e6
     assert end_s == pytest.approx(drawn.otherData["simulated_step_time_s"], abs=1e-8)
     [simulated], [estimated] = slices(drawn, name="simulated step"), slices(drawn, name="estimated step")
     assert simulated.dur / 1e6 == pytest.approx(end_s, abs=1e-8)
@@ -128,7 +128,7 @@ def test_every_pass_of_every_micro_batch_is_drawn_once_with_its_numbers(schedule
     assert len({event.cat for event in found}) == (3 if schedule.kind is ScheduleKind.ZERO_BUBBLE else 2)
     names = [(event.cat, event.pid, event.args["micro_batch"], event.args["virtual_stage"]) for event in found]
     expected = {
-        (kind, stage + 1, number, piece)
+        (kind, stage + 2, number, piece)
         for kind in {event.cat for event in found}
         for stage in range(4)
         for number in range(plan.num_micro_batches)
@@ -138,7 +138,7 @@ def test_every_pass_of_every_micro_batch_is_drawn_once_with_its_numbers(schedule
     for event in found:
         assert event.name == f"{event.cat.replace('_', ' ')} {event.args['micro_batch']}"
         first, _, last = event.args["layers"].partition("–")
-        runs = plan.stages[event.pid - 1].pieces[event.args["virtual_stage"]]
+        runs = plan.stages[event.pid - 2].pieces[event.args["virtual_stage"]]
         assert (int(first), int(last or first)) == (runs[0].first_layer, runs[-1].end_layer - 1)
 
 
@@ -146,8 +146,12 @@ def test_every_pass_of_every_micro_batch_is_drawn_once_with_its_numbers(schedule
 def test_messages_stand_on_both_sides_at_the_same_time(schedule):
     drawn = plan_timeline(*question(schedule))
     messages = slices(drawn, cat="message")
-    own = {(e.ts, e.dur, e.args["stage"] + 1, e.pid, e.args["micro_batch"], e.name) for e in messages if e.tid == 2}
-    other = {(e.ts, e.dur, e.pid, e.args["stage"] + 1, e.args["micro_batch"], e.name) for e in messages if e.tid == 3}
+    own = {
+        (e.ts, e.dur, e.args["stage"] + 2, e.pid, e.args["micro_batch"], e.name) for e in messages if e.tid % 10 == 2
+    }
+    other = {
+        (e.ts, e.dur, e.pid, e.args["stage"] + 2, e.args["micro_batch"], e.name) for e in messages if e.tid % 10 == 3
+    }
     echo = {"receive activations": "send activations", "send gradients": "receive gradients"}
     assert {(*event[:5], echo[event[5]]) for event in own} == other
     entered = 4 * schedule.virtual_stages - 1
@@ -187,6 +191,8 @@ def test_the_file_is_what_the_trace_event_format_asks_for():
     tracks = {(event["pid"], event["tid"]) for event in data["traceEvents"] if event["name"] == "thread_name"}
     used = {(event["pid"], event["tid"]) for event in data["traceEvents"] if event["ph"] == "X"}
     assert used <= tracks and {pid for pid, _ in used} <= named
+    threads = [tid for _, tid in tracks]
+    assert 0 not in named and len(set(threads)) == len(threads) and not named & set(threads)
 
 
 def test_stages_are_named_with_their_devices_and_layers():
@@ -248,10 +254,10 @@ def test_thousands_of_micro_batches_stay_bounded_and_say_so(schedule):
     count = left_out[0].split()[0]
     gaps = slices(drawn, name=f"{count} micro-batches not drawn")
     assert Counter(event.pid for event in gaps) == dict.fromkeys(
-        range(1, 5), 2 if schedule.kind is ScheduleKind.GPIPE else 1
+        range(2, 6), 2 if schedule.kind is ScheduleKind.GPIPE else 1
     )
     assert any(event.name == f"not drawn: {left_out[0]}" for event in drawn.traceEvents)
-    forward = [event.args["micro_batch"] for event in slices(drawn, pid=1, cat="forward")]
+    forward = [event.args["micro_batch"] for event in slices(drawn, pid=2, cat="forward")]
     assert (min(forward), max(forward)) == (0, 8191)
     assert len(forward) == (8192 - int(count.replace(",", ""))) * schedule.virtual_stages
     check_nesting(drawn)
@@ -271,7 +277,7 @@ def test_very_many_stages_lose_their_parts_and_then_the_middle_stages():
     assert len(drawn.traceEvents) < 1.2 * MOST_EVENTS
     notes = drawn.otherData["not_drawn"]
     assert "the parts of passes" in notes and not slices(drawn, cat="part")
-    stages = {event.pid - 1 for event in slices(drawn, cat="forward")}
+    stages = {event.pid - 2 for event in slices(drawn, cat="forward")}
     [left] = [note for note in notes if note.startswith("stages ")]
     first, last = map(int, left.removeprefix("stages ").split("–"))
     assert stages == set(range(64)) - set(range(first, last + 1)) and {0, 63} <= stages
@@ -284,6 +290,6 @@ def test_what_cannot_be_priced_has_no_timeline():
 
 
 def test_times_never_run_backwards_on_a_stage():
-    for events in (slices(plan_timeline(*question(schedule)), pid=2, tid=1) for schedule in SCHEDULES):
+    for events in (slices(plan_timeline(*question(schedule)), pid=3, tid=31) for schedule in SCHEDULES):
         passes = [event for event in events if event.args and "layers" in event.args]
         assert all(one.ts + one.dur <= other.ts + 1e-9 for one, other in pairwise(passes))
