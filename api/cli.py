@@ -18,7 +18,7 @@ from api.commands.explain import diff, explain
 from api.commands.import_galvatron import import_galvatron
 from api.commands.options import shown
 from api.commands.plan import plan
-from api.commands.price import estimate, picture
+from api.commands.price import estimate, picture, timeline
 from api.commands.profile import profile
 from api.commands.replay import replay
 from api.commands.serve import serve
@@ -39,7 +39,20 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (plan, explain, estimate, diff, picture, profile, import_galvatron, replay, serve, config, validate):
+    for command in (
+        plan,
+        explain,
+        estimate,
+        diff,
+        picture,
+        timeline,
+        profile,
+        import_galvatron,
+        replay,
+        serve,
+        config,
+        validate,
+    ):
         app.command()(command)
     return app
 

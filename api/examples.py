@@ -163,3 +163,29 @@ WINDOW_EXAMPLES: dict[str, Example] = {
         },
     }
 }
+
+TIMELINE_EXAMPLE: Json = {
+    "traceEvents": [
+        {
+            "name": "process_name",
+            "ph": "M",
+            "pid": 2,
+            "tid": 20,
+            "args": {"name": "stage 0: devices 0–31, layers 0–16"},
+        },
+        {"name": "thread_name", "ph": "M", "pid": 2, "tid": 21, "args": {"name": "compute"}},
+        {
+            "name": "forward 0",
+            "ph": "X",
+            "pid": 2,
+            "tid": 21,
+            "cat": "forward",
+            "ts": 0.0,
+            "dur": 98231.417,
+            "args": {"micro_batch": 0, "virtual_stage": 0, "layers": "0–16"},
+        },
+    ],
+    "displayTimeUnit": "ms",
+    "otherData": {"step_time_s": 10.1378, "simulated_step_time_s": 10.1378, "not_drawn": []},
+}
+"""The beginning of a timeline."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -134,6 +134,18 @@ class RunStore:
         with self._database.reading() as session:
             query = query.where(WindowRow.run_number == _number(session, run_id))
             return tuple(session.scalars(query if after is None else query.where(WindowRow.index > after)))
+
+    def window_indices(self, run_id: str) -> tuple[int, ...]:
+        """Which windows came in, in order; raises NotFoundError."""
+        with self._database.reading() as session:
+            query = select(WindowRow.index).where(WindowRow.run_number == _number(session, run_id))
+            return tuple(session.scalars(query.order_by(WindowRow.index)))
+
+    def windows_at(self, run_id: str, indices: Collection[int]) -> tuple[Window, ...]:
+        """The windows with these indices that there are, in order; raises NotFoundError."""
+        with self._database.reading() as session:
+            query = select(WindowRow.window).where(WindowRow.run_number == _number(session, run_id))
+            return tuple(session.scalars(query.where(WindowRow.index.in_(indices)).order_by(WindowRow.index)))
 
     def decisions(self, run_id: str, limit: int, after: int | None = None) -> tuple[Decision, ...]:
         """At most `limit` decisions in order, those for an index above `after`; raises NotFoundError."""

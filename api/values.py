@@ -43,6 +43,8 @@ class SearchLinks(Value):
     best_plan: str | None = None
     best_plan_picture: str | None = None
     best_plan_explanation: str | None = None
+    best_plan_timeline: str | None = None
+    shortlist_picture: str | None = None
 
 
 class Search(Value):
@@ -77,6 +79,8 @@ class Search(Value):
             best_plan=plan,
             best_plan_picture=f"{plan}/picture",
             best_plan_explanation=f"{plan}/explanation",
+            best_plan_timeline=f"{plan}/timeline",
+            shortlist_picture=f"{own}/shortlist/picture",
         )
 
 

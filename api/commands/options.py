@@ -158,12 +158,12 @@ def check_writable(path: Path | None, field: str = "--output") -> None:
         raise InputError.at(field, f"cannot write {path}: there is no folder {path.parent} to write to")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that the user named; raises InputError at `--output`."""
+def write_text(path: Path, text: str, field: str = "--output") -> None:
+    """Write a file that the user named; raises InputError at `field`."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError.at("--output", f"cannot write {path}: {error.strerror or error}") from None
+        raise InputError.at(field, f"cannot write {path}: {error.strerror or error}") from None
 
 
 def shown(error: TrimtabError) -> str:

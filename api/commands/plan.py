@@ -51,6 +51,7 @@ from planner.view import (
     memory_table,
     pruning_table,
     scenario_table,
+    shortlist_picture,
     shortlist_table,
     stage_table,
     time_table,
@@ -94,6 +95,7 @@ def plan(
         typer.Option("--compare-baselines", help="Also search restricted spaces, and show how much slower they are"),
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the shortlist to this JSON file")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the shortlist into this SVG file")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search the best parallel plans for training MODEL on CLUSTER.
@@ -109,6 +111,7 @@ def plan(
     trimtab plan llama-3.1-8b 8x8:h100-sxm-80g --global-batch-size 512 --sequence-length 8192 --also-length 131072
     """
     check_writable(output)
+    check_writable(picture, "--picture")
     resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
     training = training_from(
         global_batch_size,
@@ -154,6 +157,8 @@ def plan(
     text = shortlist.model_dump_json(indent=2)
     if output is not None:
         write_text(output, text + "\n")
+    if picture is not None:
+        write_text(picture, shortlist_picture(resolved, shortlist), "--picture")
     if as_json:
         say(text)
     else:

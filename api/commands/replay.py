@@ -12,7 +12,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from api.commands.options import JsonOption, parts_of
+from api.commands.options import JsonOption, check_writable, parts_of, write_text
+from api.commands.replay_picture import OURS, Heard
 from api.commands.replay_table import replay_summary, replay_table, replay_title
 from api.commands.terminal import progress_bar, say, show
 from api.resolution import cluster_of, model_of
@@ -27,6 +28,7 @@ from planner.spec.mixed_cluster import MixedCluster
 from planner.spec.model import Model
 from planner.spec.placement import TokenSplit
 from planner.spec.run import RunContext
+from planner.view import run_picture
 from profiles import cluster_request_from_file, model_request_from_file
 
 _OPTIONS = {
@@ -70,21 +72,30 @@ def replay(
     policy: Annotated[
         str | None, typer.Option(metavar="A,B,…", help=f"Of {' '.join(POLICIES)}; without, all of them")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw what the policy trimtab did, and the loads, into this SVG file")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Replay recorded expert loads under the online policy, others' rules and yardsticks: balance, time, moves.
 
     Example: trimtab replay trace.npz --cluster 1x8:a100-sxm-80g --slots-extra 1 --policy trimtab,eplb,static
     """
-    recorded = _read(trace)
+    check_writable(picture, "--picture")
+    recorded, chosen = _read(trace), parts_of(policy)
+    if picture is not None and chosen is not None and OURS not in chosen:
+        raise InputError.at("--picture", f"draws what {OURS} decides, so --policy must name it too")
+    heard = Heard(-(-len(recorded.tokens) // window))
     try:
         if window > recorded.num_samples:
             raise InputError.at("window", f"must be at most the trace's {recorded.num_samples} samples, got {window}")
         context = _context(recorded, cluster, model, ranks, slots_extra, shadow_slots, token_split, global_batch_size)
         with progress_bar("Replaying") as report:
-            found = replay_trace(recorded, context, parts_of(policy), window, report=report, delay=delay)
+            found = replay_trace(recorded, context, chosen, window, report=report, delay=delay, heard=heard)
     except InputError as error:
         raise InputError(*(Problem(_OPTIONS.get(p.field, p.field), p.message) for p in error.problems)) from None
+    if picture is not None:
+        write_text(picture, run_picture(heard.life(trace.stem, context)), "--picture")
     if as_json:
         say(json.dumps(found, indent=2))
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
 
 from api.answers import StrictRoute
-from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
+from api.examples import ESTIMATE_EXAMPLES, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
+from api.pictures import SvgResponse, picture_of
 from api.resolution import cluster_of, resolve
 from api.routes.parameters import READS_BODY, FoundBy, PlanId, problems
 from api.search_store import SearchStore
@@ -18,18 +18,13 @@ from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.plan import Plan
 from planner.spec.shortlist import CertificateStatus
-from planner.view import Rival, explain, plan_diff, plan_picture
+from planner.spec.timeline import PlanTimeline
+from planner.view import Rival, explain, plan_diff, plan_picture, plan_timeline
 
-
-class SvgResponse(Response):
-    """A picture; whatever stands in it, nothing in it runs and nothing is fetched for it."""
-
-    media_type = "image/svg+xml"
-
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        """Forbid everything but inline styles."""
-        policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
-        super().init_headers({**(headers or {}), **policy, "x-content-type-options": "nosniff"})
+_TIMELINE: dict[str, Any] = {
+    "description": "Events of one step, as a file for Perfetto",
+    "content": {"application/json": {"example": TIMELINE_EXAMPLE}},
+}
 
 
 class PlanRoutes:
@@ -59,7 +54,17 @@ class PlanRoutes:
             operation_id="get_plan_picture",
             summary="Picture of a plan (SVG)",
             response_class=SvgResponse,
-            responses={200: {"description": "Devices, layers and strategies; memory of each stage"}, **misses},
+            responses={200: picture_of("Devices, layers and strategies; memory of each stage"), **misses},
+        )
+        add(
+            f"{one}/timeline",
+            self.timeline,
+            methods=["GET"],
+            operation_id="get_plan_timeline",
+            summary="One step of a plan, event by event (Chrome trace)",
+            response_model=PlanTimeline,
+            response_model_exclude_none=True,
+            responses={200: _TIMELINE, **misses},
         )
         add(
             f"{one}/explanation",
@@ -107,6 +112,19 @@ class PlanRoutes:
         """Stages, devices, layers and strategies, with memory bars."""
         found = self._store.found(plan_id, search_id)
         return SvgResponse(plan_picture(found.model, found.entry.plan, found.entry.estimate))
+
+    def timeline(self, plan_id: PlanId, search_id: FoundBy = None) -> Response:
+        """A step in the Trace Event Format: save it and open it in ui.perfetto.dev, or in chrome://tracing.
+
+        Each stage is a process with tracks for compute and communication; forward, backward and recomputation,
+        messages, reductions and the optimizer in the times of the estimate. Very long steps are drawn without their
+        middle; `otherData.not_drawn` says what was left out.
+        """
+        found = self._store.found(plan_id, search_id)
+        drawn = plan_timeline(found.model, found.cluster, found.training, found.entry.plan)
+        # An attachment: Swagger UI offers it as a file, and does not try to show megabytes.
+        headers = {"content-disposition": f'attachment; filename="{found.entry.plan.id}.timeline.json"'}
+        return Response(drawn.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
 
     def explanation(self, plan_id: PlanId, search_id: FoundBy = None) -> Explanation:
         """What binds each stage, what the plans one step away would take, and how the runner-up differs.

@@ -8,13 +8,16 @@ from fastapi import APIRouter, Body, Query, Response
 
 from api.answers import StrictRoute
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
+from api.pictures import SvgResponse, picture_of
 from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, page, problems
+from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
 from api.values import Page
 from planner.spec.decision import Decision
 from planner.spec.run import Run, RunRequest
 from planner.spec.window import Window
+from planner.view import run_picture
 
 Name = Annotated[str | None, Query(max_length=200, description="Only runs of this name")]
 
@@ -53,6 +56,15 @@ class RunRoutes:
         )
         add(f"{one}/windows", self.windows, methods=["GET"], operation_id="list_windows", responses=misses)
         add(f"{one}/decisions", self.decisions, methods=["GET"], operation_id="list_decisions", responses=misses)
+        add(
+            f"{one}/picture",
+            self.picture,
+            methods=["GET"],
+            operation_id="get_run_picture",
+            summary="A run so far (SVG)",
+            response_class=SvgResponse,
+            responses={200: picture_of("Loads of experts, imbalance, decisions and what they gain"), **misses},
+        )
         return router
 
     def begin(self, request: Annotated[RunRequest, Body(openapi_examples=RUN_EXAMPLES)], response: Response) -> Run:
@@ -92,3 +104,11 @@ class RunRoutes:
         """Decisions in order of the index of their window."""
         items = self._store.decisions(run_id, limit, after)
         return page(items, limit, f"/v1/runs/{run_id}/decisions", str(items[-1].window) if items else "")
+
+    def picture(self, run_id: RunId) -> SvgResponse:
+        """Imbalance before and after each decision, the predicted gain so far, and heat maps of the experts' loads.
+
+        Legible on light and dark pages. It draws the latest 1,000 windows, and the loads of at most 96 of them, and
+        says so where there are more.
+        """
+        return SvgResponse(run_picture(life(self._store, run_id)))

@@ -16,6 +16,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from api.answers import StrictRoute, problem_response
 from api.examples import EVENTS_EXAMPLE, SEARCH_EXAMPLES
 from api.jobs import Jobs
+from api.pictures import SvgResponse, picture_of
 from api.problems import ProblemDocument
 from api.resolution import resolve
 from api.routes.parameters import READS_BODY, After, Limit, SearchId, page, problems
@@ -25,6 +26,7 @@ from api.values import Page, Search
 from planner.spec.errors import InputError
 from planner.spec.request import SearchRequest
 from planner.spec.shortlist import Shortlist
+from planner.view import shortlist_picture
 
 Prefer = Annotated[
     str | None,
@@ -124,6 +126,15 @@ class SearchRoutes:
             response_model=Shortlist,
             responses=problems(404, 409, 422),
         )
+        add(
+            f"{one}/shortlist/picture",
+            self.picture,
+            methods=["GET"],
+            operation_id="get_shortlist_picture",
+            summary="The plans that a search found, side by side (SVG)",
+            response_class=SvgResponse,
+            responses={200: picture_of("Time in parts, regret and memory of each plan"), **problems(404, 409, 422)},
+        )
         return router
 
     async def submit(
@@ -178,6 +189,16 @@ class SearchRoutes:
         if isinstance(result, ProblemDocument):
             return problem_response(result)
         return Response(result.model_dump_json(), media_type="application/json")
+
+    def picture(self, search_id: SearchId) -> Response:
+        """Plans side by side: time in its parts, regret in the scenarios, memory against the limit.
+
+        Legible on light and dark pages. For a search that failed, the problem that it met.
+        """
+        result = self._store.shortlist(search_id)
+        if isinstance(result, ProblemDocument):
+            return problem_response(result)
+        return SvgResponse(shortlist_picture(self._store.conditions(search_id).model, result))
 
     async def _wait(self, search_id: str, seconds: float) -> None:
         """Until the search has ended, the time is over, or the service stops."""

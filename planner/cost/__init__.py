@@ -15,6 +15,7 @@ step          bills of stages, the step that they make, and many steps at once
 numbers       formulas that take arrays as well
 boundary      between layers and stages
 pipeline      from stages to the step
+passes        the same parts by stage and pass
 timeline      the same run event by event: the oracle of pipeline
 load, balance how expert load spreads over ranks
 migration     moving experts

@@ -1,10 +1,13 @@
-"""A plan for human eyes: pictures, tables, explanations."""
+"""A plan for human eyes: pictures, timelines, tables, explanations."""
 
 from planner.view.diff import plan_diff
 from planner.view.explanation import Rival, explain
 from planner.view.explanation_tables import binding_table, diff_table, neighbour_table, reason_table
 from planner.view.picture import plan_picture
+from planner.view.run_life import Life, Mark, life_of, mark_of
+from planner.view.run_picture import run_picture
 from planner.view.scenarios import scenario_table
+from planner.view.shortlist_picture import shortlist_picture
 from planner.view.tables import (
     Column,
     Table,
@@ -18,9 +21,12 @@ from planner.view.tables import (
     stage_table,
     time_table,
 )
+from planner.view.timeline import plan_timeline
 
 __all__ = [
     "Column",
+    "Life",
+    "Mark",
     "Rival",
     "Table",
     "assumption_table",
@@ -30,13 +36,18 @@ __all__ = [
     "diff_table",
     "explain",
     "headline_table",
+    "life_of",
+    "mark_of",
     "memory_table",
     "neighbour_table",
     "plan_diff",
     "plan_picture",
+    "plan_timeline",
     "pruning_table",
     "reason_table",
+    "run_picture",
     "scenario_table",
+    "shortlist_picture",
     "shortlist_table",
     "stage_table",
     "time_table",

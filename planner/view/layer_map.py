@@ -85,15 +85,13 @@ def draw_layers(
 
 
 def _draw_letter(cell: Element, letter: str, places: tuple[float, float, float], y: float) -> None:
-    """The strategy's letter in its box, or beside it if that is narrow; `places`: left, right, next box."""
+    """The strategy's letter in its box, or on its right if that is narrow; `places`: left, right, next box."""
     left, right, free_until = places
     letter_width = 11.0 * len(letter)
     if right - left >= letter_width + 2:
         label(cell, (left + right) / 2, y, letter, "on strong", anchor="middle")
-    elif free_until - right >= letter_width + 4:
+    elif free_until - right >= letter_width + 4 or right >= MAP_LEFT + MAP_WIDTH - 1:
         label(cell, right + 4, y, letter, "small strong")
-    elif right >= MAP_LEFT + MAP_WIDTH - 1:
-        label(cell, left - 4, y, letter, "small strong", anchor="end")
 
 
 def _stretches(fold: Fold) -> tuple[Stretch, ...]:

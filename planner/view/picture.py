@@ -15,7 +15,7 @@ from planner.view.match import check_estimate, check_model
 from planner.view.quantities import memory, percent, seconds, significant
 from planner.view.stage_panel import stage_panel
 from planner.view.strategy_panel import strategy_marks, strategy_names, strategy_panel
-from planner.view.svg import MARGIN, WIDTH, Area, Panel, document, fitted, group, label, rectangle
+from planner.view.svg import MARGIN, WIDTH, Area, Panel, document, fitted, group, label, rectangle, wrapped
 from planner.view.time_panel import time_panel
 
 
@@ -89,11 +89,12 @@ def _footer_panel(plan: Plan, estimate: Estimate) -> Panel:
     panel = group()
     assumptions = f"; {len(estimate.assumptions)} assumptions, listed in the estimate" if estimate.assumptions else ""
     text = f"plan {plan.id} · workload: {estimate.workload} · prices: {estimate.provenance.value}{assumptions}"
-    lines = [text]
+    lines = wrapped(text, WIDTH - 2 * MARGIN, 11.5)
     if estimate.error_band is not None:
-        lines.insert(0, f"step time with its error band: {error_band(estimate.error_band)}")
+        band = f"step time with its error band: {error_band(estimate.error_band)}"
+        lines = [*wrapped(band, WIDTH - 2 * MARGIN, 11.5), *lines]
     for number, line in enumerate(lines):
-        label(panel, 0, 11 + 18 * number, fitted(line, WIDTH - 2 * MARGIN, 11.5), "small muted")
+        label(panel, 0, 11 + 18 * number, line, "small muted")
     return Panel(panel, 18 * len(lines) - 6)
 
 

@@ -43,15 +43,34 @@ def legal(text: str) -> str:
     return _ILLEGAL.sub("\ufffd", text)
 
 
+def text_width(text: str, font_size: float = 13) -> float:
+    """How wide a line of text is, with the fonts of the style sheet; an estimate from above for usual text."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return 0.56 * font_size * (len(text) + 0.8 * wide)
+
+
 def fitted(text: str, width: float, font_size: float = 13) -> str:
     """The text, or as much of its beginning as fits into `width` with an ellipsis behind it."""
-    room = width / (0.56 * font_size)
+    if text_width(text, font_size) <= width:
+        return text
     used = 0.0
     for position, character in enumerate(text):
-        used += 1.8 if unicodedata.east_asian_width(character) in "WF" else 1.0
-        if used > room:
+        used += text_width(character, font_size)
+        if used > width:
             return text[: max(0, position - 1)] + "…"
     return text
+
+
+def wrapped(text: str, width: float, font_size: float = 13) -> list[str]:
+    """The text in lines that fit into `width`, broken between words; a longer word has a line of its own, cut."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and fitted(longer, width, font_size) == longer:
+            lines[-1] = longer
+        else:
+            lines.append(fitted(word, width, font_size))
+    return lines
 
 
 def group(parent: Element | None = None, x: float = 0, y: float = 0) -> Element:

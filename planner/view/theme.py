@@ -55,6 +55,22 @@ PATTERNS: Mapping[str, str] = MappingProxyType(
 """Paths on a tile of 8 by 8."""
 
 
+HEAT: tuple[tuple[str, float], ...] = (
+    ("blue", 0.7),
+    ("blue", 0.45),
+    ("blue", 0.22),
+    ("grey", 0.2),
+    ("orange", 0.3),
+    ("orange", 0.5),
+    ("orange", 0.75),
+    ("orange", 1.0),
+    ("warning", 1.0),
+    ("magenta", 1.0),
+)
+"""Fills of a heat map and how much of them covers the page, from cold over even to hot."""
+HEAT_STEPS = len(HEAT)
+
+
 class Look(NamedTuple):
     """A fill, and a pattern on it or none."""
 
@@ -109,16 +125,23 @@ def stylesheet() -> str:
     """The style sheet of a picture; light unless the reader prefers dark."""
     fills = "".join(f".{name}{{fill:{colour}}}" for name, colour in FILLS.items())
     patterns = "".join(f".on-{name}{{fill:url(#trimtab-{name})}}" for name in PATTERNS)
+    heat = "".join(
+        f".heat-{step}{{fill:none;stroke:{FILLS[name]};stroke-opacity:{opacity:g}}}"
+        for step, (name, opacity) in enumerate(HEAT)
+    )
+    lines = "".join(f".draw-{name}{{fill:none;stroke:{colour};stroke-width:2}}" for name, colour in FILLS.items())
     return (
         "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',sans-serif;font-size:13px}"
         ".h1{font-size:22px;font-weight:650}.h2{font-size:15px;font-weight:650}.big{font-size:20px;font-weight:650}"
         ".strong{font-weight:650}.small{font-size:11.5px}.tiny{font-size:10px}"
         ".num{font-variant-numeric:tabular-nums}"
-        f"text.on{{fill:{INK}}}.seam{{fill:none;stroke:{INK};stroke-opacity:.55}}"
+        f"text.on{{fill:{INK}}}.clear{{fill:none;pointer-events:all}}.seam{{fill:none;stroke:{INK};stroke-opacity:.55}}"
         f".tile path{{fill:none;stroke:{INK};stroke-opacity:.38;stroke-width:1.3}}"
         f".over path{{fill:none;stroke:{INK};stroke-opacity:.8;stroke-width:2.6}}"
         f".excess{{fill:url(#trimtab-over);stroke:{FILLS['warning']};stroke-width:3}}"
-        f"{fills}{patterns}{_page_rules(LIGHT)}@media(prefers-color-scheme:dark){{{_page_rules(DARK)}}}"
+        f"{fills}{patterns}{heat}.thick{{stroke-width:16}}{lines}"
+        ".dash{stroke-dasharray:7 4}.dot{stroke-dasharray:2 3}"
+        f"{_page_rules(LIGHT)}@media(prefers-color-scheme:dark){{{_page_rules(DARK)}}}"
     )
 
 
@@ -126,6 +149,7 @@ def _page_rules(page: Page) -> str:
     return (
         f".surface{{fill:{page.surface}}}.panel{{fill:{page.panel}}}.line{{fill:none;stroke:{page.line}}}"
         f".gap{{stroke:{page.surface};stroke-width:1}}.frame{{fill:none;stroke:{page.muted}}}"
+        f".tick{{fill:none;stroke:{page.muted}}}"
         f".limit{{fill:none;stroke:{page.alarm};stroke-width:2;stroke-dasharray:5 3}}"
         f"text{{fill:{page.text}}}text.muted{{fill:{page.muted}}}text.alarm{{fill:{page.alarm}}}"
     )

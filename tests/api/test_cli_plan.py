@@ -16,6 +16,7 @@ from service_process import ROOT
 from planner.spec.estimate import Estimate
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist
+from planner.spec.timeline import PlanTimeline
 
 CLUSTER = "1x4:a100-sxm-80g"
 TRAINING = ("--global-batch-size", 8, "--sequence-length", 128)
@@ -182,6 +183,32 @@ def test_picture_draws_svg(tiny, shortlist_file, tmp_path, capsys):
     assert file.read_text() == result.out.removesuffix("\n")
 
 
+def test_a_timeline_is_written_in_the_times_of_the_estimate(tiny, shortlist_file, tmp_path, capsys):
+    result = trimtab(capsys, "timeline", tiny, CLUSTER, shortlist_file)
+    assert (result.code, result.err) == (0, "")
+    drawn = PlanTimeline.model_validate_json(result.out)
+    priced = Estimate.model_validate_json(trimtab(capsys, "estimate", tiny, CLUSTER, shortlist_file, "--json").out)
+    assert drawn.otherData["step_time_s"] == priced.step_time_s
+    file = tmp_path / "step.json"
+    written = trimtab(capsys, "timeline", tiny, CLUSTER, shortlist_file, "--output", file)
+    assert (written.code, written.out) == (0, "")
+    assert file.read_text() == result.out.removesuffix("\n")
+
+
+def test_plan_draws_its_shortlist_where_it_is_asked_to(tiny, tmp_path, capsys):
+    file = tmp_path / "shortlist.svg"
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--json", "--picture", file)
+    assert (result.code, result.err) == (0, "")
+    count = len(Shortlist.model_validate_json(result.out).plans)
+    root = ElementTree.fromstring(file.read_text())
+    assert (root.findtext("{*}title") or "").startswith(f"Shortlist of {count} plan")
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_search(tiny, tmp_path, capsys):
+    result = trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--picture", tmp_path / "none" / "shortlist.svg")
+    assert result.code == 2 and result.err.startswith("trimtab: --picture: cannot write")
+
+
 def test_too_little_memory_exits_with_3_and_the_nearest_miss(capsys):
     result = trimtab(
         capsys, "plan", "llama-3.1-70b", "1x1:a100-sxm-80g", "--global-batch-size", 1, "--sequence-length", 128
@@ -199,7 +226,7 @@ def test_the_command_says_its_version(capsys):
 def test_without_arguments_there_is_help(capsys):
     result = trimtab(capsys)
     assert result.code == 0
-    for command in ("plan", "estimate", "picture", "serve", "replay"):
+    for command in ("plan", "estimate", "picture", "timeline", "serve", "replay"):
         assert command in result.out
 
 

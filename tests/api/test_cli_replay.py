@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -116,3 +117,18 @@ def test_the_help_has_an_example(capsys):
     assert "trimtab replay trace.npz" in result.out
     for option in ("--slots-extra", "--shadow-slots", "--token-split", "--window", "--policy"):
         assert option in result.out
+
+
+def test_a_replay_draws_what_the_policy_decided(capsys, trace, tmp_path):
+    file = tmp_path / "replay.svg"
+    found = answer(capsys, trace, *CLUSTER, "--slots-extra", "1", "--policy", "trimtab", "--picture", file)
+    told = ElementTree.fromstring(file.read_text()).findtext("{*}desc") or ""
+    assert "windows: 12; " in told
+    moved = found["policies"]["trimtab"]["moved_experts"]
+    assert f"moves of experts: {moved:,}; " in told
+
+
+@pytest.mark.parametrize("policy", ["static", "eplb,static"])
+def test_a_picture_of_a_replay_needs_the_policy_that_it_draws(capsys, trace, tmp_path, policy):
+    result = trimtab(capsys, "replay", trace, *CLUSTER, "--policy", policy, "--picture", tmp_path / "replay.svg")
+    assert result.code == 2 and result.err.startswith("trimtab: --picture: draws what trimtab decides")

@@ -4,13 +4,14 @@ import copy
 from xml.etree import ElementTree
 
 import pytest
-from invented_searches import TINY_REQUEST, plan_with
+from invented_searches import TINY_REQUEST, misses, plan_with
 
 from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist
+from planner.spec.timeline import PlanTimeline
 
 WAIT = {"Prefer": "wait=30"}
 HOT = {"name": "hot", "expert_shares": [[0.7, 0.1, 0.1, 0.1]]}
@@ -53,6 +54,47 @@ def test_the_picture_is_an_svg_with_the_plan(client, search):
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("image/svg+xml")
     assert ElementTree.fromstring(answer.text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_the_timeline_is_a_file_in_the_times_of_the_estimate(client, search):
+    answer = client.get(search["links"]["best_plan_timeline"])
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["content-disposition"].startswith("attachment")
+    drawn = PlanTimeline.model_validate(answer.json())
+    step_s = client.get(f"{search['links']['best_plan']}/estimate").json()["step_time_s"]
+    assert drawn.otherData["step_time_s"] == step_s
+    assert drawn.otherData["simulated_step_time_s"] == pytest.approx(step_s)
+    assert None not in answer.json()["traceEvents"][0].values()
+
+
+def test_the_picture_of_a_shortlist_has_every_plan(client, search):
+    answer = client.get(search["links"]["shortlist_picture"])
+    assert answer.headers["content-type"].startswith("image/svg+xml")
+    told = ElementTree.fromstring(answer.text).findtext("{http://www.w3.org/2000/svg}desc")
+    for entry in client.get(search["links"]["shortlist"]).json()["plans"]:
+        assert f"Plan {entry['rank']}, {entry['plan']['summary']}: " in told
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("plans/none/timeline", 404),
+        ("plans/none/picture", 404),
+        ("searches/none/shortlist/picture", 404),
+        ("runs/none/picture", 404),
+    ],
+)
+def test_what_is_not_there_has_no_picture_but_a_problem(client, path, status):
+    answer = client.get(f"/v1/{path}")
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+def test_a_search_that_failed_has_its_problem_for_a_picture(serve):
+    client = serve(misses)
+    search = client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+    answer = client.get(f"/v1/searches/{search['id']}/shortlist/picture")
+    assert answer.status_code == search["error"]["status"] == 422
+    assert answer.json()["detail"] == search["error"]["detail"]
 
 
 def test_nothing_in_a_picture_runs(client):

@@ -1,10 +1,12 @@
 """Runs over HTTP: begun on a shortlist, fed with windows, answered with decisions by the real online stage."""
 
 import threading
+from xml.etree import ElementTree
 
 import pytest
 from invented_searches import TINY_REQUEST, misses
 
+from api import run_pictures
 from api.run_store import RunStore
 from planner.online import begin, decide
 from planner.spec.decision import Decision
@@ -85,6 +87,32 @@ def test_history_is_read_in_pages(client, run):
             seen += [item[key] for item in page["items"]]
             path = page["next"]
         assert seen == [0, 1, 2, 3, 4]
+
+
+def test_the_picture_of_a_run_draws_its_windows_and_decisions(client, run):
+    path = f"/v1/runs/{run['id']}/picture"
+    assert "No window has come in yet" in client.get(path).text
+    for index in (0, 1, 3, 2):
+        client.post(f"/v1/runs/{run['id']}/windows", json=window(index))
+    answer = client.get(path)
+    assert answer.headers["content-type"].startswith("image/svg+xml")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    decisions = client.get(f"/v1/runs/{run['id']}/decisions").json()["items"]
+    moved = sum(decision["action"] == "rebalance" and len(decision["moves"]) > 0 for decision in decisions)
+    told = ElementTree.fromstring(answer.text).findtext("{http://www.w3.org/2000/svg}desc")
+    assert f"windows: 4; times experts were moved: {moved}; " in told
+    assert f"imbalance was {decisions[-1]['imbalance_before']:.3f}" in told
+
+
+def test_a_long_run_is_drawn_from_a_bounded_part(client, run, monkeypatch):
+    monkeypatch.setattr(run_pictures, "MOST_DECISIONS", 5)
+    monkeypatch.setattr(run_pictures, "MOST_WINDOWS", 3)
+    monkeypatch.setattr(run_pictures, "_PAGE", 2)
+    for index in range(8):
+        client.post(f"/v1/runs/{run['id']}/windows", json=window(index))
+    text = client.get(f"/v1/runs/{run['id']}/picture").text
+    assert "Windows 3 to 7, steps 30 to 79; 3 earlier windows are not drawn nor counted" in text
+    assert "3 of 5 windows, evenly spread" in text
 
 
 def test_windows_at_once_are_each_decided_once_and_none_is_lost(client, run):

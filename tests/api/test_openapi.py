@@ -6,6 +6,7 @@ from api.documentation import TAGS
 from api.examples import SEARCH_EXAMPLES
 from planner.spec.parse import parse
 from planner.spec.request import SearchRequest
+from planner.spec.timeline import PlanTimeline
 
 
 @pytest.fixture
@@ -44,9 +45,19 @@ def test_nothing_speaks_of_fastapi_s_own_errors(document):
     assert "HTTPValidationError" not in str(document)
 
 
-def test_the_picture_is_documented_as_svg(document):
-    ok = document["paths"]["/v1/plans/{plan_id}/picture"]["get"]["responses"]["200"]
+@pytest.mark.parametrize(
+    "path", ["plans/{plan_id}/picture", "searches/{search_id}/shortlist/picture", "runs/{run_id}/picture"]
+)
+def test_pictures_are_documented_as_svg_with_an_example(document, path):
+    ok = document["paths"][f"/v1/{path}"]["get"]["responses"]["200"]
     assert list(ok["content"]) == ["image/svg+xml"]
+    assert ok["content"]["image/svg+xml"]["example"].startswith("<svg")
+
+
+def test_the_timeline_is_documented_with_a_true_example(document):
+    ok = document["paths"]["/v1/plans/{plan_id}/timeline"]["get"]["responses"]["200"]
+    assert ok["content"]["application/json"]["schema"]["$ref"].endswith("/PlanTimeline")
+    PlanTimeline.model_validate(ok["content"]["application/json"]["example"])
 
 
 def test_the_first_example_of_a_search_is_mixtral_on_64_devices():

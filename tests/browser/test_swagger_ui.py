@@ -118,6 +118,19 @@ def test_trying_it_out_plans_mixtral_and_shows_its_picture(page, address):
     block.scroll_into_view_if_needed()
     snapshot(page, "picture-in-swagger")
 
+    status, text = execute(page, "get_shortlist_picture", search_id=search["id"])
+    assert status == 200 and text.lstrip().startswith("<")
+    block = operation(page, "get_shortlist_picture")
+    shown = block.locator(".live-responses-table img[alt='Picture']")
+    assert shown.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 200
+    block.scroll_into_view_if_needed()
+    snapshot(page, "shortlist-in-swagger")
+
+    status, text = execute(page, "get_plan_timeline", plan_id=search["best_plan_id"])
+    assert status == 200 and json.loads(text)["otherData"]["plan_id"] == search["best_plan_id"]
+    download = operation(page, "get_plan_timeline").locator(".live-responses-table a[download]")
+    assert download.get_attribute("download").endswith(".timeline.json")
+
     page.goto(f"{address}{search['links']['best_plan_picture']}")
     assert page.evaluate("document.documentElement.tagName") == "svg"
     snapshot(page, "picture")

@@ -18,7 +18,9 @@ from planner.spec.model import (
     MoeFeedForward,
 )
 from planner.spec.plan import Plan, Schedule, ScheduleKind, Stage, StageRun
+from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist, ShortlistEntry
 from planner.spec.strategy import Axis, AxisKind, ExpertStrategy, Recompute, Sharding, Strategy
+from planner.spec.workload import BALANCED, Scenario
 
 GIB = 2**30
 ATTENTION = GroupedQueryAttention(num_heads=32, num_kv_heads=8, head_dim=128)
@@ -225,6 +227,13 @@ def sixteen_stages() -> tuple[Model, Plan, Estimate]:
     return model(dense=sum(layers) - 2, name="sixteen"), plan, estimate(plan)
 
 
+def narrow_ends() -> tuple[Model, Plan, Estimate]:
+    """Embedding and head under a strategy of their own, each a sliver beside few blocks."""
+    layers = [4] * 15 + [3]
+    plan = even_plan(layers, strategy(tp=2, dp=8, ep=8), num_micro_batches=240)
+    return model(moe=sum(layers) - 2, name="slivers"), plan, estimate(plan)
+
+
 def many_strategies() -> tuple[Model, Plan, Estimate]:
     """30 layers in one stage, each under a strategy of its own."""
     choices = [
@@ -251,5 +260,45 @@ ALL = (
     sixteen_stages,
     many_unequal_stages,
     many_strategies,
+    narrow_ends,
     largest,
 )
+
+
+def shortlist(*estimates: Estimate, plans: Sequence[Plan] = (), scenarios: int = 3) -> Shortlist:
+    """Plans of Mixtral in the order given, or three of them; the second lacks memory in the last scenario."""
+    plans = plans or [
+        even_plan([17, 17], strategy(tp=tp, dp=8 // tp, ep=4), num_micro_batches=32 * tp) for tp in (2, 4, 8)
+    ]
+    estimates = estimates or tuple(
+        estimate(plan, peak_gib=peak, step_time_s=seconds)
+        for plan, peak, seconds in zip(plans, (62.0, 74.5, 55.0), (11.8, 12.9, 13.3), strict=True)
+    )
+    names = ["balanced", *(f"zipf-{number / 10:g}" for number in range(3, 2 + scenarios))]
+    entries = []
+    for rank, (plan, price) in enumerate(zip(plans, estimates, strict=True), start=1):
+        missing = (names[-1],) if rank == 2 and scenarios > 1 else ()
+        regrets = {name: 0.01 * (rank - 1) * place for place, name in enumerate(names) if name not in missing}
+        entries.append(
+            ShortlistEntry(
+                rank=rank,
+                plan=plan,
+                estimate=price,
+                best_for=tuple(names) if rank == 1 else (),
+                regret_ratio=0.0123 * (rank - 1),
+                worst_regret_ratio=0.0456 * (rank - 1),
+                out_of_memory_in=missing,
+                scenario_regret_ratio=regrets,
+                switch_cost_s={},
+            )
+        )
+    certificate = Certificate(
+        status=CertificateStatus.BOUNDED, lower_bound_s=11.0, gap_ratio=0.07, space="all", evaluated=10, pruned={}
+    )
+    return Shortlist(
+        plans=tuple(entries),
+        certificate=certificate,
+        scenarios=tuple(Scenario(name=name, workload=BALANCED, probability=1 / scenarios) for name in names),
+        provenance=Provenance.DATASHEET,
+        search_time_s=1.0,
+    )

@@ -44,7 +44,9 @@ def trimtab(game: Game, progress: Progress) -> Course:
         plan = plan_of(context, state.plan_id, "plan_id")
         standings.append(Standing(plan, state.placement, context.token_split))
         placed_anew = index > 0 and standings[-1] != standings[-2]
-        decision, state = decide_at(game.pricing, game.seen(index, placed_anew), state)
+        window = game.seen(index, placed_anew)
+        decision, state = decide_at(game.pricing, window, state)
+        game.heard(window, decision)
         if decision.action is not Action.KEEP:
             changes.append(Change(len(decision.moves), decision.cost_s))
         progress((index + 1) / len(game.windows))

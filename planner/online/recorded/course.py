@@ -16,6 +16,7 @@ from planner.cost.balance import Floats
 from planner.online.pricing import Pricing, served
 from planner.online.recorded.trace import Trace
 from planner.online.state import begin, plan_of
+from planner.spec.decision import Decision
 from planner.spec.errors import InputError
 from planner.spec.placement import Placement, TokenSplit
 from planner.spec.plan import Plan
@@ -24,6 +25,9 @@ from planner.spec.window import Window
 
 Progress = Callable[[float], None]
 """Called with what part of the work is done, from 0 to 1."""
+
+Heard = Callable[[Window, Decision], None]
+"""Called with each window that Trimtab's policy sees, and what it decides."""
 
 DELAY = 0.1
 """Part of a window that passes before what was decided about the last one is carried out: as `runtime.agent` does."""
@@ -84,6 +88,7 @@ class Game(NamedTuple):
     pricing: Pricing
     delay: float = DELAY
     """In windows: how much of a window runs under what was in force before."""
+    heard: Heard = lambda window, decision: None
 
     @property
     def context(self) -> RunContext:

@@ -27,7 +27,7 @@ from planner.cost.balance import imbalance_bound
 from planner.online.pricing import Price, Pricing
 from planner.online.recorded.accounts import Outcome, outcome
 from planner.online.recorded.contestants import eplb, fastermoe, smartmoe, trimtab
-from planner.online.recorded.course import DELAY, Course, Game, Progress, game_of
+from planner.online.recorded.course import DELAY, Course, Game, Heard, Progress, game_of
 from planner.online.recorded.trace import Trace
 from planner.online.recorded.yardsticks import best_static, hindsight, static
 from planner.spec.errors import InputError
@@ -61,10 +61,12 @@ def replay(
     price: Price = estimate,
     report: Callable[[float, str], None] = lambda progress, message: None,
     delay: float = DELAY,
+    heard: Heard | None = None,
 ) -> Replay:
     """Outcomes of the policies (None: all of POLICIES) on a trace that is cut into windows of so many samples.
 
-    `delay`: the part of a window that passes before what was decided about the last one is carried out. Raises
+    `delay`: the part of a window that passes before what was decided about the last one is carried out. `heard` is told
+    each window and decision of the policy `trimtab`, if that is among the policies. Raises
     InputError at `policy` for one that is not known, at `delay`, and if trace and context do not match.
     """
     chosen = tuple(POLICIES if policies is None else policies)
@@ -72,6 +74,8 @@ def replay(
         if name not in POLICIES:
             raise InputError.at("policy", f"must be of {', '.join(POLICIES)}, got {name!r}")
     game = game_of(trace, samples_per_window, Pricing(context, price), delay)
+    if heard is not None:
+        game = game._replace(heard=heard)
     outcomes: dict[str, Outcome] = {}
     for number, name in enumerate(chosen):
         told = _Told(report, name, number / len(chosen), 0.5 / len(chosen))
