@@ -66,7 +66,8 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
     try:
         return (Settings if file is None else _with_file(file))(**given)
     except ValidationError as error:
-        raise InputError.from_validation(error, "settings") from None
+        of_options = all(item["loc"][:1] and item["loc"][0] in given for item in error.errors())
+        raise InputError.from_validation(error, "options" if of_options else "settings") from None
     except ValueError as error:  # of the TOML parser
         raise InputError.at("--config", f"{file} is no TOML: {error}") from None
     except OSError as error:
