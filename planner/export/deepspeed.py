@@ -1,9 +1,9 @@
 """DeepSpeed: its JSON, the launcher's command, and for a pipeline the arguments of `PipelineModule`.
 
 Source: DeepSpeed 0.19.6 and 0.19.8: `runtime/config.py`, `runtime/zero/config.py`, `runtime/tensor_parallel/config.py`
-(`autotp_size`), `module_inject/auto_ep_config.py` (`expert_parallel`), `runtime/pipe/module.py` and `topology.py`. JSON has
-no key for stages, nor one that turns recomputation on: both are in the client's code. It has no comments either, so the
-launch script carries the header.
+(`autotp_size`), `module_inject/auto_ep_config.py` (`expert_parallel`), `runtime/pipe/module.py` and `topology.py`. JSON
+has no key for stages, nor one that turns recomputation on: both are in the client's code. It has no comments either, so
+the launch script carries the header.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def deepspeed_files(job: Job) -> tuple[ExportedFile, ...]:
 def left_to_user(job: Job) -> tuple[str, ...]:
     """What the job's own code has to do."""
     left = [
-        "TRAIN_SCRIPT: the training script with model, data and tokenizer; HOSTFILE: a line 'name slots=N' for each node.",
+        "TRAIN_SCRIPT: your script with model, data and tokenizer; HOSTFILE: a line 'name slots=N' for each node.",
         f"Micro-batches of {job.plan.sequence_length} tokens a sample, as the data loader makes them.",
         "optimizer.params (learning rate, betas, weight decay), a scheduler, gradient_clipping.",
     ]
@@ -58,7 +58,9 @@ def notes(job: Job) -> tuple[str, ...]:
     """Where DeepSpeed does otherwise than the plan's price, and what was assumed."""
     found = list(placement_notes(job))
     if job.sharding is Sharding.NONE and mixed_gradients(job):
-        found.append("ZeRO-1 over a single rank shards nothing; it is there for gradients in other numbers than weights.")
+        found.append(
+            "ZeRO-1 over a single rank shards nothing; it is there for gradients in other numbers than weights."
+        )
     if job.training.optimizer is Optimizer.SGD and job.sharding is not Sharding.NONE:
         found.append("DeepSpeed calls ZeRO with SGD untested.")
     return tuple(found)
@@ -153,7 +155,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 
 def pipeline_module(layers, block_class, **others):
-    """`layers`: {len(job.model.layers)} LayerSpecs or modules, one for each layer of the plan; `block_class`: the name of their class.
+    """`layers`: {len(job.model.layers)} LayerSpecs or modules, one for each layer; `block_class`: name of the blocks' class.
 
     Stages begin at layers {" ".join(str(piece.numbers[0]) for piece in job.pieces)}.
     """

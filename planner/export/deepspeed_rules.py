@@ -13,7 +13,7 @@ from planner.spec.strategy import AxisKind, Sharding
 
 
 def deepspeed_without_mics(job: Job) -> str | None:
-    """"MiCS ZeRO-3 sharding has been removed": shards are not replicated since 0.19.8."""
+    """ "MiCS ZeRO-3 sharding has been removed": shards are not replicated since 0.19.8."""
     if job.first.degree(AxisKind.SDP) > 1:
         return "axes must not replicate shards (dp beside sdp) for DeepSpeed 0.19.8, which has no MiCS"
     return None

@@ -38,8 +38,8 @@ def galvatron_files(job: Job) -> tuple[ExportedFile, ...]:
 def left_to_user(job: Job) -> tuple[str, ...]:
     """What stands in the training script of the model."""
     return (
-        f"Sizes of the model, data, tokenizer, iterations, learning rate: merge with your own; the folder of {JSON_NAME}.",
-        f"Start torchrun with {job.nodes[0]} nodes and {job.devices_per_node} processes on each.",
+        f"Sizes of the model, data, tokenizer, iterations, learning rate: merge with yours; the folder of {JSON_NAME}.",
+        f"torchrun --nnodes {job.nodes[0]} --nproc-per-node {job.devices_per_node}, with the addresses of your nodes.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What Galvatron can run of a plan, as rules with names. Each layer may have its own strategy, in the order of its ranks.
+"""What Galvatron can run of a plan, as rules with names. Each layer may have its own strategy.
 
 Source: PKU-DAIR/Hetu-Galvatron 2.4 and 3.0: `utils/config_utils.py`, `core/runtime/args_schema.py`,
 `core/runtime/arguments.py`. Files with experts exist (`ep_sizes_enc`, `tp_of_ep_sizes_enc`), but how their ranks are
@@ -49,12 +49,12 @@ def galvatron_stages(job: Job) -> str | None:
 
 
 def galvatron_one_default_sharding(job: Job) -> str | None:
-    """Layers are under ZeRO-3 or under the default, which is none, ZeRO-2, or, where gradients are summed whole, ZeRO-1."""
+    """Layers are under ZeRO-3 or the default: none, ZeRO-2, or, where gradients are summed whole, ZeRO-1."""
     kinds = default_shardings(job)
     if len(kinds) > 1:
         return f"sharding must be full or one other for Galvatron, not {' and '.join(sorted(kinds))}"
     if Sharding.OPTIMIZER in kinds and job.plan.num_micro_batches == 1:
-        return "sharding must be none, gradients or full with one micro-batch for Galvatron, whose ZeRO-2 is none less then"
+        return "sharding must be none, gradients or full with one micro-batch for Galvatron"
     return None
 
 

@@ -33,12 +33,10 @@ def placement_notes(job: Job) -> tuple[str, ...]:
             order = " ".join(map(str, group.device_order))
             notes.append(f"Ranks in order are these devices of your graph of links: {order}; start them so.")
     if job.model.moe_layers:
-        held = "; ".join(
-            f"stage {stage}: {' '.join(map(str, layers))}" for stage, layers in enumerate(_moe_layers(job)) if layers
-        )
+        held = "; ".join(f"stage {stage}: {ranges(layers)}" for stage, layers in enumerate(_moe_layers(job)) if layers)
         notes.append(
-            "Experts sit in order on the ranks. To follow their load, attach Trimtab's agent to the model in the training "
-            f"script (runtime.Agent), with moe_layers where there are stages; MoE layers counted from 0, {held}."
+            "Experts sit in order on the ranks. To follow their load, attach Trimtab's agent (runtime.Agent) to the model in "
+            f"the training script, with moe_layers where there are stages; MoE layers counted from 0, {held}."
         )
     return tuple(notes)
 
@@ -46,6 +44,15 @@ def placement_notes(job: Job) -> tuple[str, ...]:
 def one_line(text: str) -> str:
     """Text of a user in one line, with nothing that a terminal or a shell would obey."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """`0–7 16–23`: rising numbers, neighbours put together."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        follows = bool(runs) and runs[-1][1] == number - 1
+        runs[-1:] = [(runs[-1][0], number)] if follows else [*runs[-1:], (number, number)]
+    return " ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
 
 
 def _moe_layers(job: Job) -> list[list[int]]:
@@ -60,7 +67,8 @@ def _moe_layers(job: Job) -> list[list[int]]:
 def _devices(job: Job) -> str:
     groups = (job.cluster,) if isinstance(job.cluster, Cluster) else job.cluster.groups
     return " and ".join(
-        f"{group.nodes} nodes x {group.devices_per_node} {one_line(group.device.name)}" for group in groups
+        f"{group.nodes} node{'s' * (group.nodes > 1)} x {group.devices_per_node} {one_line(group.device.name)}"
+        for group in groups
     )
 
 

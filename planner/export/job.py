@@ -58,9 +58,7 @@ class Job:
     @cached_property
     def strategies(self) -> tuple[tuple[int, Strategy], ...]:
         """(layer, strategy) of all layers in order."""
-        return tuple(
-            (number, run.strategy) for piece in self.pieces for run in piece.runs for number in _numbers(run)
-        )
+        return tuple((number, run.strategy) for piece in self.pieces for run in piece.runs for number in _numbers(run))
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:

@@ -25,7 +25,7 @@ VERSIONS = "Megatron-LM d98e8a6, megatron-core 0.16.1"
 def megatron_files(job: Job) -> tuple[ExportedFile, ...]:
     """Two scripts of bash, the second of which reads the first."""
     top = header(job, VERSIONS, left_to_user(job), notes(job))
-    first = f"{top}\n{_environment(job)}\n{arrays(megatron_arguments(job))}"
+    first = f"{top}{_environment(job)}{arrays(megatron_arguments(job))}"
     return (
         ExportedFile(name="megatron-arguments.sh", text=first),
         ExportedFile(name="megatron-launch.sh", text=f"#!/usr/bin/env bash\n{top}{_launch(job)}"),
@@ -47,7 +47,7 @@ def left_to_user(job: Job) -> tuple[str, ...]:
     """What the launch script takes from variables, and what the arguments assume."""
     tokens, rows = padded_vocabulary(job)
     left = [
-        "MEGATRON_PATH, DATA_PATH, TOKENIZER_TYPE, TOKENIZER_MODEL, CHECKPOINT_PATH, TRAIN_ITERS, LR, MASTER_ADDR, NODE_RANK.",
+        f"{', '.join(_NEEDED)}.",
         f"A tokenizer of {tokens} tokens; the matrix is padded to {rows} rows.",
         "Learning-rate schedule, initialisation, norm epsilon, validation, logging.",
     ]
@@ -58,8 +58,8 @@ def left_to_user(job: Job) -> tuple[str, ...]:
         left.append("Rotary base and scaling (--rotary-base, --rotary-percent, --use-rope-scaling).")
     if experts_of(job):
         left.append(
-            "How the router scores and is balanced: softmax after top-k with an auxiliary loss here (MOE_BALANCE, MOE_AUX_LOSS_"
-            "COEFF); --moe-router-score-function, --moe-router-pre-softmax, --moe-router-enable-expert-bias."
+            "How the router scores and is balanced: softmax after top-k with an auxiliary loss here (MOE_BALANCE, "
+            "MOE_AUX_LOSS_COEFF); --moe-router-score-function, --moe-router-pre-softmax, --moe-router-enable-expert-bias."
         )
     return tuple(left)
 
@@ -68,7 +68,9 @@ def notes(job: Job) -> tuple[str, ...]:
     """Where Megatron-LM does otherwise than the plan's price, and what was assumed."""
     found = list(placement_notes(job))
     if job.blocks[0].feed_forward.gated:
-        found.append("Gated networks are written as --swiglu; a model does not say which function gates it.")
+        found.append(
+            "Gated networks are written as --swiglu; a model does not say what gates it (--quick-geglu is GELU)."
+        )
     if job.training.precision is Precision.FP8:
         found.append("fp8 has a scale for each tensor here; --fp8-recipe blockwise has one for each 128 x 128.")
     if job.training.dropout:
@@ -161,11 +163,21 @@ def _environment(job: Job) -> str:
     return "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" if job.first.tp * job.first.cp > 1 else ""
 
 
-_NEEDED = ("MEGATRON_PATH", "DATA_PATH", "TOKENIZER_TYPE", "TOKENIZER_MODEL", "CHECKPOINT_PATH", "TRAIN_ITERS", "LR")
+_NEEDED = (
+    "MEGATRON_PATH",
+    "DATA_PATH",
+    "TOKENIZER_TYPE",
+    "TOKENIZER_MODEL",
+    "CHECKPOINT_PATH",
+    "TRAIN_ITERS",
+    "LR",
+    "MASTER_ADDR",
+    "NODE_RANK",
+)
 
 
 def _launch(job: Job) -> str:
-    needed = "".join(f': "${{{name}:?must be set}}"\n' for name in (*_NEEDED, "MASTER_ADDR", "NODE_RANK"))
+    needed = "".join(f': "${{{name}:?must be set}}"\n' for name in _NEEDED)
     names = [f'"${{{name}[@]}}"' for name in (*megatron_arguments(job), "USER_ARGS") if name != "MOE_ARGS"]
     balance = (
         'MOE_ARGS+=(\n    --moe-router-load-balancing-type "${MOE_BALANCE:-aux_loss}"\n'

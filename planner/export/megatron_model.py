@@ -7,8 +7,10 @@ window of w tokens, the token itself included, is w - 1.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from planner.export.job import Job
-from planner.export.megatron_rules import dense_of, experts_of
+from planner.export.megatron_rules import dense_of, experts_of, windows
 from planner.export.shell import Arguments, argument
 from planner.spec.cluster import Precision
 from planner.spec.model import Embedding, GroupedQueryAttention, Head, LatentAttention, Norm
@@ -75,18 +77,18 @@ def _attention(job: Job) -> Arguments:
 
 
 def _windows(job: Job) -> Arguments:
-    windows = [b.attention.window for b in job.blocks if isinstance(b.attention, GroupedQueryAttention)]
-    size = next((window for window in windows if window is not None), None)
+    size = next((window for window in windows(job) if window is not None), None)
     if size is None:
         return ()
-    all_alike = [] if None not in windows else [argument("--window-attn-skip-freq", pattern([bool(w) for w in windows]))]
-    return (argument("--window-size", f"{size - 1},0"), *all_alike)
+    narrow = [isinstance(b.attention, GroupedQueryAttention) and b.attention.window is not None for b in job.blocks]
+    which = () if all(narrow) else (argument("--window-attn-skip-freq", pattern(narrow)),)
+    return (argument("--window-size", f"{size - 1},0"), *which)
 
 
 def _biases(job: Job) -> Arguments:
     block = job.blocks[0]
     if block.feed_forward.bias:
-        return ()
+        return (argument("--no-bias-dropout-fusion"),) if experts_of(job) else ()
     queries = isinstance(block.attention, GroupedQueryAttention) and block.attention.qkv_bias
     return (argument("--disable-bias-linear"), *([argument("--add-qkv-bias")] if queries else []))
 
@@ -129,7 +131,9 @@ def expert_arguments(job: Job) -> Arguments:
 def recipe_arguments(job: Job) -> Arguments:
     """Batch, sequence, number formats, optimizer, dropout."""
     plan, training = job.plan, job.training
-    kernel = [argument("--attention-backend", "unfused")] if training.attention_kernel is AttentionKernel.UNFUSED else []
+    kernel = (
+        [argument("--attention-backend", "unfused")] if training.attention_kernel is AttentionKernel.UNFUSED else []
+    )
     return (
         argument("--micro-batch-size", plan.micro_batch_size),
         argument("--global-batch-size", plan.global_batch_size),
@@ -163,9 +167,7 @@ def _gradients(job: Job) -> Arguments:
 
 
 def pattern(flags: list[bool]) -> str:
-    """`[0]*1+[1]*26`: an expression that Megatron-LM reads as a list with one number for each block."""
-    runs: list[tuple[bool, int]] = []
-    for flag in flags:
-        same = bool(runs) and runs[-1][0] == flag
-        runs[-1:] = [(flag, runs[-1][1] + 1)] if same else [*runs[-1:], (flag, 1)]
-    return "+".join(f"[{int(flag)}]*{count}" for flag, count in runs)
+    """`[0]*1+[1]*26`, or `[1,0,1,0]` where that is shorter: what Megatron-LM reads as one number for each block."""
+    runs = [(int(flag), len(list(equal))) for flag, equal in groupby(flags)]
+    short = "+".join(f"[{flag}]*{count}" for flag, count in runs)
+    return min(short, f"[{','.join(str(int(flag)) for flag in flags)}]", key=len)

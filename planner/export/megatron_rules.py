@@ -1,7 +1,7 @@
 """What Megatron-LM's `pretrain_gpt.py` cannot be told of a model or a recipe, as rules with names.
 
 Source: `megatron/training/arguments.py` of Megatron-LM 000c4ac and d98e8a6; megatron-core 0.16.1: `TransformerConfig`,
-`gpt_layer_specs`, `moe/router.py` and `moe/experts.py` (biases), `moe/shared_experts.py`, `optimizer/distrib_optimizer.py`.
+`gpt_layer_specs`, `moe/router.py`, `moe/experts.py` and `moe/shared_experts.py` (biases), `optimizer/distrib_optimizer.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,15 @@ from __future__ import annotations
 from planner.export.job import Job
 from planner.export.rules import ExportRule, decoder_only, gradients_as_weights, nodes_of_one_size
 from planner.spec.cluster import Precision
-from planner.spec.model import Block, DenseFeedForward, Embedding, GroupedQueryAttention, Head, LatentAttention, MoeFeedForward
+from planner.spec.model import (
+    Block,
+    DenseFeedForward,
+    Embedding,
+    GroupedQueryAttention,
+    Head,
+    LatentAttention,
+    MoeFeedForward,
+)
 from planner.spec.strategy import Sharding
 from planner.spec.training import Optimizer
 
@@ -37,14 +45,17 @@ def megatron_plain_blocks(job: Job) -> str | None:
 
 def megatron_one_attention(job: Job) -> str | None:
     """One attention for all blocks; windows may be in some of them, all of one size."""
-    kinds = {block.attention.model_copy(update={"window": None}) if _grouped(block) else block.attention for block in job.blocks}
+    kinds = {
+        block.attention.model_copy(update={"window": None}) if _grouped(block) else block.attention
+        for block in job.blocks
+    }
     if len(kinds) > 1:
         return "all blocks must have the same attention, windows aside, for Megatron-LM"
-    if len({block.attention.window for block in job.blocks if _grouped(block)} - {None}) > 1:
+    if len(windows(job) - {None}) > 1:
         return "all windows must have one size for Megatron-LM"
     attention = job.blocks[0].attention
     if isinstance(attention, GroupedQueryAttention) and (attention.position_buckets or attention.qk_norm == "full"):
-        return "attention must have no learned relative positions, and query-key norms for each head, for Megatron-LM's GPT"
+        return "attention must have no learned relative positions, and norms for each head, for Megatron-LM's GPT"
     return None
 
 
@@ -60,7 +71,7 @@ def megatron_one_feed_forward(job: Job) -> str | None:
 
 
 def megatron_biases_together(job: Job) -> str | None:
-    """`--disable-bias-linear`: all linear layers have a bias, the router too, or none but those of queries, keys, values."""
+    """`--disable-bias-linear`: all linear layers and the router have a bias, or none but queries, keys and values."""
     feed_forward = {block.feed_forward.bias for block in job.blocks}
     routers = {experts.router_bias for experts in experts_of(job)}
     attention = job.blocks[0].attention
@@ -99,6 +110,11 @@ def experts_of(job: Job) -> tuple[MoeFeedForward, ...]:
 def dense_of(job: Job) -> DenseFeedForward | None:
     """The dense network of the blocks that have no experts, if any has none."""
     return next((b.feed_forward for b in job.blocks if isinstance(b.feed_forward, DenseFeedForward)), None)
+
+
+def windows(job: Job) -> frozenset[int | None]:
+    """Of all blocks; None: a block that sees all."""
+    return frozenset(b.attention.window for b in job.blocks if isinstance(b.attention, GroupedQueryAttention))
 
 
 def _grouped(block: Block) -> bool:

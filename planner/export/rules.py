@@ -30,7 +30,7 @@ def nodes_of_one_size(job: Job) -> str | None:
     """Launchers start equally many processes on every node."""
     sizes = job.nodes[1]
     if len(sizes) > 1:
-        return f"the nodes of the cluster must have equally many devices, they have {' and '.join(map(str, sorted(sizes)))}"
+        return f"all nodes must have equally many devices, they have {' and '.join(map(str, sorted(sizes)))}"
     return None
 
 

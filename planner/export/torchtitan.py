@@ -1,7 +1,7 @@
 """torchtitan: a TOML file for v0.2, scripts with options for 0.3.0 and for the state of b5bcd76.
 
-Source: v0.2.2 `config/job_config.py` and `distributed/pipeline_parallel.py`, whose parser read what is written here; the
-same files of 0.3.0 (options by tyro, no TOML, the head is `lm_head`, no expert_tensor_parallel_degree, activation
+Source: v0.2.2 `config/job_config.py` and `distributed/pipeline_parallel.py`, whose parser read what is written here;
+the same files of 0.3.0 (options by tyro, no TOML, the head is `lm_head`, no expert_tensor_parallel_degree, activation
 checkpointing is a subcommand at the end). b5bcd76 counts batches in tokens, and pipeline micro-batches by number
 (`num_pp_microbatches`); this form was read, not run. A pipeline splits `local_batch_size`, which then holds the samples
 of all micro-batches; without one it is a micro-batch, and the trainer accumulates up to the global batch.
@@ -10,6 +10,7 @@ of all micro-batches; without one it is a micro-batch, and the trainer accumulat
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from planner.export.header import header, placement_notes
 from planner.export.job import Job, Piece
@@ -21,7 +22,7 @@ from planner.spec.plan import ScheduleKind
 from planner.spec.strategy import Recompute, Sharding
 
 VERSIONS = "torchtitan v0.2.2, 0.3.0 and b5bcd76"
-Table = dict[str, object]
+Table = Mapping[str, object]
 """One table of a TOML file: text, numbers, flags, lists."""
 
 
@@ -51,7 +52,9 @@ def notes(job: Job) -> tuple[str, ...]:
     if job.first.cp > 1:
         found.append("cp: from 0.3 on a config with FlexAttention is needed, and its load balancer (ptrr).")
     if Recompute.SELECTIVE in _kinds(job):
-        found.append("Selective recomputation keeps attention and every second matrix product here, not all but the core.")
+        found.append(
+            "Selective recomputation keeps attention and every second matrix product here, not all but the core."
+        )
     if job.training.precision.is_quantised:
         found.append("8 bits need torchao; from 0.3 on they are part of the config (converters of its model_registry).")
     return tuple(found)
@@ -64,14 +67,14 @@ def _lacks_switch(job: Job) -> bool:
 def tables(job: Job) -> dict[str, Table]:
     """The TOML file of v0.2 by table."""
     flavor = flavor_of(job.model) or _UNKNOWN
-    parallel = _parallelism(job, "output")
+    parallel = dict(_parallelism(job, "output"))
     if job.experts and job.experts.expert_parallel_size > 1:
         parallel["expert_tensor_parallel_degree"] = job.experts.expert_tensor_parallel_size
     mode = next(iter(_kinds(job))).value
-    recompute: Table = {"mode": mode} | ({"selective_ac_option": "op"} if mode == "selective" else {})
+    recompute = {"mode": mode, "selective_ac_option": "op"} if mode == "selective" else {"mode": mode}
     return {
         "job": {"dump_folder": "./outputs", "description": f"plan {job.plan.id} of Trimtab: {job.plan.summary}"},
-        "model": {"name": flavor.name, "flavor": flavor.flavor, "hf_assets_path": "SET_ME"} | _converters(job),
+        "model": {"name": flavor.name, "flavor": flavor.flavor, "hf_assets_path": "SET_ME", **_converters(job)},
         "optimizer": {"name": "AdamW", "lr": 3e-4},
         "lr_scheduler": {"warmup_steps": 200},
         "training": {"dataset": "c4", "steps": 10000, **_training(job), **_formats(job)},
@@ -96,7 +99,7 @@ def newest_arguments(job: Job) -> Arguments:
         "max_context_length": plan.sequence_length,
         **_formats(job),
     }
-    parallel = _parallelism(job, "lm_head")
+    parallel = dict(_parallelism(job, "lm_head"))
     if parallel.pop("pipeline_parallel_microbatch_size", None) is not None:
         parallel["num_pp_microbatches"] = plan.num_micro_batches
     return (*_options({"training": training, "parallelism": parallel}), *_switches(job))
@@ -119,7 +122,7 @@ def _formats(job: Job) -> Table:
 
 def _parallelism(job: Job, head: str) -> Table:
     plan, strategy = job.plan, job.first
-    table: Table = {
+    table: dict[str, object] = {
         "data_parallel_replicate_degree": job.replicas,
         "data_parallel_shard_degree": job.shards,
         "fsdp_reshard_after_forward": _RESHARD[job.sharding],
@@ -173,7 +176,7 @@ def _quantised(job: Job) -> dict[str, Table]:
     if kind is None:
         return {}
     linear: Table = {"recipe_name": "tensorwise" if kind == "float8" else "mxfp8_cublas"}
-    grouped = {f"quantize.grouped_mm.{kind}": {"fqns": ["experts"]}} if job.model.moe_layers else {}
+    grouped: dict[str, Table] = {f"quantize.grouped_mm.{kind}": {"fqns": ["experts"]}} if job.model.moe_layers else {}
     return {f"quantize.linear.{kind}": linear, **grouped}
 
 

@@ -1,6 +1,6 @@
 """What torchtitan's trainer cannot be told of a model or a recipe, as rules with names.
 
-Source: torchtitan v0.2.2 (`config/job_config.py`, `components/optimizer.py`), 0.3.0 (`config/configs.py`, `trainer.py`).
+Source: torchtitan v0.2.2 (`config/job_config.py`, `components/optimizer.py`), 0.3.0 (`config/configs.py`).
 """
 
 from __future__ import annotations
