@@ -155,7 +155,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 
 def pipeline_module(layers, block_class, **others):
-    """`layers`: {len(job.model.layers)} LayerSpecs or modules, one for each layer; `block_class`: name of the blocks' class.
+    """`layers`: {len(job.model.layers)} LayerSpecs, one for each layer; `block_class`: name of the blocks' class.
 
     Stages begin at layers {" ".join(str(piece.numbers[0]) for piece in job.pieces)}.
     """

@@ -58,8 +58,8 @@ def left_to_user(job: Job) -> tuple[str, ...]:
         left.append("Rotary base and scaling (--rotary-base, --rotary-percent, --use-rope-scaling).")
     if experts_of(job):
         left.append(
-            "How the router scores and is balanced: softmax after top-k with an auxiliary loss here (MOE_BALANCE, "
-            "MOE_AUX_LOSS_COEFF); --moe-router-score-function, --moe-router-pre-softmax, --moe-router-enable-expert-bias."
+            "How the router scores and is balanced, here softmax after top-k with an auxiliary loss (MOE_BALANCE, "
+            "MOE_AUX_LOSS_COEFF): --moe-router-score-function, --moe-router-pre-softmax and the like."
         )
     return tuple(left)
 

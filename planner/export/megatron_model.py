@@ -102,7 +102,11 @@ def _positions(job: Job) -> Arguments:
 
 
 def expert_arguments(job: Job) -> Arguments:
-    """Router, experts, shared experts; empty without them. The user's loss for balance is a variable of the script."""
+    """Router, experts, shared experts; empty without them. The user's loss for balance is a variable of the script.
+
+    One expert for each token needs softmax before the choice: after it, its gradient would be zero
+    (`TransformerConfig.__post_init__`).
+    """
     if not experts_of(job):
         return ()
     experts = experts_of(job)[0]
@@ -119,6 +123,7 @@ def expert_arguments(job: Job) -> Arguments:
         argument("--num-experts", experts.num_experts),
         argument("--moe-ffn-hidden-size", experts.expert_width),
         argument("--moe-router-topk", experts.top_k),
+        *([argument("--moe-router-pre-softmax")] if experts.top_k == 1 else []),
         *([argument("--moe-layer-freq", pattern([not each for each in dense]))] if any(dense) else []),
         *(groups if experts.num_groups > 1 else []),
         *(shared if experts.shared_width else []),

@@ -1,7 +1,7 @@
 """What Megatron-LM's `pretrain_gpt.py` cannot be told of a model or a recipe, as rules with names.
 
 Source: `megatron/training/arguments.py` of Megatron-LM 000c4ac and d98e8a6; megatron-core 0.16.1: `TransformerConfig`,
-`gpt_layer_specs`, `moe/router.py`, `moe/experts.py` and `moe/shared_experts.py` (biases), `optimizer/distrib_optimizer.py`.
+`moe/router.py`, `moe/experts.py` and `moe/shared_experts.py` (biases), `optimizer/distrib_optimizer.py` (Adam).
 """
 
 from __future__ import annotations
