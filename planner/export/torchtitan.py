@@ -197,9 +197,14 @@ def _option(name: str, value: object) -> Argument:
 
 
 def _switches(job: Job) -> Arguments:
-    """Sequence parallelism, which is on unless said otherwise, and the kind of recomputation."""
-    off = [argument("--parallelism.no-enable-sequence-parallel")] if _lacks_switch(job) else []
-    return (*off, argument(f"activation_checkpoint:{next(iter(_kinds(job)))}"))
+    """What is on unless said otherwise, then the kind of recomputation.
+
+    CUDA graphs go with neither stages nor the usual dispatch of experts (0.3.0, `trainer.py`: `_validate_cuda_graphs`).
+    """
+    experts = job.experts.expert_parallel_size if job.experts else 1
+    graphs = [argument("--training.disable_cuda_graphs")] if job.num_stages * experts > 1 else []
+    cuts = [argument("--parallelism.no-enable-sequence-parallel")] if _lacks_switch(job) else []
+    return (*graphs, *cuts, argument(f"activation_checkpoint:{next(iter(_kinds(job)))}"))
 
 
 def _toml(job: Job) -> str:
