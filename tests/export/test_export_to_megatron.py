@@ -161,7 +161,7 @@ def test_the_launch_script_asks_for_what_is_missing(preset):
     launch = text_of(exported(ExportTarget.MEGATRON, job), "megatron-launch.sh")
     assert is_bash(launch)
     for name in ("DATA_PATH", "TOKENIZER_MODEL", "TRAIN_ITERS", "LR"):
-        assert f": \"${{{name}:?must be set}}\"" in launch
+        assert f': "${{{name}:?must be set}}"' in launch
     assert ("MOE_ARGS" in launch) == bool(job.model.moe_layers)
 
 

@@ -16,7 +16,6 @@ from planner.cost.torchtitan import TORCHTITAN
 from planner.export.torchtitan import newest_arguments, released_arguments, tables
 from planner.spec.export import ExportTarget
 from planner.spec.strategy import Sharding
-from planner.spec.training import Training
 
 OPTIONS = json.loads((Path(__file__).parent / "torchtitan_options.json").read_text())
 TOML, RELEASED, NEWEST = "torchtitan-v0.2.toml", "torchtitan-v0.3.sh", "torchtitan-main.sh"
@@ -100,11 +99,14 @@ def test_the_arithmetic_of_torchtitan_holds_for_every_plan_that_it_can_run(given
     micro = parallel.get("pipeline_parallel_microbatch_size", training["local_batch_size"])
     counted = training["global_batch_size"] // rounds * (training["local_batch_size"] // micro)
     assert (micro, counted) == (plan.micro_batch_size, plan.num_micro_batches)
-    assert parallel["fsdp_reshard_after_forward"] == {
-        Sharding.NONE: "default",
-        Sharding.GRADIENTS: "never",
-        Sharding.FULL: "always",
-    }[job.sharding]
+    assert (
+        parallel["fsdp_reshard_after_forward"]
+        == {
+            Sharding.NONE: "default",
+            Sharding.GRADIENTS: "never",
+            Sharding.FULL: "always",
+        }[job.sharding]
+    )
     check_stages(job, parallel)
     check_tokens(job)
 
@@ -202,4 +204,3 @@ def test_the_parser_of_0_3_reads_the_options():
 def test_number_formats_of_32_bits():
     job = job_named("llama-2-7b", precision="fp32")
     assert toml(job)["training"]["mixed_precision_param"] == "float32"
-    assert Training.model_validate(job.training.model_dump()).precision == "fp32"
