@@ -18,7 +18,8 @@ Plans the parallelism of Transformer training, and keeps re-planning while the t
 1. `POST /v1/searches` finds a **shortlist** of plans for a model on a cluster. Try it: the filled-in request plans
    Mixtral-8x7B on 8 nodes with 8 H100. With `Prefer: wait=30` the answer is the finished search.
 2. `GET /v1/plans/{plan_id}/picture` shows a plan, `GET /v1/plans/{plan_id}/explanation` says why it is as it is; the
-   finished search names its best one.
+   finished search names its best one. `GET /v1/plans/{plan_id}/export/{target}` writes its launch files for
+   Megatron-LM, torchtitan, DeepSpeed or Galvatron.
 3. `POST /v1/runs` begins a training job on that shortlist; `POST /v1/runs/{run_id}/windows` takes its token counts and
    answers with a decision: keep, rebalance the experts, or switch to another plan.
 

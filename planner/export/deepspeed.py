@@ -36,7 +36,7 @@ def left_to_user(job: Job) -> tuple[str, ...]:
     """What the job's own code has to do."""
     left = [
         "TRAIN_SCRIPT: your script with model, data and tokenizer; HOSTFILE: a line 'name slots=N' for each node.",
-        f"Micro-batches of {job.plan.sequence_length} tokens a sample, as the data loader makes them.",
+        f"Micro-batches of {_tokens(job)} tokens a sample, as the data loader makes them.",
         "optimizer.params (learning rate, betas, weight decay), a scheduler, gradient_clipping.",
     ]
     if job.num_stages > 1:
@@ -52,6 +52,11 @@ def left_to_user(job: Job) -> tuple[str, ...]:
     if _replaced_experts(job):
         left.append("expert_parallel.preset_model, or its patterns, where AutoEP does not know the model by its type.")
     return tuple(left)
+
+
+def _tokens(job: Job) -> str:
+    read = f" (and {job.training.encoder_length} that the encoder reads)" if job.model.has_encoder else ""
+    return f"{job.plan.sequence_length}{read}"
 
 
 def notes(job: Job) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ def placement_notes(job: Job) -> tuple[str, ...]:
     if job.model.moe_layers:
         held = "; ".join(f"stage {stage}: {ranges(layers)}" for stage, layers in enumerate(_moe_layers(job)) if layers)
         notes.append(
-            "Experts sit in order on the ranks. To follow their load, attach Trimtab's agent (runtime.Agent) to the model "
-            f"in the training script, with moe_layers where there are stages; MoE layers counted from 0, {held}."
+            "Experts sit in order on the ranks. To follow their load, attach Trimtab's agent (runtime.Agent) to the "
+            f"model in the training script, with moe_layers where there are stages; MoE layers counted from 0, {held}."
         )
     return tuple(notes)
 

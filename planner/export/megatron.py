@@ -25,7 +25,7 @@ VERSIONS = "Megatron-LM d98e8a6, megatron-core 0.16.1"
 def megatron_files(job: Job) -> tuple[ExportedFile, ...]:
     """Two scripts of bash, the second of which reads the first."""
     top = header(job, VERSIONS, left_to_user(job), notes(job))
-    first = f"{top}{_environment(job)}{arrays(megatron_arguments(job))}"
+    first = f"{top}\n{_environment(job)}{arrays(megatron_arguments(job))}"
     return (
         ExportedFile(name="megatron-arguments.sh", text=first),
         ExportedFile(name="megatron-launch.sh", text=f"#!/usr/bin/env bash\n{top}{_launch(job)}"),
@@ -55,7 +55,7 @@ def left_to_user(job: Job) -> tuple[str, ...]:
     if isinstance(attention, LatentAttention):
         left.append("Rotary base and scaling (--rotary-base, --rotary-scaling-factor, --mscale, --mscale-all-dim).")
     elif ("--position-embedding-type", ("rope",)) in model_arguments(job):
-        left.append("Rotary base and scaling (--rotary-base, --rotary-percent, --use-rope-scaling).")
+        left.append("Rotary positions are assumed: --rotary-base, --rotary-percent, --use-rope-scaling.")
     if experts_of(job):
         left.append(
             "How the router scores and is balanced, here softmax after top-k with an auxiliary loss (MOE_BALANCE, "
@@ -159,8 +159,8 @@ def _recompute(job: Job) -> Arguments:
 
 def _environment(job: Job) -> str:
     if _fully_sharded(job):
-        return "unset CUDA_DEVICE_MAX_CONNECTIONS\n"
-    return "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" if job.first.tp * job.first.cp > 1 else ""
+        return "unset CUDA_DEVICE_MAX_CONNECTIONS\n\n"
+    return "export CUDA_DEVICE_MAX_CONNECTIONS=1\n\n" if job.first.tp * job.first.cp > 1 else ""
 
 
 _NEEDED = (

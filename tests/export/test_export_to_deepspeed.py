@@ -24,7 +24,7 @@ STAGES = {Sharding.NONE: 0, Sharding.OPTIMIZER: 1, Sharding.GRADIENTS: 2, Shardi
 def read(monkeypatch):
     """JSON as DeepSpeed reads it on so many devices and ranks of data parallelism."""
     with quietly():
-        from deepspeed.runtime import config as module
+        from deepspeed.runtime import config as module  # noqa: PLC0415
 
     def configured(content, world_size, data_parallel_size):
         monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
@@ -63,7 +63,7 @@ def test_its_configuration_class_takes_every_plan_that_it_can_run(read, given_pa
 def check_experts(job, config):
     """AutoEP holds its section against ranks and ZeRO."""
     with quietly():
-        from deepspeed.module_inject.auto_ep_config import validate_autoep_config
+        from deepspeed.module_inject.auto_ep_config import validate_autoep_config  # noqa: PLC0415
 
         parallel = config.expert_parallel_config
         if parallel is not None:
@@ -79,7 +79,7 @@ def check_experts(job, config):
 @settings(**EVERYTHING)
 def test_its_partition_puts_the_stages_where_the_plan_has_them(given_parts):
     with quietly():
-        from deepspeed.runtime.utils import partition_balanced, partition_uniform
+        from deepspeed.runtime.utils import partition_balanced, partition_uniform  # noqa: PLC0415
     job = job_of(*given_parts)
     assume(job.num_stages > 1)
     values = pipeline_arguments(job)
@@ -107,10 +107,10 @@ def test_a_pipeline_has_a_python_file_that_python_reads_and_others_have_none():
 
 def test_pipeline_module_has_the_arguments_that_the_file_gives_it():
     with quietly():
-        from inspect import signature
+        from inspect import signature  # noqa: PLC0415
 
-        from deepspeed.runtime.pipe.module import PipelineModule
-        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+        from deepspeed.runtime.pipe.module import PipelineModule  # noqa: PLC0415
+        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # noqa: PLC0415
     text = text_of(exported(ExportTarget.DEEPSPEED, named("llama-2-7b", "pp2-dp4-mbs1-zero1")), PIPELINE)
     calls = {node.func.id: node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.keywords}
     for target in (PipelineModule, PipeModelDataParallelTopology):

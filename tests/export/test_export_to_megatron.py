@@ -33,7 +33,7 @@ TRAINING = Training(global_batch_size=64, sequence_length=1024)
 @pytest.fixture(scope="module")
 def megatron():
     with quietly():
-        import megatron.core.transformer as transformer
+        from megatron.core import transformer  # noqa: PLC0415
     return transformer
 
 
@@ -94,8 +94,8 @@ def test_the_arithmetic_of_megatron_holds_for_every_plan_that_it_can_run(megatro
 def held_blocks(job, read):
     """The blocks of each virtual stage in order, as Megatron deals them out."""
     with quietly():
-        from megatron.core.transformer.enums import LayerType
-        from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
+        from megatron.core.transformer.enums import LayerType  # noqa: PLC0415
+        from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout  # noqa: PLC0415
     stages, virtual = read.pipeline_model_parallel_size, read.num_virtual_stages_per_pipeline_rank or 1
     if read.pipeline_model_parallel_layout is None:
         assert read.num_layers % (stages * virtual) == 0
@@ -119,7 +119,7 @@ def held_blocks(job, read):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_ranks_of_megatron_are_the_devices_of_the_plan(given_parts):
     with quietly():
-        from megatron.core.parallel_state import RankGenerator
+        from megatron.core.parallel_state import RankGenerator  # noqa: PLC0415
     job = job_of(*given_parts)
     read, strategy, experts = degrees(job), job.first, job.experts
     order, stages = "tp-cp-ep-dp-pp", read.pipeline_model_parallel_size

@@ -1,4 +1,4 @@
-"""torchtitan: every key is one of its own, its arithmetic holds, and its parsers read the files where it is installed."""
+"""torchtitan: every key is one of its own, its arithmetic holds, its parsers read the files where it is installed."""
 
 import importlib.metadata
 import importlib.util
@@ -172,7 +172,7 @@ def installed(version):
 def test_the_parser_of_v0_2_reads_the_toml_file(tmp_path):
     installed("0.2.2")
     with quietly():
-        from torchtitan.config import ConfigManager
+        from torchtitan.config import ConfigManager  # noqa: PLC0415
     file = tmp_path / TOML
     for preset, precision in product(NAMED, ("bf16", "fp8", "mxfp8")):
         job = job_named(preset, precision=precision)
@@ -186,7 +186,7 @@ def test_the_parser_of_v0_2_reads_the_toml_file(tmp_path):
 def test_the_parser_of_0_3_reads_the_options():
     installed("0.3.0")
     with quietly():
-        from torchtitan.config.manager import ConfigManager
+        from torchtitan.config.manager import ConfigManager  # noqa: PLC0415
     for preset in NAMED:
         job = job_named(preset)
         words = [word for each in released_arguments(job) for word in each.words()]
