@@ -1,6 +1,6 @@
 """DeepSpeed: its JSON, the launcher's command, and for a pipeline the arguments of `PipelineModule`.
 
-Source: DeepSpeed 0.19.6 and 0.19.8: `runtime/config.py`, `runtime/zero/config.py`, `runtime/tensor_parallel/config.py`
+Source: DeepSpeed 0.19.8: `runtime/config.py`, `runtime/zero/config.py`, `runtime/tensor_parallel/config.py`
 (`autotp_size`), `module_inject/auto_ep_config.py` (`expert_parallel`), `runtime/pipe/module.py` and `topology.py`. JSON
 has no key for stages, nor one that turns recomputation on: both are in the client's code. It has no comments either, so
 the launch script carries the header.

@@ -97,9 +97,7 @@ CASES = {
     },
     DEEPSPEED: {
         "nodes-of-one-size": unlike_nodes,
-        "gradients-as-weights": recipe(gradient_precision="fp16"),
-        "deepspeed-without-mics": lambda: job(strategy=Strategy(axes=axes(dp=2, sdp=2), sharding=Sharding.FULL)),
-        "deepspeed-gradients-under-zero": job,
+        "gradients-as-weights": lambda: job(strategy=ZERO_1, training=changed(TRAINING, gradient_precision="fp16")),
         "deepspeed-dropless-under-zero-3": lambda: job(
             a_model(experts=8), EXPERTS_FULL, training=changed(TRAINING, capacity_factor=1.5)
         ),
@@ -149,6 +147,7 @@ def test_a_plan_that_breaks_a_rule_is_refused_with_its_name(target, rule):
         (MEGATRON, "llama-2-7b", "pp2-dp4-mbs1-zero3", "sharding-of-target"),
         (TORCHTITAN, "mixtral-8x7b", "tp2-dp4-ep4-etp2-mbs1-sp-zero3", "torchtitan-expert-tensor-parallelism"),
         (DEEPSPEED, "llama-2-7b", "tp2-dp4-mbs1-sp-zero1", "sequence-parallel-of-target"),
+        (DEEPSPEED, "llama-2-7b", "dp8-mbs1", "deepspeed-gradients-under-zero"),
     ],
 )
 def test_the_framework_s_own_rules_come_first(target, preset, shorthand, rule):
