@@ -1,14 +1,13 @@
 """What Megatron-LM's `pretrain_gpt.py` cannot be told of a model or a recipe, as rules with names.
 
 Source: `megatron/training/arguments.py` of Megatron-LM 000c4ac and d98e8a6; megatron-core 0.16.1: `TransformerConfig`,
-`moe/router.py`, `moe/experts.py` and `moe/shared_experts.py` (biases), `optimizer/distrib_optimizer.py` (Adam).
+`moe/router.py`, `moe/experts.py` and `moe/shared_experts.py` (biases).
 """
 
 from __future__ import annotations
 
 from planner.export.job import Job
 from planner.export.rules import ExportRule, decoder_only, gradients_as_weights, nodes_of_one_size
-from planner.spec.cluster import Precision
 from planner.spec.model import (
     Block,
     DenseFeedForward,
@@ -18,8 +17,6 @@ from planner.spec.model import (
     LatentAttention,
     MoeFeedForward,
 )
-from planner.spec.strategy import Sharding
-from planner.spec.training import Optimizer
 
 
 def megatron_plain_edges(job: Job) -> str | None:
@@ -88,20 +85,6 @@ def megatron_biases_together(job: Job) -> str | None:
     return None
 
 
-def megatron_experts_without_fp16(job: Job) -> str | None:
-    """`validate_args`: "Expert parallelism is not supported with fp16 training"."""
-    if job.experts and job.experts.expert_parallel_size > 1 and job.training.precision is Precision.FP16:
-        return "expert_parallel_size must be 1 with precision fp16 for Megatron-LM"
-    return None
-
-
-def megatron_adam_where_sharded(job: Job) -> str | None:
-    """The distributed optimizer takes Adam alone."""
-    if job.sharding is not Sharding.NONE and job.training.optimizer is not Optimizer.ADAM:
-        return "the optimizer must be adam where its state is sharded for Megatron-LM"
-    return None
-
-
 def experts_of(job: Job) -> tuple[MoeFeedForward, ...]:
     """The kinds of experts of the model."""
     return tuple(dict.fromkeys(block.moe for block in job.blocks if block.moe is not None))
@@ -130,6 +113,4 @@ MEGATRON_EXPORT_RULES: tuple[ExportRule, ...] = (
     megatron_one_attention,
     megatron_one_feed_forward,
     megatron_biases_together,
-    megatron_experts_without_fp16,
-    megatron_adam_where_sharded,
 )

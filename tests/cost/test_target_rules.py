@@ -175,6 +175,16 @@ def test_torchtitan_reduces_gradients_in_fp32(precision):
     assert bool(broken(Target.DEEPSPEED, model, plan, training)) is (precision != "bf16")
 
 
+def test_megatron_has_no_expert_parallelism_in_fp16_and_shards_what_adam_updates():
+    half = TRAINING.model_copy(update={"precision": "fp16"})
+    for parallel, rules in ((4, {"megatron-experts-without-fp16"}), (1, set())):
+        model, plan = one_stage(MOE, axes=axes(dp=4), experts=spread(parallel, 1, 4 // parallel))
+        assert broken(Target.MEGATRON, model, plan, half) == rules
+    sgd = TRAINING.model_copy(update={"optimizer": "sgd"})
+    for sharding, rules in ((ZERO_1, {"megatron-adam-where-sharded"}), (Sharding.NONE, set())):
+        assert broken(Target.MEGATRON, *one_stage(DENSE, axes=axes(dp=4), sharding=sharding), sgd) == rules
+
+
 @pytest.mark.parametrize(("length", "rules"), [(256, set()), (252, {"torchtitan-sequence-divides"})])
 def test_torchtitan_s_sequences_divide_by_twice_tp_and_cp(length, rules):
     training = TRAINING.model_copy(update={"sequence_length": length})
@@ -185,6 +195,8 @@ def test_torchtitan_s_sequences_divide_by_twice_tp_and_cp(length, rules):
 NEVER = {
     # These have every axis, every kind of recomputation, or every number format that a plan or recipe can name.
     Target.MEGATRON: {
+        "megatron-experts-without-fp16",
+        "megatron-adam-where-sharded",
         "axes-of-target",
         "recompute-of-target",
         "sequence-parallel-of-target",

@@ -80,10 +80,6 @@ CASES = {
         "megatron-one-attention": lambda: job(blocks(BLOCK, with_attention(num_kv_heads=2))),
         "megatron-one-feed-forward": lambda: job(blocks(BLOCK, changed(BLOCK, feed_forward=changed(DENSE, width=512)))),
         "megatron-biases-together": lambda: job(blocks(with_attention(output_bias=True))),
-        "megatron-experts-without-fp16": lambda: job(
-            a_model(experts=8), Strategy(axes=axes(dp=4), experts=spread(4)), changed(TRAINING, precision="fp16")
-        ),
-        "megatron-adam-where-sharded": lambda: job(strategy=ZERO_1, training=changed(TRAINING, optimizer="sgd")),
     },
     TORCHTITAN: {
         "nodes-of-one-size": lambda: Job(*_sharded(unlike_nodes())),
