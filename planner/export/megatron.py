@@ -78,6 +78,8 @@ def notes(job: Job) -> tuple[str, ...]:
     if _fully_sharded(job):
         found.append("ZeRO-2 and ZeRO-3 are Megatron-FSDP; it writes checkpoints of its own format.")
     attention = job.blocks[0].attention
+    if isinstance(attention, LatentAttention) and attention.q_lora_rank is None:
+        found.append("Queries have no low rank: --q-lora-rank is left out, whose default is none.")
     if isinstance(attention, GroupedQueryAttention) and attention.num_kv_heads % job.first.tp:
         found.append(f"tp {job.first.tp} exceeds the {attention.num_kv_heads} key-value heads, which are replicated.")
     return tuple(found)

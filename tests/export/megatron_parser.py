@@ -124,7 +124,8 @@ def transformer_config(read: argparse.Namespace, megatron):
     if read.moe_layer_freq:
         taken["moe_layer_freq"] = pattern(read.moe_layer_freq)
     if latent:
-        taken |= {key: value for key, value in vars(read).items() if key in _LATENT and value is not None}
+        # The option's default is None, and is handed on: queries without a low rank.
+        taken |= {key: value for key, value in vars(read).items() if key in _LATENT}
     arguments = dict(
         **taken,
         num_query_groups=read.num_query_groups if read.group_query_attention else None,

@@ -1,6 +1,10 @@
 """Megatron-LM: every option is one of its own, and megatron-core takes what they say."""
 
+import json
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import megatron_parser
 import pytest
@@ -9,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from target_plans import a_model, a_plan, axes, plans_of_parts, uniform
 
 from planner.cost.megatron import MEGATRON
+from planner.cost.parameters import total_parameters
 from planner.export.megatron import megatron_arguments
 from planner.spec.cluster import Precision
 from planner.spec.export import ExportTarget
@@ -145,6 +150,33 @@ def test_the_ranks_of_megatron_are_the_devices_of_the_plan(given_parts):
         assert spread.get_ranks("pp") == ranks.get_ranks("pp")
         tensor = experts.expert_tensor_parallel_size
         assert all(group[1:2] in ([], [group[0] + tensor]) for group in spread.get_ranks("ep"))
+
+
+def test_megatron_core_builds_models_of_as_many_parameters_as_the_planner_counts():
+    """Attention, gates, experts, biases, norms, ties: whatever the arguments left out would show."""
+    presets = (
+        "llama-2-7b",
+        "qwen3-8b",
+        "gpt2-xl",
+        "mixtral-8x7b",
+        "gpt-oss-20b",
+        "qwen1.5-moe-a2.7b",
+        "deepseek-v2-lite",
+    )
+    one = Training(global_batch_size=1, sequence_length=1024)
+    jobs = [named(preset, "mbs1", 1, one) for preset in presets]
+    lines = [json.dumps({"words": words(job), "vocabulary": job.model.layers[0].vocab_size}) for job in jobs]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("megatron_models.py")],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    built = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
+    assert dict(zip(presets, built, strict=True)) == {job.model.name: total_parameters(job.model) for job in jobs}
 
 
 def test_bash_reads_the_arguments_as_they_are_meant():
