@@ -1,6 +1,7 @@
 """Megatron-LM: every option is one of its own, and megatron-core takes what they say."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import product
@@ -173,6 +174,7 @@ def test_megatron_core_builds_models_of_as_many_parameters_as_the_planner_counts
         text=True,
         timeout=300,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     built = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
