@@ -66,6 +66,11 @@ def notes(job: Job) -> tuple[str, ...]:
         found.append(
             "ZeRO-1 over a single rank shards nothing; it is there for gradients in other numbers than weights."
         )
+    if _cut_by_autotp(job):
+        found.append(
+            f"A step has {job.plan.global_batch_size} samples; train_batch_size is left out, because without an mpu "
+            "DeepSpeed takes it for micro-batch x accumulation x all ranks, those of tensor parallelism too."
+        )
     if job.training.optimizer is Optimizer.SGD and job.sharding is not Sharding.NONE:
         found.append("DeepSpeed calls ZeRO with SGD untested.")
     return tuple(found)
@@ -75,7 +80,7 @@ def deepspeed_config(job: Job) -> dict[str, object]:
     """The JSON."""
     plan, training = job.plan, job.training
     sections: dict[str, object] = {
-        "train_batch_size": plan.global_batch_size,
+        **({} if _cut_by_autotp(job) else {"train_batch_size": plan.global_batch_size}),
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.num_micro_batches,
         "zero_optimization": _zero(job),
@@ -84,7 +89,7 @@ def deepspeed_config(job: Job) -> dict[str, object]:
         sections[training.precision.value] = {"enabled": True}
     sections["data_types"] = {"grad_accum_dtype": training.gradient_precision.value}
     sections["communication_data_type"] = training.gradient_precision.value
-    if job.first.tp > 1 and job.num_stages == 1:
+    if _cut_by_autotp(job):
         sections["tensor_parallel"] = {"autotp_size": job.first.tp}
     if _replaced_experts(job):
         sections["expert_parallel"] = {"enabled": True, "autoep_size": _expert_parallel(job)}
@@ -105,7 +110,12 @@ def _zero(job: Job) -> dict[str, object]:
     stage = _STAGE[job.sharding]
     if stage == 0:
         return {"stage": 1 if mixed_gradients(job) else 0}
-    return {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    return {"stage": stage, "overlap_comm": job.num_stages == 1, "contiguous_gradients": True}
+
+
+def _cut_by_autotp(job: Job) -> bool:
+    """AutoTP cuts a whole model; layers of a pipeline are the client's."""
+    return job.first.tp > 1 and job.num_stages == 1
 
 
 def _expert_parallel(job: Job) -> int:

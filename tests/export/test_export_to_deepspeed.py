@@ -46,6 +46,9 @@ def test_its_configuration_class_takes_every_plan_that_it_can_run(read, given_pa
     assert content == json.loads(json.dumps(deepspeed_config(job)))
     config = read(content, plan.num_devices, job.first.data_parallel_size)
     assert config.train_batch_size == plan.global_batch_size
+    if "tensor_parallel" in content:
+        # AutoTP has no ranks of its own when the configuration is read: all count for data parallelism.
+        assert read(content, plan.num_devices, plan.num_devices).gradient_accumulation_steps == plan.num_micro_batches
     assert config.train_micro_batch_size_per_gpu == plan.micro_batch_size
     assert config.gradient_accumulation_steps == plan.num_micro_batches
     assert config.zero_config.stage == (STAGES[job.sharding] or 1)
