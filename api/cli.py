@@ -15,6 +15,7 @@ import typer
 
 from api.commands.config import config
 from api.commands.explain import diff, explain
+from api.commands.export import export
 from api.commands.import_galvatron import import_galvatron
 from api.commands.options import shown
 from api.commands.plan import plan
@@ -30,6 +31,23 @@ _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """UsageError: of click, or of the copy that newer versions of typer bring along."""
 
 
+_COMMANDS = (
+    plan,
+    explain,
+    estimate,
+    diff,
+    export,
+    picture,
+    timeline,
+    profile,
+    import_galvatron,
+    replay,
+    serve,
+    config,
+    validate,
+)
+
+
 def build() -> typer.Typer:
     """The command with its subcommands."""
     app = typer.Typer(
@@ -39,20 +57,7 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in (
-        plan,
-        explain,
-        estimate,
-        diff,
-        picture,
-        timeline,
-        profile,
-        import_galvatron,
-        replay,
-        serve,
-        config,
-        validate,
-    ):
+    for command in _COMMANDS:
         app.command()(command)
     return app
 

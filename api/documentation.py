@@ -19,7 +19,8 @@ Plans the parallelism of Transformer training, and keeps re-planning while the t
    Mixtral-8x7B on 8 nodes with 8 H100. With `Prefer: wait=30` the answer is the finished search.
 2. `GET /v1/searches/{search_id}/shortlist/picture` shows the plans side by side, `GET /v1/plans/{plan_id}/picture` one
    of them, `GET /v1/plans/{plan_id}/timeline` a step of it for Perfetto; `GET /v1/plans/{plan_id}/explanation` says why
-   it is as it is. The finished search names its best one.
+   it is as it is. The finished search names its best one. `GET /v1/plans/{plan_id}/export/{target}` writes the
+   launch files of a plan for Megatron-LM, torchtitan, DeepSpeed or Galvatron.
 3. `POST /v1/runs` begins a training job on that shortlist; `POST /v1/runs/{run_id}/windows` takes its token counts and
    answers with a decision: keep, rebalance the experts, or switch to another plan. `GET /v1/runs/{run_id}/picture`
    shows what became of it.

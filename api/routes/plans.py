@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Path, Response
 
 from api.answers import StrictRoute
-from api.examples import ESTIMATE_EXAMPLES, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
+from api.examples import ESTIMATE_EXAMPLES, EXPORT_EXAMPLE, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
 from api.pictures import SvgResponse, picture_of
 from api.resolution import cluster_of, resolve
 from api.routes.parameters import READS_BODY, FoundBy, PlanId, problems
 from api.search_store import SearchStore
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
+from planner.export import export_plan
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
+from planner.spec.export import Export, ExportTarget
 from planner.spec.plan import Plan
 from planner.spec.shortlist import CertificateStatus
 from planner.spec.timeline import PlanTimeline
@@ -83,6 +85,14 @@ class PlanRoutes:
             responses=misses,
         )
         add(
+            f"{one}/export/{{target}}",
+            self.export,
+            methods=["GET"],
+            operation_id="export_plan",
+            summary="A plan as files of a training framework",
+            responses={200: {"content": {"application/json": {"example": EXPORT_EXAMPLE}}}, **misses},
+        )
+        add(
             f"{one}/estimate",
             self.what_if,
             methods=["POST"],
@@ -145,6 +155,21 @@ class PlanRoutes:
         prices = (estimate(found.model, found.cluster, found.training, plan) for plan in (found.entry.plan, other))
         one, two = zip((found.entry.plan, other), prices, strict=True)
         return plan_diff(found.model, one, two)
+
+    def export(
+        self,
+        plan_id: PlanId,
+        target: Annotated[ExportTarget, Path(description="The framework that is to run the plan")],
+        search_id: FoundBy = None,
+    ) -> Export:
+        """Launch files of Megatron-LM, torchtitan, DeepSpeed or Galvatron, each with what it leaves to you.
+
+        Written for the model, cluster and recipe of the plan's search. A plan that the framework cannot run is
+        answered with 422, and `errors` names every rule that it breaks; a search with `options.target` keeps to what a
+        framework can run.
+        """
+        found = self._store.found(plan_id, search_id)
+        return export_plan(target, found.model, found.cluster, found.training, found.entry.plan)
 
     def what_if(
         self,

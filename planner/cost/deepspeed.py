@@ -1,4 +1,4 @@
-"""What DeepSpeed can run. Read in 0.19.6; its partition functions were run beside `deepspeed_cuts`.
+"""What DeepSpeed can run. Read in 0.19.6 and 0.19.8; its partition functions were run beside `deepspeed_cuts`.
 
 Without a pipeline there are ZeRO, AutoTP, `MoE` and AutoEP (which has MoE layers with ZeRO-3), with one there is
 `PipelineModule`. A pipeline with tp takes tensor-parallel layers of the client (its mpu). Sequence parallelism in
@@ -8,7 +8,7 @@ MoE layers have no tp here. MoE in a pipeline works since DeepSpeed#5338.
 
 from __future__ import annotations
 
-from planner.cost.framework import Framework, Starts, Used
+from planner.cost.framework import Framework, Starts, Used, can_shard
 from planner.spec.cluster import Precision
 from planner.spec.model import Block, GroupedQueryAttention, Model
 from planner.spec.plan import ScheduleKind
@@ -23,10 +23,22 @@ def deepspeed_key_value_heads(used: Used) -> str | None:
     return None
 
 
-def deepspeed_hybrid_sharding_without_tp(used: Used) -> str | None:
-    """Shards that are replicated are MiCS (`mics_shard_size`), which is not known to go with tensor parallelism."""
-    if used.strategy.degree(AxisKind.SDP) > 1 and used.strategy.tp > 1:
-        return "tp must be 1 where dp replicates sdp (MiCS) for DeepSpeed"
+def deepspeed_without_mics(used: Used) -> str | None:
+    """ "MiCS ZeRO-3 sharding has been removed" (0.19.8), and with it shards that are replicated."""
+    if used.strategy.degree(AxisKind.SDP) > 1:
+        return "axes must not replicate shards (dp beside sdp) for DeepSpeed, which has no MiCS any more"
+    return None
+
+
+def deepspeed_gradients_under_zero(used: Used) -> str | None:
+    """Without ZeRO "unsupported mix of model_dtype and grad_accum_dtype" (`_do_optimizer_sanity_check`).
+
+    Where there is nothing to shard, ZeRO-1 over one rank sums gradients in other numbers than weights have.
+    """
+    precision, gradients = used.training.precision, used.training.gradient_precision
+    plain = used.strategy.sharding is Sharding.NONE and can_shard(used.strategy)
+    if plain and gradients is not precision and not precision.is_quantised:
+        return f"sharding must not be none for DeepSpeed with gradient_precision {gradients} and precision {precision}"
     return None
 
 
@@ -35,13 +47,6 @@ def deepspeed_whole_experts(used: Used) -> str | None:
     experts = used.strategy.experts
     if experts is not None and experts.expert_tensor_parallel_size > 1:
         return "expert_tensor_parallel_size must be 1 for DeepSpeed"
-    return None
-
-
-def deepspeed_experts_without_mics(used: Used) -> str | None:
-    """MoE layers go with ZeRO-3 through AutoEP alone, which refuses MiCS."""
-    if used.strategy.experts is not None and used.strategy.degree(AxisKind.SDP) > 1:
-        return "axes must not replicate sdp (MiCS) for DeepSpeed's MoE layers"
     return None
 
 
@@ -61,7 +66,7 @@ def deepspeed_cuts(model: Model, num_stages: int) -> tuple[Starts, ...]:
 
 DEEPSPEED = Framework(
     name="DeepSpeed",
-    version="0.19.6",
+    version="0.19.8",
     axes=("dp", "sdp", "tp", "pp", "ep"),
     # The topology is pipe, data, model, outermost first.
     order=(AxisKind.DP, AxisKind.SDP, AxisKind.TP),
@@ -76,9 +81,9 @@ DEEPSPEED = Framework(
     gradient_precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
     strategy_rules=(
         deepspeed_key_value_heads,
-        deepspeed_hybrid_sharding_without_tp,
+        deepspeed_without_mics,
+        deepspeed_gradients_under_zero,
         deepspeed_whole_experts,
-        deepspeed_experts_without_mics,
     ),
     cuts=deepspeed_cuts,
 )

@@ -12,6 +12,7 @@ from planner.cost.framework import Framework, Used
 from planner.spec.cluster import Precision
 from planner.spec.plan import ScheduleKind
 from planner.spec.strategy import AxisKind, Recompute, Sharding
+from planner.spec.training import Optimizer
 
 
 def megatron_experts_inside_replicas(used: Used) -> str | None:
@@ -20,6 +21,21 @@ def megatron_experts_inside_replicas(used: Used) -> str | None:
     replicas = used.strategy.degree(AxisKind.DP)
     if experts is not None and sdp > 1 and experts.expert_data_parallel_size % replicas:
         return f"dp {replicas} beside sdp must divide edp {experts.expert_data_parallel_size} for Megatron-LM"
+    return None
+
+
+def megatron_experts_without_fp16(used: Used) -> str | None:
+    """`validate_args`: "Expert parallelism is not supported with fp16 training"."""
+    experts = used.strategy.experts
+    if experts is not None and experts.expert_parallel_size > 1 and used.training.precision is Precision.FP16:
+        return "expert_parallel_size must be 1 with precision fp16 for Megatron-LM"
+    return None
+
+
+def megatron_adam_where_sharded(used: Used) -> str | None:
+    """The distributed optimizer, and Megatron-FSDP with it, takes Adam alone (`optimizer/distrib_optimizer.py`)."""
+    if used.strategy.sharding is not Sharding.NONE and used.training.optimizer is not Optimizer.ADAM:
+        return f"sharding must be none with optimizer {used.training.optimizer} for Megatron-LM"
     return None
 
 
@@ -40,5 +56,9 @@ MEGATRON = Framework(
     schedules=(ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED),
     precisions=tuple(Precision),
     gradient_precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
-    strategy_rules=(megatron_experts_inside_replicas,),
+    strategy_rules=(
+        megatron_experts_inside_replicas,
+        megatron_experts_without_fp16,
+        megatron_adam_where_sharded,
+    ),
 )

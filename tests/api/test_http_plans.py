@@ -6,9 +6,13 @@ from xml.etree import ElementTree
 import pytest
 from invented_searches import TINY_REQUEST, misses, plan_with
 
-from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
+from api.examples import ESTIMATE_EXAMPLES, EXPORT_EXAMPLE, WHAT_IF_EXAMPLES
+from api.resolution import resolve
+from api.values import EstimateRequest
+from planner.export import export_plan
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
+from planner.spec.export import Export, ExportTarget
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist
 from planner.spec.timeline import PlanTimeline
@@ -193,3 +197,37 @@ def test_two_plans_differ_in_what_their_searches_chose(client, search):
 def test_plans_that_nobody_found_are_not_explained(client, search, path):
     answer = client.get(f"/v1/plans/{path.format(best=search['best_plan_id'])}")
     assert answer.status_code == 404
+
+
+def test_a_plan_is_exported_with_its_id_in_the_files(client, search):
+    answer = client.get(f"{search['links']['best_plan']}/export/megatron")
+    assert answer.status_code == 200, answer.text
+    export = Export.model_validate(answer.json())
+    assert export.plan_id == search["best_plan_id"]
+    assert all(f"# Plan {export.plan_id}: " in file.text for file in export.files)
+
+
+def test_a_plan_that_a_framework_cannot_run_is_answered_with_the_rule(client, search):
+    answer = client.get(f"{search['links']['best_plan']}/export/torchtitan")
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert error["field"] == "plan" and "(sharding-of-target)" in error["message"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("none/export/megatron", 404), ("{best}/export/jax", 422)])
+def test_neither_unknown_plans_nor_unknown_frameworks_are_exported(client, search, path, status):
+    assert client.get(f"/v1/plans/{path.format(best=search['best_plan_id'])}").status_code == status
+
+
+def test_the_documented_export_is_one_of_the_filled_in_plan():
+    given = EstimateRequest.model_validate(ESTIMATE_EXAMPLES["mixtral"]["value"])
+    model, cluster = resolve(given.model, given.cluster)
+    export, shown = (
+        export_plan(ExportTarget.MEGATRON, model, cluster, given.training, given.plan),
+        Export.model_validate(EXPORT_EXAMPLE),
+    )
+    assert (shown.target, shown.plan_id, shown.plan_summary) == (export.target, export.plan_id, export.plan_summary)
+    assert (shown.versions, [file.name for file in shown.files]) == (export.versions, [f.name for f in export.files])
+    for part in shown.files[0].text.split("…\n")[1:]:
+        assert part.removesuffix("…") in export.files[0].text
+    assert set(shown.left_to_user) - {"…"} <= set(export.left_to_user) and set(shown.notes) <= set(export.notes)

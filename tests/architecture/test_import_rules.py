@@ -54,11 +54,14 @@ def test_a_house_without_imports_keeps_all_rules(empty_house):
         ("planner/cost", "planner.search"),
         ("planner/search", "planner.online"),
         ("planner/view", "planner.search"),
+        ("planner/export", "planner.search"),
+        ("planner/export", "profiles"),
         ("planner", "profiles"),
         ("profiles", "runtime"),
         ("runtime", "api"),
         ("runtime", "planner.search"),
         ("runtime", "planner.view"),
+        ("runtime", "planner.export"),
         ("planner/cost", "torch"),
         ("profiles", "torch"),
         ("api", "torch"),
@@ -66,6 +69,7 @@ def test_a_house_without_imports_keeps_all_rules(empty_house):
         ("planner/online/placement", "planner.online.recorded"),
         ("runtime", "sqlalchemy"),
         ("planner/cost", "pulp"),
+        ("planner/export", "pulp"),
     ],
 )
 def test_a_wrong_import_breaks_a_rule(empty_house, importer, imports):

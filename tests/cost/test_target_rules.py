@@ -124,13 +124,14 @@ COUNTER_EXAMPLES = {
         "recompute-of-target": lambda: one_stage(DENSE, axes=axes(dp=4), recompute=Recompute.SELECTIVE),
         "stages-as-target-cuts": lambda: pipeline(ONE_F_ONE_B, starts=(0, 2)),
         "deepspeed-key-value-heads": lambda: one_stage(a_model(kv_heads=2), axes=axes(tp=4)),
-        "deepspeed-hybrid-sharding-without-tp": lambda: one_stage(DENSE, axes=axes(dp=2, sdp=2, tp=2), sharding=ZERO_3),
+        "deepspeed-without-mics": lambda: one_stage(DENSE, axes=axes(dp=2, sdp=2), sharding=ZERO_3),
         "deepspeed-whole-experts": lambda: one_stage(MOE, axes=axes(dp=4), experts=spread(2, 2)),
-        "deepspeed-experts-without-mics": lambda: one_stage(
-            MOE, axes=axes(dp=2, sdp=2), sharding=ZERO_3, experts=spread(2, 1, 2)
-        ),
     },
 }
+
+
+RECIPES = {Target.DEEPSPEED: TRAINING.model_copy(update={"gradient_precision": "bf16"})}
+"""Where plain data parallelism needs gradients in the numbers of the weights."""
 
 
 def with_blocks_of(usual, first):
@@ -144,7 +145,19 @@ EXAMPLES = [(target, rule, make) for target, rules in COUNTER_EXAMPLES.items() f
 @pytest.mark.parametrize(("target", "rule", "make"), EXAMPLES, ids=[f"{target}-{rule}" for target, rule, _ in EXAMPLES])
 def test_a_plan_can_break_this_rule_alone(target, rule, make):
     model, plan = make()
-    assert broken(target, model, plan) == {rule}
+    assert broken(target, model, plan, RECIPES.get(target, TRAINING)) == {rule}
+
+
+@pytest.mark.parametrize(
+    ("precision", "gradients", "runs"),
+    [("bf16", "fp32", False), ("fp16", "fp32", False), ("bf16", "bf16", True), ("fp32", "fp32", True)],
+)
+def test_deepspeed_sums_gradients_in_other_numbers_than_weights_under_zero_alone(precision, gradients, runs):
+    training = TRAINING.model_copy(update={"precision": precision, "gradient_precision": gradients})
+    rule = {"deepspeed-gradients-under-zero"}
+    assert broken(Target.DEEPSPEED, *one_stage(DENSE, axes=axes(dp=4)), training) == (set() if runs else rule)
+    assert not broken(Target.DEEPSPEED, *one_stage(DENSE, axes=axes(dp=4), sharding=ZERO_1), training)
+    assert not broken(Target.DEEPSPEED, *one_stage(DENSE, axes=axes(tp=4)), training)
 
 
 @pytest.mark.parametrize("target", [Target.TORCHTITAN, Target.DEEPSPEED])
@@ -159,7 +172,17 @@ def test_torchtitan_reduces_gradients_in_fp32(precision):
     model, plan = one_stage(DENSE, axes=axes(dp=4))
     assert broken(Target.TORCHTITAN, model, plan, training) == {"gradient-precision-of-target"}
     assert not broken(Target.MEGATRON, model, plan, training)
-    assert not broken(Target.DEEPSPEED, model, plan, training)
+    assert bool(broken(Target.DEEPSPEED, model, plan, training)) is (precision != "bf16")
+
+
+def test_megatron_has_no_expert_parallelism_in_fp16_and_shards_what_adam_updates():
+    half = TRAINING.model_copy(update={"precision": "fp16"})
+    for parallel, rules in ((4, {"megatron-experts-without-fp16"}), (1, set())):
+        model, plan = one_stage(MOE, axes=axes(dp=4), experts=spread(parallel, 1, 4 // parallel))
+        assert broken(Target.MEGATRON, model, plan, half) == rules
+    sgd = TRAINING.model_copy(update={"optimizer": "sgd"})
+    for sharding, rules in ((ZERO_1, {"megatron-adam-where-sharded"}), (Sharding.NONE, set())):
+        assert broken(Target.MEGATRON, *one_stage(DENSE, axes=axes(dp=4), sharding=sharding), sgd) == rules
 
 
 @pytest.mark.parametrize(("length", "rules"), [(256, set()), (252, {"torchtitan-sequence-divides"})])
@@ -172,6 +195,8 @@ def test_torchtitan_s_sequences_divide_by_twice_tp_and_cp(length, rules):
 NEVER = {
     # These have every axis, every kind of recomputation, or every number format that a plan or recipe can name.
     Target.MEGATRON: {
+        "megatron-experts-without-fp16",
+        "megatron-adam-where-sharded",
         "axes-of-target",
         "recompute-of-target",
         "sequence-parallel-of-target",
@@ -187,6 +212,7 @@ NEVER = {
         "torchtitan-sequence-divides",
     },
     Target.DEEPSPEED: {
+        "deepspeed-gradients-under-zero",
         "precision-of-target",
         "gradient-precision-of-target",
         "sequence-parallel-of-target",
@@ -204,7 +230,7 @@ def test_every_rule_has_its_counter_example(target):
 
 def test_deepspeed_has_no_sequence_parallelism():
     model, plan = one_stage(DENSE, axes=axes(dp=2, tp=2), sequence_parallel=True)
-    assert broken(Target.DEEPSPEED, model, plan) == {"sequence-parallel-of-target"}
+    assert broken(Target.DEEPSPEED, model, plan, RECIPES[Target.DEEPSPEED]) == {"sequence-parallel-of-target"}
     mixed = with_blocks_of(Strategy(axes=axes(tp=4)), Strategy(axes=axes(tp=4), sequence_parallel=True))
     assert broken(Target.DEEPSPEED, *mixed) == {"sequence-parallel-of-target", "one-sequence-parallel"}
 
