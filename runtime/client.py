@@ -18,7 +18,7 @@ from planner.spec.errors import InputError, Problem, UnavailableError
 from planner.spec.parse import parse
 from planner.spec.placement import Placement
 from planner.spec.run import Run, RunRequest
-from planner.spec.value import Index, Value
+from planner.spec.value import GREATEST_INDEX, Index, Value
 from planner.spec.window import Window
 from runtime.arguments import ADDRESS, Service, check
 from runtime.request import Answer, Requester
@@ -147,6 +147,8 @@ def _with_history(get: Get, run: Run, plan: str | None) -> Attachment:
     last = _last_window(get, f"/v1/runs/{run.id}/windows?limit=1")
     if last is None:
         return Attachment(run=run, plan_id=plan or run.plan_id, placement=run.placement)
+    if last.index == GREATEST_INDEX:
+        raise InputError.at("run", f"has window {GREATEST_INDEX}, after which none can come; begin one of another name")
     after = f"&after={last.index - 1}" if last.index else ""
     decision = _first(Decision, get(f"/v1/runs/{run.id}/decisions?limit=1{after}"))
     if decision is None or decision.window != last.index:
@@ -166,9 +168,9 @@ def _last_window(get: Get, path: str) -> Window | None:
     if last is None:
         return None
     stride = 1
-    while (found := _first(Window, get(f"{path}&after={last.index + stride - 1}"))) is not None:
+    while (found := _first(Window, get(f"{path}&after={_index(last.index + stride - 1)}"))) is not None:
         last, stride = _later(found, last), 2 * stride
-    highest = last.index + stride - 1
+    highest = _index(last.index + stride - 1)
     while last.index < highest:
         middle = (last.index + highest) // 2
         found = _first(Window, get(f"{path}&after={middle}"))
@@ -177,6 +179,11 @@ def _last_window(get: Get, path: str) -> Window | None:
         else:
             last = _later(found, last)
     return last
+
+
+def _index(number: int) -> int:
+    """A number that an index may be."""
+    return min(number, GREATEST_INDEX)
 
 
 def _last_placed(get: Get, run: Run) -> Placement | None:

@@ -1,6 +1,6 @@
-"""What one placement is worth against another: the same work under both, timed in turns in one run.
+"""What placements are worth against each other: the same work under each, timed in turns in one run.
 
-Absolute times of a machine that others use say little; so both placements do the same forward and backward pass on each
+Absolute times of a machine that others use say little; so all placements do the same forward and backward pass on each
 batch, one right after the other, in alternating order. Wall time counts as ratios within such a round. Of CPU time each
 rank's median over rounds is taken first, and then the busiest rank: the busiest of a round may be whom others disturb.
 """
@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.cost.balance import imbalance
-from planner.online.placement.copies import copies_between
 from planner.spec.placement import Placement
 from planner.spec.value import Positive, Value
 from runtime.exchange import num_ranks, rank
@@ -35,33 +34,36 @@ class Trial(Value):
 
 
 class Comparison(Value):
-    """The first placement against the second; ratios above 1 speak for the second."""
+    """Placements against the last of them; ratios above 1 speak for the last. Each tuple has an item a placement."""
 
-    rounds: tuple[tuple[Trial, Trial], ...]
-    imbalance: tuple[float, float]
+    rounds: tuple[tuple[Trial, ...], ...]
+    imbalance: tuple[float, ...]
     """Max over mean tokens that the ranks' experts computed in these passes, averaged over MoE layers."""
-    moved_experts: int
-    """Experts, over all layers, that come to ranks which did not have them."""
 
     @property
-    def wall_ratio(self) -> float:
-        """Median over rounds: how many times longer a pass takes under the first placement."""
-        return median(first.wall_s / second.wall_s for first, second in self.rounds)
+    def wall_s(self) -> tuple[float, ...]:
+        """Median over rounds of what a pass takes."""
+        return tuple(median(trial.wall_s for trial in trials) for trials in zip(*self.rounds, strict=True))
 
     @property
-    def busiest_cpu_ratio(self) -> float:
-        """How many times longer the busiest rank works under the first placement."""
-        first, second = self.busiest_cpu_s
-        return first / second
+    def wall_ratios(self) -> tuple[float, ...]:
+        """Median over rounds: how many times longer a pass takes than under the last placement."""
+        ratios = ([trial.wall_s / trials[-1].wall_s for trial in trials] for trials in self.rounds)
+        return tuple(median(each) for each in zip(*ratios, strict=True))
 
     @property
-    def busiest_cpu_s(self) -> tuple[float, float]:
+    def busiest_cpu_s(self) -> tuple[float, ...]:
         """CPU time of a pass on the busiest rank, at least what a pass takes if each has a core of its own.
 
         Ranks wait for each other in every layer: where layers are hot on different ranks, the sum hides some of it.
         """
-        first, second = zip(*self.rounds, strict=True)
-        return _busiest(first), _busiest(second)
+        return tuple(_busiest(trials) for trials in zip(*self.rounds, strict=True))
+
+    @property
+    def busiest_cpu_ratios(self) -> tuple[float, ...]:
+        """How many times longer the busiest rank works than under the last placement."""
+        seconds = self.busiest_cpu_s
+        return tuple(each / seconds[-1] for each in seconds)
 
 
 def without_replicas(placement: Placement) -> Placement:
@@ -79,28 +81,24 @@ def without_replicas(placement: Placement) -> Placement:
 def compare_placements(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    placements: tuple[Placement, Placement],
+    placements: Sequence[Placement],
     batches: Sequence[Tensor],
 ) -> Comparison:
-    """Time both placements on each batch, without optimizer steps; ends under the second. A collective.
+    """Time the placements on each batch, without optimizer steps; ends under the last. A collective.
 
     The first batch warms up and is not kept. Weights and optimizer state are as before, gradients are gone.
     """
     layers, rounds = moe_layers(model), []
     rows = [np.zeros((len(layers), layers[0].num_ranks)) for _ in placements]
     for number, batch in enumerate(batches):
-        trials = {}
-        for which in (0, 1) if number % 2 else (1, 0):
+        trials, order = {}, range(len(placements))
+        for which in order if number % 2 else reversed(order):
             migrate(layers, placements[which], optimizer)
             trials[which] = _measure(model, batch)
             rows[which] += np.array([layer.rows_of_ranks for layer in layers])
-        rounds.append((trials[0], trials[1]))
-    migrate(layers, placements[1], optimizer)
-    return Comparison(
-        rounds=tuple(rounds[1:]),
-        imbalance=(imbalance(rows[0]), imbalance(rows[1])),
-        moved_experts=_moved(*placements),
-    )
+        rounds.append(tuple(trials[which] for which in order))
+    migrate(layers, placements[-1], optimizer)
+    return Comparison(rounds=tuple(rounds[1:]), imbalance=tuple(imbalance(each) for each in rows))
 
 
 def _measure(model: nn.Module, batch: Tensor) -> Trial:
@@ -119,8 +117,3 @@ def _measure(model: nn.Module, batch: Tensor) -> Trial:
 
 def _busiest(trials: Sequence[Trial]) -> float:
     return max(median(trial.cpu_s[number] for trial in trials) for number in range(len(trials[0].cpu_s)))
-
-
-def _moved(one: Placement, other: Placement) -> int:
-    before, after = (np.array(placement.layers) for placement in (one, other))
-    return len(copies_between(before, after, other.num_ranks, other.shadow_slots_per_rank).layer)

@@ -208,6 +208,7 @@ def train(report: Report, job: Job) -> Trained:
         window_steps=job.window_steps,
         on_decision=tell,
     )
+    at_start = current_placement(moe_layers(model))
     losses: list[float] = []
     began = time.perf_counter()
     for step in range(1, job.num_steps + 1):
@@ -219,8 +220,9 @@ def train(report: Report, job: Job) -> Trained:
             began = time.perf_counter()
     agent.close()
     adapted = current_placement(moe_layers(model))
-    pair = (without_replicas(adapted), adapted)
-    return Trained(losses, compare_placements(model, optimizer, pair, [next(data) for _ in range(COMPARED_BATCHES)]))
+    placements = (without_replicas(adapted), at_start, adapted)
+    compared = [next(data) for _ in range(COMPARED_BATCHES)]
+    return Trained(losses, compare_placements(model, optimizer, placements, compared))
 
 
 def train_alone(report: Report, job: Job) -> list[float]:

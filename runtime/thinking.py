@@ -40,8 +40,11 @@ def main(owner: int) -> None:
             answer = json.dumps({"problem": str(error) or repr(error)})
         else:
             answer = f'{{"decision":{decision.model_dump_json()}}}'
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(answer + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # the job died while this thought: `_end_with` would end it a moment later
+            os._exit(0)
 
 
 def _end_with(owner: int) -> None:

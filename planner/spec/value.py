@@ -22,9 +22,11 @@ else:
         __str__ = str.__str__
 
 
-Count = Annotated[int, Field(strict=True, ge=1, lt=2**53)]
+GREATEST_INDEX = 2**53 - 1
+"""Whole numbers up to here are exact in every reader of JSON."""
+Count = Annotated[int, Field(strict=True, ge=1, le=GREATEST_INDEX)]
 """A whole number of at least one that every JSON reader keeps exactly; 8.0, "8" and true are refused."""
-Index = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+Index = Annotated[int, Field(strict=True, ge=0, le=GREATEST_INDEX)]
 """A whole number of at least zero, bounded like `Count`."""
 Positive = Annotated[float, Field(gt=0)]
 """A finite number above zero."""

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from api.demo import check_promises, wait_for_service
+from planner.spec.decision import Action, Decision
 from planner.spec.errors import UnavailableError
+from planner.spec.placement import Move
 from runtime.comparison import Comparison, Trial
 from runtime.example import Progress
 
@@ -43,16 +45,35 @@ def test_the_demo_leaves_nothing_behind(shortened_demo):
         os.kill(pid, 0)
 
 
-def comparison(imbalance, moved):
+def comparison(*imbalance):
     trial = Trial(wall_s=1, cpu_s=(1, 1))
-    return Comparison(rounds=((trial, trial),), imbalance=imbalance, moved_experts=moved)
+    return Comparison(rounds=((trial,) * 3,), imbalance=imbalance)
+
+
+def rebalance(*moves):
+    return Decision(
+        window=0,
+        action=Action.REBALANCE,
+        plan_id="p",
+        moves=moves,
+        gain_s_per_step=1.0,
+        cost_s=1.0,
+        payback_steps=1.0,
+        horizon_steps=10.0,
+        imbalance_before=1.5,
+        imbalance_after=1.1,
+        imbalance_bound=1.0,
+        imbalance_bounds=(1.0,),
+        reason="it pays",
+    )
 
 
 def test_each_promise_can_fail():
     learned = [Progress(10, 4.0, 0.1), Progress(20, 3.0, 0.1)]
-    still, even = comparison((1.5, 1.5), 0), comparison((1.5, 1.2), 3)
-    assert list(check_promises(still, learned, [], 0.1).values()) == [True, False, False, False]
-    assert list(check_promises(even, learned[:1], [], 1e-6).values()) == [False, False, True, True]
+    still, even = comparison(1.5, 1.2, 1.2), comparison(1.5, 1.2, 1.1)
+    moved = rebalance(Move(layer=0, expert=3, from_rank=0, to_rank=1, to_slot=1))
+    assert list(check_promises(still, learned, [rebalance()], 0.1).values()) == [True, False, False, False]
+    assert list(check_promises(even, learned[:1], [moved], 1e-6).values()) == [False, True, True, True]
 
 
 def test_a_rank_that_fails_ends_the_demo_with_one_line_and_code_1():
