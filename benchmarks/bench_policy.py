@@ -42,9 +42,15 @@ def rows() -> list[Row]:
     """Adversaries, then young jobs."""
     blind = dict(ADVERSARIES)
     seeing = {"heats rank 0": spiteful(every_rank=False), "heats each rank in turn": spiteful(every_rank=True)}
+    hotter = {
+        f"heats {which} x {by:g}": spiteful(every_rank, by)
+        for which, every_rank in (("rank 0", False), ("each rank in turn", True))
+        for by in (8.0, 20.0, 100.0)
+    }
     return [
         *of_adversaries("loads that do not look at the placement", blind),
-        *of_adversaries("an adversary that sees the placement", seeing),
+        *of_adversaries("an adversary that sees the placement, hot experts x 4", seeing),
+        *of_adversaries("the same, hotter", hotter),
         *of_young_jobs(),
     ]
 

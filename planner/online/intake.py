@@ -69,7 +69,8 @@ def _succession(window: Window, reported: RunState, state: RunState) -> dict[str
 def _reported(window: Window, state: RunState, context: RunContext) -> RunState:
     if window.plan_id is not None and window.plan_id != state.plan_id:
         plan = plan_of(context, window.plan_id, "plan_id")
-        state = state.model_copy(update={"plan_id": plan.id, "placement": placement_at_start(context, plan)})
+        started = {"plan_id": plan.id, "placement": placement_at_start(context, plan), "declined": ()}
+        state = state.model_copy(update=started)
     if window.placement is None or window.placement == state.placement:
         return state
     _check_placement(window.placement, context, plan_of(context, state.plan_id, "plan_id"))

@@ -54,25 +54,20 @@ class Earlier(NamedTuple):
 def with_loss(
     state: RunState, candidates: Sequence[Candidate], window: Window, earlier: Sequence[Earlier] = ()
 ) -> RunState:
-    """The account after a window whose `candidates` gain, the greatest net value first.
+    """The account after a window whose `candidates` gain, the best first.
 
-    No more is saved than the dearest of them needs.
+    No more is added to what was saved before than the dearest of them needs.
     """
     best = candidates[0]
     lost_s = window.settled_steps * best.missed_s
     lost_s += sum(each.steps * min(best.missed_s, each.seen_s - best.seen_s) for each in earlier)
     account_s = max(min(state.account_s, 0.0), state.account_s + CREDIT * _counts(state) * lost_s)
     most_s = max(candidate.cost_s for candidate in candidates) / TRUST
-    return state.model_copy(update={"account_s": min(account_s, most_s)})
+    return state.model_copy(update={"account_s": min(account_s, max(most_s, state.account_s))})
 
 
 def _counts(state: RunState) -> float:
     return 1.0 if state.forecast is None else state.forecast.counted
-
-
-def without_gain(state: RunState) -> RunState:
-    """Where nothing gains there is nothing to save for; debts stay."""
-    return state.model_copy(update={"account_s": min(state.account_s, 0.0)})
 
 
 def earlier_steps(window: Window, state: RunState, seen_s: Callable[[Stood], float]) -> tuple[Earlier, ...]:
@@ -143,9 +138,8 @@ def foreign_move(before: RunState, after: RunState) -> tuple[Stood, Stood] | Non
 
 
 def charged(state: RunState, cost_s: float) -> RunState:
-    """With a move that was not decided here; one that was beyond this account brings no more debt than an own one."""
-    account_s = max(state.account_s - cost_s, min(state.account_s, -(1.0 - TRUST) * cost_s))
-    return state.model_copy(update={"account_s": account_s})
+    """With a move that was not decided here: it is paid like an own one, however deep the debt."""
+    return state.model_copy(update={"account_s": state.account_s - cost_s})
 
 
 def confirmed(state: RunState) -> RunState:
@@ -155,8 +149,12 @@ def confirmed(state: RunState) -> RunState:
 
 def refund(state: RunState, made: Refund) -> RunState:
     """The last decision was not carried out."""
+    declined = state.declined
+    if made.plan_id not in (state.plan_id, *declined):
+        declined = (*declined, made.plan_id)
     return state.model_copy(
         update={
+            "declined": declined,
             "account_s": state.account_s + made.debit.cost_s,
             "placed_step": made.debit.placed_step_before,
             "unconfirmed": None,

@@ -26,7 +26,6 @@ from planner.online.ledger import (
     earlier_steps,
     foreign_move,
     with_loss,
-    without_gain,
     without_what_ended,
 )
 from planner.online.placement.copies import copies_between
@@ -101,7 +100,7 @@ def _decided(
     lack = "" if now.fits else reasons.NOTHING_FITS
     candidates = [candidate for candidate in found if candidate.gain_s > 0]
     if not candidates:
-        return _keep(window, standing, outlook.forecast.horizon_steps, _nothing(state) + lack), without_gain(state)
+        return _keep(window, standing, outlook.forecast.horizon_steps, _nothing(state) + lack), state
     standing = standing.with_state(with_loss(state, candidates, window, earlier))
     account_s = standing.state.account_s
     chosen = affordable(candidates, account_s)
@@ -152,7 +151,10 @@ def _counted(state: RunState, outlook: Outlook, window: Window) -> RunState:
 
 
 def _candidates(outlook: Outlook, state: RunState, window: Window) -> list[Candidate]:
-    """What could be done instead of what is in force under the forecast, the greatest net value first."""
+    """What could be done instead of what is in force under the forecast, the greatest net value first.
+
+    Last come switches to plans that the job was advised before, and has not gone over to.
+    """
     found = list(switches(outlook, state.balanced_step_time_s))
     if outlook.seats is not None and outlook.seats.num_ranks > 1:
         horizon_steps = outlook.forecast.horizon_steps
@@ -160,7 +162,7 @@ def _candidates(outlook: Outlook, state: RunState, window: Window) -> list[Candi
         moves = Terms(min(horizon_steps, _age(window, placed)), standstill_of(state))
         splits = Terms(min(horizon_steps, _age(window, state.since_step)), split_pause_of(state))
         found += rebalances(outlook, outlook.seats, moves, splits)
-    return sorted(found, key=lambda candidate: -candidate.net_s)
+    return sorted(found, key=lambda candidate: (candidate.plan.id in state.declined, -candidate.net_s))
 
 
 def _age(window: Window, since_step: int) -> float:

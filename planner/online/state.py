@@ -87,6 +87,9 @@ class RunState(Value):
     """The decision of the last window, if it was to move: the next window says whether it is carried out."""
     refunded: Refund | None = None
     """The last decision that was not carried out when the next window came; it may still be, late."""
+    declined: tuple[str, ...] = ()
+    """Plans that were decided on while this one was in force, and not gone over to: a job that cannot switch by itself
+    needs the best of what it can do."""
     standstill_s: NonNegative | None = None
     """What a move holds training up besides its transfer, as this run has measured; None: not yet."""
     split_pause_s: NonNegative | None = None

@@ -104,13 +104,13 @@ def hot(*experts, by=4.0):
 PAIRS = [tuple(np.random.default_rng(index).choice(EXPERTS, 2, replace=False)) for index in range(120)]
 
 
-def spiteful(every_rank):
+def spiteful(every_rank, by=4.0):
     """Heats what rank 0 holds, or what each rank in turn does."""
 
     def load(index, placement, _):
         slots = placement.layers[0]
         rank = index % RANKS if every_rank else 0
-        return hot(slots[2 * rank], slots[2 * rank + 1])
+        return hot(slots[2 * rank], slots[2 * rank + 1], by=by)
 
     return load
 

@@ -106,3 +106,15 @@ def test_chasing_noise_costs_less_than_one_percent(num_steps):
     rng = np.random.default_rng(0)
     game = play(lambda index, *_: rng.multinomial(4000, np.ones(EXPERTS) / EXPERTS), 120, num_steps)
     assert game.total_s <= 1.01 * game.best_fixed_s
+
+
+@pytest.mark.parametrize(("on", "off", "by"), [(8, 2, 4.0), (4, 4, 20.0), (8, 8, 100.0)])
+def test_what_was_lost_is_not_forgotten_in_a_window_without_loss(on, off, by):
+    """Ski rental: a hot rank that comes and goes is as dear as one that stays, so its move must come."""
+
+    def load(index, *_):
+        return hot(0, 1, by=by) if index % (on + off) < on else np.ones(EXPERTS)
+
+    game = play(load, 400, 1, DEAR)
+    assert game.stays_within_what_is_proved()
+    assert game.total_s <= 1.1 * game.best_fixed_s

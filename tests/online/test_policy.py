@@ -8,7 +8,7 @@ from planner.cost import estimate
 from planner.cost.balance import imbalance, rank_loads
 from planner.cost.migration import migration_s, switch_plan_s
 from planner.online import RunState, begin, decide, replay_context
-from planner.online.ledger import TRUST
+from planner.online.ledger import CREDIT, TRUST
 from planner.online.standstill import SPLIT_PAUSE_S
 from planner.spec.decision import Action
 from planner.spec.errors import InputError
@@ -88,7 +88,7 @@ def test_a_small_gain_waits_until_its_cost_is_half_lost():
     acted = [d.window for d in decisions if d.action is Action.REBALANCE]
     assert len(acted) == 1
     first = decisions[acted[0]]
-    assert (acted[0] + 1) * first.gain_s_per_step >= TRUST * first.cost_s > acted[0] * first.gain_s_per_step * 0.5
+    assert (acted[0] + 1) * first.gain_s_per_step >= TRUST * first.cost_s > acted[0] * first.gain_s_per_step * CREDIT
     assert decisions[0].action is Action.KEEP
     assert "not paid back" in decisions[0].reason or "waits for" in decisions[0].reason
 

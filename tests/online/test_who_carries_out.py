@@ -1,9 +1,10 @@
 """A decision costs when it is carried out: what the next windows say is in force settles the account."""
 
 import pytest
-from moe_runs import imbalance_price, run_context, window
-from numpy import array
+from moe_runs import estimate_of, imbalance_price, run_context, window
+from numpy import array, ones
 
+from planner.cost.balance import imbalance, rank_loads
 from planner.online import begin, decide
 from planner.online.intake import in_force
 from planner.spec.decision import Action
@@ -119,3 +120,41 @@ def test_steps_before_a_late_change_count_no_more_than_the_new_placement_would_h
     _, state = decide(reported, DECIDED, RUN, imbalance_price)
     assert state.account_s <= max(DECIDED.account_s, 0.0), "what was decided already is no reason to move again"
     assert state.earlier == (), "no later window can have steps under it"
+
+
+def total_of_a_job_that_never_switches(run, other_id, windows=160):
+    """(Seconds of its steps and moves, decisions by action): the hot rank is another every 40 windows."""
+    state, total_s, actions = begin(run), 0.0, []
+    placement = state.placement
+
+    def price(model, cluster, training, plan, workload, placed):
+        found = imbalance_price(model, cluster, training, plan, workload, placed)
+        return estimate_of(plan.id, workload.name, found.step_time_s - (0.5 if plan.id == other_id else 0.0))
+
+    for index in range(windows):
+        loads = ones((1, 8))
+        loads[0, 2 * (index // 40) : 2 * (index // 40) + 2] = 4.0
+        seen = window(index, loads, num_steps=50, placement=placement.model_dump(), plan_id=run.plans[0].id)
+        shares = array(seen.tokens) / sum(seen.tokens[0])
+        total_s += 50 * (1 + imbalance(rank_loads(shares, array(placement.layers), 4)))
+        decision, state = decide(seen, state, run, price)
+        actions.append(decision.action)
+        if decision.action is Action.REBALANCE:
+            placement, total_s = decision.placement, total_s + decision.cost_s
+    return total_s, actions
+
+
+def test_a_job_that_switches_no_plans_is_still_told_which_experts_to_move():
+    alone, other = run_context(1, 8, 4), run_context(1, 8, 2).plans[0]
+    beside = alone.model_copy(update={"plans": (alone.plans[0], other)})
+    with_one_plan_s, _ = total_of_a_job_that_never_switches(alone, other.id)
+    with_two_s, actions = total_of_a_job_that_never_switches(beside, other.id)
+    assert Action.SWITCH_PLAN in actions and Action.REBALANCE in actions
+    assert with_two_s <= 1.01 * with_one_plan_s
+
+
+def test_a_switch_that_was_made_is_not_held_against_later_ones():
+    alone, other = run_context(1, 8, 4), run_context(1, 8, 2).plans[0]
+    run = alone.model_copy(update={"plans": (alone.plans[0], other)})
+    state = begin(run).model_copy(update={"declined": (other.id,)})
+    assert in_force(window(0, ones((1, 8)), plan_id=other.id), state, run).declined == ()
