@@ -201,19 +201,6 @@ def test_an_expert_without_tokens_is_no_error():
     assert decision.action is Action.REBALANCE
 
 
-def test_a_window_of_few_tokens_books_as_little_of_its_loss():
-    """The load stays: so a move gains after either window, and what either books is not forgotten."""
-    dear = run_context(layers=2, experts=8, ranks=4, bandwidth=1e7)
-    _, state = play(dear, [HOT_RANK], num_steps=1)
-    thin, full = (
-        decide(window(1, HOT_RANK, num_steps=1, tokens=tokens), state, dear, imbalance_price)[1].account_s
-        - state.account_s
-        for tokens in (14, 100_000)
-    )
-    assert full > 0.1
-    assert thin == pytest.approx(full * 14 / 50_007, rel=1e-3), "14 beside what is usual: the mean of 100000 and 14"
-
-
 def test_a_late_or_repeated_window_changes_nothing():
     _, state = play(RUN, [HOT_RANK] * 3)
     for index in (0, 2):

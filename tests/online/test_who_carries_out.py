@@ -75,6 +75,19 @@ def test_a_window_that_ran_under_another_placement_books_no_loss():
     assert account_s(placed_step=0) == whole
 
 
+def test_a_window_of_few_tokens_books_as_little_of_its_loss():
+    """The load stays: so a move gains after either window, and either books a loss."""
+    _, state = decide(window(0, HOT_RANK, num_steps=1), START, RUN_OF_DEAR_MOVES, imbalance_price)
+
+    def booked_s(tokens):
+        seen = window(1, HOT_RANK, num_steps=1, tokens=tokens)
+        return decide(seen, state, RUN_OF_DEAR_MOVES, imbalance_price)[1].account_s - state.account_s
+
+    assert booked_s(100_000) > 0.1
+    beside_usual = 14 / 50_007  # the mean of 100000 and 14
+    assert booked_s(14) == pytest.approx(beside_usual * booked_s(100_000), rel=1e-3)
+
+
 def test_a_placement_that_nobody_decided_is_as_old_as_it_is_reported():
     settled = after(after(DECIDED, 1, DECISION.placement), 2)
     assert after(settled, 3, START.placement).placed_step == 30
