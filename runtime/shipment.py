@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runtime.exchange import Group, is_distributed, num_ranks, rank
+
+ALIGNMENT_BYTES = 16
+"""Of each part in a buffer: the size of the largest number format (complex128), so each can be read where it lies."""
 
 
 class Parcel(NamedTuple):
@@ -24,6 +28,13 @@ class Parcel(NamedTuple):
     """On the receiver, shaped like the contents; elsewhere empty. Overwritten by `unpack` only."""
 
 
+class Stowed(NamedTuple):
+    """A tensor beside its piece of a buffer, in the same number format and shape."""
+
+    part: Tensor
+    piece: Tensor
+
+
 @dataclass(frozen=True)
 class Shipment:
     """What leaves this rank, packed in the order of destinations, and room for what comes, in the order of sources."""
@@ -33,7 +44,7 @@ class Shipment:
     send_counts: list[int]
     received: Tensor
     receive_counts: list[int]
-    arrivals: list[Tensor]
+    arrivals: list[Stowed]
 
     @classmethod
     def pack(cls, parcels: Iterable[Parcel], group: Group | None, device: torch.device) -> Shipment:
@@ -43,20 +54,16 @@ class Shipment:
         incoming: list[list[Tensor]] = [[] for _ in range(ranks)]
         for parcel in parcels:
             if parcel.from_rank == me:
-                outgoing[parcel.to_rank] += [_bytes(part, device) for part in parcel.contents]
+                outgoing[parcel.to_rank] += [part.detach() for part in parcel.contents]
             if parcel.to_rank == me:
                 incoming[parcel.from_rank] += parcel.into
-        receive_counts = [sum(map(_size_bytes, source)) for source in incoming]
-        return cls(
-            group=group,
-            sent=torch.cat(
-                [torch.empty(0, dtype=torch.uint8, device=device), *(part for to in outgoing for part in to)]
-            ),
-            send_counts=[sum(part.numel() for part in to) for to in outgoing],
-            received=torch.empty(sum(receive_counts), dtype=torch.uint8, device=device),
-            receive_counts=receive_counts,
-            arrivals=[part for source in incoming for part in source],
+        send_counts, receive_counts = ([sum(map(_room_bytes, parts)) for parts in way] for way in (outgoing, incoming))
+        sent, received = (
+            torch.empty(sum(counts), dtype=torch.uint8, device=device) for counts in (send_counts, receive_counts)
         )
+        for part, piece in _pieces(sent, outgoing):
+            piece.copy_(part)
+        return cls(group, sent, send_counts, received, receive_counts, list(_pieces(received, incoming)))
 
     def exchange(self) -> None:
         """Fill `received`. A collective."""
@@ -66,13 +73,9 @@ class Shipment:
             self.received.copy_(self.sent)
 
     def unpack(self) -> None:
-        """Write what came to where it belongs."""
-        offset = 0
-        for part in self.arrivals:
-            # A copy of the piece starts where every number format is aligned.
-            piece = self.received[offset : offset + _size_bytes(part)].clone()
-            part.copy_(piece.view(part.dtype).view(part.shape))
-            offset += piece.numel()
+        """Write what came to where it belongs. Allocates nothing: ranks that have agreed must not fail any more."""
+        for part, piece in self.arrivals:
+            part.copy_(piece)
 
 
 def ship(parcels: Sequence[Parcel], group: Group | None, device: torch.device) -> None:
@@ -83,9 +86,15 @@ def ship(parcels: Sequence[Parcel], group: Group | None, device: torch.device) -
         shipment.unpack()
 
 
-def _size_bytes(part: Tensor) -> int:
-    return part.numel() * part.element_size()
+def _pieces(buffer: Tensor, parts_by_rank: Iterable[Iterable[Tensor]]) -> Iterator[Stowed]:
+    """Each part with its place in the buffer [bytes], seen in the part's number format and shape."""
+    offset = 0
+    for part in chain.from_iterable(parts_by_rank):
+        size_bytes = part.numel() * part.element_size()
+        yield Stowed(part, buffer[offset : offset + size_bytes].view(part.dtype).view(part.shape))
+        offset += _room_bytes(part)
 
 
-def _bytes(part: Tensor, device: torch.device) -> Tensor:
-    return part.detach().contiguous().reshape(-1).to(device).view(torch.uint8)
+def _room_bytes(part: Tensor) -> int:
+    """What a part takes in a buffer: whole units of ALIGNMENT_BYTES, so that the next one is aligned too."""
+    return -(-part.numel() * part.element_size() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

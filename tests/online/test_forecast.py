@@ -45,6 +45,21 @@ def test_steady_load_with_the_noise_of_counting_is_averaged():
     assert forecast.horizon_steps > 200
 
 
+def test_the_variance_of_a_layer_is_what_its_windows_missed_their_forecast_by():
+    """Layer 0 is the same in every window, layer 1 is 2000 tokens drawn by chance; nobody can foresee the draw."""
+    rng = np.random.default_rng(0)
+    hot = shares(HOT)[1]
+    drawn = [np.array([2000 * hot, rng.multinomial(2000, hot)]) for _ in range(80)]
+    forecast = begin_forecast(window(0, drawn[0], tokens=2000))
+    assert forecast.variances == ()
+    for index, loads in enumerate(drawn[1:], start=1):
+        forecast = update_forecast(forecast, window(index, loads, tokens=2000))
+    constant, noisy = forecast.variances
+    of_a_draw = (1 - np.square(hot).sum()) / 2000
+    assert constant < 1e-3 * of_a_draw
+    assert of_a_draw / 2 < noisy < 2 * of_a_draw
+
+
 def test_a_steady_drift_is_followed_at_once():
     rng = np.random.default_rng(1)
     walk = np.cumsum(rng.normal(0, 0.3, (30, 2, 8)), axis=0)

@@ -7,6 +7,7 @@ from numpy import array, ones
 from planner.cost.balance import imbalance, rank_loads
 from planner.online import begin, decide
 from planner.online.intake import in_force
+from planner.online.ledger import CREDIT
 from planner.spec.decision import Action
 
 RUN = run_context(layers=2, experts=8, ranks=4)
@@ -74,6 +75,19 @@ def test_a_window_that_ran_under_another_placement_books_no_loss():
     assert account_s(placed_step=0) == whole
 
 
+def test_a_window_of_few_tokens_books_as_little_of_its_loss():
+    """The load stays: so a move gains after either window, and either books a loss."""
+    _, state = decide(window(0, HOT_RANK, num_steps=1), START, RUN_OF_DEAR_MOVES, imbalance_price)
+
+    def booked_s(tokens):
+        seen = window(1, HOT_RANK, num_steps=1, tokens=tokens)
+        return decide(seen, state, RUN_OF_DEAR_MOVES, imbalance_price)[1].account_s - state.account_s
+
+    assert booked_s(100_000) > 0.1
+    beside_usual = 14 / 50_007  # the mean of 100000 and 14
+    assert booked_s(14) == pytest.approx(beside_usual * booked_s(100_000), rel=1e-3)
+
+
 def test_a_placement_that_nobody_decided_is_as_old_as_it_is_reported():
     settled = after(after(DECIDED, 1, DECISION.placement), 2)
     assert after(settled, 3, START.placement).placed_step == 30
@@ -111,8 +125,8 @@ def test_two_moves_on_their_way_are_told_apart():
     assert settled.refunded.placement == second.placement
 
 
-def test_steps_before_a_late_change_count_no_more_than_the_new_placement_would_have_lost_in_them():
-    """The move was carried out after the window: its steps ran at the start, which was hot; the new one is not."""
+def test_steps_before_a_late_change_are_known_until_their_window_was_counted():
+    """The move was carried out after the window: its steps ran at the start."""
     reported = window(1, HOT_RANK, placement=DECISION.placement.model_dump(), placed_step=20)
     settled = in_force(reported, DECIDED, RUN)
     (stood,) = settled.earlier
@@ -158,3 +172,34 @@ def test_a_switch_that_was_made_is_not_held_against_later_ones():
     run = alone.model_copy(update={"plans": (alone.plans[0], other)})
     state = begin(run).model_copy(update={"declined": (other.id,)})
     assert in_force(window(0, ones((1, 8)), plan_id=other.id), state, run).declined == ()
+
+
+def decided_at_last(run):
+    """The first decision to move that HOT_RANK leads to, and the state after it."""
+    state = begin(run)
+    for index in range(30):
+        decision, state = decide(window(index, HOT_RANK), state, run, imbalance_price)
+        if decision.action is Action.REBALANCE:
+            break
+    return decision, state
+
+
+@pytest.mark.parametrize(
+    ("load", "hottest_at_start", "hottest_now", "lost"),
+    [
+        ((4.0, 4.0, 2.5, 1.0, 1.0, 1.0, 1.0, 1.0), 8.0, 6.5, 1.5),
+        ((2.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0, 1.0), 6.0, 8.0, 1.0),
+    ],
+)
+def test_steps_before_a_late_change_count_no_more_than_the_new_placement_would_have_lost_in_them_nor_they_did(
+    load, hottest_at_start, hottest_now, lost
+):
+    """The best placement has 5 on its hottest rank. `lost`: the smaller excess, of what was and of what is in force."""
+    decision, decided = decided_at_last(RUN_OF_DEAR_MOVES)
+    for placement, hottest in ((START.placement, hottest_at_start), (decision.placement, hottest_now)):
+        assert rank_loads(array([load] * 2), array(placement.layers), 4).max() == hottest
+    index = decision.window + 1
+    reported = window(index, [load] * 2, placement=decision.placement.model_dump(), placed_step=10 * index + 10)
+    _, state = decide(reported, decided, RUN_OF_DEAR_MOVES, imbalance_price)
+    lost_s = 10 * lost / (sum(load) / 4)
+    assert state.account_s - decided.account_s == pytest.approx(CREDIT * lost_s, rel=1e-3)

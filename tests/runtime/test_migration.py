@@ -97,8 +97,8 @@ def swap_two_experts(report):
 
 
 def test_only_what_changes_its_slot_is_sent():
-    # up 96 x 32 and down 32 x 48 in float32: weight, gradient and two moments, and two step counts of 4 bytes
-    one_expert = (96 * 32 + 32 * 48) * 4 * 4 + 2 * 4
+    # up 96 x 32 and down 32 x 48 in float32: weight, gradient and two moments, and two step counts in 16 bytes each
+    one_expert = (96 * 32 + 32 * 48) * 4 * 4 + 2 * 16
     results = launch(swap_two_experts, RANKS, timeout_s=60)
     assert results == [(2, one_expert), (2, 0), (2, 0), (2, one_expert)]
 

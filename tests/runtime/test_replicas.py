@@ -242,7 +242,7 @@ def replicate_then_drop(report):
 
 
 def test_a_replica_comes_from_the_nearest_rank_and_what_nobody_wants_vanishes_at_no_cost():
-    one_expert = (96 * 32 + 32 * 48) * 4 * 4 + 2 * 4
+    one_expert = (96 * 32 + 32 * 48) * 4 * 4 + 2 * 16
     results = launch(replicate_then_drop, RANKS, timeout_s=60)
     nothing = (0, 0, True)
     assert results[1] == [(1, one_expert, True), nothing, (1, one_expert, True), nothing]
