@@ -25,8 +25,12 @@ How uncertain the forecast is, `Forecast.variances` says by layer: the squared d
 that came, as it was of late. It is reported, and not used to decide: moves that had to gain more than a part of it came
 late where the load turns (docs/log.md); what the policy goes by is drift, in the horizon.
 
+Steps that no window saw (a job resumed far later, or set back far) are no drift per step: a pair of windows with a gap
+between them is counted neither in d1 and d2 nor among the mistakes. How far the load went in it, its first window
+says: what that is off the smoothed load beyond noise, x gets in full (the likeliest drift, given that window).
+
 The forecast lives until drift has carried the load as far as its own skew, |share - even|^2 / q steps, and, for want
-of evidence, no longer than the run has lasted so far.
+of evidence, no longer than the steps that windows have seen so far.
 """
 
 from __future__ import annotations
@@ -47,6 +51,10 @@ drift from noise. A choice, not a fit."""
 
 
 FADE = 1.0 - 1.0 / MEMORY_WINDOWS
+
+FEW_WINDOWS = 4.0
+"""Steps that went unseen are a gap where they are more than so many windows, of the longer of the two beside them. A
+choice: half the memory, so that some lost windows leave the drift known."""
 
 
 def _packed_shares(given: Any) -> Any:
@@ -82,6 +90,10 @@ class Seen(Value):
     middle_step: NonNegative
     tokens: NonNegative | None = None
     """Of its thinnest layer; None: not kept, as many as are usual."""
+    num_steps: Count | None = None
+    """None: not kept, as many as the window after it."""
+    after_gap: bool = False
+    """Whether more than a few windows between it and the one before went unseen."""
 
     @property
     def array(self) -> Floats:
@@ -94,6 +106,10 @@ class Mistakes(Value):
 
     smoothed: NonNegative = 0.0
     last: NonNegative = 0.0
+
+    def including(self, smoothed: float, last: float, counted: float) -> Mistakes:
+        """With those of one more window; older ones fade."""
+        return Mistakes(smoothed=FADE * self.smoothed + counted * smoothed, last=FADE * self.last + counted * last)
 
     @property
     def last_is_better(self) -> bool:
@@ -125,6 +141,8 @@ class Forecast(Value):
     noises: NonNegative | None = None
     """The same in units of the noise of a usual window; None: `weight`."""
     first_step: Index
+    seen_steps: NonNegative | None = None
+    """Steps of all windows; None: not kept, as many a window as the next one has."""
     windows: Count
     recent: tuple[Seen, ...]
     """The last two windows, the last one first."""
@@ -149,42 +167,35 @@ def begin_forecast(window: Window) -> Forecast:
         usual_tokens=seen.tokens,
         doubt=_counting_noise(window),
         first_step=window.first_step,
+        seen_steps=window.num_steps,
         windows=1,
         recent=(seen,),
     )
 
 
 def update_forecast(forecast: Forecast, window: Window) -> Forecast:
-    """The forecast after one more window; gaps between windows count as drift over their steps."""
-    seen, seen_shares = _seen(window), window_shares(window)
+    """The forecast after one more window; a few windows that are missing count as drift over their steps."""
     last = forecast.recent[0]
+    seen, seen_shares = _seen(window, last), window_shares(window)
     usual_tokens = _usual(forecast, seen)
     counted = min(1.0, _tokens(seen) / usual_tokens)
     smoothed = _floats(forecast.smoothed or forecast.shares)
-    missed = np.square(seen_shares - smoothed).sum(axis=1), np.square(seen_shares - last.array).sum(axis=1)
-    mistakes = Mistakes(
-        smoothed=FADE * forecast.mistakes.smoothed + counted * float(missed[0].sum()),
-        last=FADE * forecast.mistakes.last + counted * float(missed[1].sum()),
-    )
+    missed = _distance(seen_shares, smoothed), _distance(seen_shares, last.array)
+    mistakes = forecast.mistakes if seen.after_gap else forecast.mistakes.including(*missed, counted)
     elapsed = _elapsed(last, seen, window)
-    neighbours = forecast.neighbours.including(float(missed[1].sum()), elapsed, _weight(usual_tokens, seen, last))
-    second = forecast.second_neighbours
-    if len(forecast.recent) > 1:
-        before = forecast.recent[1]
-        apart = elapsed + max(1.0, last.middle_step - before.middle_step)
-        distance = float(np.square(seen_shares - before.array).sum())
-        second = second.including(distance, apart, _weight(usual_tokens, seen, before))
+    neighbours, second = _pairs(forecast, seen, seen_shares, usual_tokens, elapsed)
     counting = _counting_noise(window)
     drift, noise = _drift_and_noise(neighbours, second, counted * counting)
-    weight, doubt = _trusted(forecast, drift * elapsed, noise, (1.0 - counted) * counting)
+    off = missed[0] if seen.after_gap else 0.0
+    weight, doubt = _trusted(forecast, drift * elapsed, noise, (1.0 - counted) * counting, off)
     smoothed = smoothed + weight * (seen_shares - smoothed)
     latest = last.array + counted * (seen_shares - last.array)
     shares = latest if mistakes.last_is_better else smoothed
-    lasted = max(window.first_step - forecast.first_step, 0) + window.num_steps
+    before = forecast.windows * window.num_steps if forecast.seen_steps is None else forecast.seen_steps
     return Forecast(
         shares=_rows(shares),
         smoothed=_rows(smoothed),
-        horizon_steps=_horizon(shares, drift, float(lasted)),
+        horizon_steps=_horizon(shares, drift, float(before + window.num_steps)),
         weight=weight,
         variances=_variances(forecast, np.square(seen_shares - forecast.array).sum(axis=1)),
         mistakes=mistakes,
@@ -193,6 +204,7 @@ def update_forecast(forecast: Forecast, window: Window) -> Forecast:
         doubt=doubt,
         noises=doubt / noise if noise > 0 else 1.0,
         first_step=min(forecast.first_step, window.first_step),
+        seen_steps=before + window.num_steps,
         windows=forecast.windows + 1,
         recent=(seen.model_copy(update={"shares": _rows(latest)}), last),
         neighbours=neighbours,
@@ -200,11 +212,29 @@ def update_forecast(forecast: Forecast, window: Window) -> Forecast:
     )
 
 
-def _trusted(forecast: Forecast, drifted: float, noise: float, excess: float) -> tuple[float, float]:
-    """(What the window weighs in the smoothed load, the doubt that is left.) `excess`: its noise beyond the usual."""
+def _pairs(forecast: Forecast, seen: Seen, shares: Floats, usual_tokens: float, elapsed: float) -> tuple[Gap, Gap]:
+    """Neighbours and second neighbours with one more window: those pairs that have no gap between them."""
+    neighbours, second = forecast.neighbours, forecast.second_neighbours
+    last = forecast.recent[0]
+    if seen.after_gap:
+        return neighbours, second
+    neighbours = neighbours.including(_distance(shares, last.array), elapsed, _weight(usual_tokens, seen, last))
+    if len(forecast.recent) > 1 and not last.after_gap:
+        before = forecast.recent[1]
+        apart = elapsed + max(1.0, last.middle_step - before.middle_step)
+        second = second.including(_distance(shares, before.array), apart, _weight(usual_tokens, seen, before))
+    return neighbours, second
+
+
+def _trusted(forecast: Forecast, drifted: float, noise: float, excess: float, off: float = 0.0) -> tuple[float, float]:
+    """(What the window weighs in the smoothed load, the doubt that is left.)
+
+    `excess`: its noise beyond the usual; `off`: after a gap, how far it is off the smoothed load, squared.
+    """
     noises = forecast.weight if forecast.noises is None else forecast.noises
     uncertain = max(noises * noise, forecast.doubt or 0.0) + drifted
     beside = noise + excess
+    uncertain = max(uncertain, off - beside)
     weight = uncertain / (uncertain + beside) if beside > 0 else 1.0
     return max(weight, float(np.finfo(float).tiny)), weight * beside
 
@@ -235,7 +265,12 @@ def window_shares(window: Window) -> Floats:
 
 
 def _drift_and_noise(neighbours: Gap, second: Gap, counting_noise: float) -> tuple[float, float]:
-    """(q, r); as long as no windows two apart are known, all change beyond the noise of counting is drift."""
+    """(q, r); as long as no windows two apart are known, all change beyond the noise of counting is drift.
+
+    Before the first pair without a gap none is known.
+    """
+    if neighbours.pairs == 0:
+        return 0.0, counting_noise
     near, near_steps = neighbours.distance / neighbours.pairs, neighbours.steps / neighbours.pairs
     if second.pairs == 0:
         return max(0.0, near - 2.0 * counting_noise) / near_steps, counting_noise
@@ -245,6 +280,7 @@ def _drift_and_noise(neighbours: Gap, second: Gap, counting_noise: float) -> tup
 
 
 def _horizon(shares: Floats, drift: float, lasted: float) -> float:
+    """Steps; `lasted`: those that windows have seen."""
     skew = float(np.square(shares - 1.0 / shares.shape[1]).sum())
     return lasted if drift * lasted <= skew else skew / drift
 
@@ -273,9 +309,28 @@ def _elapsed(last: Seen, seen: Seen, window: Window) -> float:
     return elapsed if elapsed > 0 else float(window.num_steps)
 
 
-def _seen(window: Window) -> Seen:
+def _seen(window: Window, last: Seen | None = None) -> Seen:
+    """What a window saw, `last` being the one before it."""
     middle = window.first_step + window.num_steps / 2.0
-    return Seen(shares=_rows(window_shares(window)), middle_step=middle, tokens=float(min(map(sum, window.tokens))))
+    return Seen(
+        shares=_rows(window_shares(window)),
+        middle_step=middle,
+        tokens=float(min(map(sum, window.tokens))),
+        num_steps=window.num_steps,
+        after_gap=last is not None and _far(last, middle, window.num_steps),
+    )
+
+
+def _far(last: Seen, middle_step: float, num_steps: int) -> bool:
+    """Whether there is a gap between a window and the last one, forward or back."""
+    before = num_steps if last.num_steps is None else last.num_steps
+    unseen = abs(middle_step - last.middle_step) - (num_steps + before) / 2.0
+    return unseen > FEW_WINDOWS * max(num_steps, before)
+
+
+def _distance(one: Floats, other: Floats) -> float:
+    """Squared, summed over layers and experts."""
+    return float(np.square(one - other).sum(axis=1).sum())
 
 
 def _floats(packed: Packed) -> Floats:

@@ -63,6 +63,17 @@ class Refund(Value):
         return {"plan_id": given.get("plan_id"), "placement": given.get("placement"), "debit": given}
 
 
+class Pause(Value):
+    """What a window said that a change held training up besides its transfer."""
+
+    window: Index
+    pause_s: NonNegative
+
+
+SMOOTHED_BEFORE = {"standstill_s": "standstills", "split_pause_s": "split_pauses"}
+"""Fields of version 0.1, one smoothed number each, and what is kept instead."""
+
+
 class RunState(Value):
     """All that a decision depends on besides the window and the run's context; grows with layers x experts only."""
 
@@ -90,14 +101,26 @@ class RunState(Value):
     declined: tuple[str, ...] = ()
     """Plans that were decided on while this one was in force, and not gone over to: a job that cannot switch by itself
     needs the best of what it can do."""
-    standstill_s: NonNegative | None = None
-    """What a move holds training up besides its transfer, as this run has measured; None: not yet."""
-    split_pause_s: NonNegative | None = None
-    """What a new split of tokens, or new shadow experts, hold training up, as this run has measured; None: not yet."""
+    standstills: tuple[Pause, ...] = ()
+    """What moves held training up besides their transfer, the last ones: see `planner.online.standstill`."""
+    split_pauses: tuple[Pause, ...] = ()
+    """What new splits of tokens, or new shadow experts, held training up, the last ones."""
     step_ratios: tuple[Positive, ...] = ()
     """What steps of the last windows took, over what they are priced at: see `planner.online.calibration`."""
     last_window: Index | None = None
     """Index of the newest window that was counted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pauses_one_by_one(cls, given: Any) -> Any:
+        """Version 0.1 kept one smoothed number of each kind: it counts as two samples of the last window."""
+        if not isinstance(given, dict) or not SMOOTHED_BEFORE.keys() & given.keys():
+            return given
+        kept = {name: value for name, value in given.items() if name not in SMOOTHED_BEFORE}
+        for old, name in SMOOTHED_BEFORE.items():
+            if given.get(old) is not None:
+                kept[name] = ({"window": given.get("last_window") or 0, "pause_s": given[old]},) * 2
+        return kept
 
     @property
     def standing(self) -> Stood:

@@ -104,6 +104,80 @@ def test_missing_windows_count_as_drift_over_their_steps():
     assert distance(far, HOT) <= distance(near, HOT)
 
 
+GAPS = pytest.mark.parametrize("gap_steps", [20_000, 10**6])
+
+
+def noisy_forecast(windows, gap_steps=0, gap_at=30, later=None):
+    """After so many windows of 10 steps with the noise of 2,000 tokens; a gap comes before window `gap_at`."""
+    rng = np.random.default_rng(3)
+    forecast = None
+    for index in range(windows):
+        load = HOT if later is None or index < gap_at else later
+        rows = np.array([rng.multinomial(2000, row) for row in shares(load)])
+        first_step = 10 * index + (gap_steps if index >= gap_at else 0)
+        seen = window(index, rows, tokens=2000, first_step=first_step)
+        forecast = begin_forecast(seen) if forecast is None else update_forecast(forecast, seen)
+    return forecast
+
+
+def mean_horizon(windows, **run):
+    return np.mean([noisy_forecast(number, **run).horizon_steps for number in range(*windows)])
+
+
+@GAPS
+@pytest.mark.parametrize("gap_at", [1, 2, 30])
+def test_after_a_gap_the_horizon_of_a_noisy_load_is_that_without_the_gap(gap_steps, gap_at):
+    windows = gap_at + 5, gap_at + 15
+    without, with_gap = mean_horizon(windows), mean_horizon(windows, gap_steps=gap_steps, gap_at=gap_at)
+    assert without / 2 < with_gap < 2 * without
+    assert noisy_forecast(gap_at + 5, gap_steps=gap_steps, gap_at=gap_at).horizon_steps <= 10 * (gap_at + 5)
+
+
+@GAPS
+def test_drift_that_was_known_before_a_gap_is_known_after_it(gap_steps):
+    walk = np.exp(np.cumsum(np.random.default_rng(1).normal(0, 0.3, (40, 2, 8)), axis=0))
+    forecast = forecast_after(walk[:30])
+    drifting = forecast.horizon_steps
+    for index in range(30, 40):
+        seen = window(index, walk[index], first_step=10 * index + gap_steps)
+        forecast = update_forecast(forecast, seen)
+        assert forecast.horizon_steps < 3 * drifting
+
+
+@GAPS
+def test_a_load_that_changed_over_a_gap_is_followed_at_once_and_is_no_drift_after_it(gap_steps):
+    changed = {"gap_steps": gap_steps, "later": COLD}
+    assert distance(noisy_forecast(31, **changed), COLD) < 0.05
+    assert distance(noisy_forecast(60, **changed), COLD) < 0.02
+    without = mean_horizon((35, 45))
+    assert without / 2 < mean_horizon((35, 45), **changed) < 2 * without
+
+
+def test_a_load_that_stayed_over_a_gap_is_still_averaged():
+    assert noisy_forecast(31, gap_steps=20_000).weight < 0.2
+
+
+def test_a_job_set_back_far_takes_its_other_load_for_no_drift():
+    back = noisy_forecast(40, gap_steps=-280, later=COLD)
+    assert distance(back, COLD) < 0.05
+    assert back.horizon_steps > 200
+
+
+def test_windows_that_are_always_far_apart_say_nothing_about_drift():
+    forecast = begin_forecast(window(0, HOT))
+    for index in range(1, 5):
+        forecast = update_forecast(forecast, window(index, COLD, first_step=1000 * index))
+    assert distance(forecast, COLD) < 1e-3
+    assert forecast.horizon_steps == 50
+
+
+def test_windows_of_more_steps_than_can_be_counted_exactly_are_taken():
+    most = 2**53 - 1
+    forecast = begin_forecast(window(0, HOT).model_copy(update={"num_steps": most}))
+    following = update_forecast(forecast, window(1, HOT).model_copy(update={"num_steps": most}))
+    assert following.horizon_steps == pytest.approx(2.0 * most)
+
+
 def test_a_job_set_back_to_an_earlier_step_goes_on():
     back = window(9, COLD).model_copy(update={"first_step": 5})
     forecast = update_forecast(forecast_after([HOT] * 5), back)
@@ -147,12 +221,13 @@ def test_a_job_whose_windows_become_thin_is_followed():
 def test_what_versions_before_kept_goes_on():
     forecast = forecast_after([HOT] * 5)
     old = forecast.model_dump(mode="json")
-    for name in ("counted", "usual_tokens", "doubt", "noises"):
+    for name in ("counted", "usual_tokens", "doubt", "noises", "seen_steps"):
         del old[name]
     for seen in old["recent"]:
-        del seen["tokens"]
+        del seen["tokens"], seen["num_steps"], seen["after_gap"]
     following = update_forecast(Forecast.model_validate(old), window(5, HOT))
     assert distance(following, HOT) < 1e-4
+    assert following.horizon_steps == 60
 
 
 @given(

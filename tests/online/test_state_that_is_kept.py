@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from planner.online import RunState, begin, decide
 from planner.online.forecast import begin_forecast, update_forecast
+from planner.online.standstill import standstill_of
 from planner.spec.packed import Packed, PackedPlacement
 from planner.spec.placement import Placement, TokenSplit
 
@@ -32,8 +33,9 @@ def as_version_0_1(state: RunState) -> dict:
     forecast["shares"] = state.forecast.array.tolist()
     for kept, seen in zip(forecast["recent"], state.forecast.recent, strict=True):
         kept["shares"] = seen.array.tolist()
-    for name in ("since_step", "earlier", "split_pause_s", "step_ratios"):
+    for name in ("since_step", "earlier", "standstills", "split_pauses", "step_ratios"):
         del found[name]
+    found["standstill_s"] = 0.3
     placement = found["placement"] = state.placement.model_dump(mode="json")
     if found["unconfirmed"] is not None:
         found["unconfirmed"] |= {"plan_id": state.plan_id, "placement": placement}
@@ -52,6 +54,7 @@ def test_a_state_of_the_first_version_is_read_and_goes_on():
     state = played()
     old = RunState.model_validate_json(json.dumps(as_version_0_1(state)))
     assert old.placement == state.placement
+    assert standstill_of(old) == (0.3, True)
     assert np.array_equal(old.forecast.array, state.forecast.array)
     decision, following = decide(window(5, LOADS[0]), old, RUN, imbalance_price)
     assert decision.window == following.last_window == 5
