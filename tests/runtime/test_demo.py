@@ -12,7 +12,7 @@ import pytest
 from api.demo import check_promises, wait_for_service
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import UnavailableError
-from planner.spec.placement import Move
+from planner.spec.placement import Move, Placement
 from runtime.comparison import Comparison, Trial
 from runtime.example import Progress
 
@@ -55,6 +55,7 @@ def rebalance(*moves):
         window=0,
         action=Action.REBALANCE,
         plan_id="p",
+        placement=Placement(layers=((0, 1),), num_ranks=2),
         moves=moves,
         gain_s_per_step=1.0,
         cost_s=1.0,

@@ -42,7 +42,7 @@ def leave_early(report, url):
 
 def test_who_waits_in_step_for_a_rank_that_has_left_is_told_so_after_torchs_timeout():
     with SamplePlanner(ranks=1, decide=keep) as planner:
-        (step, error, [(told, _)]), left = launch(leave_early, 2, (planner.url,), timeout_s=60)
+        (step, error, [*_, (told, _)]), left = launch(leave_early, 2, (planner.url,), timeout_s=60)
     assert left is None and step == 2 * WINDOW + 1
     assert "Timed out" in error or "closed" in error
     assert told.startswith("step() waited for what the ranks of its group share, and another rank has died or did not")
