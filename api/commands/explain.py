@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from api.commands.asked import asked
 from api.commands.options import (
     AxesOption,
     Batch,
@@ -34,11 +35,7 @@ from api.commands.options import (
     WithoutRuleOption,
     options_from,
     parts_of,
-    read_model_and_cluster,
-    read_plan,
-    read_plans,
     training_from,
-    training_of,
 )
 from api.commands.terminal import certificate_line, progress_bar, say, show
 from planner.cost import estimate
@@ -90,8 +87,7 @@ def explain(
 
     trimtab explain mixtral-8x7b 8x8:h100-sxm-80g --global-batch-size 1024 --sequence-length 4096
     """
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
-    given = {
+    options = {
         "target": target,
         "uniform": uniform or None,
         "offload": offload or None,
@@ -103,26 +99,25 @@ def explain(
         "without_rules": without_rule or None,
         "time_limit_s": time_limit,
     }
-    recipe = {
-        "precision": precision,
-        "optimizer": optimizer,
-        "gradient_precision": gradient_precision,
-        "encoder_sequence_length": encoder_sequence_length,
-        "max_global_batch_size": max_global_batch_size,
-        "capacity_factor": capacity_factor,
-    }
-    asked = None
-    if plan is None or global_batch_size is not None or sequence_length is not None:
-        asked = training_from(global_batch_size, sequence_length, **recipe)
+    given = asked(
+        (model, cluster),
+        (memory_limit, stack),
+        (global_batch_size, sequence_length),
+        precision=precision,
+        optimizer=optimizer,
+        gradient_precision=gradient_precision,
+        encoder_sequence_length=encoder_sequence_length,
+        max_global_batch_size=max_global_batch_size,
+        capacity_factor=capacity_factor,
+    )
     shortlist = None
     if plan is None:
-        assert asked is not None
-        explanation, shortlist = _of_search(resolved, devices, asked, options_from(**given))
+        training = given.given or training_from(None, None)
+        explanation, shortlist = _of_search(given.model, given.cluster, training, options_from(**options))
     else:
-        _refuse(given)
-        best, *others = read_plans(plan, resolved, devices, asked)
-        training = asked or training_of(best, **recipe)
-        explanation = explanation_of(resolved, devices, training, best, _runner_up(others))
+        _refuse(options)
+        best, *others = given.plans(plan)
+        explanation = explanation_of(given.model, given.cluster, given.training(best), best, _runner_up(others))
     if as_json:
         say(explanation.model_dump_json(indent=2))
     else:
@@ -176,18 +171,17 @@ def diff(
 
     trimtab diff llama-2-7b 1x8:a100-sxm-80g tp8-mbs1 tp4-mbs1-zero1 --global-batch-size 64 --sequence-length 4096
     """
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
-    recipe = {
-        "precision": precision,
-        "gradient_precision": gradient_precision,
-        "encoder_sequence_length": encoder_sequence_length,
-    }
-    given = None
-    if global_batch_size is not None or sequence_length is not None:
-        given = training_from(global_batch_size, sequence_length, **recipe)
-    plans = [read_plan(text, resolved, devices, given) for text in (first, second)]
-    one, other = ((plan, estimate(resolved, devices, given or training_of(plan, **recipe), plan)) for plan in plans)
-    found = plan_diff(resolved, one, other)
+    given = asked(
+        (model, cluster),
+        (memory_limit, stack),
+        (global_batch_size, sequence_length),
+        precision=precision,
+        gradient_precision=gradient_precision,
+        encoder_sequence_length=encoder_sequence_length,
+    )
+    plans = [given.plan(text) for text in (first, second)]
+    one, other = ((plan, estimate(given.model, given.cluster, given.training(plan), plan)) for plan in plans)
+    found = plan_diff(given.model, one, other)
     if as_json:
         say(found.model_dump_json(indent=2))
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from api.commands.asked import asked
 from api.commands.options import (
     Batch,
     CapacityFactor,
@@ -21,10 +22,6 @@ from api.commands.options import (
     PrecisionOption,
     Sequence,
     StackOption,
-    read_model_and_cluster,
-    read_plans,
-    training_from,
-    training_of,
     write_text,
 )
 from api.commands.terminal import printable, say
@@ -64,20 +61,19 @@ def export(
 
     trimtab export mixtral-8x7b 8x8:h100-sxm-80g shortlist.json megatron --output launch
     """
-    recipe = {
-        "precision": precision,
-        "optimizer": optimizer,
-        "gradient_precision": gradient_precision,
-        "encoder_sequence_length": encoder_sequence_length,
-        "capacity_factor": capacity_factor,
-    }
     framework = _target(target)
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
-    given = None
-    if global_batch_size is not None or sequence_length is not None:
-        given = training_from(global_batch_size, sequence_length, **recipe)
-    chosen = _ranked(read_plans(plan, resolved, devices, given), rank)
-    found = export_plan(framework, resolved, devices, given or training_of(chosen, **recipe), chosen)
+    given = asked(
+        (model, cluster),
+        (memory_limit, stack),
+        (global_batch_size, sequence_length),
+        precision=precision,
+        optimizer=optimizer,
+        gradient_precision=gradient_precision,
+        encoder_sequence_length=encoder_sequence_length,
+        capacity_factor=capacity_factor,
+    )
+    chosen = _ranked(given.plans(plan), rank)
+    found = export_plan(framework, given.model, given.cluster, given.training(chosen), chosen)
     if output is not None:
         _write(output, found)
     if as_json:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from api.commands.asked import asked
 from api.commands.options import (
     Batch,
     ClusterArgument,
@@ -20,18 +20,10 @@ from api.commands.options import (
     PrecisionOption,
     Sequence,
     StackOption,
-    read_model_and_cluster,
-    read_plan,
-    training_from,
-    training_of,
     write_text,
 )
 from api.commands.terminal import say, show
 from planner.cost import estimate as price
-from planner.spec.mixed_cluster import AnyCluster
-from planner.spec.model import Model
-from planner.spec.plan import Plan
-from planner.spec.training import Training
 from planner.view import (
     assumption_table,
     headline_table,
@@ -57,21 +49,22 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """Predict the time and memory of PLAN, whether it fits or not."""
-    recipe = {
-        "precision": precision,
-        "gradient_precision": gradient_precision,
-        "encoder_sequence_length": encoder_sequence_length,
-    }
-    resolved, devices, training, chosen = _asked(
-        model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
+    given = asked(
+        (model, cluster),
+        (memory_limit, stack),
+        (global_batch_size, sequence_length),
+        precision=precision,
+        gradient_precision=gradient_precision,
+        encoder_sequence_length=encoder_sequence_length,
     )
-    priced = price(resolved, devices, training, chosen)
+    chosen = given.plan(plan)
+    priced = price(given.model, given.cluster, given.training(chosen), chosen)
     if as_json:
         say(priced.model_dump_json(indent=2))
     else:
         show(
             headline_table(chosen, priced),
-            stage_table(resolved, chosen, priced),
+            stage_table(given.model, chosen, priced),
             time_table(priced),
             memory_table(chosen, priced),
             assumption_table(priced),
@@ -92,16 +85,17 @@ def picture(
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
 ) -> None:
     """Draw PLAN as SVG: stages, devices, layers, strategies, memory."""
-    recipe = {
-        "precision": precision,
-        "gradient_precision": gradient_precision,
-        "encoder_sequence_length": encoder_sequence_length,
-    }
-    resolved, devices, training, chosen = _asked(
-        model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack
+    given = asked(
+        (model, cluster),
+        (memory_limit, stack),
+        (global_batch_size, sequence_length),
+        precision=precision,
+        gradient_precision=gradient_precision,
+        encoder_sequence_length=encoder_sequence_length,
     )
-    priced = price(resolved, devices, training, chosen)
-    svg = plan_picture(resolved, chosen, priced)
+    chosen = given.plan(plan)
+    priced = price(given.model, given.cluster, given.training(chosen), chosen)
+    svg = plan_picture(given.model, chosen, priced)
     if output is None:
         say(svg)
     else:
@@ -125,33 +119,18 @@ def timeline(
 
     trimtab timeline llama-2-7b 1x8:a100-sxm-80g tp2-pp4-mbs1 --global-batch-size 64 --sequence-length 4096
     """
-    recipe = {
-        "precision": precision,
-        "gradient_precision": gradient_precision,
-        "encoder_sequence_length": encoder_sequence_length,
-    }
-    asked = _asked(model, cluster, plan, global_batch_size, sequence_length, recipe, memory_limit, stack)
-    text = plan_timeline(*asked).model_dump_json(exclude_none=True)
+    given = asked(
+        (model, cluster),
+        (memory_limit, stack),
+        (global_batch_size, sequence_length),
+        precision=precision,
+        gradient_precision=gradient_precision,
+        encoder_sequence_length=encoder_sequence_length,
+    )
+    chosen = given.plan(plan)
+    drawn = plan_timeline(given.model, given.cluster, given.training(chosen), chosen)
+    text = drawn.model_dump_json(exclude_none=True)
     if output is None:
         say(text)
     else:
         write_text(output, text)
-
-
-def _asked(
-    model: str,
-    cluster: str,
-    plan: str,
-    batch: str | None,
-    sequence_length: int | None,
-    recipe: Mapping[str, object],
-    memory_limit: str | None,
-    stack: str | None,
-) -> tuple[Model, AnyCluster, Training, Plan]:
-    """What the arguments name; a recipe that the options leave out is the plan's own."""
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
-    given = None
-    if batch is not None or sequence_length is not None:
-        given = training_from(batch, sequence_length, **recipe)
-    chosen = read_plan(plan, resolved, devices, given)
-    return resolved, devices, given or training_of(chosen, **recipe), chosen

@@ -8,10 +8,9 @@ from planner.cost.assumptions import assumptions
 from planner.cost.band import error_band
 from planner.cost.flops import model_flops_per_sample
 from planner.cost.layer import PASS_PARTS
-from planner.cost.load import expert_loads
 from planner.cost.pipeline import Pace
 from planner.cost.prepared import Prepared
-from planner.cost.step import Bill, bill_of, bills, host_s, whole_step_s
+from planner.cost.step import Bill, Condition, bill_of, bills_under, host_s, whole_step_s
 from planner.spec.cluster import Cluster
 from planner.spec.estimate import Estimate, StageEstimate, StageTime
 from planner.spec.mixed_cluster import AnyCluster
@@ -20,8 +19,6 @@ from planner.spec.placement import Placement
 from planner.spec.plan import Plan
 from planner.spec.training import Training
 from planner.spec.workload import BALANCED, Workload
-
-Condition = tuple[Workload, Placement | None]
 
 
 def estimate(
@@ -57,7 +54,7 @@ def estimates(
     if not pairs:
         return []
     prepared = Prepared(model, cluster, training, plan)
-    made = _bills(prepared, pairs)
+    made = bills_under(prepared, pairs)
     if len(pairs) == 1:
         return [_estimate(prepared, made, pairs[0])]
     return [_estimate(prepared, [bill_of(bill, i) for bill in made], pair) for i, pair in enumerate(pairs)]
@@ -72,12 +69,7 @@ def stage_paces(
     placement: Placement | None = None,
 ) -> list[Pace]:
     """What `estimate` tells the closed forms of pipelines, by stage: messages are counted with the stage entered."""
-    return [bill.pace for bill in _bills(Prepared(model, cluster, training, plan), [(workload, placement)])]
-
-
-def _bills(prepared: Prepared, pairs: Sequence[Condition]) -> list[Bill]:
-    conditions = [(workload.expert_shares or None, placement) for workload, placement in pairs]
-    return bills(prepared, expert_loads(prepared.sizes, conditions, prepared.training.capacity_factor))
+    return [bill.pace for bill in bills_under(Prepared(model, cluster, training, plan), [(workload, placement)])]
 
 
 def _estimate(prepared: Prepared, made: list[Bill], condition: Condition) -> Estimate:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from planner.cost.layer import PASS_PARTS
-from planner.cost.load import expert_loads
 from planner.cost.pipeline import Pace
 from planner.cost.prepared import Prepared, StageParts
-from planner.cost.step import Bill, bills, host_s
+from planner.cost.step import Bill, bills_under, host_s
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.placement import Placement
@@ -65,8 +64,7 @@ def step_passes(
 ) -> StepPasses:
     """What `estimate` makes the step of; raises InputError as it does."""
     prepared = Prepared(model, cluster, training, plan)
-    conditions = [(workload.expert_shares or None, placement)]
-    made = bills(prepared, expert_loads(prepared.sizes, conditions, training.capacity_factor))
+    made = bills_under(prepared, [(workload, placement)])
     puts_off = plan.schedule.kind is ScheduleKind.ZERO_BUBBLE
     stages = tuple(_stage(bill, parts, puts_off) for bill, parts in zip(made, prepared.stages, strict=True))
     return StepPasses(stages, host_s(cluster))

@@ -19,6 +19,9 @@ from planner.spec.model import Model
 from planner.spec.placement import Placement
 from planner.spec.plan import Plan
 from planner.spec.training import Training
+from planner.spec.workload import Workload
+
+Condition = tuple[Workload, Placement | None]
 
 
 class Bill(NamedTuple):
@@ -83,6 +86,12 @@ def bills(prepared: Prepared, loads: ExpertLoads) -> list[Bill]:
         _bill(prepared, number, parts, work)
         for number, (parts, work) in enumerate(zip(prepared.stages, works, strict=True))
     ]
+
+
+def bills_under(prepared: Prepared, pairs: Sequence[Condition]) -> list[Bill]:
+    """The same under each workload and placement; raises InputError where these do not match model or plan."""
+    conditions = [(workload.expert_shares or None, placement) for workload, placement in pairs]
+    return bills(prepared, expert_loads(prepared.sizes, conditions, prepared.training.capacity_factor))
 
 
 def bill_of(bill: Bill, load: int) -> Bill:

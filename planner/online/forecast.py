@@ -38,11 +38,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from planner.cost.balance import Floats
 from planner.spec.packed import Packed
-from planner.spec.value import Count, Index, NonNegative, Ratio, Value
+from planner.spec.value import Count, NonNegative, Ratio, Value
 from planner.spec.window import Window
 
 MEMORY_WINDOWS = 8.0
@@ -140,7 +140,6 @@ class Forecast(Value):
     """Variance of the smoothed load around the true one, summed over layers and experts; None: not kept."""
     noises: NonNegative | None = None
     """The same in units of the noise of a usual window; None: `weight`."""
-    first_step: Index
     seen_steps: NonNegative | None = None
     """Steps of all windows; None: not kept, as many a window as the next one has."""
     windows: Count
@@ -150,6 +149,12 @@ class Forecast(Value):
     """Pairs of windows one apart."""
     second_neighbours: Gap = Gap()
     """Pairs of windows two apart."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_first_step(cls, data: Any) -> Any:
+        """Older versions kept the first step of all windows, which nothing reads."""
+        return {key: data[key] for key in data if key != "first_step"} if isinstance(data, dict) else data
 
     @property
     def array(self) -> Floats:
@@ -166,7 +171,6 @@ def begin_forecast(window: Window) -> Forecast:
         weight=1.0,
         usual_tokens=seen.tokens,
         doubt=_counting_noise(window),
-        first_step=window.first_step,
         seen_steps=window.num_steps,
         windows=1,
         recent=(seen,),
@@ -203,7 +207,6 @@ def update_forecast(forecast: Forecast, window: Window) -> Forecast:
         usual_tokens=usual_tokens,
         doubt=doubt,
         noises=doubt / noise if noise > 0 else 1.0,
-        first_step=min(forecast.first_step, window.first_step),
         seen_steps=before + window.num_steps,
         windows=forecast.windows + 1,
         recent=(seen.model_copy(update={"shares": _rows(latest)}), last),

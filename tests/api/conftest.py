@@ -1,11 +1,13 @@
 """A service in this process: real database file, real worker processes, and the search that a test asks for."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import invented_searches
 import pytest
+from command_line import trimtab
 from fastapi.testclient import TestClient
 from service_in_process import running
 
@@ -37,3 +39,20 @@ def serve(database: Database) -> Iterator[Serve]:
 def client(serve: Serve) -> TestClient:
     """A service whose searches succeed at once."""
     return serve()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A model file for the command line."""
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(invented_searches.TINY_MODEL))
+    return file
+
+
+@pytest.fixture
+def shortlist_file(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """What `trimtab plan` found for that model on four devices."""
+    file = tmp_path / "shortlist.json"
+    training = ("--global-batch-size", 8, "--sequence-length", 128)
+    assert trimtab(capsys, "plan", tiny, "1x4:a100-sxm-80g", *training, "--output", file).code == 0
+    return file

@@ -1,30 +1,13 @@
 """`trimtab explain` and `trimtab diff` with the real search: what people and programs read."""
 
-import json
-
 import pytest
 from command_line import trimtab
-from invented_searches import TINY_MODEL
 
 from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.shortlist import Shortlist
 
 CLUSTER = "1x4:a100-sxm-80g"
 TRAINING = ("--global-batch-size", 8, "--sequence-length", 128)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    file = tmp_path / "tiny.json"
-    file.write_text(json.dumps(TINY_MODEL))
-    return file
-
-
-@pytest.fixture
-def shortlist_file(tiny, tmp_path, capsys):
-    file = tmp_path / "shortlist.json"
-    assert trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--output", file).code == 0
-    return file
 
 
 def test_without_a_plan_the_best_of_a_search_is_explained_beside_its_runner_up(tiny, shortlist_file, capsys):

@@ -1,23 +1,13 @@
 """`trimtab export`: files for people to start from, and one line for what a framework cannot run."""
 
-import json
-
 import pytest
 from command_line import trimtab
-from invented_searches import TINY_MODEL
 
 from planner.spec.export import Export
 from planner.spec.shortlist import Shortlist
 
 CLUSTER = "1x4:a100-sxm-80g"
 TRAINING = ("--global-batch-size", 8, "--sequence-length", 128)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    file = tmp_path / "tiny.json"
-    file.write_text(json.dumps(TINY_MODEL))
-    return file
 
 
 @pytest.fixture

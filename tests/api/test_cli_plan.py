@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import pytest
 from command_line import trimtab
-from invented_searches import TINY_MODEL
 from service_process import ROOT
 
 from planner.spec.estimate import Estimate
@@ -20,20 +19,6 @@ from planner.spec.timeline import PlanTimeline
 
 CLUSTER = "1x4:a100-sxm-80g"
 TRAINING = ("--global-batch-size", 8, "--sequence-length", 128)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    file = tmp_path / "tiny.json"
-    file.write_text(json.dumps(TINY_MODEL))
-    return file
-
-
-@pytest.fixture
-def shortlist_file(tiny, tmp_path, capsys):
-    file = tmp_path / "shortlist.json"
-    assert trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--output", file).code == 0
-    return file
 
 
 def test_plan_prints_a_shortlist_that_programs_read(tiny, capsys):

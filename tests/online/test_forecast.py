@@ -181,7 +181,6 @@ def test_windows_of_more_steps_than_can_be_counted_exactly_are_taken():
 def test_a_job_set_back_to_an_earlier_step_goes_on():
     back = window(9, COLD).model_copy(update={"first_step": 5})
     forecast = update_forecast(forecast_after([HOT] * 5), back)
-    assert forecast.first_step == 0
     assert forecast.horizon_steps > 0
 
 

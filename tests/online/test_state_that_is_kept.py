@@ -31,6 +31,7 @@ def as_version_0_1(state: RunState) -> dict:
     for name in ("smoothed", "variances", "mistakes"):
         del forecast[name]
     forecast["shares"] = state.forecast.array.tolist()
+    forecast["first_step"] = 0
     for kept, seen in zip(forecast["recent"], state.forecast.recent, strict=True):
         kept["shares"] = seen.array.tolist()
     for name in ("since_step", "earlier", "standstills", "split_pauses", "step_ratios"):
