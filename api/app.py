@@ -19,9 +19,11 @@ from api.documentation import DESCRIPTION, TAGS, describe, documentation_router
 from api.jobs import Jobs
 from api.logs import ID_HEADER, is_accepted_id
 from api.metrics import Measured, Metrics
+from api.profile_store import ProfileStore
 from api.routes.health import HealthRoutes
 from api.routes.plans import PlanRoutes
-from api.routes.presets import preset_router
+from api.routes.presets import PresetRoutes
+from api.routes.profiles import ProfileRoutes
 from api.routes.runs import RunRoutes
 from api.routes.searches import SearchRoutes
 from api.run_store import RunStore
@@ -48,6 +50,7 @@ def create_app(
     searches = SearchStore(database, utc_now, new_id)
     metrics.watch(searches, utc_now)
     runs = RunStore(database, utc_now)
+    profiles = ProfileStore(database, utc_now, settings.max_profiles)
     queue = SearchQueue(database, utc_now, new_id(), settings.lease_s)
     jobs = Jobs(searches, queue, search, settings.workers, settings.search_time_limit_s, metrics.search_ended)
 
@@ -67,10 +70,11 @@ def create_app(
         lifespan=lifespan,
     )
     for router in (
-        SearchRoutes(searches, jobs, settings, stopping).router(),
-        PlanRoutes(searches).router(),
+        SearchRoutes(searches, profiles, jobs, settings, stopping).router(),
+        PlanRoutes(searches, profiles).router(),
         RunRoutes(Runs(searches, runs, utc_now, new_id, metrics.decided), runs).router(),
-        preset_router(),
+        PresetRoutes(profiles).router(),
+        ProfileRoutes(profiles).router(),
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(HealthRoutes(database, jobs, metrics, app.version).router())

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.request import ClusterRequest, MixedClusterRequest, ModelRequest
-from profiles import resolve_cluster, resolve_model
+from profiles import MeasuredProfile, on_measured_device, resolve_cluster, resolve_model
+
+ProfileNamed = Callable[[str], MeasuredProfile | None]
+"""The measured profile of a name; None if there is none."""
 
 
-def resolve(model: ModelRequest, cluster: ClusterRequest | MixedClusterRequest) -> tuple[Model, AnyCluster]:
+def no_profiles(name: str) -> MeasuredProfile | None:
+    """Where devices are presets alone."""
+    return None
+
+
+def resolve(
+    model: ModelRequest, cluster: ClusterRequest | MixedClusterRequest, profile_named: ProfileNamed = no_profiles
+) -> tuple[Model, AnyCluster]:
     """Model and cluster; raises InputError under `model` and `cluster`."""
-    return model_of(model), cluster_of(cluster)
+    return model_of(model), cluster_of(cluster, profile_named)
 
 
 def model_of(request: ModelRequest) -> Model:
@@ -22,9 +34,28 @@ def model_of(request: ModelRequest) -> Model:
         raise error.under("model") from None
 
 
-def cluster_of(request: ClusterRequest | MixedClusterRequest) -> AnyCluster:
-    """The cluster; raises InputError under `cluster`."""
+def cluster_of(request: ClusterRequest | MixedClusterRequest, profile_named: ProfileNamed = no_profiles) -> AnyCluster:
+    """The cluster, its devices measured profiles or presets; raises InputError under `cluster`."""
     try:
-        return resolve_cluster(request)
+        return resolve_cluster(_with_profiles(request, profile_named))
     except InputError as error:
         raise error.under("cluster") from None
+
+
+def _with_profiles(
+    request: ClusterRequest | MixedClusterRequest, profile_named: ProfileNamed
+) -> ClusterRequest | MixedClusterRequest:
+    if isinstance(request, ClusterRequest):
+        return _with_profile(request, profile_named)
+    groups = []
+    for number, group in enumerate(request.groups):
+        try:
+            groups.append(_with_profile(group, profile_named))
+        except InputError as error:
+            raise error.under(f"groups[{number}]") from None
+    return request.model_copy(update={"groups": tuple(groups)})
+
+
+def _with_profile(request: ClusterRequest, profile_named: ProfileNamed) -> ClusterRequest:
+    profile = profile_named(request.device) if isinstance(request.device, str) else None
+    return request if profile is None else on_measured_device(request, profile)

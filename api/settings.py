@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """Largest request body."""
     max_waiting_searches: Annotated[int, Field(ge=1)] = 1000
     """Searches that may queue; beyond, new ones are refused with 503."""
+    max_profiles: Annotated[int, Field(ge=0)] = 200
+    """Measured profiles that clients may keep here; beyond, new ones are refused with 409."""
     max_wait_s: Annotated[float, Field(ge=0)] = 60.0
     """Longest that `Prefer: wait=N` is granted."""
     lease_s: Annotated[float, Field(ge=2)] = 10.0

@@ -20,6 +20,7 @@ from planner.spec.request import SearchRequest
 from planner.spec.run import Run
 from planner.spec.shortlist import Shortlist
 from planner.spec.window import Window
+from profiles.devices import MeasuredProfile
 
 V = TypeVar("V", bound=BaseModel)
 ID_LENGTH = 64
@@ -99,6 +100,7 @@ class SearchRow(Table):
     model: Mapped[Model] = mapped_column(Json(Model), deferred=True)
     """As it was resolved when the search was asked for; presets may change later."""
     cluster: Mapped[AnyCluster] = mapped_column(Json(AnyCluster), deferred=True)
+    """One from before clusters had a software stack is read with the ideal one, as which it was priced then."""
     shortlist: Mapped[Shortlist | None] = mapped_column(Json(Shortlist), deferred=True)
 
 
@@ -153,6 +155,18 @@ class DecisionRow(Table):
     index: Mapped[int] = mapped_column(BigInteger)
     decided_at: Mapped[datetime] = mapped_column(UtcTime)
     decision: Mapped[Decision] = mapped_column(Json(Decision))
+
+
+class ProfileRow(Table):
+    """A measured profile under the name that a client gave it."""
+
+    __tablename__ = "profiles"
+
+    name: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(ID_LENGTH))
+    """Hash of its content."""
+    changed_at: Mapped[datetime] = mapped_column(UtcTime)
+    profile: Mapped[MeasuredProfile] = mapped_column(Json(MeasuredProfile))
 
 
 Index("searches_waiting", SearchRow.state, SearchRow.number)

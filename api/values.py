@@ -13,7 +13,7 @@ from planner.spec.model import Model
 from planner.spec.plan import Plan
 from planner.spec.request import AnyClusterRequest, ModelRequest, Options, SearchRequest
 from planner.spec.training import Training
-from planner.spec.value import Name, StrEnum, Value
+from planner.spec.value import Count, Name, StrEnum, Value
 from planner.spec.workload import BALANCED, Workload
 
 T = TypeVar("T")
@@ -106,6 +106,22 @@ class PresetList(Value):
     """Names of presets."""
 
     items: tuple[str, ...]
+
+
+class ProfileEntry(Value):
+    """A measured profile in a list."""
+
+    name: Name
+    """What a cluster's `device` takes."""
+    tag: Name
+    """Hash of its content, as ETag has it."""
+    changed_at: datetime
+    device: Name
+    """As the machine calls it."""
+    devices_per_node: Count
+    """Devices of a node that were measured together."""
+    measured_on: Name
+    """Date of the measurement."""
 
 
 class WhatIfRequest(Value):

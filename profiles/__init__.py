@@ -5,15 +5,16 @@ software stack each) and `models/*.json` (one config.json with its source each).
 """
 
 from profiles.architectures import model_names, model_preset, model_request_from_file, resolve_model
-from profiles.cluster_reader import cluster_from_shorthand, cluster_request_from_file
+from profiles.cluster_reader import cluster_from_shorthand, cluster_request_from_file, on_measured_device
 from profiles.clusters import resolve_cluster
-from profiles.devices import HardwarePreset, device_names, device_preset
+from profiles.devices import HardwarePreset, MeasuredProfile, device_names, device_preset
 from profiles.huggingface import model_from_config, model_types
 from profiles.stacks import StackPreset, stack_names, stack_preset
 from profiles.units import parse_bytes
 
 __all__ = [
     "HardwarePreset",
+    "MeasuredProfile",
     "StackPreset",
     "cluster_from_shorthand",
     "cluster_request_from_file",
@@ -24,6 +25,7 @@ __all__ = [
     "model_preset",
     "model_request_from_file",
     "model_types",
+    "on_measured_device",
     "parse_bytes",
     "resolve_cluster",
     "resolve_model",

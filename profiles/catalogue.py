@@ -40,6 +40,11 @@ def find(shelf: Shelf, wanted: str) -> str:
     return found
 
 
+def is_known(shelf: Shelf, wanted: str) -> bool:
+    """Whether this is a preset's name or alias, in capital or small letters."""
+    return wanted.strip().lower() in _spellings(shelf)
+
+
 @cache
 def _spellings(shelf: Shelf) -> dict[str, str]:
     """Names and aliases, and the name that each means; the files do not change while a program runs."""

@@ -74,13 +74,21 @@ def _request(content: dict[str, Any], folder: Path, field: str) -> ClusterReques
         return parse(ClusterRequest, content, field)
     profile = profile_from_file(folder / device, f"{field}.device")
     request = parse(ClusterRequest, {**content, "device": profile.device}, field)
-    filled: dict[str, Any] = {"stack": request.stack or profile.stack}
+    try:
+        return on_measured_device(request, profile)
+    except InputError as error:
+        raise error.under(field) from None
+
+
+def on_measured_device(request: ClusterRequest, profile: MeasuredProfile) -> ClusterRequest:
+    """The request on the device that was measured; links and software that it leaves out are the measured ones.
+
+    Raises InputError at its fields where links are needed that were not measured.
+    """
+    filled: dict[str, Any] = {"device": profile.device, "stack": request.stack or profile.stack}
     if request.levels is None and request.links is None:
-        try:
-            filled["intra_node"] = request.intra_node or _measured_inside(request, profile)
-            filled["inter_node"] = request.inter_node or _measured_between(request, profile)
-        except InputError as error:
-            raise error.under(field) from None
+        filled["intra_node"] = request.intra_node or _measured_inside(request, profile)
+        filled["inter_node"] = request.inter_node or _measured_between(request, profile)
     return request.model_copy(update=filled)
 
 
@@ -93,14 +101,12 @@ def _measured_inside(request: ClusterRequest, profile: MeasuredProfile) -> Link 
         raise InputError.at(
             "devices_per_node",
             f"{profile.name} was measured with {profile.devices_per_node} in a node; for {request.devices_per_node} "
-            "give intra_node or levels in a cluster file",
+            "give intra_node or levels",
         )
     return profile.intra_node
 
 
 def _measured_between(request: ClusterRequest, profile: MeasuredProfile) -> Link | None:
     if request.nodes > 1 and profile.inter_node is None:
-        raise InputError.at(
-            "nodes", f"{profile.name} was measured on one node; for more give inter_node in a cluster file"
-        )
+        raise InputError.at("nodes", f"{profile.name} was measured on one node; for more give inter_node")
     return profile.inter_node

@@ -27,6 +27,7 @@ _WHAT = {
     400: "The body cannot be read: it is not JSON, or holds NaN",
     404: "Nothing has this id",
     409: "The state of the thing forbids this",
+    412: "The thing is another than `If-Match` or `If-None-Match` expects",
     413: "The body is too large",
     415: "The body is not application/json",
     422: "The input cannot be right; `errors` points into it",

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Path, Response
 from api.answers import StrictRoute
 from api.examples import ESTIMATE_EXAMPLES, EXPORT_EXAMPLE, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
 from api.pictures import SvgResponse, picture_of
+from api.profile_store import ProfileStore
 from api.resolution import cluster_of, resolve
 from api.routes.parameters import READS_BODY, FoundBy, PlanId, problems
 from api.search_store import SearchStore
@@ -32,8 +33,9 @@ _TIMELINE: dict[str, Any] = {
 class PlanRoutes:
     """Routes under /plans and /estimates."""
 
-    def __init__(self, store: SearchStore) -> None:
+    def __init__(self, store: SearchStore, profiles: ProfileStore) -> None:
         self._store = store
+        self._profiles = profiles
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -179,10 +181,10 @@ class PlanRoutes:
     ) -> Estimate:
         """Price a found plan; what the body leaves out is as in the plan's search."""
         found = self._store.found(plan_id, search_id)
-        cluster = cluster_of(request.cluster) if request.cluster else found.cluster
+        cluster = cluster_of(request.cluster, self._profiles.find) if request.cluster else found.cluster
         return estimate(found.model, cluster, request.training or found.training, found.entry.plan, request.workload)
 
     def price(self, request: Annotated[EstimateRequest, Body(openapi_examples=ESTIMATE_EXAMPLES)]) -> Estimate:
         """Price a plan that no search of this service needs to have found."""
-        model, cluster = resolve(request.model, request.cluster)
+        model, cluster = resolve(request.model, request.cluster, self._profiles.find)
         return estimate(model, cluster, request.training, request.plan, request.workload)

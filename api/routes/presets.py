@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from api.profile_store import ProfileStore
 from api.routes.parameters import problems
 from api.values import PresetList
 from planner.spec.model import Model
 from profiles import (
     HardwarePreset,
+    MeasuredProfile,
     StackPreset,
     device_names,
     device_preset,
@@ -25,44 +27,46 @@ StackName = Annotated[str, Path(examples=["megatron-core-2026"], max_length=200)
 DeviceName = Annotated[str, Path(examples=["h100-sxm-80g"], max_length=200)]
 
 
-def preset_router() -> APIRouter:
+class PresetRoutes:
     """Routes under /models, /devices and /stacks."""
-    router = APIRouter(tags=["presets"])
-    add, misses = router.add_api_route, problems(404, 422)
-    add("/models", _models, methods=["GET"], operation_id="list_models", summary="Names of models")
-    add("/models/{name}", _model, methods=["GET"], operation_id="get_model", summary="One model", responses=misses)
-    add("/devices", _devices, methods=["GET"], operation_id="list_devices", summary="Names of devices")
-    add("/devices/{name}", _device, methods=["GET"], operation_id="get_device", summary="One device", responses=misses)
-    add("/stacks", _stacks, methods=["GET"], operation_id="list_stacks", summary="Names of software stacks")
-    add("/stacks/{name}", _stack, methods=["GET"], operation_id="get_stack", summary="One stack", responses=misses)
-    return router
 
+    def __init__(self, profiles: ProfileStore) -> None:
+        self._profiles = profiles
 
-def _models() -> PresetList:
-    """Names that `{"preset": …}` takes; each has aliases besides."""
-    return PresetList(items=tuple(model_names()))
+    def router(self) -> APIRouter:
+        """All routes."""
+        router = APIRouter(tags=["presets"])
+        add, misses = router.add_api_route, problems(404, 422)
+        for kind, ofs, one, lists, gets in (
+            ("models", "Names of models", "One model", self.models, self.model),
+            ("devices", "Names of devices", "One device", self.devices, self.device),
+            ("stacks", "Names of software stacks", "One stack", self.stacks, self.stack),
+        ):
+            add(f"/{kind}", lists, methods=["GET"], operation_id=f"list_{kind}", summary=ofs)
+            get = f"get_{kind.removesuffix('s')}"
+            add(f"/{kind}/{{name}}", gets, methods=["GET"], operation_id=get, summary=one, responses=misses)
+        return router
 
+    def models(self) -> PresetList:
+        """Names that `{"preset": …}` takes; each has aliases besides."""
+        return PresetList(items=tuple(model_names()))
 
-def _model(name: ModelName) -> Model:
-    """Its layers with their shapes."""
-    return model_preset(name)
+    def model(self, name: ModelName) -> Model:
+        """Its layers with their shapes."""
+        return model_preset(name)
 
+    def devices(self) -> PresetList:
+        """Names that a cluster's `device` takes: presets, which have aliases besides, and measured profiles."""
+        return PresetList(items=tuple(sorted({*device_names(), *self._profiles.names()})))
 
-def _devices() -> PresetList:
-    """Names that a cluster's `device` takes; each has aliases besides."""
-    return PresetList(items=tuple(device_names()))
+    def device(self, name: DeviceName) -> MeasuredProfile | HardwarePreset:
+        """A preset with its usual node and network and the sources of its numbers, or a measured profile."""
+        return self._profiles.find(name) or device_preset(name)
 
+    def stacks(self) -> PresetList:
+        """Names that a cluster's `stack` takes; each has aliases besides."""
+        return PresetList(items=tuple(stack_names()))
 
-def _device(name: DeviceName) -> HardwarePreset:
-    """The device with its usual node and network, and the sources of the numbers."""
-    return device_preset(name)
-
-
-def _stacks() -> PresetList:
-    """Names that a cluster's `stack` takes; each has aliases besides."""
-    return PresetList(items=tuple(stack_names()))
-
-
-def _stack(name: StackName) -> StackPreset:
-    """What the software adds and hides, and the sources of the numbers."""
-    return stack_preset(name)
+    def stack(self, name: StackName) -> StackPreset:
+        """What the software adds and hides, and the sources of the numbers."""
+        return stack_preset(name)

@@ -18,6 +18,7 @@ from api.examples import EVENTS_EXAMPLE, SEARCH_EXAMPLES
 from api.jobs import Jobs
 from api.pictures import SvgResponse, picture_of
 from api.problems import ProblemDocument
+from api.profile_store import ProfileStore
 from api.resolution import resolve
 from api.routes.parameters import READS_BODY, After, Limit, SearchId, page, problems
 from api.search_store import SearchStore
@@ -60,8 +61,16 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IG
 class SearchRoutes:
     """Routes under /searches."""
 
-    def __init__(self, store: SearchStore, jobs: Jobs, settings: Settings, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: SearchStore,
+        profiles: ProfileStore,
+        jobs: Jobs,
+        settings: Settings,
+        stopping: Callable[[], bool],
+    ) -> None:
         self._store = store
+        self._profiles = profiles
         self._jobs = jobs
         self._settings = settings
         self._stopping = stopping
@@ -225,7 +234,7 @@ class SearchRoutes:
         limit_s = self._settings.search_time_limit_s
         if request.options.time_limit_s is not None and request.options.time_limit_s > limit_s:
             raise InputError.at("options.time_limit_s", f"must be at most {limit_s:g} on this service")
-        model, cluster = resolve(request.model, request.cluster)
+        model, cluster = resolve(request.model, request.cluster, self._profiles.find)
         search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
         self._jobs.wake()
         return search

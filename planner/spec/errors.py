@@ -6,6 +6,7 @@ TrimtabError
 ├── NoPlanFitsError       sound input, but every plan exceeds the memory; carries the nearest miss
 ├── NotFoundError         nothing has this id
 ├── ConflictError         the thing exists, but its state forbids the request
+├── PreconditionError     the thing is another than the request expects
 ├── TooLargeError         above a limit that the service declares
 ├── UnavailableError      a service that is needed does not answer
 ├── CancelledError        the user stopped the work
@@ -117,6 +118,10 @@ class NotFoundError(TrimtabError):
 
 class ConflictError(TrimtabError):
     """The state of the thing forbids the request."""
+
+
+class PreconditionError(TrimtabError):
+    """The thing has changed since the client looked at it."""
 
 
 class TooLargeError(TrimtabError):
