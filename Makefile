@@ -11,7 +11,7 @@ WRITE ?=
 DATE ?= $(shell date -u +%F)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench bench-search bench-online validate fit clean
+.PHONY: help run test check demo bench bench-search bench-online validate fit examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ validate: $(VENV)/service  ## prices against the measured runs in RUNS; WRITE=do
 
 fit: $(VENV)/dev  ## fit the constants of the presets to RUNS, with DATE in their record
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fit.py $(RUNS) --date $(DATE)
+
+examples: $(VENV)/dev  ## ask the service for the answers that stand as examples in its OpenAPI document
+	PYTHONPATH=tests/api OMP_NUM_THREADS=1 $(BIN)/python tests/api/story.py
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,11 +15,13 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from api.problems import ProblemDocument, problem_of, status_problem
-from planner.spec.errors import InputError, InternalError, MalformedError, TrimtabError
+from planner.spec.errors import InputError, InternalError, MalformedError, TrimtabError, UnavailableError
 from planner.spec.parse import read_json
 
 log = logging.getLogger(__name__)
 PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+"""Where an error does not say when to try again."""
 
 
 class StrictRequest(Request):
@@ -65,8 +68,11 @@ def problem_response(document: ProblemDocument, headers: dict[str, str] | None =
 
 
 def error_response(error: TrimtabError) -> JSONResponse:
-    """An error of the tree as a response."""
-    return problem_response(problem_of(error))
+    """An error of the tree as a response; one that passes says when to try again."""
+    headers = None
+    if isinstance(error, UnavailableError):
+        headers = {"Retry-After": str(ceil(error.retry_after_s) or RETRY_AFTER_S)}
+    return problem_response(problem_of(error), headers)
 
 
 def install_error_answers(app: FastAPI) -> None:
@@ -74,10 +80,10 @@ def install_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(TrimtabError)
     async def _ours(request: Request, error: TrimtabError) -> Response:
-        document = problem_of(error)
-        if document.status >= 500:
+        answer = error_response(error)
+        if answer.status_code >= 500:
             log.error("%s %s", request.method, request.url.path, exc_info=error)
-        return problem_response(document)
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:

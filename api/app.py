@@ -15,10 +15,11 @@ from fastapi.staticfiles import StaticFiles
 from api.answers import error_response, install_error_answers
 from api.body_limit import BodyLimit
 from api.database import Database, utc_now
-from api.documentation import DESCRIPTION, TAGS, describe, documentation_router
+from api.documentation import DESCRIPTION, TAGS, documentation_router
 from api.jobs import Jobs
 from api.logs import ID_HEADER, is_accepted_id
 from api.metrics import Measured, Metrics
+from api.openapi import describe
 from api.profile_store import ProfileStore
 from api.routes.health import HealthRoutes
 from api.routes.plans import PlanRoutes
@@ -62,9 +63,12 @@ def create_app(
 
     app = FastAPI(
         title="Trimtab",
+        summary="Plans the parallelism of Transformer training, offline and online",
         version=version("trimtab"),
         description=DESCRIPTION,
         openapi_tags=TAGS,
+        servers=[{"url": "/", "description": "This service"}],
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

@@ -1,17 +1,15 @@
-"""Swagger UI that needs no internet, and the parts of the OpenAPI document that FastAPI does not write by itself."""
+"""Swagger UI and ReDoc, which need no internet, and what the OpenAPI document says first."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi import APIRouter
 from fastapi.responses import FileResponse, RedirectResponse
 
-from api.answers import PROBLEM_TYPE
-
-DOCS_PAGE = Path(__file__).parent / "pages" / "docs.html"
+PAGES = Path(__file__).parent / "pages"
+DOCS_PAGE, REDOC_PAGE = PAGES / "docs.html", PAGES / "redoc.html"
 DESCRIPTION = """
 Plans the parallelism of Transformer training, and keeps re-planning while the training runs.
 
@@ -25,58 +23,41 @@ Plans the parallelism of Transformer training, and keeps re-planning while the t
    answers with a decision: keep, rebalance the experts, or switch to another plan. `GET /v1/runs/{run_id}/picture`
    shows what became of it.
 
-Errors are problem documents (RFC 9457) whose `errors` point into the input.
+Errors are problem documents (RFC 9457) whose `errors` point into the input. Units are in names: `_s` seconds, `_bytes`
+bytes, `_flops` floating-point operations, `_bytes_per_s` and so on, `_ratio` a share or factor without unit; times are
+UTC. Every answer has the header `X-Request-ID`, which the service's log has too. Examples of answers are true, and
+shortened: the plans in them are those of the filled-in search. The same to read: [ReDoc](redoc).
 """
 TAGS: list[dict[str, Any]] = [
-    {"name": "searches", "description": "The offline stage: searches are jobs that end with a shortlist"},
-    {"name": "plans", "description": "Plans, their prices, pictures and explanations"},
+    {
+        "name": "searches",
+        "description": "The offline stage: searches are jobs that end with a shortlist. `queued` and `running` go on "
+        "by themselves; `succeeded`, `failed` and `cancelled` are final",
+    },
+    {"name": "plans", "description": "Plans, their prices, pictures, explanations, and launch files of them"},
     {"name": "runs", "description": "The online stage: windows of token counts in, decisions out"},
-    {"name": "presets", "description": "Models and devices that are known by name"},
+    {
+        "name": "presets",
+        "description": "Models, devices and software stacks that are known by name, and measured profiles of machines",
+    },
     {"name": "health", "description": "For those who watch the service"},
 ]
 
 
 def documentation_router() -> APIRouter:
-    """Swagger UI at /docs, and the way there from /."""
+    """Swagger UI at /docs, ReDoc at /redoc, and the way there from /."""
     router = APIRouter(include_in_schema=False)
 
     async def swagger_ui() -> FileResponse:
         return FileResponse(DOCS_PAGE, media_type="text/html")
 
+    async def redoc() -> FileResponse:
+        return FileResponse(REDOC_PAGE, media_type="text/html")
+
     async def start() -> RedirectResponse:
         return RedirectResponse("docs")
 
     router.add_api_route("/docs", swagger_ui, methods=["GET"])
+    router.add_api_route("/redoc", redoc, methods=["GET"])
     router.add_api_route("/", start, methods=["GET"])
     return router
-
-
-def describe(app: FastAPI) -> None:
-    """Let the application's OpenAPI document say that problems are problem documents."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                tags=app.openapi_tags,
-                routes=app.routes,
-            )
-            _retype_problems(schema)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _retype_problems(schema: dict[str, Any]) -> None:
-    """Move each answer that is a problem document from application/json to its own media type."""
-    for path in schema["paths"].values():
-        for operation in path.values():
-            for status, response in operation["responses"].items():
-                content = response.get("content", {})
-                if status.isdigit() and int(status) >= 400:
-                    found = next((value for value in content.values() if "ProblemDocument" in str(value)), None)
-                    if found:
-                        response["content"] = {PROBLEM_TYPE: found}

@@ -15,6 +15,11 @@ EVENTS_EXAMPLE = (
     'event: end\ndata: {"id": "5f0c…", "state": "succeeded", "progress": 1.0, "message": "found 8 plans, …", …}\n\n'
 )
 
+METRICS_EXAMPLE = (
+    "# HELP trimtab_searches Searches in the database\n# TYPE trimtab_searches gauge\n"
+    'trimtab_searches{state="queued"} 0.0\n'
+)
+
 SEARCH_EXAMPLES: dict[str, Example] = {
     "mixtral": {
         "summary": "Mixtral-8x7B on 8 nodes with 8 H100",

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.database import Database
+from api.examples import METRICS_EXAMPLE
 from api.jobs import Jobs
 from api.metrics import Metrics
 from api.routes.parameters import problems
@@ -37,7 +38,7 @@ class HealthRoutes:
             operation_id="metrics",
             summary="Numbers for Prometheus",
             response_class=PlainTextResponse,
-            responses=problems(503),
+            responses={200: {"content": {"text/plain": {"example": METRICS_EXAMPLE}}}, **problems(503)},
         )
         return router
 

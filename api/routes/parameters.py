@@ -36,9 +36,22 @@ _WHAT = {
 }
 
 
+def header(description: str) -> dict[str, Any]:
+    """How OpenAPI describes a header of an answer."""
+    return {"description": description, "schema": {"type": "string"}}
+
+
+RETRY_AFTER = {"Retry-After": header("Seconds after which to try again")}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documented problems of a route, besides those that every route may have."""
-    return {status: {"model": ProblemDocument, "description": _WHAT[status]} for status in sorted({*statuses, 500})}
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"model": ProblemDocument, "description": _WHAT[status]} for status in sorted({*statuses, 500})
+    }
+    if 503 in found:
+        found[503]["headers"] = RETRY_AFTER
+    return found
 
 
 READS_BODY = (400, 413, 415, 422)

@@ -22,9 +22,18 @@ from profiles import (
     stack_preset,
 )
 
-ModelName = Annotated[str, Path(examples=["mixtral-8x7b"], max_length=200)]
-StackName = Annotated[str, Path(examples=["megatron-core-2026"], max_length=200)]
-DeviceName = Annotated[str, Path(examples=["h100-sxm-80g"], max_length=200)]
+ModelName = Annotated[str, Path(description="Name or alias of a model", examples=["mixtral-8x7b"], max_length=200)]
+StackName = Annotated[
+    str, Path(description="Name or alias of a software stack", examples=["megatron-core-2026"], max_length=200)
+]
+DeviceName = Annotated[
+    str,
+    Path(
+        description="Name or alias of a device, or name of a measured profile",
+        examples=["h100-sxm-80g"],
+        max_length=200,
+    ),
+]
 
 
 class PresetRoutes:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from api.answers import StrictRoute
 from api.profile_store import Accepts, ProfileStore
-from api.routes.parameters import READS_BODY, Limit, page, problems
+from api.routes.parameters import READS_BODY, Limit, header, page, problems
 from api.values import Page, ProfileEntry
 from profiles.devices import MeasuredProfile
 
@@ -30,10 +30,8 @@ IfMatch = Annotated[
 IfNoneMatch = Annotated[
     str | None, Header(max_length=1000, description="`*`: only if nothing has this name; an ETag: only if it is not it")
 ]
-_TAG: dict[str, Any] = {
-    "ETag": {"description": "Identity of the profile's content, for If-Match", "schema": {"type": "string"}}
-}
-_PLACE: dict[str, Any] = {"Location": {"description": "Path of the profile", "schema": {"type": "string"}}}
+_TAG = {"ETag": header("Identity of the profile's content, for If-Match")}
+_PLACE = {"Location": header("Path of the profile")}
 _UNCHANGED: dict[str, Any] = {"description": "The client has this one already", "headers": _TAG}
 
 

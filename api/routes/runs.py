@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Query, Response
 from api.answers import StrictRoute
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
 from api.pictures import SvgResponse, picture_of
-from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, page, problems
+from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, header, page, problems
 from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
@@ -40,7 +40,7 @@ class RunRoutes:
             status_code=201,
             operation_id="begin_run",
             summary="A training job begins",
-            responses=problems(*READS_BODY, 409),
+            responses={201: {"headers": {"Location": header("Path of the run")}}, **problems(*READS_BODY, 409)},
         )
         add("", self.list, methods=["GET"], operation_id="list_runs", summary="All runs", responses=problems(422))
         one, misses = "/{run_id}", problems(404, 422)
@@ -52,10 +52,27 @@ class RunRoutes:
             operation_id="post_window",
             summary="Token counts in, decision out",
             response_model=Decision,
-            responses=problems(404, *READS_BODY),
+            responses={
+                200: {"headers": {"Idempotent-Replayed": header("`true` where the window was answered before")}},
+                **problems(404, *READS_BODY),
+            },
         )
-        add(f"{one}/windows", self.windows, methods=["GET"], operation_id="list_windows", responses=misses)
-        add(f"{one}/decisions", self.decisions, methods=["GET"], operation_id="list_decisions", responses=misses)
+        add(
+            f"{one}/windows",
+            self.windows,
+            methods=["GET"],
+            operation_id="list_windows",
+            summary="Windows of a run",
+            responses=misses,
+        )
+        add(
+            f"{one}/decisions",
+            self.decisions,
+            methods=["GET"],
+            operation_id="list_decisions",
+            summary="Decisions of a run",
+            responses=misses,
+        )
         add(
             f"{one}/picture",
             self.picture,

@@ -20,7 +20,7 @@ from api.pictures import SvgResponse, picture_of
 from api.problems import ProblemDocument
 from api.profile_store import ProfileStore
 from api.resolution import resolve
-from api.routes.parameters import READS_BODY, After, Limit, SearchId, page, problems
+from api.routes.parameters import READS_BODY, After, Limit, SearchId, header, page, problems
 from api.search_store import SearchStore
 from api.settings import Settings
 from api.values import Page, Search
@@ -55,6 +55,7 @@ EVENTS: dict[str, Any] = {
     "description": "`event: progress` or `event: end`, each with `data:` the search as JSON but for its request",
     "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
 }
+_PLACE = {"Location": header("Path of the search")}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
@@ -80,7 +81,12 @@ class SearchRoutes:
         router = APIRouter(prefix="/searches", tags=["searches"], route_class=StrictRoute)
         add = router.add_api_route
         finished: dict[int | str, dict[str, Any]] = {
-            201: {"model": Search, "description": "The search has ended within the time that was asked for"}
+            201: {
+                "model": Search,
+                "description": "The search has ended within the time that was asked for, one way or another",
+                "headers": {**_PLACE, "Preference-Applied": header("What of `Prefer` was granted")},
+            },
+            202: {"headers": {**_PLACE, "Preference-Applied": header("What of `Prefer` was granted, if it was sent")}},
         }
         add(
             "",
@@ -156,7 +162,8 @@ class SearchRoutes:
         """Queue a search for the parallel plans of a model on a cluster.
 
         The answer comes at once with 202; with `Prefer: wait=N` it comes when the search has ended, with 201, or after
-        N seconds, with 202. A finished search links to its shortlist, its best plan, and the picture of that plan.
+        N seconds, with 202. Ended is ended: a search that failed is answered with 201 too; its `state` says so, and its
+        `error` why. A search that succeeded links to its shortlist, its best plan, and the picture of that plan.
         """
         wait_s = min(_wait_s(prefer), self._settings.max_wait_s)
         search = await run_in_threadpool(self._submit, request, idempotency_key)

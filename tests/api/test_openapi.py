@@ -1,6 +1,7 @@
 """The OpenAPI document: complete enough to work from, and true."""
 
 import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.documentation import TAGS
 from api.examples import SEARCH_EXAMPLES
@@ -79,3 +80,40 @@ def test_swagger_ui_comes_with_the_service(client):
     for path in ("static/swagger-ui-bundle.js", "static/swagger-ui.css", "static/favicon.png", "openapi.json"):
         assert f'"{path}"' in page
         assert client.get(f"/{path}").status_code == 200
+
+
+def test_the_document_is_openapi(document):
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_no_schema_stands_twice_so_that_generated_clients_have_one_plan(document):
+    schemas = document["components"]["schemas"]
+    assert [name for name in schemas if name.endswith(("-Input", "-Output"))] == []
+    titles = [schema["title"] for schema in schemas.values() if "title" in schema]
+    assert len(titles) == len(set(titles))
+    assert {"id", "summary"} <= set(schemas["Plan"]["properties"])
+    assert not {"id", "summary"} & set(schemas["Plan"]["required"])
+
+
+def test_what_comes_in_headers_is_documented(document):
+    paths = document["paths"]
+    assert {"Location", "Preference-Applied"} <= set(paths["/v1/searches"]["post"]["responses"]["202"]["headers"])
+    assert "Location" in paths["/v1/runs"]["post"]["responses"]["201"]["headers"]
+    assert "Retry-After" in paths["/v1/searches"]["post"]["responses"]["503"]["headers"]
+    assert "ETag" in paths["/v1/profiles/{name}"]["get"]["responses"]["200"]["headers"]
+    for operation in operations(document):
+        for response in operation["responses"].values():
+            assert "X-Request-ID" in response["headers"]
+
+
+def test_the_numbers_for_prometheus_begin_as_documented(document, client):
+    ok = document["paths"]["/metrics"]["get"]["responses"]["200"]
+    for line in ok["content"]["text/plain"]["example"].splitlines():
+        assert line in client.get("/metrics").text
+
+
+def test_redoc_comes_with_the_service(client):
+    page = client.get("/redoc").text
+    assert "Redoc.init" in page
+    assert "http://" not in page and "https://" not in page
+    assert client.get("/static/redoc.standalone.js").status_code == 200
