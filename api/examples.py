@@ -151,23 +151,8 @@ WHAT_IF_EXAMPLES: dict[str, Example] = {
         "value": {"cluster": {**H100_8X8, "inter_node": {"bandwidth_bytes_per_s": 1.25e9, "latency_s": 2e-5}}},
     },
 }
-EXPORT_EXAMPLE: Json = {
-    "target": "megatron",
-    "plan_id": "cc3b928c9a45e67e",
-    "plan_summary": "pp4 · tp2 dp8 sp zero1 · ep8 edp2 · selective · mbs1 x128 · 2 strategies",
-    "versions": "Megatron-LM d98e8a6, megatron-core 0.16.1",
-    "files": [
-        {
-            "name": "megatron-arguments.sh",
-            "text": "# mixtral-8x7b for Megatron-LM d98e8a6, megatron-core 0.16.1, exported by Trimtab.\n…\n"
-            "export CUDA_DEVICE_MAX_CONNECTIONS=1\n\nPARALLEL_ARGS=(\n    --tensor-model-parallel-size 2\n…",
-        },
-        {"name": "megatron-launch.sh", "text": "#!/usr/bin/env bash\n…"},
-    ],
-    "left_to_user": ["A tokenizer of 32000 tokens; the matrix is padded to 32000 rows.", "…"],
-    "notes": ["Gated networks are written as --swiglu; a model does not say what gates it (--quick-geglu is GELU)."],
-}
-"""What exporting a plan of Mixtral-8x7B answers, shortened."""
+EXPORTED_FILE_EXAMPLE = "# mixtral-8x7b for Megatron-LM d98e8a6, megatron-core 0.16.1, exported by Trimtab.\n…"
+"""The beginning of one file."""
 RUN_EXAMPLES: dict[str, Example] = {
     "run": {
         "summary": "A job on the shortlist of a search",

@@ -41,5 +41,5 @@ def asked(
 ) -> Asked:
     """From `names` of model and cluster, memory limit and stack, batch and sequence length; raises InputError."""
     model, cluster = read_model_and_cluster(*names, *limits)
-    given = training_from(*size, **recipe) if any(part is not None for part in size) else None
+    given = training_from(size[0], size[1], **recipe) if any(part is not None for part in size) else None
     return Asked(model, cluster, given, recipe)

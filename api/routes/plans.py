@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 
 from api.answers import StrictRoute
-from api.examples import ESTIMATE_EXAMPLES, EXPORT_EXAMPLE, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
+from api.archives import ZIP_TYPE, archive_of
+from api.examples import ESTIMATE_EXAMPLES, EXPORTED_FILE_EXAMPLE, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
 from api.pictures import SvgResponse, picture_of
 from api.profile_store import ProfileStore
 from api.resolution import cluster_of, resolve
-from api.routes.parameters import READS_BODY, FoundBy, PlanId, problems
-from api.search_store import SearchStore
+from api.routes.parameters import READS_BODY, FoundBy, PlanId, header, problems
+from api.search_store import Found, SearchStore
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
 from planner.export import export_plan
+from planner.spec.errors import InputError
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.export import Export, ExportTarget
@@ -28,6 +30,23 @@ _TIMELINE: dict[str, Any] = {
     "description": "Events of one step, as a file for Perfetto",
     "content": {"application/json": {"example": TIMELINE_EXAMPLE}},
 }
+
+_EXPORT: dict[str, Any] = {
+    "description": "The files as JSON or as an archive, or the one that was asked for",
+    "content": {
+        "application/json": {},
+        ZIP_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "the bytes of an archive"},
+        "text/plain": {"schema": {"type": "string"}, "example": EXPORTED_FILE_EXAMPLE},
+    },
+    "headers": {"Content-Disposition": header("Of an archive or a file, a name for it")},
+}
+OtherFoundBy = Annotated[
+    str | None, Query(description="The search whose conditions hold for the second plan", max_length=64)
+]
+ExportedFileName = Annotated[
+    str | None,
+    Query(max_length=200, description="Name of one of the files: the answer is its text, and nothing else"),
+]
 
 
 class PlanRoutes:
@@ -92,7 +111,8 @@ class PlanRoutes:
             methods=["GET"],
             operation_id="export_plan",
             summary="A plan as files of a training framework",
-            responses={200: {"content": {"application/json": {"example": EXPORT_EXAMPLE}}}, **misses},
+            response_model=Export,
+            responses={200: _EXPORT, **misses},
         )
         add(
             f"{one}/estimate",
@@ -135,7 +155,7 @@ class PlanRoutes:
         found = self._store.found(plan_id, search_id)
         drawn = plan_timeline(found.model, found.cluster, found.training, found.entry.plan)
         # An attachment: Swagger UI offers it as a file, and does not try to show megabytes.
-        headers = {"content-disposition": f'attachment; filename="{found.entry.plan.id}.timeline.json"'}
+        headers = _attachment(f"{found.entry.plan.id}.timeline.json")
         return Response(drawn.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
 
     def explanation(self, plan_id: PlanId, search_id: FoundBy = None) -> Explanation:
@@ -151,27 +171,44 @@ class PlanRoutes:
         rival = next(iter(rivals), None)
         return explain(found.model, found.cluster, found.training, found.entry.plan, rival, optimal)
 
-    def diff(self, plan_id: PlanId, other_plan_id: PlanId, search_id: FoundBy = None) -> PlanDiff:
-        """Choices, seconds and bytes that differ, both plans priced under the conditions of the first one's search."""
-        found, other = self._store.found(plan_id, search_id), self._store.found(other_plan_id, search_id).entry.plan
-        prices = (estimate(found.model, found.cluster, found.training, plan) for plan in (found.entry.plan, other))
-        one, two = zip((found.entry.plan, other), prices, strict=True)
-        return plan_diff(found.model, one, two)
+    def diff(
+        self, plan_id: PlanId, other_plan_id: PlanId, search_id: FoundBy = None, other_search_id: OtherFoundBy = None
+    ) -> PlanDiff:
+        """Choices, seconds and bytes that differ between two plans for one model, and a sentence that says why.
+
+        Both are priced on the cluster of the first one's search, the second on its own where it is for more or fewer
+        devices; a plan for another batch or sequence length has the recipe of its own search, and its seconds are for
+        as many tokens as the first one's. With `other_search_id` the second is priced as that search was asked.
+        """
+        found = self._store.found(plan_id, search_id)
+        other = self._store.found(other_plan_id, other_search_id)
+        first = found.entry.plan
+        price = estimate(found.model, found.cluster, found.training, first)
+        return plan_diff(found.model, (first, price), _beside(found, other, as_asked=other_search_id is not None))
 
     def export(
         self,
         plan_id: PlanId,
         target: Annotated[ExportTarget, Path(description="The framework that is to run the plan")],
         search_id: FoundBy = None,
-    ) -> Export:
+        file: ExportedFileName = None,
+        accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> Response:
         """Launch files of Megatron-LM, torchtitan, DeepSpeed or Galvatron, each with what it leaves to you.
 
+        JSON with all files; with `Accept: application/zip` an archive of them, with `file=NAME` one of them as it is.
         Written for the model, cluster and recipe of the plan's search. A plan that the framework cannot run is
         answered with 422, and `errors` names every rule that it breaks; a search with `options.target` keeps to what a
         framework can run.
         """
         found = self._store.found(plan_id, search_id)
-        return export_plan(target, found.model, found.cluster, found.training, found.entry.plan)
+        export = export_plan(target, found.model, found.cluster, found.training, found.entry.plan)
+        if file is not None:
+            return _one_file(export, file)
+        if accept is not None and _wants_zip(accept):
+            name = f"{export.target}-{export.plan_id}.zip"
+            return Response(archive_of(export), media_type=ZIP_TYPE, headers=_attachment(name))
+        return Response(export.model_dump_json(), media_type="application/json", headers={"Vary": "Accept"})
 
     def what_if(
         self,
@@ -188,3 +225,33 @@ class PlanRoutes:
         """Price a plan that no search of this service needs to have found."""
         model, cluster = resolve(request.model, request.cluster, self._profiles.find)
         return estimate(model, cluster, request.training, request.plan, request.workload)
+
+
+def _beside(found: Found, other: Found, *, as_asked: bool) -> tuple[Plan, Estimate]:
+    """The other plan and its price, under the conditions of the first one as far as it is for these."""
+    plan, training, cluster = other.entry.plan, other.training, other.cluster
+    if other.model != found.model:
+        message = f"is a plan for {other.model.name}; it must be one for {found.model.name}, as the first"
+        raise InputError.at("path.other_plan_id", message)
+    if not as_asked and plan.num_devices == found.cluster.num_devices:
+        cluster, recipe = found.cluster, found.training
+        same_batch = recipe.global_batch_size in ("max", plan.global_batch_size)
+        training = recipe if same_batch and recipe.sequence_length == plan.sequence_length else training
+    return plan, estimate(found.model, cluster, training, plan)
+
+
+def _attachment(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"', "Vary": "Accept"}
+
+
+def _wants_zip(accept: str) -> bool:
+    """Whether a client names archives, and JSON not before them."""
+    kinds = [part.split(";")[0].strip().lower() for part in accept.split(",")]
+    return ZIP_TYPE in kinds and "application/json" not in kinds[: kinds.index(ZIP_TYPE)]
+
+
+def _one_file(export: Export, name: str) -> Response:
+    for file in export.files:
+        if file.name == name:
+            return Response(file.text, media_type="text/plain", headers=_attachment(name))
+    raise InputError.at("query.file", f"must be {' or '.join(file.name for file in export.files)}, got {name!r}")

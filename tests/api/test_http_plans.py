@@ -1,18 +1,18 @@
 """Plans and prices over HTTP."""
 
 import copy
+import io
+import zipfile
 from xml.etree import ElementTree
 
 import pytest
 from invented_searches import TINY_REQUEST, misses, plan_with
 
-from api.examples import ESTIMATE_EXAMPLES, EXPORT_EXAMPLE, WHAT_IF_EXAMPLES
-from api.resolution import resolve
-from api.values import EstimateRequest
-from planner.export import export_plan
+from api.examples import ESTIMATE_EXAMPLES, WHAT_IF_EXAMPLES
+from planner.search import search as searched
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
-from planner.spec.export import Export, ExportTarget
+from planner.spec.export import Export
 from planner.spec.plan import Plan
 from planner.spec.shortlist import Shortlist
 from planner.spec.timeline import PlanTimeline
@@ -207,6 +207,52 @@ def test_a_plan_is_exported_with_its_id_in_the_files(client, search):
     assert all(f"# Plan {export.plan_id}: " in file.text for file in export.files)
 
 
+def diff_of(client, first, second, **query):
+    answer = client.get(f"/v1/plans/{first}/diff/{second}", params=query)
+    assert answer.status_code == 200, answer.text
+    return PlanDiff.model_validate(answer.json())
+
+
+def test_a_plan_beside_itself_differs_in_nothing(client, search):
+    diff = diff_of(client, search["best_plan_id"], search["best_plan_id"])
+    assert (diff.differences, diff.step_time_change_ratio) == ((), 0.0)
+    assert all(part.change_s == 0 for part in diff.time) and all(part.change_bytes == 0 for part in diff.memory)
+    assert diff.reason == "The second plan takes as long as the first plan; its fullest stage needs as much memory"
+
+
+def test_a_plan_of_another_search_is_priced_as_the_first_unless_its_own_search_is_named(client, search):
+    other = TINY_REQUEST | {"cluster": TINY_REQUEST["cluster"] | {"device": "v100-sxm2-32g"}}
+    other["training"] = TINY_REQUEST["training"] | {"precision": "fp16"}
+    slower = client.post("/v1/searches", json=other, headers=WAIT).json()
+    pair = (search["best_plan_id"], slower["best_plan_id"])
+    same = diff_of(client, *pair, search_id=search["id"])
+    assert same.differences == () and same.step_time_change_ratio == 0
+    as_asked = {"search_id": search["id"], "other_search_id": slower["id"]}
+    assert diff_of(client, *pair, **as_asked).step_time_change_ratio > 0
+
+
+def test_plans_for_other_batches_and_other_numbers_of_devices_are_compared(serve):
+    client = serve(searched)
+    first = client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+    for part, change in (("training", {"global_batch_size": 16}), ("cluster", {"nodes": 2})):
+        request = TINY_REQUEST | {part: TINY_REQUEST[part] | change}
+        other = client.post("/v1/searches", json=request, headers=WAIT).json()
+        diff = diff_of(client, first["best_plan_id"], other["best_plan_id"], search_id=first["id"])
+        price = client.get(f"{other['links']['best_plan']}/estimate").json()
+        assert diff.second_step_time_s == price["step_time_s"] * diff.second_steps
+        assert diff.second_steps == (0.5 if part == "training" else 1)
+
+
+def test_plans_for_other_models_are_not_compared(serve):
+    client = serve(searched)
+    one = client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+    other = client.post("/v1/searches", json=TINY_REQUEST | {"model": {"preset": "gpt2"}}, headers=WAIT).json()
+    answer = client.get(f"/v1/plans/{one['best_plan_id']}/diff/{other['best_plan_id']}")
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["field"]) == (422, "other_plan_id")
+    assert error["message"].startswith("is a plan for gpt2; it must be one for tiny-moe")
+
+
 def test_a_plan_that_a_framework_cannot_run_is_answered_with_the_rule(client, search):
     answer = client.get(f"{search['links']['best_plan']}/export/torchtitan")
     assert answer.status_code == 422
@@ -219,15 +265,40 @@ def test_neither_unknown_plans_nor_unknown_frameworks_are_exported(client, searc
     assert client.get(f"/v1/plans/{path.format(best=search['best_plan_id'])}").status_code == status
 
 
-def test_the_documented_export_is_one_of_the_filled_in_plan():
-    given = EstimateRequest.model_validate(ESTIMATE_EXAMPLES["mixtral"]["value"])
-    model, cluster = resolve(given.model, given.cluster)
-    export, shown = (
-        export_plan(ExportTarget.MEGATRON, model, cluster, given.training, given.plan),
-        Export.model_validate(EXPORT_EXAMPLE),
-    )
-    assert (shown.target, shown.plan_id, shown.plan_summary) == (export.target, export.plan_id, export.plan_summary)
-    assert (shown.versions, [file.name for file in shown.files]) == (export.versions, [f.name for f in export.files])
-    for part in shown.files[0].text.split("…\n")[1:]:
-        assert part.removesuffix("…") in export.files[0].text
-    assert set(shown.left_to_user) - {"…"} <= set(export.left_to_user) and set(shown.notes) <= set(export.notes)
+def test_an_export_is_an_archive_where_one_is_asked_for(client, search):
+    path = f"{search['links']['best_plan']}/export/megatron"
+    export = Export.model_validate(client.get(path).json())
+    answer = client.get(path, headers={"Accept": "application/zip"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
+    folder = f"megatron-{export.plan_id}"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{folder}.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        for file in export.files:
+            assert archive.read(f"{folder}/{file.name}").decode() == file.text
+        told = archive.read(f"{folder}/LEFT_TO_YOU.txt").decode()
+        assert all(f"- {line}" in told for line in (*export.left_to_user, *export.notes))
+        assert archive.getinfo(f"{folder}/megatron-launch.sh").external_attr >> 16 == 0o755
+    assert client.get(path, headers={"Accept": "application/zip"}).content == answer.content
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json, application/zip", "text/html"])
+def test_an_export_is_json_unless_an_archive_is_asked_for_first(client, search, accept):
+    path = f"{search['links']['best_plan']}/export/megatron"
+    assert client.get(path, headers={"Accept": accept}).json() == client.get(path).json()
+
+
+def test_one_file_of_an_export_comes_as_it_is(client, search):
+    path = f"{search['links']['best_plan']}/export/megatron"
+    file = client.get(path).json()["files"][0]
+    answer = client.get(path, params={"file": file["name"]})
+    assert (answer.text, answer.headers["content-type"]) == (file["text"], "text/plain; charset=utf-8")
+    refused = client.get(path, params={"file": "../etc/passwd"})
+    assert refused.status_code == 422 and file["name"] in refused.json()["errors"][0]["message"]
+
+
+def test_a_plan_that_cannot_be_written_is_refused_in_every_form(client, search):
+    path = f"{search['links']['best_plan']}/export/torchtitan"
+    for more in ({"headers": {"Accept": "application/zip"}}, {"params": {"file": "torchtitan-v0.2.toml"}}):
+        answer = client.get(path, **more)
+        assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")

@@ -218,7 +218,9 @@ def test_more_waiting_searches_than_the_service_takes_are_refused(serve):
     client = serve(endless, workers=1, max_waiting_searches=2)
     first = client.post("/v1/searches", json=TINY_REQUEST).headers["location"]
     until(client, first, "running")
-    assert [client.post("/v1/searches", json=TINY_REQUEST).status_code for _ in range(3)] == [202, 202, 503]
+    answers = [client.post("/v1/searches", json=TINY_REQUEST) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202, 202, 503]
+    assert int(answers[2].headers["retry-after"]) >= 1
 
 
 def test_the_shortlist_of_a_search_that_runs_is_not_there_yet(serve):
