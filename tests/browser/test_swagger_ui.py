@@ -134,3 +134,14 @@ def test_trying_it_out_plans_mixtral_and_shows_its_picture(page, address):
     page.goto(f"{address}{search['links']['best_plan_picture']}")
     assert page.evaluate("document.documentElement.tagName") == "svg"
     snapshot(page, "picture")
+
+
+def test_redoc_shows_every_operation_with_its_examples_without_internet(page, address):
+    page.goto(f"{address}/redoc")
+    expect(page.locator("h1").first).to_contain_text("Trimtab", timeout=30_000)
+    document = page.request.get(f"{address}/openapi.json").json()
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert page.locator(f"[id$='{operation['operationId']}']").count() >= 1, operation["operationId"]
+    expect(page.get_by_text("mixtral-8x7b").first).to_be_attached()
+    snapshot(page, "redoc")
