@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Coroutine
 from math import ceil
@@ -14,9 +13,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from api.bodies import read_body
 from api.problems import ProblemDocument, problem_of, status_problem
-from planner.spec.errors import InputError, InternalError, MalformedError, TrimtabError, UnavailableError
-from planner.spec.parse import read_json
+from planner.spec.errors import InputError, InternalError, TrimtabError, UnavailableError
 
 log = logging.getLogger(__name__)
 PROBLEM_TYPE = "application/problem+json"
@@ -32,13 +31,7 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body; raises MalformedError."""
         if not hasattr(self, "_read"):
-            body = await self.body()
-            try:
-                self._read = read_json(body, "body")
-                if b"\\u" in body:
-                    json.dumps(self._read, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                raise MalformedError.at("body", f"is not JSON: {error}") from None
+            self._read = read_body(await self.body())
         return self._read
 
 
@@ -53,13 +46,18 @@ class StrictRoute(APIRoute):
         async def strict(request: Request) -> Response:
             own = StrictRequest(request.scope, request.receive)
             if takes_body:
-                kind = own.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if kind != "application/json":
-                    raise HTTPException(415, f"the body must be application/json, not {kind or 'without a type'}")
+                check_json_type(own)
                 await own.json()
             return await handle(own)
 
         return strict
+
+
+def check_json_type(request: Request) -> None:
+    """Raise HTTPException 415 unless the body is said to be JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, f"the body must be application/json, not {kind or 'without a type'}")
 
 
 def problem_response(document: ProblemDocument, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from api.answers import error_response, install_error_answers
 from api.body_limit import BodyLimit
 from api.database import Database, utc_now
+from api.deciders import Deciders
 from api.documentation import DESCRIPTION, TAGS, documentation_router
 from api.jobs import Jobs
 from api.logs import ID_HEADER, is_accepted_id
@@ -55,10 +56,15 @@ def create_app(
     queue = SearchQueue(database, utc_now, new_id(), settings.lease_s)
     jobs = Jobs(searches, queue, search, settings.workers, settings.search_time_limit_s, metrics.search_ended)
 
+    deciders = Deciders(database.url, settings.deciders)
+    metrics.watch_deciders(deciders)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         jobs.start()
+        deciders.start()
         yield
+        await deciders.close()
         jobs.close()
 
     app = FastAPI(
@@ -76,12 +82,12 @@ def create_app(
     for router in (
         SearchRoutes(searches, profiles, jobs, settings, stopping).router(),
         PlanRoutes(searches, profiles).router(),
-        RunRoutes(Runs(searches, runs, utc_now, new_id, metrics.decided), runs).router(),
+        RunRoutes(Runs(searches, runs, utc_now, new_id), runs, deciders, metrics.decided).router(),
         PresetRoutes(profiles).router(),
         ProfileRoutes(profiles).router(),
     ):
         app.include_router(router, prefix="/v1")
-    app.include_router(HealthRoutes(database, jobs, metrics, app.version).router())
+    app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version).router())
     app.include_router(documentation_router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=error_response)

@@ -36,6 +36,11 @@ class Database:
         self._engine = engine
         self._writing_engine = engine.execution_options(trimtab_writes=True)
 
+    @property
+    def url(self) -> str:
+        """Where it is, with its password: for processes of the same service."""
+        return self._engine.url.render_as_string(hide_password=False)
+
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """One consistent view."""
@@ -81,6 +86,14 @@ def open_database(url: str) -> Database:
     except DBAPIError as error:
         raise InputError.at("database_url", f"{shown_url(url)} cannot be opened: {error.orig}") from None
     return database
+
+
+def join_database(url: str) -> Database:
+    """A database that another process of the service has opened, and migrated."""
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    return Database(engine)
 
 
 def shown_url(url: str) -> str:

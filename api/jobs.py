@@ -23,6 +23,7 @@ from multiprocessing.forkserver import ensure_running
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api import decider
 from api.problems import problem_of
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
@@ -94,7 +95,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to take searches."""
-        self._context.set_forkserver_preload([self._search.__module__, work.__module__])
+        self._context.set_forkserver_preload([self._search.__module__, work.__module__, decider.__name__])
         ensure_running()
         self._thread.start()
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
@@ -24,6 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.deciders import Deciders
 from api.search_store import SearchStore
 from api.values import SearchState
 from planner.spec.decision import Action
@@ -72,6 +74,12 @@ class Metrics:
             buckets=DECISION_SECONDS,
             registry=self.registry,
         )
+        self._windows_waiting = Gauge(
+            "trimtab_windows_waiting", "Windows whose decision is not there yet", registry=self.registry
+        )
+        self._decider_deaths = Gauge(
+            "trimtab_decider_deaths", "Decider processes that ended before the service", registry=self.registry
+        )
         for action in Action:
             self._decisions.labels(action.value)
 
@@ -92,6 +100,11 @@ class Metrics:
     def watch(self, searches: SearchStore, now: Callable[[], datetime]) -> None:
         """Tell with each reading how the searches of the database stand."""
         self.registry.register(_Queue(searches, now))
+
+    def watch_deciders(self, deciders: Deciders) -> None:
+        """Tell with each reading how many windows wait for a decision, and how many deciders have died."""
+        self._windows_waiting.set_function(lambda: deciders.num_waiting)
+        self._decider_deaths.set_function(lambda: deciders.deaths)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format; raises SQLAlchemyError where the database does not answer."""

@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     """SQLAlchemy URL; the default is a file in the working directory."""
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """Searches that run at once, each in a process of its own; the others queue."""
+    deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that answer the windows of runs, each at one window at a time; a run always has the same one."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * MEBIBYTE
     """Largest request body."""
     max_waiting_searches: Annotated[int, Field(ge=1)] = 1000

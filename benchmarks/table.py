@@ -26,6 +26,12 @@ def row(what: str, measured: float, at_most: float, unit: str = "", digits: int 
     return Row(what, f"≤ {at_most:g}{suffix}", f"{measured:.{digits}f}{suffix}", measured <= at_most)
 
 
+def row_at_least(what: str, measured: float, at_least: float, unit: str = "", digits: int = 3) -> Row:
+    """A row whose aim is a lower limit."""
+    suffix = f" {unit}" if unit else ""
+    return Row(what, f"≥ {at_least:g}{suffix}", f"{measured:.{digits}f}{suffix}", measured >= at_least)
+
+
 def surely(low: float, high: float, at_most: float) -> bool | None:
     """Whether an interval keeps an upper limit; None where it holds the limit: it cannot be told."""
     return True if high <= at_most else False if low > at_most else None

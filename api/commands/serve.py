@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 from contextlib import closing
 from typing import Annotated
@@ -11,14 +10,12 @@ import typer
 
 from api.commands.config import ConfigOption
 from api.commands.terminal import say
+from api.garbage import spare_the_collector
 from api.logs import install_logs
 from api.settings import file_of, load_settings
 from planner.spec.errors import InputError
 
-BACKLOG = 512
-GARBAGE_THRESHOLDS = (50_000, 20, 100)
-"""New objects before a collection, young ones before one of the middle generation, those before a full one. A decision
-can hold thousands of moves, and none is garbage: with Python's own 700, collecting takes as long as making them."""
+BACKLOG = 2048
 GRACE_S = 3
 """Seconds that open requests get when the service ends; those that wait for a search are answered before."""
 
@@ -32,6 +29,9 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
     ] = None,
+    deciders: Annotated[
+        int | None, typer.Option(help="Processes that answer windows (TRIMTAB_DECIDERS; one per CPU core)")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json (TRIMTAB_LOG_FORMAT; text)")] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -44,7 +44,13 @@ def serve(
     from planner.search import search  # noqa: PLC0415
 
     settings = load_settings(
-        file_of(config), host=host, port=port, database_url=database_url, workers=workers, log_format=log_format
+        file_of(config),
+        host=host,
+        port=port,
+        database_url=database_url,
+        workers=workers,
+        deciders=deciders,
+        log_format=log_format,
     )
     install_logs(settings.log_format)
     with (
@@ -56,15 +62,8 @@ def serve(
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
         app = create_app(settings, database, search, stopping=lambda: server.should_exit)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S))
-        _spare_the_collector()
+        spare_the_collector()
         server.run(sockets=[listener])
-
-
-def _spare_the_collector() -> None:
-    """What the process has loaded lives as long as it does: no collection looks at it again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.database import Database
+from api.deciders import Deciders
 from api.examples import METRICS_EXAMPLE
 from api.jobs import Jobs
 from api.metrics import Metrics
@@ -19,9 +20,10 @@ from planner.spec.errors import UnavailableError
 class HealthRoutes:
     """Routes without prefix, for those who watch the service."""
 
-    def __init__(self, database: Database, jobs: Jobs, metrics: Metrics, version: str) -> None:
+    def __init__(self, database: Database, jobs: Jobs, deciders: Deciders, metrics: Metrics, version: str) -> None:
         self._database = database
         self._jobs = jobs
+        self._deciders = deciders
         self._metrics = metrics
         self._version = version
 
@@ -54,13 +56,15 @@ class HealthRoutes:
             raise _no_answer(error) from error
 
     def ready(self) -> Health:
-        """The database answers, and searches are being started."""
+        """The database answers, searches are being started, and windows decided."""
         try:
             self._database.check()
         except SQLAlchemyError as error:
             raise _no_answer(error) from error
         if not self._jobs.alive:
             raise UnavailableError("no searches are started: the dispatcher has ended")
+        if not self._deciders.alive:
+            raise UnavailableError("no windows are decided: nothing looks after the deciders")
         return Health(status="ready", version=self._version)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Path, Query
+from pydantic import BaseModel
 
 from api.problems import ProblemDocument
 from api.values import Page
@@ -55,6 +56,14 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 READS_BODY = (400, 413, 415, 422)
+
+
+def body_of(kind: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
+    """How a route documents a body that it does not read itself; the kind must be among the document's schemas."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
+    }
 
 
 def page(items: Sequence[T], limit: int, path: str, after: str, **query: object) -> Page[T]:

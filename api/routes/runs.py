@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 
-from api.answers import StrictRoute
+from api.answers import StrictRoute, check_json_type, problem_response
+from api.decider import Refused
+from api.deciders import Deciders
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
 from api.pictures import SvgResponse, picture_of
-from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, header, page, problems
+from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, body_of, header, page, problems
 from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
 from api.values import Page
-from planner.spec.decision import Decision
+from planner.spec.decision import Action, Decision
 from planner.spec.run import Run, RunRequest
 from planner.spec.window import Window
 from planner.view import run_picture
 
+log = logging.getLogger(__name__)
 Name = Annotated[str | None, Query(max_length=200, description="Only runs of this name")]
 
 
 class RunRoutes:
     """Routes under /runs."""
 
-    def __init__(self, runs: Runs, store: RunStore) -> None:
+    def __init__(
+        self, runs: Runs, store: RunStore, deciders: Deciders, on_decision: Callable[[Action, float], None]
+    ) -> None:
+        """`on_decision` hears of each new decision, and after how many seconds it was kept."""
         self._runs = runs
         self._store = store
+        self._deciders = deciders
+        self._on_decision = on_decision
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -54,8 +64,9 @@ class RunRoutes:
             response_model=Decision,
             responses={
                 200: {"headers": {"Idempotent-Replayed": header("`true` where the window was answered before")}},
-                **problems(404, *READS_BODY),
+                **problems(404, *READS_BODY, 503),
             },
+            openapi_extra=body_of(Window, WINDOW_EXAMPLES),
         )
         add(
             f"{one}/windows",
@@ -101,16 +112,22 @@ class RunRoutes:
         """The run as it began."""
         return self._store.run(run_id)
 
-    def decide(self, run_id: RunId, window: Annotated[Window, Body(openapi_examples=WINDOW_EXAMPLES)]) -> Response:
+    async def decide(self, run_id: RunId, request: Request) -> Response:
         """Keep, rebalance or switch plan, with the reason, the gain and the cost.
 
         The same index again gives the same decision, whatever the body says, and the header Idempotent-Replayed: true.
         Windows may be missing or come late.
         """
-        # Written by pydantic at once: FastAPI would check and copy tens of thousands of slots again.
-        decision, is_repeated = self._runs.decide(run_id, window)
-        headers = {"Idempotent-Replayed": "true"} if is_repeated else None
-        return Response(decision.model_dump_json(), headers=headers, media_type="application/json")
+        check_json_type(request)
+        answer = await self._deciders.decide(run_id, await request.body())
+        if isinstance(answer, Refused):
+            if answer.problem.status >= 500:
+                log.error("%s %s: %s", request.method, request.url.path, answer.trace or answer.problem.detail)
+            return problem_response(answer.problem)
+        if not answer.is_repeated:
+            self._on_decision(answer.action, answer.seconds)
+        headers = {"Idempotent-Replayed": "true"} if answer.is_repeated else None
+        return Response(answer.text, headers=headers, media_type="application/json")
 
     def windows(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Window]:
         """Windows in order of their index."""
