@@ -8,10 +8,11 @@ PORT ?= 8000
 JOBS ?= 2
 RUNS ?= ../shared/data/published_runs.json
 WRITE ?=
+QUICK ?=
 DATE ?= $(shell date -u +%F)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench bench-search bench-online validate fit examples clean
+.PHONY: help run test check demo bench bench-search bench-online bench-service validate fit examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +46,9 @@ bench: $(VENV)/dev  ## benchmarks, by hand; timings are ratios within one run
 
 bench-search: $(VENV)/dev  ## CPU seconds of the offline search beside those of others
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_search.py
+
+bench-service: $(VENV)/dev  ## the service under many runs, beside its aims; QUICK=--quick for a short one
+	$(BIN)/python benchmarks/bench_service.py $(QUICK)
 
 bench-online: $(VENV)/dev  ## the online stage's numbers beside their aims
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_online.py

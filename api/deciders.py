@@ -13,7 +13,9 @@ import multiprocessing
 import socket
 import threading
 from asyncio import Future, IncompleteReadError, StreamReader, StreamWriter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from multiprocessing.context import ForkServerProcess
 from zlib import crc32
@@ -32,6 +34,10 @@ EXIT_S = 5.0
 """What a process gets to finish its window when the service ends."""
 
 Answer = Answered | Refused
+Work = Callable[[socket.socket, str], None]
+"""`api.decider.work`, or a double of it: a module's function, for it crosses to the process by name."""
+Started = tuple[ForkServerProcess, socket.socket]
+"""A process, and our end of the line to it; where that is closed, or forgotten, the process ends."""
 
 
 @dataclass
@@ -46,9 +52,9 @@ class _Waiting:
 class _Lane:
     """One decider after the other, for the same runs."""
 
-    def __init__(self, name: str, database_url: str) -> None:
+    def __init__(self, name: str, start: Callable[[str], Started]) -> None:
         self._name = name
-        self._database_url = database_url
+        self._start = start
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}
         self._writer: StreamWriter | None = None
@@ -84,7 +90,12 @@ class _Lane:
 
     async def _one_life(self) -> int:
         """Start a process, ask it until it has gone; the number of its answers. Raises OSError where none starts."""
-        process, ours = await asyncio.wrap_future(_starting(self._name, self._database_url))
+        starting = _starting(partial(self._start, self._name))
+        try:
+            process, ours = await asyncio.wrap_future(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_forget)
+            raise
         reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
             answered = await self._answer_all(reader, self._writer)
@@ -132,26 +143,29 @@ class _Lane:
             waiting.answer.set_result(answer)
 
 
-Started = tuple[ForkServerProcess, socket.socket]
-"""A process, and our end of the line to it; where that is closed, or forgotten, the process ends."""
-
-
-def _starting(name: str, database_url: str) -> concurrent.futures.Future[Started]:
+def _starting(start: Callable[[], Started]) -> concurrent.futures.Future[Started]:
     """The start of a process in a thread that nobody need wait for: while the fork server loads, it takes seconds."""
     future: concurrent.futures.Future[Started] = concurrent.futures.Future()
 
-    def start() -> None:
-        future.set_running_or_notify_cancel()
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
-            future.set_result(_start(name, database_url))
+            future.set_result(start())
         except OSError as error:
             future.set_exception(error)
 
-    threading.Thread(target=start, name=name, daemon=True).start()
+    threading.Thread(target=run, name="trimtab-decider", daemon=True).start()
     return future
 
 
-def _start(name: str, database_url: str) -> Started:
+def _forget(starting: concurrent.futures.Future[Started]) -> None:
+    """Close the line to a process that nobody wants any more."""
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result()[1].close()
+
+
+def _start(work: Work, database_url: str, name: str) -> Started:
     """Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -173,8 +187,9 @@ def _end(process: ForkServerProcess) -> None:
 class Deciders:
     """A fixed number of decider processes."""
 
-    def __init__(self, database_url: str, number: int) -> None:
-        self._lanes = [_Lane(f"decider {index}", database_url) for index in range(number)]
+    def __init__(self, database_url: str, number: int, work: Work = work) -> None:
+        start = partial(_start, work, database_url)
+        self._lanes = [_Lane(f"decider {index}", start) for index in range(number)]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -1,0 +1,35 @@
+"""Deciders that end the way a test wants: module-level functions, so that their processes find them by name."""
+
+import os
+import signal
+
+from api import decider
+
+
+def die_of_layer(doomed):
+    """Decide, but die by SIGKILL of a window whose first expert got `doomed` tokens."""
+    decide = decider.Decider.decide
+
+    def deadly(self, run_id, window):
+        if window.tokens[0][0] == doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decide(self, run_id, window)
+
+    decider.Decider.decide = deadly
+
+
+def dies_of_13(connection, database_url):
+    die_of_layer(13)
+    decider.work(connection, database_url)
+
+
+def breaks_over_13(connection, database_url):
+    decide = decider.Decider.decide
+
+    def broken(self, run_id, window):
+        if window.tokens[0][0] == 13:
+            raise RuntimeError("a secret of the service")
+        return decide(self, run_id, window)
+
+    decider.Decider.decide = broken
+    decider.work(connection, database_url)
