@@ -32,6 +32,8 @@ from api.worker import News, Progress, SearchFunction, Succeeded, work
 from planner.spec.errors import UnavailableError
 
 log = logging.getLogger(__name__)
+PRELOADED = (decider.__name__, "planner.search.shortlist")
+"""What processes need that the modules of their functions do not load by themselves: the fork server has it ready."""
 RETRY_S = 1.0
 TICK_S = 0.5
 RENEWALS = 4
@@ -95,7 +97,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to take searches."""
-        self._context.set_forkserver_preload([self._search.__module__, work.__module__, decider.__name__])
+        self._context.set_forkserver_preload([self._search.__module__, work.__module__, *PRELOADED])
         ensure_running()
         self._thread.start()
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias
-
-import networkx as nx
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from planner.spec.cluster import Level, Link
 from planner.spec.errors import InputError
 from planner.spec.request import Connection
+
+if TYPE_CHECKING:  # it takes a tenth of a second to load, and few clusters are graphs
+    import networkx as nx
 
 End = int | str
 """A device by number, a switch by name."""
@@ -135,6 +136,8 @@ def _graph(links: Sequence[Connection], num_devices: int) -> Graph:
     """Ends with the summed exact `rate` and the least `latency_s` of the links between them."""
     if num_devices == 1:
         raise InputError.at("links", "join nothing: the cluster has one device")
+    import networkx as nx  # noqa: PLC0415
+
     graph: Graph = nx.Graph()
     graph.add_nodes_from(range(num_devices))
     for number, link in enumerate(links):
@@ -171,6 +174,8 @@ def _joined(graph: Graph, islands: Sequence[_Island]) -> tuple[_Island, ...]:
         for ends, rate in outgoing.items()
     }
     fastest = max(rates.values())
+    import networkx as nx  # noqa: PLC0415
+
     meeting: Graph = nx.Graph()
     meeting.add_nodes_from(of)
     for one, other in (ends for ends, rate in rates.items() if rate == fastest):
@@ -221,6 +226,8 @@ def _link(graph: Graph, before: Sequence[_Island], after: Sequence[_Island], gro
 def _latency_s(graph: Graph, old: Mapping[int, _Island], island: _Island, group: range) -> float:
     first, *others = _part(island, group)
     inside = graph.subgraph(island.ends)
+    import networkx as nx  # noqa: PLC0415
+
     found = nx.single_source_dijkstra_path_length(inside, first, weight="latency_s")
     return max(float(found[device]) for device in others if old[device] is not old[first])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from contextlib import closing
 from typing import Annotated
@@ -36,6 +37,7 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve the planner over HTTP, with Swagger UI at /docs."""
+    gc.disable()  # until all is loaded: none of it is garbage, and looking takes a tenth of the time
     # Here, not above: the web framework and the database take longer to load than the other commands take to run.
     import uvicorn  # noqa: PLC0415
 
