@@ -120,12 +120,13 @@ class RunStore:
     def record(self, run_id: str, version: int, window: Window, decision: Decision, state: RunState) -> bool:
         """Keep window, decision and new state together; False, and nothing kept, if the run has moved on meanwhile."""
         with self._database.writing() as session:
-            number = session.execute(_MOVE_ON, {"run_id": run_id, "known": version, "state_now": state}).scalar()
+            connection = session.connection()
+            number = connection.scalar(_MOVE_ON, {"run_id": run_id, "known": version, "state_now": state})
             if number is None:
                 return False
             now, key = self._now(), {"run_number": number, "index": window.index}
-            session.execute(_ADD_WINDOW, {**key, "received_at": now, "window": window})
-            session.execute(_ADD_DECISION, {**key, "decided_at": now, "decision": decision})
+            connection.execute(_ADD_WINDOW, {**key, "received_at": now, "window": window})
+            connection.execute(_ADD_DECISION, {**key, "decided_at": now, "decision": decision})
             return True
 
     def windows(self, run_id: str, limit: int, after: int | None = None) -> tuple[Window, ...]:

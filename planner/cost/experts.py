@@ -5,11 +5,13 @@ Its time follows the load: the rank with most tokens sets the pace of compute an
 
 from __future__ import annotations
 
+import numpy as np
+
 from planner.cost.collectives import Group
 from planner.cost.dense import feed_forward, feed_forward_bytes, linear_s, tensor_region
 from planner.cost.kernels import elementwise_s
 from planner.cost.message import Collective, Message, Messages, messages_s
-from planner.cost.numbers import Numbers, peak, smallest
+from planner.cost.numbers import Numbers, are_many, peak, smallest
 from planner.cost.part import Conditions, Part, Share, add
 from planner.spec.model import MoeFeedForward
 from planner.spec.strategy import ExpertStrategy, Strategy
@@ -55,7 +57,7 @@ def routed_experts(
     and smaller products of the same tokens. Arrays of ratios give arrays.
     """
     groups = moe.num_experts / experts.expert_parallel_size * slots_ratio
-    even = _routed(conditions, moe, experts, edge_tokens, smallest((1.0, load_ratio)), groups)
+    even = _even(conditions, moe, experts, edge_tokens, smallest((1.0, load_ratio)), groups)
     loaded = even if peak(load_ratio) <= 1.0 else _routed(conditions, moe, experts, edge_tokens, load_ratio, groups)
     forward, backward, exchange, stored, transient = loaded
     router = linear_s(conditions, edge_tokens, moe.num_experts, conditions.hidden_size)
@@ -70,6 +72,21 @@ def routed_experts(
         stored_bytes=stored + logits,
         transient_bytes=transient,
     )
+
+
+def _even(
+    conditions: Conditions,
+    moe: MoeFeedForward,
+    experts: ExpertStrategy,
+    edge_tokens: float,
+    load_ratio: Numbers,
+    groups: Numbers,
+) -> tuple[Numbers, ...]:
+    """`_routed`; what is the same for all loads is worked out once."""
+    if are_many(groups) or not are_many(load_ratio) or (load_ratio != 1.0).any():
+        return _routed(conditions, moe, experts, edge_tokens, load_ratio, groups)
+    once = _routed(conditions, moe, experts, edge_tokens, 1.0, groups)
+    return tuple(np.broadcast_to(each, load_ratio.shape) for each in once)
 
 
 def _routed(

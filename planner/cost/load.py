@@ -172,8 +172,7 @@ def _ratios(
         if placement is None:
             load[numbers] = load_ratios(rows, ranks, capacity_factor=capacity_factor)
             continue
-        for number in numbers:
-            _check_seats(experts, number, ranks, placement)
+        _check_all_seats(experts, numbers, ranks, placement)
         rows = np.broadcast_to(rows, (len(numbers), experts))
         for some, slots, split in _by_size(placement, numbers):
             here = [numbers[each] for each in some]
@@ -198,6 +197,10 @@ def _by_size(
     placement: Placement | Seats, moe_layers: Sequence[int]
 ) -> Iterator[tuple[list[int], Indices, Floats | None]]:
     """(which of these MoE layers, slots, split) of those with equally many slots, as arrays [layers, slots]."""
+    if isinstance(placement, Seats):
+        split = None if placement.split is None else placement.split[moe_layers]
+        yield [*range(len(moe_layers))], placement.layers[moe_layers], split
+        return
     alike: dict[int, list[int]] = {}
     for position, number in enumerate(moe_layers):
         alike.setdefault(len(placement.layers[number]), []).append(position)
@@ -211,6 +214,14 @@ def _by_size(
 def _one_if_same(numbers: Floats) -> Numbers:
     """The number, where all are equal."""
     return float(numbers.flat[0]) if (numbers == numbers.flat[0]).all() else numbers
+
+
+def _check_all_seats(num_experts: int, moe_layers: Sequence[int], num_ranks: int, placement: Placement | Seats) -> None:
+    if isinstance(placement, Seats) and placement.num_ranks == num_ranks:
+        if (placement.layers[moe_layers].max(axis=1) == num_experts - 1).all():
+            return
+    for number in moe_layers:
+        _check_seats(num_experts, number, num_ranks, placement)
 
 
 def _check_seats(num_experts: int, moe_layer: int, num_ranks: int, placement: Placement | Seats) -> None:

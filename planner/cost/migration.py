@@ -8,7 +8,8 @@ Not modelled: other traffic on the same links at that moment (training pauses), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -96,21 +97,14 @@ def copies_s(
     model: Model, cluster: AnyCluster, training: Training, plan: Plan, copied: Copied, pause_s: float = PAUSE_S
 ) -> float:
     """`migration_s` of moves that stand in arrays."""
-    owners = _owners(model, plan)
     # Of each group of the cluster, which no move leaves: senders, receivers, sizes.
     messages: dict[int, tuple[list[Devices], list[Devices], list[NDArray[np.float64]]]] = {}
-    for moe_layer in np.unique(copied.layer).tolist():
-        layer = model.moe_layers[moe_layer]
-        stage, strategy = owners[layer]
-        experts = _experts(strategy, layer)
-        these = copied.layer == moe_layer
+    for (stage, experts, moved), these in _alike(model, training, plan, copied):
         number = cluster.group_number(stage.first_device, stage.num_devices)
         devices = rank_devices(stage, experts) - cluster.first_devices[number]
         senders, receivers, sizes = messages.setdefault(number, ([], [], []))
         senders.append(devices[copied.from_rank[these]].ravel())
         receivers.append(devices[copied.to_rank[these]].ravel())
-        parameters = expert_parameters(model.moe(layer), model.width(layer))
-        moved = parameters * _moved_bytes(training, strategy, experts) / experts.expert_tensor_parallel_size
         sizes.append(np.full(senders[-1].size, moved))
     if not messages:
         return 0.0
@@ -119,6 +113,25 @@ def copies_s(
         for number, lists in messages.items()
     ]
     return max(busy_s) + pause_s
+
+
+def _alike(
+    model: Model, training: Training, plan: Plan, copied: Copied
+) -> Iterator[tuple[tuple[Stage, ExpertStrategy, float], NDArray[np.bool_]]]:
+    """Moves of consecutive MoE layers that have the same stage and expert strategy, and the bytes of each, at once."""
+    owners, moved_layers = _owners(model, plan), np.unique(copied.layer).tolist()
+
+    def terms(moe_layer: int) -> tuple[Stage, ExpertStrategy, float]:
+        layer = model.moe_layers[moe_layer]
+        stage, strategy = owners[layer]
+        experts = _experts(strategy, layer)
+        parameters = expert_parameters(model.moe(layer), model.width(layer))
+        moved = parameters * _moved_bytes(training, strategy, experts) / experts.expert_tensor_parallel_size
+        return stage, experts, moved
+
+    for found, layers in groupby(moved_layers, terms):
+        first, *others = layers
+        yield found, (copied.layer >= first) & (copied.layer <= (others[-1] if others else first))
 
 
 def rank_devices(stage: Stage, experts: ExpertStrategy) -> NDArray[np.int64]:
