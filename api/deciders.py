@@ -66,7 +66,7 @@ class _Lane:
         return len(self._waiting)
 
     async def ask(self, run_id: str, body: bytes) -> Answer:
-        """The answer of the process, or of the next."""
+        """The answer of the process, or of the next; raises UnavailableError where the service ends before."""
         waiting = _Waiting(Asked(next(self._numbers), run_id, body), asyncio.get_running_loop().create_future())
         self._waiting[waiting.asked.number] = waiting
         if self._writer is not None:
@@ -86,7 +86,8 @@ class _Lane:
                     await asyncio.sleep(RETRY_S)
         finally:
             for waiting in self._waiting.values():
-                self._settle(waiting, Refused(0, problem_of(UnavailableError("the service is ending; ask again"))))
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(UnavailableError("the service is ending; ask again"))
 
     async def _one_life(self) -> int:
         """Start a process, ask it until it has gone; the number of its answers. Raises OSError where none starts."""
@@ -218,5 +219,8 @@ class Deciders:
         return sum(lane.deaths for lane in self._lanes)
 
     async def decide(self, run_id: str, body: bytes) -> Answer:
-        """The decision for a window as it was received, or why there is none."""
+        """The decision for a window as it was received, or why there is none.
+
+        Raises UnavailableError where the service ends before.
+        """
         return await self._lanes[crc32(run_id.encode()) % len(self._lanes)].ask(run_id, body)
