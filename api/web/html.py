@@ -40,8 +40,8 @@ class Html:
             model_name=words.model_name,
             cluster_name=words.cluster_name,
             framework=words.framework_name,
+            sentence=words.sentence,
             seconds=quantities.seconds,
-            memory=quantities.memory,
             percent=quantities.percent,
             significant=quantities.significant,
         )

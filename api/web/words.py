@@ -54,6 +54,11 @@ def cluster_name(request: AnyClusterRequest) -> str:
     return " + ".join(cluster_name(group) for group in request.groups)
 
 
+def sentence(message: str) -> str:
+    """An error's message with a capital and a full stop."""
+    return f"{message[:1].upper()}{message[1:].rstrip('.')}."
+
+
 def framework_name(target: ExportTarget) -> str:
     """As its makers write it."""
     return _FRAMEWORKS[target]

@@ -10,8 +10,9 @@ def certificate_line(shortlist: Shortlist) -> str:
     """How sure the answer is, and in what space."""
     certificate = shortlist.certificate
     removed = sum(certificate.pruned.values())
+    families = "family" if certificate.evaluated == 1 else "families"
     effort = (
-        f"{certificate.evaluated:,} families of plans solved beyond their bounds, {removed:,} candidates removed by "
+        f"{certificate.evaluated:,} {families} of plans solved beyond their bounds, {removed:,} candidates removed by "
         f"named rules, in {seconds(shortlist.search_time_s)}"
     )
     return f"{_sureness(certificate)} in the space; {effort}.\nSpace: {certificate.space}."
