@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
-from service_process import service  # noqa: E402  (the path to it is set above)
+from service_process import service
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

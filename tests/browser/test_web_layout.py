@@ -28,7 +28,6 @@ LOOKS = {
     "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
     "telephone": {"viewport": {"width": 375, "height": 800}, "color_scheme": "light"},
-    "telephone-dark": {"viewport": {"width": 375, "height": 800}, "color_scheme": "dark"},
 }
 PAGES = (
     "searches",

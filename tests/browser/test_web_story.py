@@ -67,8 +67,6 @@ def test_a_plan_is_found_and_read_with_the_keyboard_alone(page, address, snapsho
     expect(page.locator("p.card")).to_have_text(re.compile("^The second plan takes .* than the first plan"))
     expect(page.get_by_role("rowheader", name="time of a step")).to_be_visible()
 
-    page.keyboard.press("Alt+ArrowLeft")
-    expect(page.get_by_role("heading", level=1)).to_have_text(best)
     tab_to(page, "nav[aria-label='Main'] a[href='/runs']")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text("Runs")

@@ -22,10 +22,10 @@ def upgrade() -> None:
         *(sa.column(name) for name in ("number", "shortlist", "best_plan_summary", "best_step_time_s")),
     )
     here = op.get_bind()
-    numbers = here.scalars(sa.select(searches.c.number).where(searches.c.shortlist.is_not(None))).all()
-    for number in numbers:
+    for number in here.scalars(sa.select(searches.c.number).where(searches.c.shortlist.is_not(None))).all():
         of_this = searches.c.number == number
-        best = json.loads(here.scalar(sa.select(searches.c.shortlist).where(of_this)))["plans"][0]
+        shortlist = here.execute(sa.select(searches.c.shortlist).where(of_this)).scalar_one()
+        best = json.loads(shortlist)["plans"][0]
         here.execute(
             searches.update()
             .where(of_this)
