@@ -79,18 +79,23 @@ def create_app(
         lifespan=lifespan,
     )
     search_routes = SearchRoutes(searches, profiles, jobs, settings, stopping)
+    presets = PresetRoutes(profiles)
     html = Html(app.version, utc_now)
     for router in (
         search_routes.router(),
         PlanRoutes(searches, profiles).router(),
         RunRoutes(Runs(searches, runs, utc_now, new_id, metrics.decided), runs).router(),
-        PresetRoutes(profiles).router(),
+        presets.router(),
         ProfileRoutes(profiles).router(),
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(HealthRoutes(database, jobs, metrics, app.version).router())
     app.include_router(documentation_router())
-    pages = SearchPages(html, searches, jobs, search_routes.ask), PlanPages(html, searches), RunPages(html, runs)
+    pages = (
+        SearchPages(html, searches, jobs, search_routes.ask, presets.devices),
+        PlanPages(html, searches),
+        RunPages(html, runs),
+    )
     app.include_router(page_router(*pages))
     app.mount("/assets", assets())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, Response
 
+from api.archives import ZIP_TYPE, archive_of
 from api.comparison import diff_of, explanation_of
 from api.routes.parameters import FoundBy, OtherFoundBy, PlanId
 from api.search_store import Found, SearchStore
@@ -46,6 +47,7 @@ class PlanPages:
         add, one = router.add_api_route, "/plans/{plan_id}"
         add(one, self.one, methods=["GET"], operation_id="page_plan")
         add(f"{one}/diff/{{other_plan_id}}", self.diff, methods=["GET"], operation_id="page_plan_diff")
+        add(f"{one}/exports/{{target}}.zip", self.archive, methods=["GET"], operation_id="page_export_archive")
         add(f"{one}/exports/{{target}}", self.export, methods=["GET"], operation_id="page_export")
         add(f"{one}/exports/{{target}}/{{name}}", self.file, methods=["GET"], operation_id="page_export_file")
         return router
@@ -91,14 +93,22 @@ class PlanPages:
         found = self._store.found(plan_id, search_id)
         return self._html.page("export.html", export=_export(found, target), search_id=search_id, plan=found.entry.plan)
 
+    def archive(self, plan_id: PlanId, target: ExportTarget, search_id: FoundBy = None) -> Response:
+        """All files in one, to be saved."""
+        archive = archive_of(_export(self._store.found(plan_id, search_id), target))
+        return Response(archive, headers=_saved_as(f"{target}-{plan_id}.zip"), media_type=ZIP_TYPE)
+
     def file(self, plan_id: PlanId, target: ExportTarget, name: str, search_id: FoundBy = None) -> Response:
         """One of the files, to be saved."""
         written = _export(self._store.found(plan_id, search_id), target)
         text = next((file.text for file in written.files if file.name == name), None)
         if text is None:
             raise NotFoundError(f"the export has no file {name!r}")
-        headers = {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
-        return Response(text, headers=headers, media_type="text/plain; charset=utf-8")
+        return Response(text, headers=_saved_as(name), media_type="text/plain; charset=utf-8")
+
+
+def _saved_as(name: str) -> dict[str, str]:
+    return {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
 
 
 def _export(found: Found, target: ExportTarget) -> Export:

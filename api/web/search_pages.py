@@ -14,7 +14,7 @@ from api.jobs import Jobs
 from api.problems import ProblemDocument, problem_of
 from api.routes.parameters import After, SearchId
 from api.search_store import SearchStore
-from api.values import Search
+from api.values import PresetList, Search
 from api.web.html import Html
 from api.web.same_site import require_same_site
 from api.web.search_form import FIRST_FORM, SearchForm, by_place
@@ -22,7 +22,7 @@ from planner.spec.cluster import Precision
 from planner.spec.errors import ConflictError, InputError, UnavailableError
 from planner.spec.request import SearchRequest, Target
 from planner.view import certificate_line, scenario_table, shortlist_table
-from profiles import device_names, model_names
+from profiles import model_names
 
 ON_A_PAGE = 20
 Ask = Callable[[SearchRequest], Search]
@@ -31,12 +31,13 @@ Ask = Callable[[SearchRequest], Search]
 class SearchPages:
     """/ and /searches."""
 
-    def __init__(self, html: Html, store: SearchStore, jobs: Jobs, ask: Ask) -> None:
-        """`ask` queues a search, as the API does."""
+    def __init__(self, html: Html, store: SearchStore, jobs: Jobs, ask: Ask, devices: Callable[[], PresetList]) -> None:
+        """`ask` queues a search, as the API does; `devices` are those that a cluster can have."""
         self._html = html
         self._store = store
         self._jobs = jobs
         self._ask = ask
+        self._devices = devices
 
     def router(self) -> APIRouter:
         """All pages."""
@@ -104,7 +105,7 @@ class SearchPages:
             form=form,
             wrong=wrong,
             models=model_names(),
-            devices=device_names(),
+            devices=self._devices().items,
             precisions=[precision.value for precision in Precision],
             targets=[target.value for target in Target],
         )

@@ -1,4 +1,6 @@
-"""Revision 0003 on a database from before: lists show the best plans of searches that ended long ago, too."""
+"""The revision of best plans on a database from before: lists show the best plans of searches that ended long ago, too."""
+
+import runpy
 
 from alembic import command
 from alembic.config import Config
@@ -8,7 +10,8 @@ from sqlalchemy import create_engine
 
 from api.database import MIGRATIONS, open_database
 
-BEFORE = "0002"
+(REVISION,) = MIGRATIONS.glob("versions/*_best_plans.py")
+BEFORE = runpy.run_path(str(REVISION))["down_revision"]
 
 
 def go_back(url):

@@ -175,6 +175,9 @@ def test_launch_files_are_shown_and_saved_as_the_api_gives_them(client, plans):
         assert answer.text == file["text"]
         assert answer.headers["content-disposition"] == f'attachment; filename="{file["name"]}"'
         assert answer.headers["content-type"].startswith("text/plain")
+    (link,) = [link for link in page.links() if link.endswith(".zip")]
+    api = client.get(f"/v1/plans/{plans[0]['id']}/export/megatron", headers={"Accept": "application/zip"})
+    assert client.get(link).content == api.content
     look(client, f"/plans/{plans[0]['id']}/exports/megatron/none.sh", 404)
     look(client, f"/plans/{plans[0]['id']}/exports/galvatron", 422)
 
