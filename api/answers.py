@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -66,34 +66,45 @@ def problem_response(document: ProblemDocument, headers: dict[str, str] | None =
 
 
 def error_response(error: TrimtabError) -> JSONResponse:
-    """An error of the tree as a response; one that passes says when to try again."""
-    headers = None
+    """An error of the tree as a response."""
+    return problem_response(problem_of(error), _headers_of(error))
+
+
+def _headers_of(error: TrimtabError) -> dict[str, str] | None:
+    """One that passes says when to try again."""
     if isinstance(error, UnavailableError):
-        headers = {"Retry-After": str(ceil(error.retry_after_s) or RETRY_AFTER_S)}
-    return problem_response(problem_of(error), headers)
+        return {"Retry-After": str(ceil(error.retry_after_s) or RETRY_AFTER_S)}
+    return None
 
 
-def install_error_answers(app: FastAPI) -> None:
-    """Make every error of this application leave as a problem document."""
+class AnswerProblem(Protocol):
+    """How a problem is told to whoever sent a request."""
+
+    def __call__(self, request: Request, document: ProblemDocument, headers: dict[str, str] | None = None) -> Response:
+        """The answer, with the status of the document."""
+
+
+def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
+    """Make every error of this application leave as `answer` puts it: a problem document, or a page for people."""
 
     @app.exception_handler(TrimtabError)
     async def _ours(request: Request, error: TrimtabError) -> Response:
-        answer = error_response(error)
-        if answer.status_code >= 500:
+        document = problem_of(error)
+        if document.status >= 500:
             log.error("%s %s", request.method, request.url.path, exc_info=error)
-        return answer
+        return answer(request, document, _headers_of(error))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(input_error(error))
+        return answer(request, problem_of(input_error(error)))
 
     @app.exception_handler(HTTPException)
     async def _of_http(request: Request, error: HTTPException) -> Response:
-        return problem_response(status_problem(error.status_code, str(error.detail)), dict(error.headers or {}))
+        return answer(request, status_problem(error.status_code, str(error.detail)), dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:
-        return error_response(InternalError(str(error)))
+        return answer(request, problem_of(InternalError(str(error))))
 
 
 def input_error(error: RequestValidationError) -> InputError:

@@ -33,6 +33,11 @@ from api.runs import Runs
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
 from api.settings import Settings
+from api.web.html import Html
+from api.web.pages import Problems, assets, page_router
+from api.web.plan_pages import PlanPages
+from api.web.run_pages import RunPages
+from api.web.search_pages import SearchPages
 from api.worker import SearchFunction
 
 
@@ -79,20 +84,30 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
+    search_routes = SearchRoutes(searches, profiles, jobs, settings, stopping)
+    presets = PresetRoutes(profiles)
+    html = Html(app.version, utc_now)
     for router in (
-        SearchRoutes(searches, profiles, jobs, settings, stopping).router(),
+        search_routes.router(),
         PlanRoutes(searches, profiles).router(),
         RunRoutes(Runs(searches, runs, utc_now, new_id), runs, deciders, metrics.decided).router(),
-        PresetRoutes(profiles).router(),
+        presets.router(),
         ProfileRoutes(profiles).router(),
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version).router())
     app.include_router(documentation_router())
+    pages = (
+        SearchPages(html, searches, jobs, search_routes.ask, presets.devices),
+        PlanPages(html, searches),
+        RunPages(html, runs),
+    )
+    app.include_router(page_router(*pages))
+    app.mount("/assets", assets())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=error_response)
     app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)
-    install_error_answers(app)
+    install_error_answers(app, Problems(html))
     describe(app)
     return app

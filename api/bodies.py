@@ -9,12 +9,12 @@ from planner.spec.errors import MalformedError
 from planner.spec.parse import read_json
 
 
-def read_body(body: bytes) -> Any:
-    """The data of a request's body: no NaN, no lone surrogates; raises MalformedError."""
-    data = read_json(body, "body")
+def read_body(body: bytes, field: str = "body") -> Any:
+    """Data of a request's body, or a text in it: no NaN, no lone surrogates; raises MalformedError at `field`."""
+    data = read_json(body, field)
     if b"\\u" in body:
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise MalformedError.at("body", f"is not JSON: {error}") from None
+            raise MalformedError.at(field, f"is not JSON: {error}") from None
     return data

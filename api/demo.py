@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from api.commands.terminal import certificate_line, show
+from api.commands.terminal import show
 from planner.spec.cluster import Precision
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import NotFoundError, RankFailedError, TrimtabError, UnavailableError
@@ -37,6 +37,7 @@ from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRe
 from planner.spec.shortlist import Shortlist
 from planner.spec.strategy import Recompute, Sharding
 from planner.spec.training import AttentionKernel, Training
+from planner.view import certificate_line
 from planner.view.quantities import seconds
 from planner.view.tables import Column, Table, shortlist_table
 from runtime.comparison import Comparison

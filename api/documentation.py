@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import FileResponse
 
 PAGES = Path(__file__).parent / "pages"
 DOCS_PAGE, REDOC_PAGE = PAGES / "docs.html", PAGES / "redoc.html"
@@ -48,7 +48,7 @@ TAGS: list[dict[str, Any]] = [
 
 
 def documentation_router() -> APIRouter:
-    """Swagger UI at /docs, ReDoc at /redoc, and the way there from /."""
+    """Swagger UI at /docs, ReDoc at /redoc."""
     router = APIRouter(include_in_schema=False)
 
     async def swagger_ui() -> FileResponse:
@@ -62,11 +62,7 @@ def documentation_router() -> APIRouter:
         text = script.replace(LOGO_ELSEWHERE, "static/favicon.png")
         return Response(text, media_type="text/javascript", headers={"Cache-Control": "public, max-age=86400"})
 
-    async def start() -> RedirectResponse:
-        return RedirectResponse("docs")
-
     router.add_api_route("/docs", swagger_ui, methods=["GET"])
     router.add_api_route("/redoc", redoc, methods=["GET"])
     router.add_api_route("/static/redoc.js", redoc_script, methods=["GET"])
-    router.add_api_route("/", start, methods=["GET"])
     return router

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import and_, bindparam, insert, select, update
 from sqlalchemy.orm import Session
@@ -48,6 +49,16 @@ class Standing:
     version: int
 
 
+class Glance(NamedTuple):
+    """What a list of runs shows of one."""
+
+    id: str
+    name: str
+    search_id: str
+    created_at: datetime
+    num_windows: int
+
+
 class RunStore:
     """Runs in order of their beginning; windows and decisions in order of their index. Times come from outside."""
 
@@ -85,11 +96,21 @@ class RunStore:
             query = query.where(RunRow.name == name)
         with self._database.reading() as session:
             if after is not None:
-                last = session.scalar(select(RunRow.number).where(RunRow.id == after))
-                if last is None:
-                    raise InputError.at("query.after", f"is no run: {after!r}")
-                query = query.where(RunRow.number < last)
+                query = query.where(RunRow.number < _number_after(session, after))
             return tuple(session.scalars(query))
+
+    def glances(self, limit: int, after: str | None = None) -> tuple[Glance, ...]:
+        """As `page`, but only what a list shows; contexts, which are large, are not read."""
+        query = (
+            select(RunRow.id, RunRow.name, SearchRow.id, RunRow.created_at, RunRow.version)
+            .join(SearchRow, SearchRow.number == RunRow.search_number)
+            .order_by(RunRow.number.desc())
+            .limit(limit)
+        )
+        with self._database.reading() as session:
+            if after is not None:
+                query = query.where(RunRow.number < _number_after(session, after))
+            return tuple(Glance(*row) for row in session.execute(query))
 
     def standing(self, run_id: str) -> Standing:
         """Where the run stands; raises NotFoundError."""
@@ -154,6 +175,20 @@ class RunStore:
         with self._database.reading() as session:
             query = query.where(DecisionRow.run_number == _number(session, run_id))
             return tuple(session.scalars(query if after is None else query.where(DecisionRow.index > after)))
+
+    def latest_decisions(self, run_id: str, limit: int, before: int | None = None) -> tuple[Decision, ...]:
+        """At most `limit` decisions, the latest window first, those for an index below `before`; NotFoundError."""
+        query = select(DecisionRow.decision).order_by(DecisionRow.index.desc()).limit(limit)
+        with self._database.reading() as session:
+            query = query.where(DecisionRow.run_number == _number(session, run_id))
+            return tuple(session.scalars(query if before is None else query.where(DecisionRow.index < before)))
+
+
+def _number_after(session: Session, run_id: str) -> int:
+    number = session.scalar(select(RunRow.number).where(RunRow.id == run_id))
+    if number is None:
+        raise InputError.at("query.after", f"is no run: {run_id!r}")
+    return number
 
 
 def _row(session: Session, run_id: str) -> RunRow:

@@ -201,14 +201,18 @@ def _search(row: SearchRow) -> Search:
         started_at=row.started_at,
         finished_at=row.finished_at,
         best_plan_id=row.best_plan_id,
+        best_plan_summary=row.best_plan_summary,
+        best_step_time_s=row.best_step_time_s,
         request=row.request,
     )
 
 
 def succeed(session: Session, row: SearchRow, shortlist: Shortlist, now: datetime) -> None:
     """It has its result."""
-    best = shortlist.plans[0].plan
-    row.shortlist, row.best_plan_id, row.progress = shortlist, best.id, 1.0
+    entry = shortlist.plans[0]
+    best = entry.plan
+    row.shortlist, row.progress = shortlist, 1.0
+    row.best_plan_id, row.best_plan_summary, row.best_step_time_s = best.id, best.summary, entry.estimate.step_time_s
     finish(row, SearchState.SUCCEEDED, f"found {len(shortlist.plans)} plans, the best is {best.summary}", now)
     session.add_all(
         PlanRow(search_number=row.number, rank=rank, plan_id=entry.plan.id)

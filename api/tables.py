@@ -97,6 +97,9 @@ class SearchRow(Table):
     request: Mapped[SearchRequest] = mapped_column(Json(SearchRequest))
     error: Mapped[ProblemDocument | None] = mapped_column(Json(ProblemDocument))
     best_plan_id: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    best_plan_summary: Mapped[str | None] = mapped_column(Text)
+    """Of the same plan, as in the shortlist: lists of searches are shown without reading shortlists."""
+    best_step_time_s: Mapped[float | None]
     model: Mapped[Model] = mapped_column(Json(Model), deferred=True)
     """As it was resolved when the search was asked for; presets may change later."""
     cluster: Mapped[AnyCluster] = mapped_column(Json(AnyCluster), deferred=True)

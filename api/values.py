@@ -62,6 +62,9 @@ class Search(Value):
     finished_at: datetime | None = None
     best_plan_id: str | None = None
     """First plan of the shortlist."""
+    best_plan_summary: str | None = None
+    best_step_time_s: float | None = None
+    """Predicted for balanced load."""
     request: SearchRequest
 
     @computed_field  # type: ignore[prop-decorator]

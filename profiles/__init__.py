@@ -5,7 +5,12 @@ software stack each) and `models/*.json` (one config.json with its source each).
 """
 
 from profiles.architectures import model_names, model_preset, model_request_from_file, resolve_model
-from profiles.cluster_reader import cluster_from_shorthand, cluster_request_from_file, on_measured_device
+from profiles.cluster_reader import (
+    cluster_data_from_shorthand,
+    cluster_from_shorthand,
+    cluster_request_from_file,
+    on_measured_device,
+)
 from profiles.clusters import resolve_cluster
 from profiles.devices import HardwarePreset, MeasuredProfile, device_names, device_preset
 from profiles.huggingface import model_from_config, model_types
@@ -16,6 +21,7 @@ __all__ = [
     "HardwarePreset",
     "MeasuredProfile",
     "StackPreset",
+    "cluster_data_from_shorthand",
     "cluster_from_shorthand",
     "cluster_request_from_file",
     "device_names",

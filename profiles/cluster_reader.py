@@ -21,13 +21,19 @@ def cluster_from_shorthand(text: str) -> ClusterRequest | MixedClusterRequest:
 
     Groups of unlike nodes are joined by +, as `1x8:a100-sxm-80g+2x4:v100-sxm2-32g`. Raises InputError under `cluster`.
     """
+    data = cluster_data_from_shorthand(text)
+    return _mixed_request(data, Path()) if "groups" in data else _request(data, Path(), "cluster")
+
+
+def cluster_data_from_shorthand(text: str) -> dict[str, Any]:
+    """The same as plain data of a request: opens no file, whatever `text` names. Raises InputError under `cluster`."""
     matches = _shorthand(text)
     if matches is None:
         raise InputError.at(
             "cluster",
             f"must look like 8x8:h100-sxm-80g (nodes x devices: device), or 1x8:a100+1x8:v100 for groups, got {text!r}",
         )
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "nodes": int(match["nodes"]),
             "devices_per_node": int(match["devices_per_node"]),
@@ -35,7 +41,7 @@ def cluster_from_shorthand(text: str) -> ClusterRequest | MixedClusterRequest:
         }
         for match in matches
     ]
-    return _mixed_request({"groups": groups}, Path()) if len(groups) > 1 else _request(groups[0], Path(), "cluster")
+    return {"groups": groups} if len(groups) > 1 else groups[0]
 
 
 def _shorthand(text: str) -> list[re.Match[str]] | None:

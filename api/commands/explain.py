@@ -37,7 +37,7 @@ from api.commands.options import (
     parts_of,
     training_from,
 )
-from api.commands.terminal import certificate_line, progress_bar, say, show
+from api.commands.terminal import progress_bar, say, show
 from planner.cost import estimate
 from planner.search import search
 from planner.spec.errors import InputError
@@ -48,7 +48,7 @@ from planner.spec.plan import Plan
 from planner.spec.request import Options
 from planner.spec.shortlist import CertificateStatus, Shortlist
 from planner.spec.training import Training
-from planner.view import Rival, binding_table, diff_table, neighbour_table, plan_diff, reason_table
+from planner.view import Rival, binding_table, certificate_line, diff_table, neighbour_table, plan_diff, reason_table
 from planner.view import explain as explanation_of
 
 ExplainedPlan = Annotated[

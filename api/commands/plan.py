@@ -39,7 +39,7 @@ from api.commands.options import (
     write_text,
 )
 from api.commands.scenarios import Also, AlsoBatch, AlsoCapacity, AlsoLength, AlsoTopK, ScenariosOption, scenarios_from
-from api.commands.terminal import certificate_line, progress_bar, say, show
+from api.commands.terminal import progress_bar, say, show
 from planner.search import compare_baselines, search
 from planner.search.question import Question
 from planner.spec.model import Model
@@ -47,6 +47,7 @@ from planner.spec.shortlist import Shortlist
 from planner.view import (
     assumption_table,
     baseline_table,
+    certificate_line,
     headline_table,
     memory_table,
     pruning_table,

@@ -14,9 +14,7 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from planner.spec.shortlist import Certificate, CertificateStatus, Shortlist
 from planner.view import Column, Table
-from planner.view.quantities import percent, seconds
 
 WIDTH_OF_FILES = 160
 """Columns where stdout is no terminal."""
@@ -94,24 +92,6 @@ def _rendered(table: Table, highlight_first: bool) -> RichTable:
         style = "bold green" if highlight_first and number == 0 else None
         rendered.add_row(*(Text(cell) for cell in row), style=style)
     return rendered
-
-
-def certificate_line(shortlist: Shortlist) -> str:
-    """How sure the answer is, and in what space."""
-    certificate = shortlist.certificate
-    removed = sum(certificate.pruned.values())
-    effort = (
-        f"{certificate.evaluated:,} families of plans solved beyond their bounds, {removed:,} candidates removed by "
-        f"named rules, in {seconds(shortlist.search_time_s)}"
-    )
-    return f"{_sureness(certificate)} in the space; {effort}.\nSpace: {certificate.space}."
-
-
-def _sureness(certificate: Certificate) -> str:
-    if certificate.status is CertificateStatus.OPTIMAL:
-        return "Certificate: optimal; nothing is faster"
-    bound, gap = seconds(certificate.lower_bound_s), percent(certificate.gap_ratio)
-    return f"Certificate: bounded; nothing is faster than {bound} per step, the best plan is {gap} above that"
 
 
 @contextmanager

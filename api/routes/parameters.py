@@ -17,11 +17,17 @@ T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=500, description="Items of one page")]
 After = Annotated[str | None, Query(description="Id of the last item of the page before")]
 AfterIndex = Annotated[int | None, Query(ge=0, lt=2**53, description="Index of the last item of the page before")]
+BeforeIndex = Annotated[
+    int | None, Query(ge=0, lt=2**53, description="Index of the last item of the page before, newest first")
+]
 SearchId = Annotated[str, Path(description="Id of a search", max_length=64)]
 PlanId = Annotated[str, Path(description="Id of a plan, as a shortlist names it", max_length=64)]
 RunId = Annotated[str, Path(description="Id of a run", max_length=64)]
 FoundBy = Annotated[
     str | None, Query(description="The search that found the plan; without it, the latest one that did", max_length=64)
+]
+OtherFoundBy = Annotated[
+    str | None, Query(description="The search whose conditions hold for the second plan", max_length=64)
 ]
 
 _WHAT = {

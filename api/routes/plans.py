@@ -8,12 +8,13 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 
 from api.answers import StrictRoute
 from api.archives import ZIP_TYPE, archive_of
+from api.comparison import diff_of, explanation_of
 from api.examples import ESTIMATE_EXAMPLES, EXPORTED_FILE_EXAMPLE, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
 from api.pictures import SvgResponse, picture_of
 from api.profile_store import ProfileStore
 from api.resolution import cluster_of, resolve
-from api.routes.parameters import READS_BODY, FoundBy, PlanId, header, problems
-from api.search_store import Found, SearchStore
+from api.routes.parameters import READS_BODY, FoundBy, OtherFoundBy, PlanId, header, problems
+from api.search_store import SearchStore
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
 from planner.export import export_plan
@@ -22,9 +23,8 @@ from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.export import Export, ExportTarget
 from planner.spec.plan import Plan
-from planner.spec.shortlist import CertificateStatus
 from planner.spec.timeline import PlanTimeline
-from planner.view import Rival, explain, plan_diff, plan_picture, plan_timeline
+from planner.view import plan_picture, plan_timeline
 
 _TIMELINE: dict[str, Any] = {
     "description": "Events of one step, as a file for Perfetto",
@@ -40,9 +40,6 @@ _EXPORT: dict[str, Any] = {
     },
     "headers": {"Content-Disposition": header("Of an archive or a file, a name for it")},
 }
-OtherFoundBy = Annotated[
-    str | None, Query(description="The search whose conditions hold for the second plan", max_length=64)
-]
 ExportedFileName = Annotated[
     str | None,
     Query(max_length=200, description="Name of one of the files: the answer is its text, and nothing else"),
@@ -163,13 +160,7 @@ class PlanRoutes:
 
         A plan that is not the best of its search stands beside the best instead of the runner-up.
         """
-        found = self._store.found(plan_id, search_id)
-        plans = found.shortlist.plans
-        is_best = found.entry.rank == 1
-        rivals = [Rival(plan.plan) for plan in plans[1:2]] if is_best else [Rival(plans[0].plan, "the best plan")]
-        optimal = is_best and found.shortlist.certificate.status is CertificateStatus.OPTIMAL
-        rival = next(iter(rivals), None)
-        return explain(found.model, found.cluster, found.training, found.entry.plan, rival, optimal)
+        return explanation_of(self._store.found(plan_id, search_id))
 
     def diff(
         self, plan_id: PlanId, other_plan_id: PlanId, search_id: FoundBy = None, other_search_id: OtherFoundBy = None
@@ -182,9 +173,7 @@ class PlanRoutes:
         """
         found = self._store.found(plan_id, search_id)
         other = self._store.found(other_plan_id, other_search_id)
-        first = found.entry.plan
-        price = estimate(found.model, found.cluster, found.training, first)
-        return plan_diff(found.model, (first, price), _beside(found, other, as_asked=other_search_id is not None))
+        return diff_of(found, other, as_asked=other_search_id is not None)
 
     def export(
         self,
@@ -225,19 +214,6 @@ class PlanRoutes:
         """Price a plan that no search of this service needs to have found."""
         model, cluster = resolve(request.model, request.cluster, self._profiles.find)
         return estimate(model, cluster, request.training, request.plan, request.workload)
-
-
-def _beside(found: Found, other: Found, *, as_asked: bool) -> tuple[Plan, Estimate]:
-    """The other plan and its price, under the conditions of the first one as far as it is for these."""
-    plan, training, cluster = other.entry.plan, other.training, other.cluster
-    if other.model != found.model:
-        message = f"is a plan for {other.model.name}; it must be one for {found.model.name}, as the first"
-        raise InputError.at("path.other_plan_id", message)
-    if not as_asked and plan.num_devices == found.cluster.num_devices:
-        cluster, recipe = found.cluster, found.training
-        same_batch = recipe.global_batch_size in ("max", plan.global_batch_size)
-        training = recipe if same_batch and recipe.sequence_length == plan.sequence_length else training
-    return plan, estimate(found.model, cluster, training, plan)
 
 
 def _attachment(name: str) -> dict[str, str]:

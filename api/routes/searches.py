@@ -166,7 +166,7 @@ class SearchRoutes:
         `error` why. A search that succeeded links to its shortlist, its best plan, and the picture of that plan.
         """
         wait_s = min(_wait_s(prefer), self._settings.max_wait_s)
-        search = await run_in_threadpool(self._submit, request, idempotency_key)
+        search = await run_in_threadpool(self.ask, request, idempotency_key)
         if wait_s > 0 and not search.state.is_final:
             await self._wait(search.id, wait_s)
             search = await run_in_threadpool(self._store.search, search.id)
@@ -175,6 +175,16 @@ class SearchRoutes:
             response.status_code = 201
         if wait_s > 0:
             response.headers["Preference-Applied"] = f"wait={wait_s:g}"
+        return search
+
+    def ask(self, request: SearchRequest, key: str | None = None) -> Search:
+        """Queue a search, whoever asks for it; raises InputError, ConflictError and UnavailableError."""
+        limit_s = self._settings.search_time_limit_s
+        if request.options.time_limit_s is not None and request.options.time_limit_s > limit_s:
+            raise InputError.at("options.time_limit_s", f"must be at most {limit_s:g} on this service")
+        model, cluster = resolve(request.model, request.cluster, self._profiles.find)
+        search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
+        self._jobs.wake()
         return search
 
     def list(self, limit: Limit = 50, after: After = None) -> Page[Search]:
@@ -236,15 +246,6 @@ class SearchRoutes:
             elif time.monotonic() - told_at > SILENCE_S:
                 told_at = time.monotonic()
                 yield KEEPALIVE_COMMENT
-
-    def _submit(self, request: SearchRequest, key: str | None) -> Search:
-        limit_s = self._settings.search_time_limit_s
-        if request.options.time_limit_s is not None and request.options.time_limit_s > limit_s:
-            raise InputError.at("options.time_limit_s", f"must be at most {limit_s:g} on this service")
-        model, cluster = resolve(request.model, request.cluster, self._profiles.find)
-        search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
-        self._jobs.wake()
-        return search
 
 
 def _event(search: Search) -> bytes:

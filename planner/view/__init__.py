@@ -1,5 +1,6 @@
 """A plan for human eyes: pictures, timelines, tables, explanations."""
 
+from planner.view.certificate import certificate_line
 from planner.view.diff import plan_diff
 from planner.view.explanation import Rival, explain
 from planner.view.explanation_tables import binding_table, diff_table, neighbour_table, reason_table
@@ -32,6 +33,7 @@ __all__ = [
     "assumption_table",
     "baseline_table",
     "binding_table",
+    "certificate_line",
     "decision_table",
     "diff_table",
     "explain",

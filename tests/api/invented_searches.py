@@ -76,18 +76,21 @@ def instant(model, cluster, training, options, report):
     """Two plans, priced by the real estimate."""
     report(0.5, "half way")
     plans = [plan_with(micro_batch_size=2), plan_with(micro_batch_size=1)]
+    prices = [estimate(model, cluster, training, plan) for plan in plans]
+    best = prices[0].step_time_s
     entries = tuple(
         ShortlistEntry(
             rank=rank,
             plan=plan,
-            estimate=estimate(model, cluster, training, plan),
+            estimate=price,
             best_for=("balanced",) if rank == 1 else (),
             regret_ratio=0.0,
+            scenario_step_time_s={"balanced": price.step_time_s},
+            scenario_regret_ratio={"balanced": price.step_time_s / best - 1.0},
             switch_cost_s={},
         )
-        for rank, plan in enumerate(plans, start=1)
+        for rank, (plan, price) in enumerate(zip(plans, prices, strict=True), start=1)
     )
-    best = entries[0].estimate.step_time_s
     certificate = Certificate(
         status=CertificateStatus.OPTIMAL, lower_bound_s=best, gap_ratio=0.0, space="two plans", evaluated=2, pruned={}
     )

@@ -74,7 +74,7 @@ def test_the_examples_of_searches_are_accepted(client, name):
 
 
 def test_swagger_ui_comes_with_the_service(client):
-    page = client.get("/").text
+    page = client.get("/docs").text
     assert "SwaggerUIBundle" in page
     assert "http://" not in page and "https://" not in page
     for path in ("static/swagger-ui-bundle.js", "static/swagger-ui.css", "static/favicon.png", "openapi.json"):

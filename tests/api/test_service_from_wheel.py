@@ -19,6 +19,9 @@ database = open_database("sqlite:///from-wheel.db")
 with TestClient(create_app(Settings(), database, search)) as client:
     assert client.get("/readyz").is_success
     assert "swagger-ui" in client.get("/docs").text
+    assert "Plan the parallelism" in client.get("/").text
+    for name in ("trimtab.css", "trimtab.js", "trimtab.svg"):
+        assert client.get(f"/assets/{name}").is_success
 database.close()
 """
 

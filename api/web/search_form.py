@@ -1,0 +1,114 @@
+"""The form that begins a search: its text as a request, and what is wrong with it beside the field that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from api.bodies import read_body
+from api.problems import FieldProblem
+from planner.spec.parse import parse
+from planner.spec.request import SearchRequest
+from profiles import cluster_data_from_shorthand
+
+_DIGITS = 18
+"""More are no number that anybody means; they stay text, and are refused as such."""
+_PLACES = (
+    ("model.hf_config", "config"),
+    ("model", "model"),
+    ("cluster.nodes", "nodes"),
+    ("cluster.devices_per_node", "devices_per_node"),
+    ("cluster.device", "device"),
+    ("cluster", "nodes"),
+    ("training.global_batch_size", "batch"),
+    ("training.sequence_length", "length"),
+    ("training.precision", "precision"),
+    ("options.target", "target"),
+)
+"""Fields of a request, the nearest first, and where the form shows what is wrong with them."""
+
+
+class SearchForm(BaseModel):
+    """What was typed, as it was typed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = ""
+    config: str = ""
+    """A config.json; goes before the model's name."""
+    nodes: str = ""
+    devices_per_node: str = ""
+    device: str = ""
+    cluster: str = ""
+    """Shorthand; goes before nodes and devices."""
+    batch: str = ""
+    length: str = ""
+    precision: str = ""
+    target: str = ""
+
+    def request(self) -> SearchRequest:
+        """What it asks for; raises InputError that names fields of a request."""
+        training = {
+            "global_batch_size": _number(self.batch),
+            "sequence_length": _number(self.length),
+            "precision": self.precision.strip(),
+        }
+        data = {
+            "model": self._model(),
+            "cluster": self._cluster(),
+            "training": _given(training),
+            "options": _given({"target": self.target.strip()}),
+        }
+        return parse(SearchRequest, data)
+
+    def _model(self) -> dict[str, Any]:
+        if self.config.strip():
+            return {"hf_config": read_body(self.config.encode(), "model.hf_config")}
+        return {"preset": self.model.strip()}
+
+    def _cluster(self) -> dict[str, Any]:
+        if self.cluster.strip():
+            return cluster_data_from_shorthand(self.cluster)
+        typed = {name: _number(getattr(self, name)) for name in ("nodes", "devices_per_node", "device")}
+        return _given(typed)
+
+    def place(self, field: str) -> str:
+        """The input of the form that a field of the request was typed into; empty where there is none."""
+        own = next((name for path, name in _PLACES if field == path or field.startswith((f"{path}.", f"{path}["))), "")
+        if field.startswith("cluster") and self.cluster.strip():
+            return "cluster"
+        return "config" if own == "model" and self.config.strip() else own
+
+
+FIRST_FORM = SearchForm(
+    model="mixtral-8x7b",
+    nodes="8",
+    devices_per_node="8",
+    device="h100-sxm-80g",
+    batch="1024",
+    length="4096",
+    precision="bf16",
+    target="any",
+)
+"""What stands there at first: it can be sent as it is."""
+
+
+def by_place(form: SearchForm, problems: Iterable[FieldProblem]) -> dict[str, list[str]]:
+    """Messages by the input that they belong to, under "" those that belong to none, which then name their field."""
+    found: dict[str, list[str]] = {}
+    for problem in problems:
+        place = form.place(problem.field)
+        found.setdefault(place, []).append(problem.message if place else f"{problem.field} {problem.message}")
+    return found
+
+
+def _number(text: str) -> int | str:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else text
+
+
+def _given(typed: dict[str, Any]) -> dict[str, Any]:
+    """Without what was left empty."""
+    return {name: value for name, value in typed.items() if value != ""}

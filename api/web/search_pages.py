@@ -1,0 +1,111 @@
+"""Pages of searches: the list with the form that begins one, one search while it runs, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form, Response
+from fastapi.responses import RedirectResponse
+
+from api.jobs import Jobs
+from api.problems import ProblemDocument, problem_of
+from api.routes.parameters import After, SearchId
+from api.search_store import SearchStore
+from api.values import PresetList, Search
+from api.web.html import Html
+from api.web.same_site import require_same_site
+from api.web.search_form import FIRST_FORM, SearchForm, by_place
+from planner.spec.cluster import Precision
+from planner.spec.errors import ConflictError, InputError, UnavailableError
+from planner.spec.request import SearchRequest, Target
+from planner.view import certificate_line, scenario_table, shortlist_table
+from profiles import model_names
+
+ON_A_PAGE = 20
+Ask = Callable[[SearchRequest], Search]
+
+
+class SearchPages:
+    """/ and /searches."""
+
+    def __init__(self, html: Html, store: SearchStore, jobs: Jobs, ask: Ask, devices: Callable[[], PresetList]) -> None:
+        """`ask` queues a search, as the API does; `devices` are those that a cluster can have."""
+        self._html = html
+        self._store = store
+        self._jobs = jobs
+        self._ask = ask
+        self._devices = devices
+
+    def router(self) -> APIRouter:
+        """All pages."""
+        router = APIRouter()
+        add, guarded = router.add_api_route, [Depends(require_same_site)]
+        add("/", self.all, methods=["GET"], operation_id="page_searches")
+        add("/searches", self.begin, methods=["POST"], operation_id="page_begin_search", dependencies=guarded)
+        add("/searches/{search_id}", self.one, methods=["GET"], operation_id="page_search")
+        add(
+            "/searches/{search_id}/cancel",
+            self.cancel,
+            methods=["POST"],
+            operation_id="page_cancel_search",
+            dependencies=guarded,
+        )
+        return router
+
+    def all(self, after: After = None) -> Response:
+        """Searches, newest first, below the form."""
+        return self._list(after, FIRST_FORM)
+
+    def begin(self, form: Annotated[SearchForm, Form()]) -> Response:
+        """Queue a search and go to its page; what is wrong is shown beside what was typed."""
+        try:
+            search = self._ask(form.request())
+        except (InputError, UnavailableError) as error:
+            return self._list(None, form, problem_of(error))
+        return RedirectResponse(f"/searches/{search.id}", HTTPStatus.SEE_OTHER)
+
+    def one(self, search_id: SearchId) -> Response:
+        """How far it is, or what it found, or why it failed."""
+        search = self._store.search(search_id)
+        if search.best_plan_id is None:
+            return self._html.page("search.html", search=search)
+        shortlist = self._store.shortlist(search_id)
+        assert not isinstance(shortlist, ProblemDocument)
+        sureness, _, space = certificate_line(shortlist).partition("\n")
+        return self._html.page(
+            "search_found.html",
+            search=search,
+            shortlist=shortlist,
+            plans=shortlist_table(shortlist),
+            scenarios=scenario_table(shortlist),
+            sureness=sureness,
+            space=space,
+        )
+
+    def cancel(self, search_id: SearchId) -> Response:
+        """End it; a search that has ended meanwhile shows how."""
+        with suppress(ConflictError):
+            self._jobs.cancel(search_id)
+        return RedirectResponse(f"/searches/{search_id}", HTTPStatus.SEE_OTHER)
+
+    def _list(self, after: str | None, form: SearchForm, problem: ProblemDocument | None = None) -> Response:
+        found = self._store.page(ON_A_PAGE + 1, after)
+        wrong = by_place(form, problem.errors or ()) if problem else {}
+        if problem and not problem.errors:
+            wrong = {"": [problem.detail]}
+        return self._html.page(
+            "searches.html",
+            problem.status if problem else HTTPStatus.OK,
+            searches=found[:ON_A_PAGE],
+            is_first=after is None,
+            older=found[ON_A_PAGE - 1].id if len(found) > ON_A_PAGE else None,
+            form=form,
+            wrong=wrong,
+            models=model_names(),
+            devices=self._devices().items,
+            precisions=[precision.value for precision in Precision],
+            targets=[target.value for target in Target],
+        )
