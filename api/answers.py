@@ -15,7 +15,14 @@ from starlette.exceptions import HTTPException
 
 from api.bodies import read_body
 from api.problems import ProblemDocument, problem_of, status_problem
-from planner.spec.errors import InputError, InternalError, TrimtabError, UnavailableError
+from planner.spec.errors import (
+    InputError,
+    InternalError,
+    TooManyRequestsError,
+    TrimtabError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 log = logging.getLogger(__name__)
 PROBLEM_TYPE = "application/problem+json"
@@ -66,13 +73,15 @@ def problem_response(document: ProblemDocument, headers: dict[str, str] | None =
 
 
 def error_response(error: TrimtabError) -> JSONResponse:
-    """An error of the tree as a response."""
+    """An error of the tree as a response; one that passes says when to try again."""
     return problem_response(problem_of(error), _headers_of(error))
 
 
 def _headers_of(error: TrimtabError) -> dict[str, str] | None:
-    """One that passes says when to try again."""
-    if isinstance(error, UnavailableError):
+    """What the client's next request should bring, or wait for."""
+    if isinstance(error, UnauthenticatedError):
+        return {"WWW-Authenticate": 'Bearer realm="trimtab"'}
+    if isinstance(error, TooManyRequestsError | UnavailableError):
         return {"Retry-After": str(ceil(error.retry_after_s) or RETRY_AFTER_S)}
     return None
 

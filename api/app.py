@@ -12,16 +12,20 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
+from api.access import Access
+from api.access_guard import AccessGuard
 from api.answers import error_response, install_error_answers
 from api.body_limit import BodyLimit
 from api.database import Database, utc_now
 from api.deciders import Deciders
 from api.documentation import DESCRIPTION, TAGS, documentation_router
 from api.jobs import Jobs
+from api.json_limits import JsonLimits
 from api.logs import ID_HEADER, is_accepted_id
 from api.metrics import Measured, Metrics
 from api.openapi import describe
 from api.profile_store import ProfileStore
+from api.rate_limit import RateLimit
 from api.routes.health import HealthRoutes
 from api.routes.plans import PlanRoutes
 from api.routes.presets import PresetRoutes
@@ -30,9 +34,13 @@ from api.routes.runs import RunRoutes
 from api.routes.searches import SearchRoutes
 from api.run_store import RunStore
 from api.runs import Runs
+from api.safe_headers import SafeHeaders
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
-from api.settings import Settings
+from api.settings import Settings, requires_tokens
+from api.sign_in import SignIn
+from api.size_limits import SizeLimits
+from api.token_store import TokenStore
 from api.web.html import Html
 from api.web.pages import Problems, assets, page_router
 from api.web.plan_pages import PlanPages
@@ -63,6 +71,8 @@ def create_app(
 
     deciders = Deciders(database.url, settings.deciders)
     metrics.watch_deciders(deciders)
+    access = Access(TokenStore(database, utc_now), runs.name, utc_now) if requires_tokens(settings) else None
+    sizes = SizeLimits(*(getattr(settings, name) for name in SizeLimits._fields))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,12 +94,12 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    search_routes = SearchRoutes(searches, profiles, jobs, settings, stopping)
+    search_routes = SearchRoutes(searches, profiles, jobs, settings, sizes, stopping)
     presets = PresetRoutes(profiles)
     html = Html(app.version, utc_now)
     for router in (
         search_routes.router(),
-        PlanRoutes(searches, profiles).router(),
+        PlanRoutes(searches, profiles, sizes).router(),
         RunRoutes(Runs(searches, runs, utc_now, new_id), runs, deciders, metrics.decided).router(),
         presets.router(),
         ProfileRoutes(profiles).router(),
@@ -104,8 +114,12 @@ def create_app(
     )
     app.include_router(page_router(*pages))
     app.mount("/assets", assets())
+    app.include_router(SignIn(access).router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=error_response)
+    json_limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
+    app.add_middleware(AccessGuard, access=access, rate=RateLimit(settings.max_requests_per_minute))
+    app.add_middleware(SafeHeaders)
     app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)
     install_error_answers(app, Problems(html))

@@ -1,4 +1,4 @@
-"""ASGI middleware that refuses request bodies above a limit, counting what really arrives."""
+"""ASGI middleware that refuses request bodies above a limit, counting what really arrives, before they are parsed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from planner.spec.errors import TooLargeError
+from api.json_limits import JsonLimits
+from planner.spec.errors import TooLargeError, TrimtabError
 
-Refuse = Callable[[TooLargeError], Response]
+Refuse = Callable[[TrimtabError], Response]
 
 
 class BodyLimit:
-    """Reads each body before the application does, at most `max_bytes` of it; above, answers with `refuse(error)`."""
+    """Reads each body before the application does, at most `max_bytes` of it, and looks how much its JSON holds.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, refuse: Refuse) -> None:
+    What is above a limit is answered with `refuse(error)`.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, json_limits: JsonLimits, refuse: Refuse) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._json_limits = json_limits
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -25,16 +30,23 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        try:
+            messages = await self._read(receive)
+            self._json_limits.check(b"".join(message.get("body", b"") for message in messages))
+        except TrimtabError as error:
+            await self._refuse(error)(scope, receive, send)
+            return
+        await self._app(scope, _replay(messages, receive), send)
+
+    async def _read(self, receive: Receive) -> list[Message]:
         messages: list[Message] = []
         num_bytes = 0
         while not messages or messages[-1].get("more_body", False):
             messages.append(await receive())
             num_bytes += len(messages[-1].get("body", b""))
             if num_bytes > self._max_bytes:
-                error = TooLargeError(f"the body is larger than the {self._max_bytes} bytes that this service accepts")
-                await self._refuse(error)(scope, receive, send)
-                return
-        await self._app(scope, _replay(messages, receive), send)
+                raise TooLargeError(f"the body is larger than the {self._max_bytes} bytes that this service accepts")
+        return messages
 
 
 def _replay(messages: list[Message], receive: Receive) -> Callable[[], Awaitable[Message]]:

@@ -23,6 +23,7 @@ from api.commands.price import estimate, picture, timeline
 from api.commands.profile import profile
 from api.commands.replay import replay
 from api.commands.serve import serve
+from api.commands.token import token_commands
 from api.commands.validate import validate
 from api.problems import meaning
 from planner.spec.errors import CancelledError, TrimtabError
@@ -59,6 +60,7 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for command in _COMMANDS:
         app.command()(command)
+    app.add_typer(token_commands())
     return app
 
 

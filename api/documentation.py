@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
+from api.safe_headers import page_policy, script_hashes
+
 PAGES = Path(__file__).parent / "pages"
 DOCS_PAGE, REDOC_PAGE = PAGES / "docs.html", PAGES / "redoc.html"
 LOGO_ELSEWHERE = "https://cdn.redoc.ly/redoc/logo-mini.svg"
@@ -51,8 +53,10 @@ def documentation_router() -> APIRouter:
     """Swagger UI at /docs, ReDoc at /redoc."""
     router = APIRouter(include_in_schema=False)
 
+    policy = {"Content-Security-Policy": page_policy(*script_hashes(DOCS_PAGE.read_text(encoding="utf-8")))}
+
     async def swagger_ui() -> FileResponse:
-        return FileResponse(DOCS_PAGE, media_type="text/html")
+        return FileResponse(DOCS_PAGE, media_type="text/html", headers=policy)
 
     async def redoc() -> FileResponse:
         return FileResponse(REDOC_PAGE, media_type="text/html")

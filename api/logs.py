@@ -1,5 +1,6 @@
 """Log lines with the id of the request that they belong to: text for people, or JSON for machines.
 
+No secret gets into a line: what looks like a token, or like a password in an address, is replaced, also in tracebacks.
 A request's id is its `X-Request-ID`, if it has one of a sane form, or a new one; the answer carries it too.
 """
 
@@ -7,15 +8,37 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from logging.config import dictConfig
 from typing import Any, Literal
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 
+from api.tokens import FORM
+
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 ID_HEADER = "X-Request-ID"
 TEXT = "%(asctime)s %(levelname)-7s %(correlation_id)s %(name)s: %(message)s"
 JSON_FIELDS = "%(levelname)s %(name)s %(message)s %(correlation_id)s"
+_SECRETS = ((FORM, r"ttk_\1_***"), (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"))
+
+
+class DiscreetHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no class with parameters in Python 3.10
+    """Writes lines to stderr, without the secrets that got into them."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole line, whatever formatter made it."""
+        return hidden_secrets(super().format(record))
+
+
+def hidden_secrets(text: str) -> str:
+    """The text with stars for secrets; the id of a token stays."""
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def is_accepted_id(given: str) -> bool:
@@ -45,7 +68,7 @@ def settings(form: Literal["text", "json"]) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "filters": {"request": {"()": "asgi_correlation_id.CorrelationIdFilter", "default_value": "-"}},
         "formatters": {form: formatters[form]},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": form, "filters": ["request"]}},
+        "handlers": {"stderr": {"()": DiscreetHandler, "formatter": form, "filters": ["request"]}},
         "root": {"handlers": ["stderr"], "level": logging.INFO},
         "loggers": {name: {"level": logging.WARNING} for name in ("alembic", "asgi_correlation_id")},
     }

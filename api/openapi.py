@@ -1,4 +1,5 @@
-"""The parts of the OpenAPI document that FastAPI does not write by itself: media types of problems, examples, links.
+"""The parts of the OpenAPI document that FastAPI does not write by itself: media types of problems, examples, links,
+roles.
 
 All of it is made when the document is asked for the first time.
 """
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from api.access_document import declare_access
 from api.answers import PROBLEM_TYPE
 from api.example_answers import Told, example_of, read_answers
 from api.links import links_of
@@ -36,6 +38,7 @@ def describe(app: FastAPI) -> None:
                 routes=app.routes,
             )
             app.openapi_schema = _joined(schema)
+            declare_access(app.openapi_schema)
             _complete(app.openapi_schema, read_answers())
         return app.openapi_schema
 

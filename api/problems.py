@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from planner.spec.errors import (
     CancelledError,
     ConflictError,
+    ForbiddenError,
     InputError,
     InternalError,
     MalformedError,
@@ -20,7 +21,9 @@ from planner.spec.errors import (
     Problem,
     RankFailedError,
     TooLargeError,
+    TooManyRequestsError,
     TrimtabError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -43,6 +46,9 @@ MEANINGS: dict[type[TrimtabError], Meaning] = {
     ConflictError: Meaning(HTTPStatus.CONFLICT, 2, "The state forbids this"),
     PreconditionError: Meaning(HTTPStatus.PRECONDITION_FAILED, 2, "It has changed meanwhile"),
     TooLargeError: Meaning(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, 2, "Too large"),
+    ForbiddenError: Meaning(HTTPStatus.FORBIDDEN, 2, "Not allowed"),
+    UnauthenticatedError: Meaning(HTTPStatus.UNAUTHORIZED, 2, "A token is required"),
+    TooManyRequestsError: Meaning(HTTPStatus.TOO_MANY_REQUESTS, 1, "Too many requests"),
     UnavailableError: Meaning(HTTPStatus.SERVICE_UNAVAILABLE, 1, "Unavailable"),
     CancelledError: Meaning(HTTPStatus.CONFLICT, 130, "Cancelled"),
     RankFailedError: Meaning(HTTPStatus.INTERNAL_SERVER_ERROR, 1, "A rank failed"),

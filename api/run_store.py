@@ -89,6 +89,14 @@ class RunStore:
         with self._database.reading() as session:
             return _row(session, run_id).run
 
+    def name(self, run_id: str) -> str:
+        """What the run is called; raises NotFoundError."""
+        with self._database.reading() as session:
+            found = session.scalar(select(RunRow.name).where(RunRow.id == run_id))
+        if found is None:
+            raise _no_run(run_id)
+        return found
+
     def page(self, limit: int, after: str | None = None, name: str | None = None) -> tuple[Run, ...]:
         """At most `limit` runs, newest first, from the one after `after` on; raises InputError for `after`."""
         query = select(RunRow.run).order_by(RunRow.number.desc()).limit(limit)

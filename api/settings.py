@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,8 +42,29 @@ class Settings(BaseSettings):
     """Searches that run at once, each in a process of its own; the others queue."""
     deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that answer the windows of runs, each at one window at a time; a run always has the same one."""
+    access: Literal["auto", "tokens", "open"] = "auto"
+    """Who may come in: whoever has a token, or everybody; auto: everybody on loopback, tokens elsewhere."""
+    max_requests_per_minute: Annotated[int, Field(ge=0)] = 12_000
+    """Of one token (or one address, where access is open) and, where it is about a run, of this run; beyond, 429.
+    0: no limit."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * MEBIBYTE
     """Largest request body."""
+    max_json_depth: Annotated[int, Field(ge=8, le=500)] = 64
+    """Arrays and objects within each other in a request body."""
+    max_json_values: Annotated[int, Field(ge=1)] = 1_000_000
+    """Values in a request body, and keys of objects."""
+    max_layers: Annotated[int, Field(ge=1)] = 2048
+    """Layers of a model that is asked about."""
+    max_experts: Annotated[int, Field(ge=1)] = 4096
+    """Experts in each of its layers."""
+    max_experts_in_all: Annotated[int, Field(ge=1)] = 2**18
+    """Experts of all its layers together: so many counts a window of its runs has."""
+    max_devices: Annotated[int, Field(ge=1)] = 2**17
+    """Devices of a cluster that is asked about."""
+    max_links: Annotated[int, Field(ge=1)] = 2**16
+    """Links of a cluster that is given as a graph."""
+    max_scenarios: Annotated[int, Field(ge=1)] = 64
+    """Scenarios of a search."""
     max_waiting_searches: Annotated[int, Field(ge=1)] = 1000
     """Searches that may queue; beyond, new ones are refused with 503."""
     max_profiles: Annotated[int, Field(ge=0)] = 200
@@ -56,6 +78,19 @@ class Settings(BaseSettings):
     """Longest time limit that a search may ask for, and the limit of one that asks for none."""
     log_format: Literal["text", "json"] = "text"
     """Lines for people, or one JSON object a line for machines."""
+
+
+def requires_tokens(settings: Settings) -> bool:
+    """Whether whoever asks needs a token: as `access` says or, if it leaves that open, off loopback."""
+    return settings.access == "tokens" or (settings.access == "auto" and not is_loopback(settings.host))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine alone; a name other than localhost may mean anything."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def file_of(option: Path | None) -> Path | None:

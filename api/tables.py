@@ -172,4 +172,24 @@ class ProfileRow(Table):
     profile: Mapped[MeasuredProfile] = mapped_column(Json(MeasuredProfile))
 
 
+class TokenRow(Table):
+    """Who may come in; of the secret only its digest is kept."""
+
+    __tablename__ = "tokens"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), unique=True)
+    name: Mapped[str] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the secret, in hex."""
+    roles: Mapped[str] = mapped_column(String(100))
+    """Names, with spaces between."""
+    run: Mapped[str | None] = mapped_column(String(200))
+    """Name or id of the only run that it may report for; None: any, as far as its roles go."""
+    created_at: Mapped[datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
 Index("searches_waiting", SearchRow.state, SearchRow.number)

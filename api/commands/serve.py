@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import sys
 from contextlib import closing
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from api.commands.config import ConfigOption
 from api.commands.terminal import say
 from api.garbage import spare_the_collector
 from api.logs import install_logs
-from api.settings import file_of, load_settings
+from api.settings import Settings, file_of, is_loopback, load_settings, requires_tokens
 from planner.spec.errors import InputError
 
 BACKLOG = 2048
@@ -33,6 +34,11 @@ def serve(
     deciders: Annotated[
         int | None, typer.Option(help="Processes that answer windows (TRIMTAB_DECIDERS; one per CPU core)")
     ] = None,
+    access: Annotated[
+        str | None,
+        typer.Option(help="auto: tokens are required unless --host is loopback; tokens; open (TRIMTAB_ACCESS; auto)"),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let everybody in: --access open")] = False,
     log_format: Annotated[str | None, typer.Option(help="text or json (TRIMTAB_LOG_FORMAT; text)")] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -42,9 +48,12 @@ def serve(
     import uvicorn  # noqa: PLC0415
 
     from api.app import create_app  # noqa: PLC0415
-    from api.database import open_database, shown_url  # noqa: PLC0415
+    from api.database import open_database, shown_url, utc_now  # noqa: PLC0415
+    from api.token_store import TokenStore  # noqa: PLC0415
     from planner.search import search  # noqa: PLC0415
 
+    if insecure and access not in (None, "open"):
+        raise InputError.at("--insecure", f"contradicts --access {access}")
     settings = load_settings(
         file_of(config),
         host=host,
@@ -52,6 +61,7 @@ def serve(
         database_url=database_url,
         workers=workers,
         deciders=deciders,
+        access="open" if insecure else access,
         log_format=log_format,
     )
     install_logs(settings.log_format)
@@ -62,10 +72,27 @@ def serve(
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
+        _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S))
+        server = uvicorn.Server(
+            uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S, server_header=False)
+        )
         spare_the_collector()
         server.run(sockets=[listener])
+
+
+def _tell_access(settings: Settings, *, has_tokens: bool) -> None:
+    """Who may come in, and how the first one does."""
+    if requires_tokens(settings):
+        first = "" if has_tokens else "; make the first: trimtab token create NAME --role submit --role report"
+        say(f"Access: with a token{first}")
+    elif is_loopback(settings.host):
+        say("Access: open to whoever reaches this machine's loopback address (--access tokens closes it)")
+    else:
+        print(
+            "WARNING: open to everybody who reaches this address; without --insecure, tokens are required",
+            file=sys.stderr,
+        )
 
 
 def _listening(host: str, port: int) -> socket.socket:

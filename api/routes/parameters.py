@@ -32,12 +32,15 @@ OtherFoundBy = Annotated[
 
 _WHAT = {
     400: "The body cannot be read: it is not JSON, or holds NaN",
+    401: "A token is required, and this is none that is valid",
+    403: "The token has not the role, or is for another run; or a page of another site asks",
     404: "Nothing has this id",
     409: "The state of the thing forbids this",
     412: "The thing is another than `If-Match` or `If-None-Match` expects",
     413: "The body is too large",
     415: "The body is not application/json",
     422: "The input cannot be right; `errors` points into it",
+    429: "Too many requests; `Retry-After` says for how many seconds to rest",
     500: "An error of the service itself",
     503: "The service cannot take this now",
 }
@@ -56,8 +59,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {
         status: {"model": ProblemDocument, "description": _WHAT[status]} for status in sorted({*statuses, 500})
     }
-    if 503 in found:
-        found[503]["headers"] = RETRY_AFTER
+    for status in {429, 503} & set(found):
+        found[status]["headers"] = RETRY_AFTER
     return found
 
 

@@ -12,9 +12,9 @@ from api.comparison import diff_of, explanation_of
 from api.examples import ESTIMATE_EXAMPLES, EXPORTED_FILE_EXAMPLE, TIMELINE_EXAMPLE, WHAT_IF_EXAMPLES
 from api.pictures import SvgResponse, picture_of
 from api.profile_store import ProfileStore
-from api.resolution import cluster_of, resolve
 from api.routes.parameters import READS_BODY, FoundBy, OtherFoundBy, PlanId, header, problems
 from api.search_store import SearchStore
+from api.size_limits import SizeLimits
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
 from planner.export import export_plan
@@ -49,9 +49,10 @@ ExportedFileName = Annotated[
 class PlanRoutes:
     """Routes under /plans and /estimates."""
 
-    def __init__(self, store: SearchStore, profiles: ProfileStore) -> None:
+    def __init__(self, store: SearchStore, profiles: ProfileStore, sizes: SizeLimits) -> None:
         self._store = store
         self._profiles = profiles
+        self._sizes = sizes
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -207,12 +208,15 @@ class PlanRoutes:
     ) -> Estimate:
         """Price a found plan; what the body leaves out is as in the plan's search."""
         found = self._store.found(plan_id, search_id)
-        cluster = cluster_of(request.cluster, self._profiles.find) if request.cluster else found.cluster
+        cluster = self._sizes.cluster_of(request.cluster, self._profiles.find) if request.cluster else found.cluster
         return estimate(found.model, cluster, request.training or found.training, found.entry.plan, request.workload)
 
     def price(self, request: Annotated[EstimateRequest, Body(openapi_examples=ESTIMATE_EXAMPLES)]) -> Estimate:
         """Price a plan that no search of this service needs to have found."""
-        model, cluster = resolve(request.model, request.cluster, self._profiles.find)
+        model, cluster = (
+            self._sizes.model_of(request.model),
+            self._sizes.cluster_of(request.cluster, self._profiles.find),
+        )
         return estimate(model, cluster, request.training, request.plan, request.workload)
 
 

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
+from api.access_guard import caller_of
 from api.answers import StrictRoute, check_json_type, problem_response
 from api.decider import Refused
 from api.deciders import Deciders
@@ -17,6 +18,7 @@ from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, b
 from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
+from api.tokens import Caller
 from api.values import Page
 from planner.spec.decision import Action, Decision
 from planner.spec.run import Run, RunRequest
@@ -95,10 +97,16 @@ class RunRoutes:
         )
         return router
 
-    def begin(self, request: Annotated[RunRequest, Body(openapi_examples=RUN_EXAMPLES)], response: Response) -> Run:
+    def begin(
+        self,
+        request: Annotated[RunRequest, Body(openapi_examples=RUN_EXAMPLES)],
+        response: Response,
+        caller: Annotated[Caller, Depends(caller_of)],
+    ) -> Run:
         """Begin a run on the shortlist of a search. The answer holds the first placement, and all that an agent needs
         to decide alone while the service is away.
         """
+        caller.check_reports_for(request.name)
         run = self._runs.begin(request)
         response.headers["Location"] = f"/v1/runs/{run.id}"
         return run

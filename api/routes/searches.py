@@ -19,10 +19,10 @@ from api.jobs import Jobs
 from api.pictures import SvgResponse, picture_of
 from api.problems import ProblemDocument
 from api.profile_store import ProfileStore
-from api.resolution import resolve
 from api.routes.parameters import READS_BODY, After, Limit, SearchId, header, page, problems
 from api.search_store import SearchStore
 from api.settings import Settings
+from api.size_limits import SizeLimits
 from api.values import Page, Search
 from planner.spec.errors import InputError
 from planner.spec.request import SearchRequest
@@ -68,12 +68,14 @@ class SearchRoutes:
         profiles: ProfileStore,
         jobs: Jobs,
         settings: Settings,
+        sizes: SizeLimits,
         stopping: Callable[[], bool],
     ) -> None:
         self._store = store
         self._profiles = profiles
         self._jobs = jobs
         self._settings = settings
+        self._sizes = sizes
         self._stopping = stopping
 
     def router(self) -> APIRouter:
@@ -182,7 +184,9 @@ class SearchRoutes:
         limit_s = self._settings.search_time_limit_s
         if request.options.time_limit_s is not None and request.options.time_limit_s > limit_s:
             raise InputError.at("options.time_limit_s", f"must be at most {limit_s:g} on this service")
-        model, cluster = resolve(request.model, request.cluster, self._profiles.find)
+        self._sizes.check_options(request.options)
+        model = self._sizes.model_of(request.model)
+        cluster = self._sizes.cluster_of(request.cluster, self._profiles.find)
         search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
         self._jobs.wake()
         return search

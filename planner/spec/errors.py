@@ -8,6 +8,9 @@ TrimtabError
 ├── ConflictError         the thing exists, but its state forbids the request
 ├── PreconditionError     the thing is another than the request expects
 ├── TooLargeError         above a limit that the service declares
+├── ForbiddenError        who asks may not do this
+│   └── UnauthenticatedError  it is not known who asks
+├── TooManyRequestsError  who asks, asks too often
 ├── UnavailableError      a service that is needed does not answer
 ├── CancelledError        the user stopped the work
 ├── RankFailedError       a process of a training job on this machine raised or died
@@ -126,6 +129,25 @@ class PreconditionError(TrimtabError):
 
 class TooLargeError(TrimtabError):
     """Above a declared limit."""
+
+
+class ForbiddenError(TrimtabError):
+    """Who asks may not do this."""
+
+
+class UnauthenticatedError(ForbiddenError):
+    """It is not known who asks: no token, or none that is valid."""
+
+
+class TooManyRequestsError(TrimtabError):
+    """Who asks, asks too often; `retry_after_s` seconds from now it may go on."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[TooManyRequestsError], tuple[str, float]]:
+        return (type(self), (str(self), self.retry_after_s))
 
 
 class UnavailableError(TrimtabError):

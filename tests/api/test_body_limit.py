@@ -6,6 +6,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from api.body_limit import BodyLimit
+from api.json_limits import JsonLimits
 
 
 async def echo(scope, receive, send):
@@ -32,7 +33,7 @@ def answer(chunks, max_bytes):
     async def send(message):
         sent.append(message)
 
-    limited = BodyLimit(echo, max_bytes, lambda error: PlainTextResponse(str(error), 413))
+    limited = BodyLimit(echo, max_bytes, JsonLimits(64, 1000), lambda error: PlainTextResponse(str(error), 413))
     asyncio.run(limited({"type": "http", "method": "POST", "headers": []}, receive, send))
     return sent[0]["status"], sent[1]["body"], len(messages) + 1 - len(unread)
 

@@ -1,0 +1,150 @@
+"""Who may do what: one table of rules, and how a token becomes a caller. Knows no HTTP beyond method and path.
+
+What no rule names is guarded: reading needs the role `read`, everything else `submit`. So a route that somebody adds
+and forgets here is closed to whoever has no token, never open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+from time import monotonic
+from typing import NamedTuple, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import compile_path
+
+from api.token_store import Found, TokenStore
+from api.tokens import Caller, Role, caller_with, fits, split
+from planner.spec.errors import NotFoundError, UnauthenticatedError
+
+V = TypeVar("V")
+BELIEVED_S = 5.0
+"""How long a token is believed without asking the database again: a revocation takes effect within this."""
+TOKENS_AT_HAND = 4096
+"""Ids that are remembered, also those that no token has."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+OPEN: frozenset[Role] = frozenset()
+"""Needs no token."""
+
+
+class Rule(NamedTuple):
+    """Who may send such a request: whoever has one of these roles; `OPEN`: anybody."""
+
+    methods: frozenset[str]
+    path: re.Pattern[str]
+    roles: frozenset[Role]
+
+
+def _rule(methods: str, path: str, *roles: Role) -> Rule:
+    names = frozenset(methods.split()) | ({"HEAD"} if "GET" in methods else frozenset())
+    return Rule(names, compile_path(path)[0], frozenset(roles))
+
+
+ANY_PATH = "/{path:path}"
+RULES = (
+    _rule("GET", "/healthz"),
+    _rule("GET", "/readyz"),
+    _rule("GET", "/openapi.json"),
+    _rule("GET", "/docs"),
+    _rule("GET", "/redoc"),
+    _rule("GET", "/static/{path:path}"),
+    _rule("GET", "/assets/{path:path}"),
+    _rule("GET POST", "/sign-in"),
+    _rule("POST", "/sign-out"),
+    _rule("POST", "/v1/runs", Role.REPORT),
+    _rule("POST", "/v1/runs/{run_id}/windows", Role.REPORT),
+    _rule("GET", "/v1/runs", Role.READ, Role.REPORT),
+    _rule("GET", "/v1/runs/{run_id}", Role.READ, Role.REPORT),
+    _rule("GET", "/v1/runs/{run_id}/{part}", Role.READ, Role.REPORT),
+    _rule(" ".join(sorted(SAFE_METHODS)), ANY_PATH, Role.READ),
+)
+"""The first that fits holds."""
+ELSE = frozenset({Role.SUBMIT})
+"""For what none fits."""
+
+
+class Allowed(NamedTuple):
+    """What a request needs, and the run that its path names."""
+
+    roles: frozenset[Role]
+    run_id: str | None = None
+
+
+def allowed(method: str, path: str) -> Allowed:
+    """Which roles may send this request, by the first rule that fits; paths are those that the router sees."""
+    for rule in RULES:
+        if method in rule.methods and (found := rule.path.match(path)):
+            return Allowed(rule.roles, found.groupdict().get("run_id"))
+    return Allowed(ELSE)
+
+
+class Access:
+    """Callers by their tokens, and runs by their names, as the store has them or had a moment ago.
+
+    For one event loop: the store is asked in other threads, what is remembered is touched in the loop's own.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        run_name: Callable[[str], str],
+        now: Callable[[], datetime],
+        clock_s: Callable[[], float] = monotonic,
+    ) -> None:
+        """`run_name(id)` raises NotFoundError; `clock_s` only goes forward."""
+        self._store = store
+        self._run_name = run_name
+        self._now = now
+        self._clock_s = clock_s
+        self._known: OrderedDict[str, tuple[float, Found | None]] = OrderedDict()
+        self._run_names: OrderedDict[str, str] = OrderedDict()
+
+    async def caller(self, text: str) -> tuple[str, Caller]:
+        """(Id of the token, who asks with it); raises UnauthenticatedError that says what is wrong with it."""
+        parts = split(text)
+        if parts is None:
+            raise UnauthenticatedError(
+                "this is no token of Trimtab; one reads ttk_… as trimtab token create printed it"
+            )
+        token_id, secret = parts
+        found = await self._found(token_id)
+        if found is None or not fits(secret, found.digest):
+            raise UnauthenticatedError("this token is not known here; trimtab token list shows those that are")
+        fault = found.token.fault(self._now())
+        if fault is not None:
+            raise UnauthenticatedError(f"{fault}; ask for a new one (trimtab token create)")
+        return token_id, caller_with(found.token)
+
+    async def check_run(self, caller: Caller, run_id: str | None, name: str) -> None:
+        """Raises ForbiddenError where a token of one run asks for another: by its id, or else by its name."""
+        if caller.run is not None and caller.run != run_id:
+            caller.check_reports_for(name if run_id is None else await self._name(run_id))
+
+    async def _found(self, token_id: str) -> Found | None:
+        asked_at, found = self._known.get(token_id, (None, None))
+        if asked_at is None or self._clock_s() - asked_at > BELIEVED_S:
+            asked_at = self._clock_s()
+            found = await run_in_threadpool(self._store.find, token_id)
+            _remember(self._known, token_id, (asked_at, found))
+            if found is not None and found.token.fault(self._now()) is None:
+                await run_in_threadpool(self._store.note_use, found.token)
+        return found
+
+    async def _name(self, run_id: str) -> str:
+        """A run's name never changes; "" for a run that is not there."""
+        if run_id not in self._run_names:
+            try:
+                _remember(self._run_names, run_id, await run_in_threadpool(self._run_name, run_id))
+            except NotFoundError:
+                return ""
+        return self._run_names[run_id]
+
+
+def _remember(known: OrderedDict[str, V], key: str, value: V) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > TOKENS_AT_HAND:
+        known.popitem(last=False)

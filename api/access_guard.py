@@ -1,0 +1,131 @@
+"""ASGI middleware at the door: who asks, may they, and not too often. Nothing of a body is read before that."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote, urlsplit
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.access import SAFE_METHODS, Access, allowed
+from api.answers import error_response
+from api.rate_limit import RateLimit
+from api.tokens import ANYBODY, FORM, Caller
+from planner.spec.errors import ForbiddenError, TrimtabError, UnauthenticatedError, UnavailableError
+
+COOKIE = "trimtab_token"
+SIGN_IN = "/sign-in"
+
+
+class AccessGuard:
+    """Lets in who may come in; `caller_of` then says who it is. `access` None: everybody may do everything."""
+
+    def __init__(self, app: ASGIApp, access: Access | None, rate: RateLimit) -> None:
+        self._app = app
+        self._access = access
+        self._rate = rate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = await self._refusal(Request(scope))
+        await (refusal or self._app)(scope, receive, send)
+
+    async def _refusal(self, request: Request) -> Response | None:
+        try:
+            check_same_site(request)
+            request.scope["caller"] = await self._let_in(request)
+        except UnauthenticatedError as error:
+            return _to_sign_in(request) if wants_page(request) else error_response(error)
+        except TrimtabError as error:
+            return error_response(error)
+        except SQLAlchemyError as error:
+            return error_response(UnavailableError(f"the database does not answer: {type(error).__name__}"))
+        return None
+
+    async def _let_in(self, request: Request) -> Caller:
+        """Who asks; raises the errors that refuse."""
+        # The scope's path, as the router sees it: request.url is made with the Host header, which the client chooses.
+        path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+        roles, run_id = allowed(request.method, path)
+        address = request.client.host if request.client else ""
+        if not roles:
+            if request.method not in SAFE_METHODS:
+                self._rate.check("address", address)
+            return ANYBODY
+        if FORM.search(unquote(f"{path}?{query}")):
+            raise UnauthenticatedError(
+                "a token in an address ends up in logs and histories: revoke this one, make another, and send it as "
+                "Authorization: Bearer"
+            )
+        if self._access is None:
+            self._rate.check("address", address, run_id or "")
+            return ANYBODY
+        try:
+            token_id, caller = await self._access.caller(token_of(request))
+        except UnauthenticatedError:
+            self._rate.check("address", address)
+            raise
+        self._rate.check("token", token_id, run_id or "")
+        if not roles & caller.roles:
+            raise ForbiddenError(f"this needs a token with the role {' or '.join(sorted(roles))}")
+        if run_id is not None or request.method in SAFE_METHODS:  # else it begins one: the route knows its name
+            await self._access.check_run(caller, run_id, request.query_params.get("name", ""))
+        return caller
+
+
+def caller_of(request: Request) -> Caller:
+    """Who was let in with this request: for routes."""
+    caller = request.scope["caller"]
+    assert isinstance(caller, Caller)
+    return caller
+
+
+def token_of(request: Request) -> str:
+    """The token that a request brings, in its header or, from a browser, in its cookie; raises UnauthenticatedError."""
+    header = request.headers.get("authorization")
+    if header is None:
+        if (cookie := request.cookies.get(COOKIE)) is not None:
+            return cookie
+        raise UnauthenticatedError(
+            "this service needs a token: send Authorization: Bearer ttk_…, or sign in at /sign-in"
+        )
+    scheme, _, text = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise UnauthenticatedError("the header must be Authorization: Bearer ttk_…")
+    return text.strip()
+
+
+def check_same_site(request: Request) -> None:
+    """Raises ForbiddenError for what changes something and comes from a page of another site.
+
+    Browsers say so: Sec-Fetch-Site, or Origin in older ones. A cookie alone, with neither, is not enough either.
+    Others send neither, and bring their token with each request.
+    """
+    if request.method in SAFE_METHODS:
+        return
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        ours = site in ("same-origin", "none")
+    elif origin is not None:
+        ours = urlsplit(origin).netloc == request.headers.get("host")
+    else:
+        ours = "authorization" in request.headers or COOKIE not in request.cookies
+    if not ours:
+        raise ForbiddenError("this request comes from a page of another site, or does not say from which")
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person waits for a page."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+def _to_sign_in(request: Request) -> RedirectResponse:
+    query = request.scope["query_string"].decode("latin-1")
+    path = request.scope["path"] + (f"?{query}" if query else "")
+    there = "" if FORM.search(unquote(path)) else f"?next={quote(path, safe='/')}"
+    return RedirectResponse(SIGN_IN + there, 303)
