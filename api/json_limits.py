@@ -1,6 +1,6 @@
 """How large the JSON of a request may be, told from its bytes before a parser makes objects of it.
 
-16 MiB of `[],` are a hundred times as many bytes once parsed, and what is nested a thousand deep brings later readers to
+16 MiB of `[],` are some thirty times as many bytes once parsed; what is nested a thousand deep brings later readers to
 the end of their stack.
 """
 

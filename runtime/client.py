@@ -1,7 +1,8 @@
 """The planner service over HTTP, as the agent needs it. Blocks; the agent calls it off the training thread.
 
 Whatever the service does wrong (does not answer, answers with an error of its own or with something else than promised)
-is UnavailableError: later may be better. What the service finds wrong with a request is InputError.
+is UnavailableError: later may be better. What the service finds wrong with a request is InputError, and so is a token
+that it does not take when the job begins; one that it takes no longer later on is ForbiddenError.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from planner.spec.decision import Decision
-from planner.spec.errors import InputError, Problem, UnavailableError
+from planner.spec.errors import ForbiddenError, InputError, Problem, UnavailableError
 from planner.spec.parse import parse
 from planner.spec.placement import Placement
 from planner.spec.run import Run, RunRequest
@@ -35,6 +36,8 @@ _REFUSALS = frozenset(
     }
 )
 """Answers that will be the same next time."""
+_CLOSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+"""Answers that say that our token is none, or not the right one."""
 _ARGUMENTS = {
     "search_id": "search",
     "plan_id": "plan",
@@ -97,12 +100,14 @@ class PlannerService:
     def post_window(self, run_id: str, window: Window) -> tuple[Decision, bool]:
         """Deliver a window; the decision, and whether it was made before, for another window of this index.
 
-        Raises InputError if this window will never be accepted.
+        Raises InputError if this window will never be accepted, ForbiddenError if our token lets us not in, or no more.
         """
         path, body = f"/v1/runs/{quote(run_id, safe='')}/windows", window.model_dump_json(exclude_none=True)
         answer = self._requester.send("POST", path, body, max(self._timeout_s, DELIVERY_TIMEOUT_S))
         if answer.status in _REFUSALS:
             raise InputError.at(f"window {window.index}", f"the service refused it: {answer.detail()}")
+        if answer.status in _CLOSED:
+            raise ForbiddenError(answer.detail())
         if not answer.is_success:
             raise answer.failure()
         decision = _read(Decision, answer)
@@ -221,7 +226,7 @@ def _accepted(answer: Answer) -> Answer:
     """The answer if it is a success; InputError if the request was at fault, UnavailableError if the service was."""
     if answer.is_success:
         return answer
-    if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    if answer.status in _CLOSED:
         raise InputError.at("token", f"the service does not let us in: {answer.detail()}")
     if answer.status == HTTPStatus.NOT_FOUND:
         raise InputError.at(

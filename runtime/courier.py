@@ -5,8 +5,8 @@ about the same windows in a process of its own. A window that could not be deliv
 posted later. The training thread only calls `submit` and `answer`, and neither waits.
 
 What the service does is told once when it changes, not for each window: it is *away* (does not answer, or answers
-garbage), has *no run for us*, decides what *does not fit* this job, has windows of *another job* in our run, or is
-back.
+garbage), *does not let us in* (our token was revoked, say), has *no run for us*, decides what *does not fit* this job,
+has windows of *another job* in our run, or is back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from enum import Enum
 
 from planner.spec.decision import Decision
-from planner.spec.errors import InputError, UnavailableError
+from planner.spec.errors import ForbiddenError, InputError, UnavailableError
 from planner.spec.run import Run
 from planner.spec.window import Window
 from runtime.client import Attachment, PlannerService
@@ -43,6 +43,7 @@ class Trouble(Enum):
     """What is wrong with the service."""
 
     AWAY = "is away"
+    CLOSED = "does not let us in"
     REFUSED = "has no run for us"
     MISFIT = "decides what does not fit this job"
     SHARED = "has windows of another job in our run"
@@ -134,6 +135,9 @@ class Courier:
             except UnavailableError as error:
                 self._note(Trouble.AWAY, error)
                 self._pause(error.retry_after_s)
+            except ForbiddenError as error:
+                self._note(Trouble.CLOSED, error)
+                self._pause(0.0)
             except InputError as error:
                 self._note(Trouble.REFUSED, error)
                 self._pause(0.0)
@@ -177,7 +181,7 @@ class Courier:
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
-            if not self._waiting or (self._last_attempt and self._trouble in (Trouble.AWAY, Trouble.REFUSED)):
+            if not self._waiting or (self._last_attempt and self._trouble in (Trouble.AWAY, Trouble.CLOSED, Trouble.REFUSED)):
                 return None
             self._last_attempt = self._closing
             return self._waiting[0]

@@ -220,7 +220,7 @@ def test_whatever_goes_wrong_the_local_policy_decides_and_windows_are_delivered_
     assert [decision.action for decision in heard] == [Action.REBALANCE] * 2
     agent.close(timeout_s=0.1)
     assert largest_difference(losses, plain_losses[:13]) <= 1e-5
-    told = "does not fit" if mode == "misfit" else "is away"
+    told = {"misfit": "does not fit", 401: "does not let us in"}.get(mode, "is away")
     assert [told in record.message for record in caplog.records if "planner service" in record.message] == [True]
 
 
