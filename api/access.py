@@ -6,6 +6,7 @@ and forgets here is closed to whoever has no token, never open.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,13 +14,15 @@ from datetime import datetime
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import compile_path
 
 from api.token_store import Found, TokenStore
-from api.tokens import Caller, Role, caller_with, fits, split
+from api.tokens import Caller, Role, Token, caller_with, fits, split
 from planner.spec.errors import NotFoundError, UnauthenticatedError
 
+log = logging.getLogger(__name__)
 V = TypeVar("V")
 BELIEVED_S = 5.0
 """How long a token is believed without asking the database again: a revocation takes effect within this."""
@@ -130,8 +133,14 @@ class Access:
             found = await run_in_threadpool(self._store.find, token_id)
             _remember(self._known, token_id, (asked_at, found))
             if found is not None and found.token.fault(self._now()) is None:
-                await run_in_threadpool(self._store.note_use, found.token)
+                await run_in_threadpool(self._note_use, found.token)
         return found
+
+    def _note_use(self, token: Token) -> None:
+        try:
+            self._store.note_use(token)
+        except SQLAlchemyError as error:  # busy, say: whoever may come in is not kept out by that
+            log.warning("the use of token %s was not noted: %s", token.id, type(error).__name__)
 
     async def _name(self, run_id: str) -> str:
         """A run's name never changes; "" for a run that is not there."""

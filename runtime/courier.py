@@ -181,7 +181,9 @@ class Courier:
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
-            if not self._waiting or (self._last_attempt and self._trouble in (Trouble.AWAY, Trouble.CLOSED, Trouble.REFUSED)):
+            if not self._waiting or (
+                self._last_attempt and self._trouble in (Trouble.AWAY, Trouble.CLOSED, Trouble.REFUSED)
+            ):
                 return None
             self._last_attempt = self._closing
             return self._waiting[0]

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from invented_searches import TINY_REQUEST
+from sqlalchemy.exc import OperationalError
 from tokens_in_store import bearer, id_of, token
 
 import api.access
@@ -228,6 +229,14 @@ async def test_ids_that_nobody_has_are_remembered_too_and_not_without_end(databa
         with pytest.raises(api.access.UnauthenticatedError, match="not known"):
             await access.caller(f"ttk_{number:012x}_{SECRET}")
     assert store.times == 5 and len(access._known) == 3
+
+
+def test_a_use_that_cannot_be_noted_keeps_nobody_out(guarded, database, monkeypatch):
+    def busy(*_):
+        raise OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(TokenStore, "note_use", busy)
+    assert guarded.get("/v1/runs", headers=bearer(token(database, "read"))).status_code == 200
 
 
 def test_the_last_use_is_noted_to_the_minute(guarded, database):
