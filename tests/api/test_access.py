@@ -17,7 +17,14 @@ from api.token_store import TokenStore
 from api.tokens import Role, fits
 
 OPEN_OPERATIONS = {"healthz", "readyz"}
-SUBMITS = {"submit_search", "cancel_search", "estimate", "estimate_plan_under_other_conditions"}
+SUBMITS = {
+    "submit_search",
+    "cancel_search",
+    "estimate",
+    "estimate_plan_under_other_conditions",
+    "put_profile",
+    "delete_profile",
+}
 REPORTS = {"begin_run", "post_window"}
 READS_RUNS = {"list_runs", "get_run", "list_windows", "list_decisions", "get_run_picture"}
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
