@@ -15,7 +15,6 @@ from api.json_limits import JsonLimits
 from planner.spec.errors import MalformedError, TooLargeError
 
 JSON = {"content-type": "application/json"}
-HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
 TREES = st.recursive(
     st.none() | st.integers() | st.text(alphabet='[]{}",:\\a\u00e9\n'),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='[]{}",:\\'), inner, max_size=4),
@@ -65,14 +64,14 @@ def test_any_bytes_are_looked_at_without_a_crash(body):
 
 @pytest.mark.parametrize("piece", [b"[", b"{", b'{"a":', b"[[]", b'["]",'])
 def test_a_body_of_16_mib_of_brackets_is_malformed_and_nothing_parses_it(client, piece, monkeypatch):
-    monkeypatch.setattr("api.answers.read_json", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setattr("api.answers.read_body", lambda *_: pytest.fail("parsed"))
     body = piece * (2**24 // len(piece))
     answer = client.post("/v1/searches", content=body, headers=JSON)
     assert answer.status_code == 400 and "deep" in answer.json()["detail"]
 
 
 def test_a_body_of_16_mib_of_small_values_is_too_large_and_nothing_parses_it(client, monkeypatch):
-    monkeypatch.setattr("api.answers.read_json", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setattr("api.answers.read_body", lambda *_: pytest.fail("parsed"))
     answer = client.post("/v1/searches", content=b"[" + b"[]," * (2**24 // 3 - 1) + b"0]", headers=JSON)
     assert answer.status_code == 413 and "1000000 values" in answer.json()["detail"]
 
@@ -123,11 +122,8 @@ def test_prices_are_bounded_as_searches_are(serve):
     assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "cluster.nodes"
 
 
-def test_a_window_is_bounded(serve):
-    client = serve(max_window_counts=7)
-    window = {"index": 0, "first_step": 0, "num_steps": 10, "tokens": HOT}
-    answer = client.post("/v1/runs/none/windows", json=window)
-    assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "tokens"
+def test_windows_are_bounded_by_the_experts_of_a_model(serve):
+    assert asked(serve(max_experts_in_all=7), TINY_REQUEST) == "model.spec"
 
 
 def test_keys_and_pages_are_bounded(client):
