@@ -10,7 +10,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import SAFE_METHODS, Access, allowed
-from api.answers import error_response
+from api.answers import AnswerProblem, headers_of
+from api.problems import problem_of
 from api.rate_limit import RateLimit
 from api.tokens import ANYBODY, FORM, Caller
 from planner.spec.errors import ForbiddenError, TrimtabError, UnauthenticatedError, UnavailableError
@@ -22,10 +23,11 @@ SIGN_IN = "/sign-in"
 class AccessGuard:
     """Lets in who may come in; `caller_of` then says who it is. `access` None: everybody may do everything."""
 
-    def __init__(self, app: ASGIApp, access: Access | None, rate: RateLimit) -> None:
+    def __init__(self, app: ASGIApp, access: Access | None, rate: RateLimit, answer: AnswerProblem) -> None:
         self._app = app
         self._access = access
         self._rate = rate
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
@@ -40,12 +42,15 @@ class AccessGuard:
             check_same_site(request)
             request.scope["caller"] = await self._let_in(request)
         except UnauthenticatedError as error:
-            return _to_sign_in(request) if wants_page(request) else error_response(error)
+            return _to_sign_in(request) if wants_page(request) else self._refused(request, error)
         except TrimtabError as error:
-            return error_response(error)
+            return self._refused(request, error)
         except SQLAlchemyError as error:
-            return error_response(UnavailableError(f"the database does not answer: {type(error).__name__}"))
+            return self._refused(request, UnavailableError(f"the database does not answer: {type(error).__name__}"))
         return None
+
+    def _refused(self, request: Request, error: TrimtabError) -> Response:
+        return self._answer(request, problem_of(error), headers_of(error))
 
     async def _let_in(self, request: Request) -> Caller:
         """Who asks; raises the errors that refuse."""
@@ -108,15 +113,25 @@ def check_same_site(request: Request) -> None:
     """
     if request.method in SAFE_METHODS:
         return
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site")
     if site is not None:
-        ours = site in ("same-origin", "none")
-    elif origin is not None:
-        ours = urlsplit(origin).netloc == request.headers.get("host")
+        ours = site == "same-origin"
+    elif "origin" in request.headers:
+        ours = _is_own(request.headers["origin"], request.headers.get("host"))
     else:
         ours = "authorization" in request.headers or COOKIE not in request.cookies
     if not ours:
-        raise ForbiddenError("this request comes from a page of another site, or does not say from which")
+        raise ForbiddenError(
+            "what changes something must be sent from a page of this service; open the page here, and try again"
+        )
+
+
+def _is_own(origin: str, host: str | None) -> bool:
+    """The scheme is left out: behind a proxy with TLS, the service sees another than the browser."""
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def wants_page(request: Request) -> bool:

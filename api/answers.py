@@ -74,10 +74,10 @@ def problem_response(document: ProblemDocument, headers: dict[str, str] | None =
 
 def error_response(error: TrimtabError) -> JSONResponse:
     """An error of the tree as a response; one that passes says when to try again."""
-    return problem_response(problem_of(error), _headers_of(error))
+    return problem_response(problem_of(error), headers_of(error))
 
 
-def _headers_of(error: TrimtabError) -> dict[str, str] | None:
+def headers_of(error: TrimtabError) -> dict[str, str] | None:
     """What the client's next request should bring, or wait for."""
     if isinstance(error, UnauthenticatedError):
         return {"WWW-Authenticate": 'Bearer realm="trimtab"'}
@@ -101,7 +101,7 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
         document = problem_of(error)
         if document.status >= 500:
             log.error("%s %s", request.method, request.url.path, exc_info=error)
-        return answer(request, document, _headers_of(error))
+        return answer(request, document, headers_of(error))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:

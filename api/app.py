@@ -97,6 +97,7 @@ def create_app(
     search_routes = SearchRoutes(searches, profiles, jobs, settings, sizes, stopping)
     presets = PresetRoutes(profiles)
     html = Html(app.version, utc_now)
+    problems = Problems(html)
     for router in (
         search_routes.router(),
         PlanRoutes(searches, profiles, sizes).router(),
@@ -118,10 +119,10 @@ def create_app(
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     json_limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
-    app.add_middleware(AccessGuard, access=access, rate=RateLimit(settings.max_requests_per_minute))
+    app.add_middleware(AccessGuard, access=access, rate=RateLimit(settings.max_requests_per_minute), answer=problems)
     app.add_middleware(SafeHeaders)
     app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)
-    install_error_answers(app, Problems(html))
+    install_error_answers(app, problems)
     describe(app)
     return app

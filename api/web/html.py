@@ -15,11 +15,9 @@ from planner.view import quantities
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
     "cache-control": "private, no-cache",
 }
-"""Of every page: only the service's own files, no frames, nothing kept for others."""
+"""Of every page: only the service's own files, no frames, nothing kept for others; `SafeHeaders` adds the rest."""
 
 
 class Html:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Response
+from fastapi import APIRouter, Form, Response
 from fastapi.responses import RedirectResponse
 
 from api.jobs import Jobs
@@ -16,7 +16,6 @@ from api.routes.parameters import After, SearchId
 from api.search_store import SearchStore
 from api.values import PresetList, Search
 from api.web.html import Html
-from api.web.same_site import require_same_site
 from api.web.search_form import FIRST_FORM, SearchForm, by_place
 from planner.spec.cluster import Precision
 from planner.spec.errors import ConflictError, InputError, UnavailableError
@@ -42,16 +41,15 @@ class SearchPages:
     def router(self) -> APIRouter:
         """All pages."""
         router = APIRouter()
-        add, guarded = router.add_api_route, [Depends(require_same_site)]
+        add = router.add_api_route
         add("/", self.all, methods=["GET"], operation_id="page_searches")
-        add("/searches", self.begin, methods=["POST"], operation_id="page_begin_search", dependencies=guarded)
+        add("/searches", self.begin, methods=["POST"], operation_id="page_begin_search")
         add("/searches/{search_id}", self.one, methods=["GET"], operation_id="page_search")
         add(
             "/searches/{search_id}/cancel",
             self.cancel,
             methods=["POST"],
             operation_id="page_cancel_search",
-            dependencies=guarded,
         )
         return router
 

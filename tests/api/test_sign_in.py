@@ -89,7 +89,7 @@ def test_names_of_tokens_are_text_on_the_page(guarded, database):
     ("headers", "status"),
     [
         ({"Sec-Fetch-Site": "same-origin"}, 202),
-        ({"Sec-Fetch-Site": "none"}, 202),
+        ({"Sec-Fetch-Site": "none"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"}, 403),

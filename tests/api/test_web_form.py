@@ -134,7 +134,6 @@ def test_a_queue_that_is_full_is_said_beside_the_form(serve):
 @pytest.mark.parametrize(
     "headers",
     [
-        {},
         {"Origin": "http://elsewhere.example"},
         {"Origin": "http://testserver.example"},
         {"Origin": "http://testserver:81"},

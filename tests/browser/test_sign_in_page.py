@@ -1,20 +1,15 @@
 """The sign-in page in a real browser: led there, let in, seen by no other page, and out again."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from service_process import service
-from test_swagger_ui import FLAGS
 from tokens_in_store import token
 
 from api.access_guard import COOKIE
 from api.database import open_database
-
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +20,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
 
 
 @pytest.fixture
-def page(place) -> Iterator[Page]:
+def page(browser: Browser) -> Iterator[Page]:
     """A page whose console has no error but of answers that are refusals: none of a policy, and none of a script."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        opened, errors = browser.new_page(), []
-        opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        yield opened
-        browser.close()
-        assert [error for error in errors if "Failed to load resource" not in error] == []
+    opened, errors = browser.new_page(), []
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    opened.close()
+    assert [error for error in errors if "Failed to load resource" not in error] == []
 
 
 def test_a_person_is_led_to_the_page_signs_in_with_the_keyboard_and_is_back_where_it_began(page, place):
