@@ -32,8 +32,8 @@ from api.worker import News, Progress, SearchFunction, Succeeded, work
 from planner.spec.errors import UnavailableError
 
 log = logging.getLogger(__name__)
-PRELOADED = (decider.__name__, "planner.search.shortlist")
-"""What processes need that the modules of their functions do not load by themselves: the fork server has it ready."""
+PRELOADED = (decider.__name__, "pulp")
+"""What processes need besides the modules of searches: the fork server has it ready."""
 RETRY_S = 1.0
 TICK_S = 0.5
 RENEWALS = 4

@@ -3,7 +3,7 @@
 One service process as users start it, on a new SQLite file; windows of 32 x 64 from 200 runs on the shortlist of a real
 search, posted by a process of its own (`service_load`), each as soon as the last one of its run is answered. What was
 answered is held against what is in the file. Three loads: every expert's load changes by 5 % from window to window; by
-0.5 %, with tokens drawn; and one that stays, with tokens drawn.
+0.5 %, with tokens drawn; and one that stays, with tokens drawn. What kill -9 loses is for `bench_kills`.
 
 CPU times are those of the kernel's books: what decides where other work on the machine counts in the wall's times.
 

@@ -13,6 +13,7 @@ from planner.cost.switch import Known, switch_plan_s
 from planner.search.prices import Row
 from planner.search.progress import Checkpoint, Tick
 from planner.search.question import Question
+from planner.search.shortlist import choose, regrets
 from planner.spec.errors import InputError
 from planner.spec.plan import Plan
 from planner.spec.shortlist import ShortlistEntry
@@ -77,9 +78,6 @@ def members(
     kept = tuple(scenarios[i].model_copy(update={"probability": scenarios[i].probability / total}) for i in columns)
     probabilities = np.array([scenario.probability for scenario in kept])
     checkpoint(0.4, "choosing the shortlist")
-    # Here, not above: the solver takes a tenth of a second to load, and services only ask others to solve.
-    from planner.search.shortlist import choose, regrets  # noqa: PLC0415
-
     chosen = choose(times, probabilities, min(size, len(plans)))
     best = np.isfinite(times[chosen]) & np.isclose(times[chosen], times[chosen].min(axis=0), rtol=AGREEMENT, atol=0.0)
     made = _Chosen([plans[i] for i in chosen], [rows[i] for i in chosen], columns, kept, regrets(times)[chosen], best)

@@ -12,11 +12,15 @@ least expected regret on their own, as far as they are worth comparing. Sees num
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pulp
 from numpy.typing import NDArray
 
 from planner.spec.errors import InternalError
+
+if TYPE_CHECKING:  # it takes a tenth of a second to load, and services only ask others to solve
+    import pulp
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +61,8 @@ def _solve(regret: Floats, probabilities: Floats, size: int) -> list[int]:
 
 
 def _program(regret: Floats, probabilities: Floats, size: int, expected: float | None) -> tuple[float, list[int]]:
+    import pulp  # noqa: PLC0415
+
     plans, scenarios = regret.shape
     program = pulp.LpProblem("shortlist", pulp.LpMinimize)
     pick = [program.add_variable(f"pick_{plan}", cat="Binary") for plan in range(plans)]
@@ -93,6 +99,8 @@ def _program(regret: Floats, probabilities: Floats, size: int, expected: float |
 def _served_once(
     program: pulp.LpProblem, serve: dict[tuple[int, int], pulp.LpVariable], unserved: list[pulp.LpVariable]
 ) -> None:
+    import pulp  # noqa: PLC0415
+
     for scenario, nobody in enumerate(unserved):
         program += pulp.lpSum(variable for (_, s), variable in serve.items() if s == scenario) + nobody == 1
 
@@ -105,5 +113,7 @@ def _served_by_chosen(
 
 
 def _at_most(program: pulp.LpProblem, pick: list[pulp.LpVariable], size: int) -> None:
+    import pulp  # noqa: PLC0415
+
     program += pulp.lpSum(pick) <= size
     program += pick[0] == 1

@@ -6,11 +6,13 @@ from datetime import datetime, timedelta, timezone
 import invented_searches
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from api.database import PAGE_BYTES, open_database, shown_url
+from api.database import MIGRATIONS, PAGE_BYTES, newest_revision, open_database, shown_url
 from api.problems import status_problem
 from api.run_store import RunStore
 from api.search_queue import SearchQueue
@@ -118,6 +120,12 @@ def test_the_migrations_make_exactly_the_tables(database, tmp_path):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
     engine.dispose()
+
+
+def test_the_newest_revision_is_known_without_alembic(database):
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert database.revision() == newest_revision() == ScriptDirectory.from_config(config).get_current_head()
 
 
 def test_a_file_is_written_ahead_and_checks_foreign_keys(database):
