@@ -6,6 +6,7 @@ meets are made here, from the errors that they stand for.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def read_answers() -> Told:
     content = read_json(ANSWERS_FILE.read_bytes(), ANSWERS_FILE.name)
     assert isinstance(content, dict)
     return content
+
+
+def events_of(answers: Told) -> str:
+    """A stream of events: the search that waits, and the one that has succeeded, each without its request."""
+    told = (("progress", answers["submit_search"]["202"]["value"]), ("end", answers["get_search"]["200"]["value"]))
+    searches = ((event, {key: search[key] for key in search if key != "request"}) for event, search in told)
+    return "".join(f"event: {event}\ndata: {json.dumps(search, ensure_ascii=False)}\n\n" for event, search in searches)
 
 
 def example_of(answers: Told, operation: str, status: int, description: str) -> dict[str, Any] | None:

@@ -10,10 +10,6 @@ MIXTRAL: Json = {"preset": "mixtral-8x7b"}
 H100_8X8: Json = {"nodes": 8, "devices_per_node": 8, "device": "h100-sxm-80g"}
 TRAINING: Json = {"global_batch_size": 1024, "sequence_length": 4096, "precision": "bf16", "optimizer": "adam"}
 
-EVENTS_EXAMPLE = (
-    'event: progress\ndata: {"id": "5f0c…", "state": "running", "progress": 0.4, "message": "pp2", …}\n\n'
-    'event: end\ndata: {"id": "5f0c…", "state": "succeeded", "progress": 1.0, "message": "found 8 plans, …", …}\n\n'
-)
 
 METRICS_EXAMPLE = (
     "# HELP trimtab_searches Searches in the database\n# TYPE trimtab_searches gauge\n"

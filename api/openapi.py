@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api.access_document import declare_access
 from api.answers import PROBLEM_TYPE
-from api.example_answers import Told, example_of, read_answers
+from api.example_answers import Told, events_of, example_of, read_answers
 from api.links import links_of
 from api.logs import ID_HEADER
 
@@ -73,6 +73,8 @@ def _complete(schema: Json, answers: Told) -> None:
         if name == "put_profile":
             body = operation["requestBody"]["content"]["application/json"]
             body["examples"] = {"core": answers["get_profile"]["200"]}
+        if name == "watch_search":
+            operation["responses"]["200"]["content"]["text/event-stream"]["example"] = events_of(answers)
         for parameter in operation.get("parameters", ()):
             _fill_in(parameter, answers)
         for status, response in operation["responses"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from api.commands.options import (
 )
 from api.commands.terminal import say, show
 from planner.cost import estimate as price
+from planner.spec.plan import Plan
 from planner.view import (
     assumption_table,
     headline_table,
@@ -83,6 +85,7 @@ def picture(
     stack: StackOption = None,
     gradient_precision: GradientOption = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw PLAN as SVG: stages, devices, layers, strategies, memory."""
     given = asked(
@@ -96,10 +99,12 @@ def picture(
     chosen = given.plan(plan)
     priced = price(given.model, given.cluster, given.training(chosen), chosen)
     svg = plan_picture(given.model, chosen, priced)
-    if output is None:
-        say(svg)
-    else:
+    if output is not None:
         write_text(output, svg)
+    if as_json:
+        say(_written(chosen, output, svg=svg))
+    elif output is None:
+        say(svg)
 
 
 def timeline(
@@ -114,6 +119,7 @@ def timeline(
     stack: StackOption = None,
     gradient_precision: GradientOption = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a step of PLAN event by event, as a Chrome trace that Perfetto opens.
 
@@ -132,5 +138,13 @@ def timeline(
     text = drawn.model_dump_json(exclude_none=True)
     if output is None:
         say(text)
-    else:
-        write_text(output, text)
+        return
+    write_text(output, text)
+    if as_json:
+        say(_written(chosen, output))
+
+
+def _written(plan: Plan, output: Path | None, **content: str) -> str:
+    """For programs: which plan it was, and where the file is, or what would stand in it."""
+    found = {"plan_id": plan.id, "plan_summary": plan.summary}
+    return json.dumps({**found, **content} if output is None else {**found, "output": str(output)}, ensure_ascii=False)

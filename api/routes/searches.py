@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api.answers import StrictRoute, problem_response
-from api.examples import EVENTS_EXAMPLE, SEARCH_EXAMPLES
+from api.examples import SEARCH_EXAMPLES
 from api.jobs import Jobs
 from api.pictures import SvgResponse, picture_of
 from api.problems import ProblemDocument
@@ -53,7 +53,7 @@ UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """For proxies, which else may keep a stream until it ends."""
 EVENTS: dict[str, Any] = {
     "description": "`event: progress` or `event: end`, each with `data:` the search as JSON but for its request",
-    "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 _PLACE = {"Location": header("Path of the search")}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)

@@ -253,3 +253,16 @@ def test_a_reader_that_goes_away_gets_no_traceback(tiny):
     command = f"{sys.executable} -m api.cli plan {tiny} {CLUSTER} --global-batch-size 8 --sequence-length 128 | true"
     result = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert result.stderr == ""
+
+
+def test_programs_ask_for_pictures_and_timelines_as_for_anything_else(tiny, shortlist_file, tmp_path, capsys):
+    best = Shortlist.model_validate_json(shortlist_file.read_text()).plans[0].plan
+    asked = (tiny, CLUSTER, shortlist_file, "--json")
+    drawn = json.loads(trimtab(capsys, "picture", *asked).out)
+    assert (drawn["plan_id"], drawn["plan_summary"]) == (best.id, best.summary)
+    assert drawn["svg"] + "\n" == trimtab(capsys, "picture", *asked[:-1]).out
+    assert PlanTimeline.model_validate_json(trimtab(capsys, "timeline", *asked).out).otherData["plan_id"] == best.id
+    for command in ("picture", "timeline"):
+        file = tmp_path / command
+        written = json.loads(trimtab(capsys, command, *asked, "--output", file).out)
+        assert (written["plan_id"], written["output"]) == (best.id, str(file)) and file.stat().st_size > 1000

@@ -1,5 +1,6 @@
 """Examples of the OpenAPI document: requests that work, answers that the service really gave, all of their schemas."""
 
+import json
 import math
 
 import pytest
@@ -77,6 +78,15 @@ def test_every_example_of_a_problem_has_the_status_that_it_stands_for(document):
     for operation, status, kind, content in answers(document):
         for value in examples_of(content) if kind == PROBLEM_TYPE else ():
             assert value["status"] == int(status), operation
+
+
+def test_the_example_of_events_is_a_stream_of_searches_without_their_requests(document):
+    ok = document["paths"]["/v1/searches/{search_id}/events"]["get"]["responses"]["200"]
+    blocks = ok["content"]["text/event-stream"]["example"].removesuffix("\n\n").split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == ["event: progress", "event: end"]
+    fields = set(document["components"]["schemas"]["Search"]["properties"]) - {"request"}
+    for block in blocks:
+        assert set(json.loads(block.splitlines()[1].removeprefix("data: "))) == fields
 
 
 def test_examples_of_parameters_are_of_their_schemas(document):

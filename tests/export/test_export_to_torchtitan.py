@@ -162,9 +162,9 @@ def test_bash_reads_the_scripts_as_they_are_meant(preset):
 
 
 def installed(version):
-    """Skip unless this version of torchtitan can be imported, which needs a good part of a training machine."""
+    """Skip unless this version of torchtitan can be imported; docs/exports.md says how to run this."""
     if importlib.util.find_spec("torchtitan") is None:
-        pytest.skip(f"torchtitan {version} is not installed; with it and --no-deps beside this environment, this runs")
+        pytest.skip(f"torchtitan {version} is not installed: it imports triton (1 GB), pyarrow, pandas and others")
     if importlib.metadata.version("torchtitan") != version:
         pytest.skip(f"another version of torchtitan than {version} is installed")
 
