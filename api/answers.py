@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from api.bodies import read_body
@@ -18,6 +19,8 @@ from api.problems import ProblemDocument, problem_of, status_problem
 from planner.spec.errors import InputError, InternalError, TrimtabError, UnavailableError
 
 log = logging.getLogger(__name__)
+_AWAY = (InterfaceError, OperationalError, TimeoutError)
+"""Of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 """Where an error does not say when to try again."""
@@ -101,6 +104,13 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
     @app.exception_handler(HTTPException)
     async def _of_http(request: Request, error: HTTPException) -> Response:
         return answer(request, status_problem(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+    @app.exception_handler(SQLAlchemyError)
+    async def _of_database(request: Request, error: SQLAlchemyError) -> Response:
+        if not isinstance(error, _AWAY):
+            raise error
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return error_response(UnavailableError("the database does not answer; try again later"))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from api.logs import ID_HEADER, is_accepted_id
 from api.metrics import Measured, Metrics
 from api.openapi import describe
 from api.profile_store import ProfileStore
+from api.retention import OldWindows, Retention
 from api.routes.health import HealthRoutes
 from api.routes.plans import PlanRoutes
 from api.routes.presets import PresetRoutes
@@ -63,12 +64,19 @@ def create_app(
 
     deciders = Deciders(database.url, settings.deciders)
     metrics.watch_deciders(deciders)
+    kept_days = settings.keep_windows_days
+    old_windows = None if kept_days is None else OldWindows(database, utc_now, new_id(), kept_days)
+    retention = None if old_windows is None else Retention(old_windows, metrics.windows_removed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         jobs.start()
         deciders.start()
+        if retention is not None:
+            retention.start()
         yield
+        if retention is not None:
+            retention.close()
         await deciders.close()
         jobs.close()
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from api.commands.config import config
+from api.commands.database import database_commands
 from api.commands.explain import diff, explain
 from api.commands.export import export
 from api.commands.import_galvatron import import_galvatron
@@ -59,6 +60,7 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for command in _COMMANDS:
         app.command()(command)
+    app.add_typer(database_commands(), name="database")
     return app
 
 

@@ -13,6 +13,7 @@ it ends; that is why it needs no SERIALIZABLE, whose transactions fail and have 
 from __future__ import annotations
 
 import sqlite3
+import time
 from enum import Enum
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
@@ -26,6 +27,7 @@ BUSY_TIMEOUT_MS = 10_000
 PAGE_BYTES = 32_768
 """Of new files. A window with its decision is up to a megabyte: large pages make it quicker to write, and the log is
 brought into the file (which waits for the disk) after 1000 pages, whatever their size."""
+WAIT_S = 0.02
 LOG_LIMIT_BYTES = 64 * 2**20
 """To which the write-ahead log is cut when all of it is in the file. It grows without limit while somebody reads: an
 hour-long look at the database leaves an hour's writing in it."""
@@ -93,17 +95,33 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.isolation_level = None
         for pragma in (
             f"busy_timeout={BUSY_TIMEOUT_MS}",
-            f"page_size={PAGE_BYTES}",
-            "journal_mode=WAL",
+            f"page_size={PAGE_BYTES}",  # before there is a log
             f"journal_size_limit={LOG_LIMIT_BYTES}",
             "foreign_keys=ON",
             "synchronous=NORMAL",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        _write_ahead(connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if _purpose(connection) else "BEGIN")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on.
+
+    Of services that make a file at once, SQLite lets one, and refuses the others without the patience it has elsewhere.
+    """
+    end = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(WAIT_S)
 
 
 def _postgresql(url: URL) -> Engine:
