@@ -40,10 +40,14 @@ def share_of(settings: Settings, place: int) -> Settings:
 
 
 def supervise(settings: Settings, listener: socket.socket) -> None:
-    """Serve with `settings.processes` children until SIGTERM or SIGINT; in the main thread."""
-    told = threading.Event()
+    """Serve with `settings.processes` children until SIGTERM or SIGINT; in the main thread.
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    The signal has its usual effect in the end, as it has on a service of one process.
+    """
+    told, by = threading.Event(), list[int]()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        by.append(number)
         told.set()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -54,6 +58,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    signal.raise_signal(by[0])
 
 
 def _keep_alive(settings: Settings, listener: socket.socket, told: threading.Event) -> None:

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from api.database import Database, open_database, shown_url
-from api.engines import PAGE_BYTES, make_engine
+from api.engines import LOG_LIMIT_BYTES, PAGE_BYTES, make_engine
 from planner.spec.errors import InputError
 
 
@@ -63,6 +63,7 @@ def test_a_file_is_written_ahead_and_checks_foreign_keys(database):
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
         assert session.scalar(text("PRAGMA busy_timeout")) >= 1000
         assert session.scalar(text("PRAGMA page_size")) == PAGE_BYTES
+        assert session.scalar(text("PRAGMA journal_size_limit")) == LOG_LIMIT_BYTES
         assert session.scalar(text("PRAGMA synchronous")) == 1  # NORMAL, see api/engines.py
 
 
@@ -149,6 +150,23 @@ def test_a_server_that_is_started_anew_is_found_again(postgres, postgres_url):
     with database.writing() as session:
         assert session.scalar(text("SELECT 1")) == 1
     database.close()
+
+
+def test_a_writer_that_waits_too_long_gives_up_and_may_come_again(postgres_url):
+    patient = open_database(postgres_url)
+    hasty = Database(make_engine(f"{postgres_url}&options=-c%20lock_timeout%3D100"))
+
+    def write():
+        with hasty.writing() as session:
+            return session.scalar(text("SELECT 1"))
+
+    with patient.writing() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            write()
+    assert write() == 1
+    hasty.close()
+    patient.close()
 
 
 def test_a_writer_that_says_nothing_for_long_loses_the_lock(postgres_url):
