@@ -87,7 +87,7 @@ def test_each_search_runs_once_and_each_window_has_one_decision_whoever_answers(
     until_gone(before)
 
 
-@pytest.mark.both_databases
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_progress_and_cancelling_work_at_any_process(served):
     _, client = served
     location = client.post("/v1/searches", json=LONG_REQUEST).headers["location"]
@@ -100,7 +100,7 @@ def test_progress_and_cancelling_work_at_any_process(served):
             assert told.result(30).count("event: end") == 1
 
 
-@pytest.mark.both_databases
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_process_that_is_killed_loses_nothing_and_is_replaced(served, tmp_path):
     _, client = served
     run = begun(client)
