@@ -26,6 +26,7 @@ def search(client, **changes):
         "/v1/runs?after=%00",
         "/v1/searches?after=%00",
         "/v1/plans/x?search_id=%00",
+        "/v1/profiles?after=%00",
     ],
 )
 def test_the_character_nul_is_nothing_to_look_for(client, path):
