@@ -60,7 +60,7 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for command in _COMMANDS:
         app.command()(command)
-    app.add_typer(database_commands(), name="database")
+    app.add_typer(database_commands())
     return app
 
 

@@ -42,7 +42,7 @@ def backup(
 
 def database_commands() -> typer.Typer:
     """The group of commands."""
-    group = typer.Typer(help="Upgrade or back up the database of the service.")
+    group = typer.Typer(name="database", help="Upgrade or back up the database of the service.")
     for command in (upgrade, backup):
         group.command()(command)
     return group
