@@ -11,16 +11,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from api.bodies import read_body
+from api.database import AWAY, NO_DATABASE
 from api.problems import ProblemDocument, problem_of, status_problem
 from planner.spec.errors import InputError, InternalError, TrimtabError, UnavailableError
 
 log = logging.getLogger(__name__)
-_AWAY = (InterfaceError, OperationalError, TimeoutError)
-"""Of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 """Where an error does not say when to try again."""
@@ -107,10 +106,10 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
 
     @app.exception_handler(SQLAlchemyError)
     async def _of_database(request: Request, error: SQLAlchemyError) -> Response:
-        if not isinstance(error, _AWAY):
+        if not isinstance(error, AWAY):
             raise error
         log.error("%s %s", request.method, request.url.path, exc_info=error)
-        return error_response(UnavailableError("the database does not answer; try again later"))
+        return error_response(UnavailableError(NO_DATABASE))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:

@@ -18,7 +18,9 @@ from planner.spec.errors import InputError
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "alembic_version"
 AWAY = (InterfaceError, OperationalError, TimeoutError)
-"""Errors of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
+"""Of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
+
+NO_DATABASE = "the database does not answer; try again later"
 
 
 def utc_now() -> datetime:

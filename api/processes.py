@@ -34,9 +34,16 @@ END_S = 15.0
 
 
 def share_of(settings: Settings, place: int) -> Settings:
-    """The settings of one child: all serve the same, and they divide the searches that may run at once."""
-    workers = (settings.workers + settings.processes - 1 - place) // settings.processes
-    return Settings.model_construct(**{**settings.model_dump(), "workers": workers})  # a share may be none
+    """The settings of one child: all serve the same, and they divide what works in processes of its own."""
+    shares = {
+        "workers": _share(settings.workers, settings.processes, place),  # may be none
+        "deciders": max(1, _share(settings.deciders, settings.processes, place)),
+    }
+    return Settings.model_construct(**{**settings.model_dump(), **shares})
+
+
+def _share(whole: int, processes: int, place: int) -> int:
+    return (whole + processes - 1 - place) // processes
 
 
 def supervise(settings: Settings, listener: socket.socket) -> None:
@@ -79,10 +86,18 @@ def _keep_alive(settings: Settings, listener: socket.socket, told: threading.Eve
             for place, child in enumerate(children):
                 if child.exitcode is not None and not told.is_set():
                     log.error("process %d ended with exit code %d; another takes its place", child.pid, child.exitcode)
+                    _forget_gauges(child.pid)
                     children[place] = started(place)
                     told.wait(RETRY_S)
     finally:
         _end(children)
+
+
+def _forget_gauges(pid: int | None) -> None:
+    """What a dead process last said of itself; what it has counted stays."""
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415 - see SERVING
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def _end(children: list[ForkServerProcess]) -> None:

@@ -127,4 +127,5 @@ def test_when_the_parent_is_killed_its_children_end_too(served, tmp_path):
 def test_processes_divide_the_searches_that_may_run_at_once():
     shares = [share_of(Settings(processes=4, workers=6), place).workers for place in range(4)]
     assert shares == [2, 2, 1, 1]
-    assert [share_of(Settings(processes=3, workers=1), place).workers for place in range(3)] == [1, 0, 0]
+    few = [share_of(Settings(processes=3, workers=1, deciders=1), place) for place in range(3)]
+    assert [(one.workers, one.deciders) for one in few] == [(1, 1), (0, 1), (0, 1)]

@@ -8,8 +8,8 @@ from test_stores import CLUSTER, MODEL, REQUEST, SHORTLIST, Clock, Numbers, begu
 
 from api.app import new_id
 from api.database import open_database, utc_now
+from api.decider import Decider
 from api.run_store import RunStore
-from api.runs import Runs
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
 from api.values import SearchState
@@ -117,7 +117,7 @@ def test_a_search_is_cancelled_or_succeeds_and_never_both(databases):
 def test_services_that_decide_on_one_run_give_each_window_one_decision(databases):
     searches, numbers = SearchStore(databases[0], Clock(), Numbers()), Numbers()
     run = begun(searches, queue(databases[0], numbers()), RunStore(databases[0], Clock()))
-    services = [Runs(store(one), RunStore(one, utc_now), utc_now, new_id) for one in databases]
+    services = [Decider(RunStore(one, utc_now)) for one in databases]
 
     def report(service):
         return {index: service.decide(run.id, window(index)).decision for index in range(12)}

@@ -6,12 +6,10 @@ from datetime import timedelta
 import pytest
 from test_stores import BEGIN, Clock, begun, done, queue, record, searches, window  # noqa: F401
 
-from api.app import new_id
-from api.database import utc_now
+from api.decider import Decider
 from api.retention import BITE, OldWindows
 from api.run_pictures import life
 from api.run_store import RunStore
-from api.runs import Runs
 from planner.view import run_picture
 
 pytestmark = pytest.mark.both_databases
@@ -56,13 +54,13 @@ def test_windows_go_when_they_are_older_than_asked_for(database, clock, runs, ru
     assert runs.window_indices(run.id) == (2, 3)
 
 
-def test_decisions_stay_and_answer_an_index_that_comes_again(database, clock, runs, run, searches):  # noqa: F811
+def test_decisions_stay_and_answer_an_index_that_comes_again(database, clock, runs, run):
     before, standing = runs.decisions(run.id, 10), runs.standing(run.id)
     old(database, clock, keep_days=0.001).remove_some()
     assert (runs.decisions(run.id, 10), runs.standing(run.id)) == (before, standing)
-    again = Runs(searches, runs, utc_now, new_id).decide(run.id, window(1))
+    again = Decider(runs).decide(run.id, window(1))
     assert again.is_repeated and again.decision == before[1]
-    assert not Runs(searches, runs, utc_now, new_id).decide(run.id, window(4)).is_repeated
+    assert not Decider(runs).decide(run.id, window(4)).is_repeated
 
 
 def test_a_run_is_drawn_from_what_is_kept_and_says_how_many_windows_came(database, clock, runs, run):
