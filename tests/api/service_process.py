@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
-START_S = 30.0
+START_S = 60.0
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def service(
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         finally:
             process.kill()
 

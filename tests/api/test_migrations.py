@@ -159,6 +159,6 @@ def test_services_that_start_at_once_on_an_empty_database_all_come_up(empty_url,
     for process in begun:
         process.stdin.write("\n")
         process.stdin.close()
-    assert [process.wait(60) for process in begun] == [0] * 4
+    assert [process.wait(120) for process in begun] == [0] * 4
     with engine.connect() as connection:
         assert MigrationContext.configure(connection).get_current_revision() == REVISIONS[-1]
