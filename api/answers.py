@@ -11,9 +11,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from api.bodies import read_body
+from api.database import AWAY, NO_DATABASE
 from api.problems import ProblemDocument, problem_of, status_problem
 from planner.spec.errors import (
     InputError,
@@ -110,6 +112,13 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
     @app.exception_handler(HTTPException)
     async def _of_http(request: Request, error: HTTPException) -> Response:
         return answer(request, status_problem(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+    @app.exception_handler(SQLAlchemyError)
+    async def _of_database(request: Request, error: SQLAlchemyError) -> Response:
+        if not isinstance(error, AWAY):
+            raise error
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return error_response(UnavailableError(NO_DATABASE))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:

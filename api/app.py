@@ -26,6 +26,7 @@ from api.metrics import Measured, Metrics
 from api.openapi import describe
 from api.profile_store import ProfileStore
 from api.rate_limit import RateLimit
+from api.retention import OldWindows, Retention
 from api.routes.health import HealthRoutes
 from api.routes.plans import PlanRoutes
 from api.routes.presets import PresetRoutes
@@ -73,12 +74,19 @@ def create_app(
     metrics.watch_deciders(deciders)
     access = Access(TokenStore(database, utc_now), runs.name, utc_now) if requires_tokens(settings) else None
     sizes = SizeLimits(*(getattr(settings, name) for name in SizeLimits._fields))
+    kept_days = settings.keep_windows_days
+    old_windows = None if kept_days is None else OldWindows(database, utc_now, new_id(), kept_days)
+    retention = None if old_windows is None else Retention(old_windows, metrics.windows_removed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         jobs.start()
         deciders.start()
+        if retention is not None:
+            retention.start()
         yield
+        if retention is not None:
+            retention.close()
         await deciders.close()
         jobs.close()
 

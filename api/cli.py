@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from api.commands.config import config
+from api.commands.database import database_commands
 from api.commands.explain import diff, explain
 from api.commands.export import export
 from api.commands.import_galvatron import import_galvatron
@@ -61,6 +62,7 @@ def build() -> typer.Typer:
     for command in _COMMANDS:
         app.command()(command)
     app.add_typer(token_commands())
+    app.add_typer(database_commands())
     return app
 
 

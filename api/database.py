@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Engine, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
+from api.engines import PURPOSE, Writes, make_engine
 from planner.spec.errors import InputError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "alembic_version"
-BUSY_TIMEOUT_MS = 10_000
-PAGE_BYTES = 32_768
-"""Of new files. A window with its decision is up to a megabyte: large pages make it quicker to write, and the log is
-brought into the file (which waits for the disk) after 1000 pages, whatever their size."""
+AWAY = (InterfaceError, OperationalError, TimeoutError)
+"""Of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
+
+NO_DATABASE = "the database does not answer; try again later"
 
 
 def utc_now() -> datetime:
@@ -33,7 +33,9 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._writing_engine = engine.execution_options(trimtab_writes=True)
+        view = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reading = engine.execution_options(**view if engine.dialect.name == "postgresql" else {})
+        self._writing = {kind: engine.execution_options(**{PURPOSE: kind}) for kind in Writes}
 
     @property
     def url(self) -> str:
@@ -43,26 +45,41 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """One consistent view."""
-        with Session(self._engine) as session, session.begin():
+        with Session(self._reading) as session, session.begin():
             yield session
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
-        """All or nothing; takes the write lock at once, so that what is read inside stays true until the end."""
-        with Session(self._writing_engine) as session, session.begin():
+    def writing(self, *, alone: bool = True) -> Iterator[Session]:
+        """All or nothing; takes the write lock at once, so that what is read inside stays true until the end.
+
+        Not `alone`: others may write at the same time, where the database can that (PostgreSQL). For transactions that
+        begin with the one statement which decides whether they happen, and that see no rows but their own.
+        """
+        purpose = Writes.ALONE if alone else Writes.BESIDE_OTHERS
+        with Session(self._writing[purpose]) as session, session.begin():
             yield session
 
     def migrate(self) -> None:
-        """Bring the tables to the newest version."""
-        if self.revision() == newest_revision():
+        """Bring the tables to the newest version; of several processes one does, and the others wait for it.
+
+        Raises InputError for a database that a newer program has made.
+        """
+        found, newest = self.revision(), newest_revision()
+        if found == newest:
             return
+        if found is not None and found > newest:
+            raise InputError.at(
+                "database_url",
+                f"holds tables of revision {found}, of a newer Trimtab; this one knows {newest} and those before it: "
+                "upgrade Trimtab, or restore a backup",
+            )
         # Here, not above: it takes a tenth of the time in which a service starts, and is seldom needed.
         from alembic import command  # noqa: PLC0415
         from alembic.config import Config  # noqa: PLC0415
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._writing_engine.begin() as connection:
+        with self._writing[Writes.MIGRATION].begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -77,7 +94,7 @@ class Database:
     def check(self) -> None:
         """Raises SQLAlchemyError if the database does not answer."""
         with self._engine.connect() as connection:
-            connection.execute(text("SELECT version_num FROM alembic_version"))
+            connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}"))
 
     def close(self) -> None:
         """Give all connections back."""
@@ -91,27 +108,22 @@ def newest_revision() -> str:
 
 def open_database(url: str) -> Database:
     """Open and migrate; raises InputError that names `database_url` where that cannot work."""
+    database = Database(make_engine(url))
     try:
-        if make_url(url).get_backend_name() == "sqlite" and make_url(url).database in (None, "", ":memory:"):
-            raise InputError.at("database_url", "must name a file: a database in memory is not shared by threads")
-        engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        database = Database(engine)
         database.migrate()
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise InputError.at("database_url", f"is no usable SQLAlchemy URL: {error}") from None
     except DBAPIError as error:
-        raise InputError.at("database_url", f"{shown_url(url)} cannot be opened: {error.orig}") from None
+        database.close()
+        reason = " ".join(str(error.orig).split())
+        raise InputError.at("database_url", f"{shown_url(url)} cannot be opened: {reason}") from None
+    except InputError:
+        database.close()
+        raise
     return database
 
 
 def join_database(url: str) -> Database:
     """A database that another process of the service has opened, and migrated."""
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine)
-    return Database(engine)
+    return Database(make_engine(url))
 
 
 def shown_url(url: str) -> str:
@@ -128,28 +140,3 @@ def hidden_password(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return "(no URL)"
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    """Write-ahead log, foreign keys, patience, and transactions that begin when we say so.
-
-    What was committed survives the end of the process, however hard. Synchronous NORMAL does not wait for the disk with
-    each commit: if the machine loses power, the last ones since the log was brought into the file can be lost, whole.
-    """
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
-        for pragma in (
-            f"page_size={PAGE_BYTES}",
-            "journal_mode=WAL",
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "foreign_keys=ON",
-            "synchronous=NORMAL",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("trimtab_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

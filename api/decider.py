@@ -16,14 +16,14 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from api.bodies import read_body
-from api.database import join_database, utc_now
+from api.database import AWAY, NO_DATABASE, join_database, utc_now
 from api.frames import Frames
 from api.garbage import spare_the_collector
 from api.problems import ProblemDocument, problem_of
 from api.run_store import RunStore, Standing
 from planner.online import Pricing, decide_at
 from planner.spec.decision import Action, Decision
-from planner.spec.errors import InternalError, TrimtabError
+from planner.spec.errors import InternalError, TrimtabError, UnavailableError
 from planner.spec.parse import parse
 from planner.spec.run import RunContext
 from planner.spec.window import Window
@@ -164,5 +164,7 @@ def _answer(decider: Decider, asked: Asked) -> Answered | Refused:
     except TrimtabError as error:
         trace = traceback.format_exc() if isinstance(error, InternalError) else ""
         return Refused(asked.number, problem_of(error), trace)
+    except AWAY:
+        return Refused(asked.number, problem_of(UnavailableError(NO_DATABASE)), traceback.format_exc())
     except Exception as error:  # whatever it is, it is the service's fault, and a client waits for an answer
         return Refused(asked.number, problem_of(InternalError(str(error))), traceback.format_exc())

@@ -1,11 +1,12 @@
-"""What a Prometheus server reads of one service process: requests, searches, windows and decisions.
+"""What a Prometheus server reads of one address: requests, searches, windows and decisions.
 
-Counts are of this process since it started; searches by state and the age of the queue are of the database, so that any
-one of several services tells them.
+Counts are of the processes behind the address since the service started; searches by state and the age of the queue are
+of the database, so that any one of several services tells them.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -22,10 +23,12 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deciders import Deciders
+from api.metrics_folder import SHARED_FOLDER
 from api.search_store import SearchStore
 from api.values import SearchState
 from planner.spec.decision import Action
@@ -45,6 +48,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._shared = os.environ.get(SHARED_FOLDER)
+        self._of_database: list[Collector] = []
+        self._deciders: Deciders | None = None
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         of_request = ["method", "operation", "status"]
@@ -75,10 +81,19 @@ class Metrics:
             registry=self.registry,
         )
         self._windows_waiting = Gauge(
-            "trimtab_windows_waiting", "Windows whose decision is not there yet", registry=self.registry
+            "trimtab_windows_waiting",
+            "Windows whose decision is not there yet",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self._decider_deaths = Gauge(
-            "trimtab_decider_deaths", "Decider processes that ended before the service", registry=self.registry
+            "trimtab_decider_deaths",
+            "Decider processes that ended before the service",
+            registry=self.registry,
+            multiprocess_mode="sum",
+        )
+        self._windows_removed = Counter(
+            "trimtab_windows_removed", "Old windows that were removed", registry=self.registry
         )
         for action in Action:
             self._decisions.labels(action.value)
@@ -92,23 +107,44 @@ class Metrics:
         self._decisions.labels(action.value).inc()
         self._decision_seconds.observe(seconds)
 
+    def windows_removed(self, number: int) -> None:
+        """Windows were removed for their age."""
+        self._windows_removed.inc(number)
+
     def answered(self, method: str, operation: str, status: int, seconds: float) -> None:
         """A request was answered."""
         self._requests.labels(method, operation, str(status)).inc()
         self._request_seconds.labels(method, operation).observe(seconds)
+        if self._shared is not None:  # another process may be the one that is asked for the counts
+            self._note_deciders()
 
     def watch(self, searches: SearchStore, now: Callable[[], datetime]) -> None:
         """Tell with each reading how the searches of the database stand."""
-        self.registry.register(_Queue(searches, now))
+        queue = _Queue(searches, now)
+        self.registry.register(queue)
+        self._of_database.append(queue)
 
     def watch_deciders(self, deciders: Deciders) -> None:
         """Tell with each reading how many windows wait for a decision, and how many deciders have died."""
-        self._windows_waiting.set_function(lambda: deciders.num_waiting)
-        self._decider_deaths.set_function(lambda: deciders.deaths)
+        self._deciders = deciders
+
+    def _note_deciders(self) -> None:
+        if self._deciders is not None:
+            self._windows_waiting.set(self._deciders.num_waiting)
+            self._decider_deaths.set(self._deciders.deaths)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format; raises SQLAlchemyError where the database does not answer."""
-        return generate_latest(self.registry)
+        self._note_deciders()
+        return generate_latest(self.registry) if self._shared is None else self._text_of_all(self._shared)
+
+    def _text_of_all(self, folder: str) -> bytes:
+        """The counts of all processes behind this address, those that have ended too."""
+        together = CollectorRegistry()
+        MultiProcessCollector(together, folder)  # type: ignore[no-untyped-call]
+        for collector in self._of_database:
+            together.register(collector)
+        return generate_latest(together)
 
 
 class _Queue(Collector):

@@ -14,12 +14,12 @@ _PAGE = 50
 
 
 def life(store: RunStore, run_id: str) -> Life:
-    """The latest windows of a run with their decisions, and the loads of some of them; raises NotFoundError."""
+    """The latest windows of a run that are kept, with their decisions, and the loads of some; raises NotFoundError."""
     run, indices = store.run(run_id), store.window_indices(run_id)
     latest = indices[-MOST_DECISIONS:]
     marks = _marks(store, run_id, latest) if latest else []
     windows = store.windows_at(run_id, spread(latest, MOST_WINDOWS))
-    return life_of(run.name, run.context, run.plan_id, len(indices), marks, windows)
+    return life_of(run.name, run.context, run.plan_id, store.num_decisions(run_id), marks, windows)
 
 
 def _marks(store: RunStore, run_id: str, latest: tuple[int, ...]) -> list[Mark]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, insert, select, update
+from sqlalchemy import and_, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from api.database import Database
@@ -148,7 +148,7 @@ class RunStore:
 
     def record(self, run_id: str, version: int, window: Window, decision: Decision, state: RunState) -> bool:
         """Keep window, decision and new state together; False, and nothing kept, if the run has moved on meanwhile."""
-        with self._database.writing() as session:
+        with self._database.writing(alone=False) as session:
             connection = session.connection()
             number = connection.scalar(_MOVE_ON, {"run_id": run_id, "known": version, "state_now": state})
             if number is None:
@@ -165,8 +165,14 @@ class RunStore:
             query = query.where(WindowRow.run_number == _number(session, run_id))
             return tuple(session.scalars(query if after is None else query.where(WindowRow.index > after)))
 
+    def num_decisions(self, run_id: str) -> int:
+        """How many windows came in, kept or not; raises NotFoundError."""
+        with self._database.reading() as session:
+            query = select(func.count()).where(DecisionRow.run_number == _number(session, run_id))
+            return session.scalar(query) or 0
+
     def window_indices(self, run_id: str) -> tuple[int, ...]:
-        """Which windows came in, in order; raises NotFoundError."""
+        """Which windows are kept, in order; raises NotFoundError."""
         with self._database.reading() as session:
             query = select(WindowRow.index).where(WindowRow.run_number == _number(session, run_id))
             return tuple(session.scalars(query.order_by(WindowRow.index)))

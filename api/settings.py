@@ -38,10 +38,14 @@ class Settings(BaseSettings):
     """Port to listen on; 0: any free one."""
     database_url: str = "sqlite:///trimtab.db"
     """SQLAlchemy URL; the default is a file in the working directory."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Processes that answer requests, behind one address; more than one are for PostgreSQL."""
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Searches that run at once, each in a process of its own; the others queue."""
+    """Searches that run at once, each in a process of its own; the others queue. Where several processes answer
+    requests, they divide these among them."""
     deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that answer the windows of runs, each at one window at a time; a run always has the same one."""
+    """Processes that answer the windows of runs, each at one window at a time; a run always has the same one. Divided
+    as `workers` are, but one each at least."""
     access: Literal["auto", "tokens", "open"] = "auto"
     """Who may come in: whoever has a token, or everybody; auto: everybody on loopback, tokens elsewhere."""
     max_requests_per_minute: Annotated[int, Field(ge=0)] = 12_000
@@ -74,6 +78,9 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(ge=2)] = 10.0
     """How long a service that was killed keeps its searches from others. The clocks of services that share a database
     must agree to a part of it."""
+    keep_windows_days: Annotated[float, Field(gt=0)] | None = None
+    """How long windows are kept, the token counts that agents report; not set: as long as the database. Decisions,
+    runs, searches and plans are kept in any case."""
     search_time_limit_s: Annotated[float, Field(gt=0)] = 600.0
     """Longest time limit that a search may ask for, and the limit of one that asks for none."""
     log_format: Literal["text", "json"] = "text"

@@ -6,7 +6,18 @@ from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import BigInteger, DateTime, Enum, ForeignKey, Index, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -24,6 +35,8 @@ from profiles.devices import MeasuredProfile
 
 V = TypeVar("V", bound=BaseModel)
 ID_LENGTH = 64
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""Of what has no end in sight: 64 bits on both databases, and SQLite counts up only what it calls an integer."""
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -140,10 +153,10 @@ class WindowRow(Table):
     __tablename__ = "windows"
     __table_args__ = (UniqueConstraint("run_number", "index"),)
 
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
     run_number: Mapped[int] = mapped_column(ForeignKey("runs.number"))
     index: Mapped[int] = mapped_column(BigInteger)
-    received_at: Mapped[datetime] = mapped_column(UtcTime)
+    received_at: Mapped[datetime] = mapped_column(UtcTime, index=True)
     window: Mapped[Window] = mapped_column(Json(Window))
 
 
@@ -153,7 +166,7 @@ class DecisionRow(Table):
     __tablename__ = "decisions"
     __table_args__ = (UniqueConstraint("run_number", "index"),)
 
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
     run_number: Mapped[int] = mapped_column(ForeignKey("runs.number"))
     index: Mapped[int] = mapped_column(BigInteger)
     decided_at: Mapped[datetime] = mapped_column(UtcTime)
@@ -190,6 +203,16 @@ class TokenRow(Table):
     expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
+class ChoreRow(Table):
+    """Work on the database itself that one service does at a time."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    holder: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    lease_until: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
 Index("searches_waiting", SearchRow.state, SearchRow.number)

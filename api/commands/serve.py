@@ -18,8 +18,6 @@ from api.settings import Settings, file_of, is_loopback, load_settings, requires
 from planner.spec.errors import InputError
 
 BACKLOG = 2048
-GRACE_S = 3
-"""Seconds that open requests get when the service ends; those that wait for a search are answered before."""
 
 
 def serve(
@@ -28,6 +26,7 @@ def serve(
     database_url: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)")
     ] = None,
+    processes: Annotated[int | None, typer.Option(help="Processes that answer requests (TRIMTAB_PROCESSES; 1)")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
     ] = None,
@@ -45,12 +44,9 @@ def serve(
     """Serve the planner over HTTP, with Swagger UI at /docs."""
     gc.disable()  # until all is loaded: none of it is garbage, and looking takes a tenth of the time
     # Here, not above: the web framework and the database take longer to load than the other commands take to run.
-    import uvicorn  # noqa: PLC0415
-
-    from api.app import create_app  # noqa: PLC0415
     from api.database import open_database, shown_url, utc_now  # noqa: PLC0415
+    from api.processes import supervise  # noqa: PLC0415
     from api.token_store import TokenStore  # noqa: PLC0415
-    from planner.search import search  # noqa: PLC0415
 
     if insecure and access not in (None, "open"):
         raise InputError.at("--insecure", f"contradicts --access {access}")
@@ -59,6 +55,7 @@ def serve(
         host=host,
         port=port,
         database_url=database_url,
+        processes=processes,
         workers=workers,
         deciders=deciders,
         access="open" if insecure else access,
@@ -73,12 +70,14 @@ def serve(
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
-        app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-        server = uvicorn.Server(
-            uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S, server_header=False)
-        )
-        spare_the_collector()
-        server.run(sockets=[listener])
+        if settings.processes > 1:
+            database.close()  # of this process; the children open it for themselves
+            spare_the_collector()
+            supervise(settings, listener)
+            return
+        from api.serving import serve_database  # noqa: PLC0415
+
+        serve_database(settings, database, listener)
 
 
 def _tell_access(settings: Settings, *, has_tokens: bool) -> None:

@@ -15,19 +15,24 @@ from api.values import Page
 T = TypeVar("T")
 
 Limit = Annotated[int, Query(ge=1, le=500, description="Items of one page")]
-After = Annotated[str | None, Query(description="Id of the last item of the page before")]
+NO_NUL = r"^[^\x00]*$"
+"""What any text must be that is looked for in the database: PostgreSQL knows no text with the character NUL."""
+After = Annotated[str | None, Query(description="Id of the last item of the page before", pattern=NO_NUL)]
 AfterIndex = Annotated[int | None, Query(ge=0, lt=2**53, description="Index of the last item of the page before")]
 BeforeIndex = Annotated[
     int | None, Query(ge=0, lt=2**53, description="Index of the last item of the page before, newest first")
 ]
-SearchId = Annotated[str, Path(description="Id of a search", max_length=64)]
-PlanId = Annotated[str, Path(description="Id of a plan, as a shortlist names it", max_length=64)]
-RunId = Annotated[str, Path(description="Id of a run", max_length=64)]
+SearchId = Annotated[str, Path(description="Id of a search", max_length=64, pattern=NO_NUL)]
+PlanId = Annotated[str, Path(description="Id of a plan, as a shortlist names it", max_length=64, pattern=NO_NUL)]
+RunId = Annotated[str, Path(description="Id of a run", max_length=64, pattern=NO_NUL)]
 FoundBy = Annotated[
-    str | None, Query(description="The search that found the plan; without it, the latest one that did", max_length=64)
+    str | None,
+    Query(
+        description="The search that found the plan; without it, the latest one that did", max_length=64, pattern=NO_NUL
+    ),
 ]
 OtherFoundBy = Annotated[
-    str | None, Query(description="The search whose conditions hold for the second plan", max_length=64)
+    str | None, Query(description="The search whose conditions hold for the second plan", max_length=64, pattern=NO_NUL)
 ]
 
 _WHAT = {
@@ -57,7 +62,7 @@ RETRY_AFTER = {"Retry-After": header("Seconds after which to try again")}
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documented problems of a route, besides those that every route may have."""
     found: dict[int | str, dict[str, Any]] = {
-        status: {"model": ProblemDocument, "description": _WHAT[status]} for status in sorted({*statuses, 500})
+        status: {"model": ProblemDocument, "description": _WHAT[status]} for status in sorted({*statuses, 500, 503})
     }
     for status in {429, 503} & set(found):
         found[status]["headers"] = RETRY_AFTER

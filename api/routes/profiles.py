@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from api.answers import StrictRoute
 from api.profile_store import Accepts, ProfileStore
-from api.routes.parameters import READS_BODY, Limit, header, page, problems
+from api.routes.parameters import NO_NUL, READS_BODY, Limit, header, page, problems
 from api.values import Page, ProfileEntry
 from profiles.devices import MeasuredProfile
 
@@ -22,7 +22,9 @@ ProfileName = Annotated[
         examples=["our-a100"],
     ),
 ]
-AfterName = Annotated[str | None, Query(max_length=64, description="Name of the last item of the page before")]
+AfterName = Annotated[
+    str | None, Query(max_length=64, pattern=NO_NUL, description="Name of the last item of the page before")
+]
 IfMatch = Annotated[
     str | None,
     Header(max_length=1000, description="ETag of the profile that is to be replaced; `*`: whichever is there"),

@@ -14,7 +14,7 @@ from api.decider import Refused
 from api.deciders import Deciders
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
 from api.pictures import SvgResponse, picture_of
-from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, body_of, header, page, problems
+from api.routes.parameters import NO_NUL, READS_BODY, After, AfterIndex, Limit, RunId, body_of, header, page, problems
 from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
@@ -25,8 +25,8 @@ from planner.spec.run import Run, RunRequest
 from planner.spec.window import Window
 from planner.view import run_picture
 
+Name = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Only runs of this name")]
 log = logging.getLogger(__name__)
-Name = Annotated[str | None, Query(max_length=200, description="Only runs of this name")]
 
 
 class RunRoutes:
@@ -138,7 +138,7 @@ class RunRoutes:
         return Response(answer.text, headers=headers, media_type="application/json")
 
     def windows(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Window]:
-        """Windows in order of their index."""
+        """Windows in order of their index, as long as the service keeps them; decisions it keeps for good."""
         items = self._store.windows(run_id, limit, after)
         return page(items, limit, f"/v1/runs/{run_id}/windows", str(items[-1].index) if items else "")
 

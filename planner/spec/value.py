@@ -34,7 +34,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 """A finite number of at least zero."""
 Ratio = Annotated[float, Field(gt=0, le=1)]
 """A share of something, above zero and at most one."""
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+"""What people and programs call something; without the character NUL, which not every store can keep."""
 
 
 class Value(BaseModel):

@@ -9,14 +9,59 @@ import invented_searches
 import pytest
 from command_line import trimtab
 from fastapi.testclient import TestClient
+from postgres_server import PostgresServer, binaries, name_of, postgres_server
 from service_in_process import running
 
 from api.database import Database, open_database
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked `both_databases` runs on each, where it uses a database."""
+    if metafunc.definition.get_closest_marker("both_databases") and "database_url" in metafunc.fixturenames:
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, one for each test process."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    with postgres_server(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: PostgresServer) -> str:
+    """The name of a database that has the tables: a copy is quicker than the migrations."""
+    url = postgres.new_database()
+    open_database(url).close()
+    return name_of(url)
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = open_database(f"sqlite:///{tmp_path}/trimtab.db")
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database on PostgreSQL."""
+    url = postgres.new_database()
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with tables and nothing in them, SQLite unless a test is marked `both_databases`."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/trimtab.db"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.new_database(request.getfixturevalue("postgres_template"))
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    opened = open_database(database_url)
     yield opened
     opened.close()
 

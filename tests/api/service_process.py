@@ -11,14 +11,16 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
-START_S = 30.0
+START_S = 60.0
 
 
 @contextmanager
-def service(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """`trimtab serve` on a free port with a database in `folder`: the process and a client of it."""
+def service(
+    folder: Path, *options: str, database_url: str | None = None
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`trimtab serve` on a free port with its database, or one in `folder`: the process and a client of it."""
     log = folder / f"service-{time.monotonic_ns()}.log"
-    url = f"sqlite:///{folder}/trimtab.db"
+    url = database_url or f"sqlite:///{folder}/trimtab.db"
     command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--database-url", url, *options]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True)
@@ -29,7 +31,7 @@ def service(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         finally:
             process.kill()
 

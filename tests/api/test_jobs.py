@@ -16,6 +16,7 @@ from api.values import SearchState
 from planner.spec.request import SearchRequest
 from profiles import resolve_cluster, resolve_model
 
+pytestmark = pytest.mark.both_databases
 REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
 LEASE_S = 10.0
 MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)

@@ -13,6 +13,7 @@ from api.values import SearchState
 from planner.spec.request import SearchRequest
 from profiles import resolve_cluster, resolve_model
 
+pytestmark = pytest.mark.both_databases
 REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
 MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)
 SHORTLIST = invented_searches.instant(MODEL, CLUSTER, REQUEST.training, REQUEST.options, lambda *_: None)
