@@ -109,6 +109,13 @@ class SearchQueue:
                 self._died(row, reason)
             return row.state
 
+    def interrupted(self, search_id: str, reason: str) -> None:
+        """The search waits again, and that is no death; without effect on one that is not held."""
+        with self._database.writing() as session:
+            row = search_row(session, search_id, to_change=True)
+            if self._holds(row):
+                _wait_again(row, f"waiting to start again: {reason}")
+
     def hand_back(self) -> int:
         """Let everything that is held wait again, for the holder ends in order; how many searches."""
         with self._database.writing() as session:

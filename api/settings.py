@@ -20,6 +20,7 @@ from pydantic_settings import (
 from planner.spec.errors import InputError
 
 MEBIBYTE = 2**20
+LOCAL = "local"
 PREFIX = "TRIMTAB_"
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names the file where no option does."""
@@ -38,8 +39,14 @@ class Settings(BaseSettings):
     """Port to listen on; 0: any free one."""
     database_url: str = "sqlite:///trimtab.db"
     """SQLAlchemy URL; the default is a file in the working directory."""
-    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Searches that run at once, each in a process of its own; the others queue."""
+    executor: Annotated[str, Field(pattern=r"^(local|dask://[^/\s]+:\d{1,5})$")] = LOCAL
+    """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
+    scheduler."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Searches that run at once, the others queue; by default one for each CPU core here, or for each thread of the
+    Dask cluster's workers."""
+    search_memory_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 2**30
+    """What each local search may use; one that needs more fails. Workers of a Dask cluster have limits of their own."""
     deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that answer the windows of runs, each at one window at a time; a run always has the same one."""
     access: Literal["auto", "tokens", "open"] = "auto"

@@ -28,6 +28,9 @@ def serve(
     database_url: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)")
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where searches run: local or dask://HOST:PORT (TRIMTAB_EXECUTOR; local)")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
     ] = None,
@@ -59,6 +62,7 @@ def serve(
         host=host,
         port=port,
         database_url=database_url,
+        executor=executor,
         workers=workers,
         deciders=deciders,
         access="open" if insecure else access,
@@ -71,7 +75,8 @@ def serve(
     ):
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
-        say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
+        at_once = settings.workers or "one per core"
+        say(f"Database: {shown_url(settings.database_url)}; searches: {settings.executor}, {at_once}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         app = create_app(settings, database, search, stopping=lambda: server.should_exit)
         server = uvicorn.Server(

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -111,6 +112,25 @@ def endless(model, cluster, training, options, report):
         step += 1
         report(min(0.9, step / 1000), f"step {step}")
         time.sleep(0.005)
+
+
+def until_stopped(folder, model, cluster, training, options, report):
+    """Goes on until it is stopped; a file in the folder is written again as long as it does."""
+    file = Path(tempfile.mkstemp(".runs", dir=folder)[1])
+    step = 0
+    while True:
+        step += 1
+        file.write_text(str(step))
+        report(min(0.9, step / 1000), f"step {step} of {os.getpid()}")
+        time.sleep(0.005)
+
+
+def until_told(marker, model, cluster, training, options, report):
+    """Goes on until a file is there, and succeeds."""
+    while not Path(marker).exists():
+        report(0.3, "waiting for the file")
+        time.sleep(0.01)
+    return instant(model, cluster, training, options, report)
 
 
 def endless_with_solver(pid_file, model, cluster, training, options, report):

@@ -9,6 +9,7 @@ from service_process import alive
 
 from api.app import new_id
 from api.database import utc_now
+from api.executors.local import LocalExecutor
 from api.jobs import Jobs
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
@@ -18,6 +19,7 @@ from profiles import resolve_cluster, resolve_model
 
 REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
 LEASE_S = 10.0
+MEMORY_BYTES = 8 * 2**30
 MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)
 
 
@@ -28,7 +30,8 @@ def store(database):
 
 def jobs_on(database, store, search, num_workers=2, time_limit_s=60.0):
     """The jobs of one service; several on one database are several services."""
-    return Jobs(store, SearchQueue(database, utc_now, new_id(), LEASE_S), search, num_workers, time_limit_s)
+    executor = LocalExecutor(search, num_workers, MEMORY_BYTES)
+    return Jobs(store, SearchQueue(database, utc_now, new_id(), LEASE_S), executor, time_limit_s)
 
 
 @pytest.fixture
@@ -190,14 +193,14 @@ def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypa
     def refused(self, job):
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(Jobs, "_start_worker", refused)
+    monkeypatch.setattr(LocalExecutor, "_start", refused)
     search = add(store)
     end(working(invented_searches.instant), search)
     assert "no more processes" in store.search(search).error.detail
 
 
 def test_a_worker_that_hangs_after_its_last_news_frees_its_place(store, working, monkeypatch):
-    monkeypatch.setattr("api.jobs.EXIT_S", 0.2)
+    monkeypatch.setattr("api.executors.local.EXIT_S", 0.2)
     first, second = add(store), add(store)
     jobs = working(invented_searches.hangs_at_exit, num_workers=1)
     end(jobs, first)
