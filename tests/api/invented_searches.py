@@ -153,6 +153,14 @@ def misses(model, cluster, training, options, report):
     raise NoPlanFitsError(NearestMiss(summary="pp1 · dp4", stage=0, missing_bytes=5 * 2**30, limit_bytes=80 * 2**30))
 
 
+def glutton(model, cluster, training, options, report):
+    """Takes memory until there is no more."""
+    eaten = []
+    while True:
+        eaten.append(bytearray(64 * 2**20))
+        report(0.1, f"ate {len(eaten)} times")
+
+
 def refuses(model, cluster, training, options, report):
     """The input is impossible."""
     raise InputError.at("training.global_batch_size", "must be at least 4")
