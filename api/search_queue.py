@@ -26,8 +26,8 @@ from planner.spec.errors import UnavailableError
 from planner.spec.shortlist import Shortlist
 
 MAX_WORKERS_DIED = 2
-MAX_LOST_SERVICES = 5
-TIMES = {MAX_WORKERS_DIED: "twice", MAX_LOST_SERVICES: "five times"}
+MAX_LOST_SERVICES = 10
+TIMES = {MAX_WORKERS_DIED: "twice", MAX_LOST_SERVICES: "ten times"}
 LOST = "the service that ran it was killed, or lost the database"
 
 

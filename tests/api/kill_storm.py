@@ -25,7 +25,7 @@ PAUSE_S = 0.02
 PATIENCE_S = 300.0
 WORKERS = 2
 LEASE_S = 2.0
-ALIVE_S = (0.2, 2.0)
+ALIVE_S = (0.5, 8.0)
 """What a service gets before it is killed."""
 BETWEEN_S = (0.1, 0.5)
 """From the end of a worker to that of its service."""

@@ -104,7 +104,7 @@ def test_who_held_a_search_before_says_nothing_about_it(store, ours, theirs, clo
     assert theirs.held() == {search}
 
 
-def test_the_fifth_service_that_dies_takes_the_search_along(store, ours, theirs, clock):
+def test_the_tenth_service_that_dies_takes_the_search_along(store, ours, theirs, clock):
     search = add(store)
     for number in range(MAX_LOST_SERVICES):
         queue = (ours, theirs)[number % 2]
@@ -114,7 +114,7 @@ def test_the_fifth_service_that_dies_takes_the_search_along(store, ours, theirs,
     assert ours.take_next() is None
     found = store.search(search)
     assert found.state is SearchState.FAILED
-    assert "killed" in found.error.detail and "five times" in found.error.detail
+    assert "killed" in found.error.detail and "ten times" in found.error.detail
 
 
 def test_services_and_workers_that_died_are_counted_apart(store, ours, clock):
