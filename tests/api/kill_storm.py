@@ -20,12 +20,12 @@ from service_process import descendants, service
 
 RETRY_S = 0.1
 LOOK_S = 0.5
-PAUSE_S = 0.02
+PAUSE_S = 0.1
 """Of a run between two windows: training is slower than that."""
 PATIENCE_S = 300.0
 WORKERS = 2
 LEASE_S = 2.0
-ALIVE_S = (0.5, 8.0)
+ALIVE_S = (0.3, 6.0)
 """What a service gets before it is killed."""
 BETWEEN_S = (0.1, 0.5)
 """From the end of a worker to that of its service."""
@@ -76,6 +76,7 @@ class Clients:
         self.ends: dict[str, dict[str, Any]] = {}
         self.windows: dict[tuple[str, int], dict[str, Any]] = {}
         """(run, index) → decision."""
+        self.runs: list[str] = []
         self.sent: dict[tuple[str, int], dict[str, Any]] = {}
         self.asked_again = 0
         self.errors: list[BaseException] = []
@@ -125,6 +126,7 @@ class Clients:
             assert self._until_ended(client, search["id"])["state"] == "succeeded"
             begin = {"name": f"run-{number}", "search_id": search["id"]}
             run = self._until_answered(client, "POST", "/v1/runs", begin)
+            self.runs.append(run["id"])
             path, rng = f"/v1/runs/{run['id']}/windows", random.Random(number)
             for index in range(self._storm.windows // self._storm.runs):
                 tokens = [[rng.randint(1, 9000) for _ in range(4)] for _ in range(2)]
@@ -132,6 +134,13 @@ class Clients:
                 self.sent[run["id"], index] = window
                 self.windows[run["id"], index] = self._until_answered(client, "POST", path, window)
                 time.sleep(PAUSE_S)
+
+    def until_all_report(self, end: float) -> None:
+        """Return when every run has begun; raises AssertionError when it is later than `end`."""
+        while len(self.runs) < self._storm.runs:
+            assert not self.errors, self.errors
+            assert time.monotonic() < end, self.told()
+            time.sleep(LOOK_S)
 
     def told(self) -> str:
         """How far they are."""
@@ -174,6 +183,7 @@ def rage(
     for number in range(1, storm.kills + 1):
         with _serving(folder, port) as process:
             threads = threads or clients.begin()
+            clients.until_all_report(began + patience_s)
             time.sleep(rng.uniform(*ALIVE_S))
             if worker_kills < storm.worker_kills:
                 worker_kills += _kill_a_worker(process.pid, rng)
