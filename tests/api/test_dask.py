@@ -76,6 +76,19 @@ def test_searches_wait_for_a_scheduler_that_is_away_and_go_on_after_it_was_lost(
         assert store.search(search).state is SearchState.SUCCEEDED
 
 
+def test_a_service_whose_scheduler_is_away_starts_takes_searches_and_is_not_ready(serve):
+    port = free_port()
+    client = serve(invented_searches.instant, executor=f"dask://127.0.0.1:{port}")
+    answer = client.post("/v1/searches", json=invented_searches.TINY_REQUEST)
+    assert answer.status_code == 202
+    ready = client.get("/readyz")
+    assert ready.status_code == 503 and f"dask://127.0.0.1:{port}" in ready.json()["detail"]
+    assert client.get(answer.headers["location"]).json()["state"] == "queued"
+    with scheduler(port), worker(port):
+        until(lambda: client.get(answer.headers["location"]).json()["state"] == "succeeded")
+        assert client.get("/readyz").status_code == 200
+
+
 def test_a_search_whose_dask_worker_is_killed_waits_once_and_fails_the_second_time(store, jobs_at):
     port = free_port()
     with scheduler(port):

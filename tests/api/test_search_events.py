@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import aclosing
 
+import httpx
 import pytest
 from invented_searches import LONG_REQUEST, TINY_REQUEST
 from service_process import service
@@ -68,6 +69,15 @@ def test_whoever_listens_hears_that_another_cancels(client):
         client.delete(search["links"]["self"])
         *_, (event, data) = events
     assert (event, data["state"]) == ("end", "cancelled")
+
+
+def test_a_client_that_waits_and_goes_away_leaves_its_search_running(client):
+    headers = {"Idempotency-Key": "impatient"}
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/searches", json=LONG_REQUEST, headers={**headers, "Prefer": "wait=50"}, timeout=2.0)
+    search = client.post("/v1/searches", json=LONG_REQUEST, headers=headers).json()
+    assert search["state"] in ("queued", "running")
+    assert client.delete(search["links"]["self"]).json()["state"] == "cancelled"
 
 
 def test_an_unknown_search_has_no_events(client):
