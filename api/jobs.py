@@ -16,7 +16,7 @@ from math import inf
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.executors.port import Died, Executor, Failed, Interrupted, Outcome, Succeeded
+from api.executors.port import STARTING, Died, Executor, Failed, Interrupted, Outcome, Succeeded
 from api.problems import problem_of
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
@@ -46,7 +46,7 @@ class Running:
         self.deadline = inf
         """Counts from the first news: where searches queue for a worker, that time is not theirs."""
         self._bell = bell
-        self._said = self._told = (0.0, "starting")
+        self._said = self._told = (0.0, STARTING)
 
     def hear(self, progress: float, message: str) -> None:
         """The executor's news; from any thread."""

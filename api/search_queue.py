@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.database import Database
+from api.executors.port import STARTING
 from api.problems import ProblemDocument, problem_of
 from api.search_store import finish, job_of, search_row, succeed
 from api.tables import SearchRow
@@ -54,18 +55,18 @@ class SearchQueue:
             row = session.scalar(waiting)
             if row is None:
                 return None
-            row.state, row.started_at, row.message = SearchState.RUNNING, now, "starting"
+            row.state, row.started_at, row.message = SearchState.RUNNING, now, STARTING
             row.holder, row.lease_until = self._holder, self._lease_end()
             return job_of(row)
 
     def take_back(self) -> None:
-        """Let what dead services held wait again; what was taken back too often has failed."""
+        """Let what dead services held wait again; what had begun and was taken back too often has failed."""
         interrupted = _interrupted(self._now())
         if not self._any(interrupted):  # nearly always, and reading locks nobody out
             return
         with self._database.writing() as session:
             for row in session.scalars(select(SearchRow).where(interrupted).with_for_update(skip_locked=True)).all():
-                row.lost_services += 1
+                row.lost_services += row.message != STARTING
                 self._try_again(row, row.lost_services, MAX_LOST_SERVICES, LOST)
 
     def renew(self) -> None:

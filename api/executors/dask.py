@@ -36,6 +36,7 @@ ALL = "all"
 class Sent:
     """One search on the cluster."""
 
+    client: Client
     task: Task[Any]
     report: Report
     outcome: Future[Outcome]
@@ -72,22 +73,19 @@ class DaskExecutor:
         """Send a search; cancelling lets go of it, which the worker notices when the search reports next."""
         outcome: Future[Outcome] = Future()
         key = f"trimtab-{job.id}-{secrets.token_hex(4)}"
+        order = (run_search, key, self._topic, VERSION, self._search, job.model_dump_json())
         try:
-            task = self._connected().submit(
-                run_search,
-                key,
-                self._topic,
-                VERSION,
-                self._search,
-                job.model_dump_json(),
-                key=key,
-                pure=False,
-            )
-        except Exception as error:  # the connection may end at any moment, in many ways
-            settle(outcome, Interrupted(f"it could not be sent to the Dask cluster: {error}"))
+            client = self._connected()
+            task = client.submit(*order, key=key, pure=False)
+        except UnavailableError as away:
+            settle(outcome, Interrupted(str(away)))
+            return outcome
+        except Exception as error:  # Dask has many; what fails each time must not be tried for ever
+            log.exception("a search could not be sent to the Dask cluster")
+            settle(outcome, Died(f"it could not be sent to the Dask cluster: {type(error).__name__}"))
             return outcome
         with self._lock:
-            self._sent[key] = Sent(task, report, outcome)
+            self._sent[key] = Sent(client, task, report, outcome)
         outcome.add_done_callback(lambda _: self._let_go(key))
         task.add_done_callback(partial(self._task_ended, outcome))
         return outcome
@@ -111,36 +109,39 @@ class DaskExecutor:
         while not self._closed.is_set():
             try:
                 self._num_threads = self._connected().scheduler_info(n_workers=0)["total_threads"]
+                told = False
             except UnavailableError as away:
-                self._interrupt_all()
-                self._disconnect()
-                if self._connect():
-                    told = False
-                    continue
                 if not told:
-                    told = True
                     log.error("%s", away)
+                told = True
+                self._disconnect()
+                self._connect()
+            except Exception:  # the connection may end at any moment, in many ways
+                log.exception("the connection to the Dask scheduler stumbled")
+            self._interrupt_lost()
             self._closed.wait(LOOK_S)
 
-    def _connect(self) -> bool:
+    def _connect(self) -> None:
         try:
             client = Client(self._address.replace("dask://", "tcp://"), timeout=CONNECT_S, set_as_default=False)
-        except OSError:
-            return False
+        except (OSError, ImportError, TimeoutError) as error:
+            log.debug("no connection to the Dask scheduler: %s", error)
+            return
         client.subscribe_topic(self._topic, self._hear)
         client.subscribe_topic(ALL, self._hear_of_workers)
         self._client = client
         log.info("connected to the Dask scheduler at %s", self._address)
-        return True
 
     def _disconnect(self) -> None:
         if self._client is not None:
             self._client.close(timeout=CONNECT_S)
             self._client = None
 
-    def _interrupt_all(self) -> None:
+    def _interrupt_lost(self) -> None:
+        """What was sent over a connection that is no more will never be heard of."""
         for sent in self._all_sent():
-            settle(sent.outcome, Interrupted("the Dask scheduler was lost"))
+            if sent.client is not self._client:
+                settle(sent.outcome, Interrupted("the Dask scheduler was lost"))
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """News of a search."""

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 
 from api import decider
-from api.executors.port import Died, Outcome, Report, SearchFunction, settle
+from api.executors.port import STARTING, Died, Outcome, Report, SearchFunction, settle
 from api.executors.process import News, Progress, work
 from api.values import SearchJob
 
@@ -54,7 +54,7 @@ class LocalExecutor:
             settle(outcome, Died(f"no worker could be started: {error}"))
             return outcome
         outcome.add_done_callback(partial(_kill_if_cancelled, process))
-        report(0.0, "starting")
+        report(0.0, STARTING)
         thread = threading.Thread(target=self._watch, args=(process, news, outcome, report), daemon=True)
         with self._lock:
             self._watched[outcome] = thread

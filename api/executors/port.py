@@ -15,6 +15,8 @@ from planner.spec.request import Options
 from planner.spec.shortlist import Shortlist
 from planner.spec.training import Training
 
+STARTING = "starting"
+"""The first message of a search that was sent, until it says something itself."""
 Report = Callable[[float, str], None]
 """Told the progress from 0 to 1 and what goes on; from any thread, and quick."""
 

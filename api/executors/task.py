@@ -12,7 +12,7 @@ from importlib.metadata import version
 from distributed import Status, Worker, get_worker
 
 from api.executors.attempt import attempt, throttled
-from api.executors.port import Failed, Report, SearchFunction, Succeeded
+from api.executors.port import STARTING, Failed, Report, SearchFunction, Succeeded
 from api.problems import problem_of
 from api.values import SearchJob
 from planner.spec.errors import CancelledError, UnavailableError
@@ -37,7 +37,7 @@ def run_search(key: str, topic: str, wanted_version: str, search: SearchFunction
     def tell(progress: float, message: str) -> None:
         worker.log_event(topic, {"key": key, "worker": worker.address, "progress": progress, "message": message})
 
-    tell(0.0, "starting")
+    tell(0.0, STARTING)
     return attempt(search, SearchJob.model_validate_json(job), _while_wanted(worker, key, throttled(tell)))
 
 

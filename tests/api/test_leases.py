@@ -109,6 +109,7 @@ def test_the_tenth_service_that_dies_takes_the_search_along(store, ours, theirs,
     for number in range(MAX_LOST_SERVICES):
         queue = (ours, theirs)[number % 2]
         assert queue.take_next().id == search
+        queue.report(search, 0.1, "exploring")
         clock.move(LEASE_S + 1)
         ours.take_back()
     assert ours.take_next() is None
@@ -117,10 +118,20 @@ def test_the_tenth_service_that_dies_takes_the_search_along(store, ours, theirs,
     assert "killed" in found.error.detail and "ten times" in found.error.detail
 
 
+def test_a_search_that_had_not_begun_has_not_to_do_with_the_end_of_its_service(store, ours, clock):
+    search = add(store)
+    for _ in range(2 * MAX_LOST_SERVICES):
+        assert ours.take_next().id == search
+        clock.move(LEASE_S + 1)
+        ours.take_back()
+    assert store.search(search).state is SearchState.QUEUED
+
+
 def test_services_and_workers_that_died_are_counted_apart(store, ours, clock):
     search = add(store)
     for _ in range(MAX_LOST_SERVICES - 1):
         assert ours.take_next().id == search
+        ours.report(search, 0.1, "exploring")
         clock.move(LEASE_S + 1)
         ours.take_back()
     ours.take_next()
