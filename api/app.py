@@ -19,6 +19,8 @@ from api.body_limit import BodyLimit
 from api.database import Database, utc_now
 from api.deciders import Deciders
 from api.documentation import DESCRIPTION, TAGS, documentation_router
+from api.executors.choice import executor_of
+from api.executors.port import SearchFunction
 from api.jobs import Jobs
 from api.json_limits import JsonLimits
 from api.logs import ID_HEADER, is_accepted_id
@@ -47,7 +49,6 @@ from api.web.pages import Problems, assets, page_router
 from api.web.plan_pages import PlanPages
 from api.web.run_pages import RunPages
 from api.web.search_pages import SearchPages
-from api.worker import SearchFunction
 
 
 def new_id() -> str:
@@ -58,7 +59,7 @@ def new_id() -> str:
 def create_app(
     settings: Settings, database: Database, search: SearchFunction, stopping: Callable[[], bool] = lambda: False
 ) -> FastAPI:
-    """The service on an open database. `search` runs in worker processes while the application lives.
+    """The service on an open database. `search` runs on the executor while the application lives.
 
     Clients that wait for a search are answered early when `stopping` turns true.
     """
@@ -68,7 +69,8 @@ def create_app(
     runs = RunStore(database, utc_now)
     profiles = ProfileStore(database, utc_now, settings.max_profiles)
     queue = SearchQueue(database, utc_now, new_id(), settings.lease_s)
-    jobs = Jobs(searches, queue, search, settings.workers, settings.search_time_limit_s, metrics.search_ended)
+    executor = executor_of(settings, search)
+    jobs = Jobs(searches, queue, executor, settings.search_time_limit_s, metrics.search_ended)
 
     deciders = Deciders(database.url, settings.deciders)
     metrics.watch_deciders(deciders)

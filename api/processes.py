@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
 from api.metrics_folder import SHARED_FOLDER
-from api.settings import Settings
+from api.settings import LOCAL, Settings, local_places
 
 SERVING = "api.serving"
 """What children run. The parent never loads it: it needs no web framework, and the Prometheus client must find the
@@ -35,8 +35,10 @@ END_S = 15.0
 
 def share_of(settings: Settings, place: int) -> Settings:
     """The settings of one child: all serve the same, and they divide what works in processes of its own."""
+    local = settings.executor == LOCAL
     shares = {
-        "workers": _share(settings.workers, settings.processes, place),  # may be none
+        # May be none. Without a number, each sends to a Dask cluster as many as that takes; the rest waits there.
+        "workers": _share(local_places(settings), settings.processes, place) if local or settings.workers else None,
         "deciders": max(1, _share(settings.deciders, settings.processes, place)),
     }
     return Settings.model_construct(**{**settings.model_dump(), **shares})

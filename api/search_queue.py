@@ -1,10 +1,11 @@
 """Searches that wait and run, as one service process sees them: it takes, holds and ends them.
 
 Any number of services may share a database. A search that runs is leased to the process that took it, its **holder**,
-which renews the lease while it works; what a process says of a search that it no longer holds is without effect. When a
-lease is over, its holder is taken for dead, and the search for interrupted: it waits again, the second time it has
-failed. So no search runs twice at once, but for a holder that is cut off from the database until it looks again, and
-none is lost. A question that is being searched is not searched a second time: who asks it too waits for the answer.
+which renews the lease while it works; what a process says of a search that it no longer holds is without effect. When
+a lease is over, its holder is taken for dead, and the search waits again, but not for ever: what kills a service is
+seldom one of its searches. A worker that dies is more telling: the second time the search has failed. So no search runs
+twice at once, but for a holder that is cut off from the database until it looks again, and none is lost. A question
+that is being searched is not searched a second time: who asks it too waits for the answer.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from api.database import Database
+from api.executors.port import STARTING
 from api.problems import ProblemDocument, problem_of
 from api.search_store import finish, job_of, search_row, succeed
 from api.tables import SearchRow
 from api.values import SearchJob, SearchState
 from planner.spec.errors import UnavailableError
 from planner.spec.shortlist import Shortlist
+
+MAX_WORKERS_DIED = 2
+MAX_LOST_SERVICES = 10
+TIMES = {MAX_WORKERS_DIED: "twice", MAX_LOST_SERVICES: "ten times"}
+LOST = "the service that ran it was killed, or lost the database"
 
 
 class SearchQueue:
@@ -48,18 +55,19 @@ class SearchQueue:
             row = session.scalar(waiting)
             if row is None:
                 return None
-            row.state, row.started_at, row.message = SearchState.RUNNING, now, "starting"
+            row.state, row.started_at, row.message = SearchState.RUNNING, now, STARTING
             row.holder, row.lease_until = self._holder, self._lease_end()
             return job_of(row)
 
     def take_back(self) -> None:
-        """Let what dead services held wait again; what was taken back before has failed."""
+        """Let what dead services held wait again; what had begun and was taken back too often has failed."""
         interrupted = _interrupted(self._now())
         if not self._any(interrupted):  # nearly always, and reading locks nobody out
             return
         with self._database.writing() as session:
             for row in session.scalars(select(SearchRow).where(interrupted).with_for_update(skip_locked=True)).all():
-                self._died(row, "the service that ran it was killed, or lost the database")
+                row.lost_services += row.message != STARTING
+                self._try_again(row, row.lost_services, MAX_LOST_SERVICES, LOST)
 
     def renew(self) -> None:
         """Hold on to everything for another lease."""
@@ -106,8 +114,16 @@ class SearchQueue:
         with self._database.writing() as session:
             row = search_row(session, search_id, to_change=True)
             if self._holds(row):
-                self._died(row, reason)
+                row.deaths += 1
+                self._try_again(row, row.deaths, MAX_WORKERS_DIED, reason)
             return row.state
+
+    def interrupted(self, search_id: str, reason: str) -> None:
+        """The search waits again, and that is no death; without effect on one that is not held."""
+        with self._database.writing() as session:
+            row = search_row(session, search_id, to_change=True)
+            if self._holds(row):
+                _wait_again(row, f"waiting to start again: {reason}")
 
     def hand_back(self) -> int:
         """Let everything that is held wait again, for the holder ends in order; how many searches."""
@@ -130,12 +146,12 @@ class SearchQueue:
         with self._database.reading() as session:
             return session.scalar(select(SearchRow.number).where(condition).limit(1)) is not None
 
-    def _died(self, row: SearchRow, reason: str) -> None:
-        row.deaths += 1
-        if row.deaths == 1:
+    def _try_again(self, row: SearchRow, number: int, most: int, reason: str) -> None:
+        if number < most:
             _wait_again(row, f"waiting to start again: {reason}")
         else:
-            self._fail(row, problem_of(UnavailableError(f"{reason}, twice; perhaps the machine has too little memory")))
+            blame = "perhaps the machine has too little memory"
+            self._fail(row, problem_of(UnavailableError(f"{reason}, {TIMES[most]}; {blame}")))
 
     def _fail(self, row: SearchRow, problem: ProblemDocument) -> None:
         row.error = problem

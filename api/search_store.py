@@ -23,6 +23,8 @@ from planner.spec.training import Training
 from planner.spec.value import content_id
 
 VERSION = version("trimtab")
+Mark = tuple[SearchState, float, str]
+"""State, progress and message: what changes of a search, its times and its end included."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ class SearchStore:
         """One search; raises NotFoundError."""
         with self._database.reading() as session:
             return _search(search_row(session, search_id))
+
+    def searches(self, search_ids: Collection[str]) -> tuple[Search, ...]:
+        """Those of the searches that there are."""
+        with self._database.reading() as session:
+            rows = session.scalars(select(SearchRow).where(SearchRow.id.in_(search_ids)))
+            return tuple(_search(row) for row in rows)
+
+    def marks(self, search_ids: Collection[str]) -> dict[str, Mark]:
+        """By id, whether something has changed: quick to read."""
+        query = select(SearchRow.id, SearchRow.state, SearchRow.progress, SearchRow.message)
+        with self._database.reading() as session:
+            found = session.execute(query.where(SearchRow.id.in_(search_ids)))
+            return {row.id: (row.state, row.progress, row.message) for row in found}
 
     def page(self, limit: int, after: str | None = None) -> tuple[Search, ...]:
         """At most `limit` searches, newest first, from the one after `after` on; raises InputError for `after`."""

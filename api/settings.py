@@ -20,6 +20,7 @@ from pydantic_settings import (
 from planner.spec.errors import InputError
 
 MEBIBYTE = 2**20
+LOCAL = "local"
 PREFIX = "TRIMTAB_"
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names the file where no option does."""
@@ -40,9 +41,14 @@ class Settings(BaseSettings):
     """SQLAlchemy URL; the default is a file in the working directory."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Processes that answer requests, behind one address; more than one are for PostgreSQL."""
-    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Searches that run at once, each in a process of its own; the others queue. Where several processes answer
-    requests, they divide these among them."""
+    executor: Annotated[str, Field(pattern=r"^(local|dask://[^/\s]+:\d{1,5})$")] = LOCAL
+    """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
+    scheduler."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Searches that run at once, the others queue; by default one for each CPU core here, or for each thread of the
+    Dask cluster's workers. Where several processes answer requests, they divide these among them."""
+    search_memory_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 2**30
+    """What each local search may use; one that needs more fails. Workers of a Dask cluster have limits of their own."""
     deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that answer the windows of runs, each at one window at a time; a run always has the same one. Divided
     as `workers` are, but one each at least."""
@@ -85,6 +91,11 @@ class Settings(BaseSettings):
     """Longest time limit that a search may ask for, and the limit of one that asks for none."""
     log_format: Literal["text", "json"] = "text"
     """Lines for people, or one JSON object a line for machines."""
+
+
+def local_places(settings: Settings) -> int:
+    """Searches that run at once on this machine."""
+    return (os.cpu_count() or 1) if settings.workers is None else settings.workers
 
 
 def requires_tokens(settings: Settings) -> bool:

@@ -95,7 +95,9 @@ class SearchRow(Table):
     progress: Mapped[float] = mapped_column(default=0.0)
     message: Mapped[str] = mapped_column(Text, default="")
     deaths: Mapped[int] = mapped_column(default=0)
-    """Workers, or whole services, that died over this search."""
+    """Workers that died over this search."""
+    lost_services: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Services that were killed while they ran it, and it had begun."""
     holder: Mapped[str | None] = mapped_column(String(ID_LENGTH))
     """The service process that runs it; None unless it runs."""
     lease_until: Mapped[datetime | None] = mapped_column(UtcTime)

@@ -27,6 +27,9 @@ def serve(
         str | None, typer.Option(help="SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)")
     ] = None,
     processes: Annotated[int | None, typer.Option(help="Processes that answer requests (TRIMTAB_PROCESSES; 1)")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where searches run: local or dask://HOST:PORT (TRIMTAB_EXECUTOR; local)")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
     ] = None,
@@ -56,6 +59,7 @@ def serve(
         port=port,
         database_url=database_url,
         processes=processes,
+        executor=executor,
         workers=workers,
         deciders=deciders,
         access="open" if insecure else access,
@@ -68,7 +72,8 @@ def serve(
     ):
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
-        say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
+        at_once = settings.workers or "one per core"
+        say(f"Database: {shown_url(settings.database_url)}; searches: {settings.executor}, {at_once}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         if settings.processes > 1:
             database.close()  # of this process; the children open it for themselves

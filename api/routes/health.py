@@ -56,13 +56,12 @@ class HealthRoutes:
             raise _no_answer(error) from error
 
     def ready(self) -> Health:
-        """The database answers, searches are being started, and windows decided."""
+        """The database answers, searches are being started and have where to run, and windows decided."""
         try:
             self._database.check()
         except SQLAlchemyError as error:
             raise _no_answer(error) from error
-        if not self._jobs.alive:
-            raise UnavailableError("no searches are started: the dispatcher has ended")
+        self._jobs.check()
         if not self._deciders.alive:
             raise UnavailableError("no windows are decided: nothing looks after the deciders")
         return Health(status="ready", version=self._version)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Response
@@ -20,6 +21,7 @@ from api.pictures import SvgResponse, picture_of
 from api.problems import ProblemDocument
 from api.profile_store import ProfileStore
 from api.routes.parameters import READS_BODY, After, Limit, SearchId, header, page, problems
+from api.search_news import SearchNews
 from api.search_store import SearchStore
 from api.settings import Settings
 from api.size_limits import SizeLimits
@@ -46,7 +48,9 @@ IdempotencyKey = Annotated[
 LOOK_S = 0.5
 """How often a waiting client's request looks whether the service stops."""
 NEWS_S = 0.25
-"""How often a stream of events looks for news: about as often as a worker reports."""
+"""How often the streams of events look for news, all together: about as often as a worker reports."""
+RETRY_MS = 1000
+"""After which a listener whose stream broke off comes back."""
 SILENCE_S = 15.0
 """After which a stream shows that it lives: proxies close what is silent for half a minute or longer."""
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -77,6 +81,7 @@ class SearchRoutes:
         self._settings = settings
         self._sizes = sizes
         self._stopping = stopping
+        self._listened = SearchNews(store, NEWS_S)
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -237,24 +242,31 @@ class SearchRoutes:
         while not ended.done() and not self._stopping() and (left := end - time.monotonic()) > 0:
             await asyncio.wait([ended], timeout=min(left, LOOK_S))
 
-    async def _news(self, search: Search) -> AsyncIterator[bytes]:
+    async def _news(self, search: Search) -> AsyncGenerator[bytes, None]:
         """What is told of a search, as it changes; a comment where nothing changes for long, for proxies' sake."""
         told, told_at = search, time.monotonic()
         yield _event(search)
-        while not told.state.is_final and not self._stopping():
-            await asyncio.sleep(NEWS_S)
-            search = await run_in_threadpool(self._store.search, search.id)
-            if search != told:
-                told, told_at = search, time.monotonic()
-                yield _event(search)
-            elif time.monotonic() - told_at > SILENCE_S:
-                told_at = time.monotonic()
-                yield KEEPALIVE_COMMENT
+        if told.state.is_final:
+            return
+        async with aclosing(self._listened.of(search)) as news:
+            async for latest in news:
+                if self._stopping():
+                    return
+                if latest != told:
+                    told, told_at = latest, time.monotonic()
+                    yield _event(latest)
+                elif time.monotonic() - told_at > SILENCE_S:
+                    told_at = time.monotonic()
+                    yield KEEPALIVE_COMMENT
+                if told.state.is_final:
+                    return
 
 
 def _event(search: Search) -> bytes:
     return format_sse_event(
-        data_str=search.model_dump_json(exclude={"request"}), event="end" if search.state.is_final else "progress"
+        data_str=search.model_dump_json(exclude={"request"}),
+        event="end" if search.state.is_final else "progress",
+        retry=RETRY_MS,
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -113,6 +114,25 @@ def endless(model, cluster, training, options, report):
         time.sleep(0.005)
 
 
+def until_stopped(folder, model, cluster, training, options, report):
+    """Goes on until it is stopped; a file in the folder is written again as long as it does."""
+    file = Path(tempfile.mkstemp(".runs", dir=folder)[1])
+    step = 0
+    while True:
+        step += 1
+        file.write_text(str(step))
+        report(min(0.9, step / 1000), f"step {step} of {os.getpid()}")
+        time.sleep(0.005)
+
+
+def until_told(marker, model, cluster, training, options, report):
+    """Goes on until a file is there, and succeeds."""
+    while not Path(marker).exists():
+        report(0.3, "waiting for the file")
+        time.sleep(0.01)
+    return instant(model, cluster, training, options, report)
+
+
 def endless_with_solver(pid_file, model, cluster, training, options, report):
     """Starts a solver of its own, as CBC is one, and goes on until it is stopped."""
     solver = subprocess.Popen(["sleep", "600"])
@@ -131,6 +151,14 @@ def deaf(pid_file, model, cluster, training, options, report):
 def misses(model, cluster, training, options, report):
     """Nothing fits."""
     raise NoPlanFitsError(NearestMiss(summary="pp1 · dp4", stage=0, missing_bytes=5 * 2**30, limit_bytes=80 * 2**30))
+
+
+def glutton(model, cluster, training, options, report):
+    """Takes memory until there is no more."""
+    eaten = []
+    while True:
+        eaten.append(bytearray(64 * 2**20))
+        report(0.1, f"ate {len(eaten)} times")
 
 
 def refuses(model, cluster, training, options, report):

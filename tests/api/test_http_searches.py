@@ -244,3 +244,13 @@ def test_a_longer_time_than_the_service_grants_is_refused(serve):
     assert answer.status_code == 422
     assert [item["field"] for item in answer.json()["errors"]] == ["options.time_limit_s"]
     assert client.post("/v1/searches", json=TINY_REQUEST | {"options": {"time_limit_s": 60}}).status_code == 202
+
+
+def test_cancelling_a_search_leaves_who_asked_the_same_alone(serve):
+    client = serve(endless, workers=1)
+    first = client.post("/v1/searches", json=TINY_REQUEST).headers["location"]
+    second = client.post("/v1/searches", json=TINY_REQUEST).headers["location"]
+    until(client, first, "running")
+    assert client.get(second).json()["state"] == "queued"
+    client.delete(first)
+    until(client, second, "running")

@@ -1,5 +1,7 @@
 """Jobs: real worker processes, one for each running search, that die, hang, break and are restarted."""
 
+import sys
+import threading
 import time
 from functools import partial
 
@@ -9,6 +11,7 @@ from service_process import alive
 
 from api.app import new_id
 from api.database import utc_now
+from api.executors.local import LocalExecutor
 from api.jobs import Jobs
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
@@ -19,6 +22,7 @@ from profiles import resolve_cluster, resolve_model
 pytestmark = pytest.mark.both_databases
 REQUEST = SearchRequest.model_validate(invented_searches.TINY_REQUEST)
 LEASE_S = 10.0
+MEMORY_BYTES = 8 * 2**30
 MODEL, CLUSTER = resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster)
 
 
@@ -27,9 +31,10 @@ def store(database):
     return SearchStore(database, utc_now, new_id)
 
 
-def jobs_on(database, store, search, num_workers=2, time_limit_s=60.0):
+def jobs_on(database, store, search, num_workers=2, time_limit_s=60.0, memory_bytes=MEMORY_BYTES):
     """The jobs of one service; several on one database are several services."""
-    return Jobs(store, SearchQueue(database, utc_now, new_id(), LEASE_S), search, num_workers, time_limit_s)
+    executor = LocalExecutor(search, num_workers, memory_bytes)
+    return Jobs(store, SearchQueue(database, utc_now, new_id(), LEASE_S), executor, time_limit_s)
 
 
 @pytest.fixture
@@ -191,19 +196,55 @@ def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypa
     def refused(self, job):
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(Jobs, "_start_worker", refused)
+    monkeypatch.setattr(LocalExecutor, "_start", refused)
     search = add(store)
     end(working(invented_searches.instant), search)
     assert "no more processes" in store.search(search).error.detail
 
 
 def test_a_worker_that_hangs_after_its_last_news_frees_its_place(store, working, monkeypatch):
-    monkeypatch.setattr("api.jobs.EXIT_S", 0.2)
+    monkeypatch.setattr("api.executors.local.EXIT_S", 0.2)
     first, second = add(store), add(store)
     jobs = working(invented_searches.hangs_at_exit, num_workers=1)
     end(jobs, first)
     end(jobs, second)
     assert store.search(second).state is SearchState.SUCCEEDED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of private memory is Linux's")
+def test_a_search_that_eats_memory_fails_and_says_so_and_the_service_goes_on(store, working):
+    search = add(store)
+    jobs = working(invented_searches.glutton, num_workers=1, memory_bytes=512 * 2**20)
+    end(jobs, search)
+    found = store.search(search)
+    assert found.state is SearchState.FAILED and found.error.status == 503
+    assert "more memory" in found.error.detail and "search_memory_bytes" in found.error.detail
+    again = add(store)
+    jobs.wake()
+    end(jobs, again)
+    assert store.search(again).state is SearchState.FAILED, "the service goes on"
+
+
+def test_a_service_that_slept_longer_than_its_lease_stops_its_search_and_another_one_ends_it(
+    store, working, database, tmp_path, monkeypatch
+):
+    awake = threading.Event()
+    queue = SearchQueue(database, utc_now, new_id(), 2.0)
+    renew = queue.renew
+    monkeypatch.setattr(queue, "renew", lambda: awake.wait(60) and renew())  # as in a process that got SIGSTOP
+    search = add(store)
+    sleeper = Jobs(store, queue, LocalExecutor(invented_searches.endless, 1, MEMORY_BYTES), 60.0)
+    sleeper.start()
+    try:
+        wait_for(store, search, SearchState.RUNNING)
+        end(working(invented_searches.instant), search)
+        before = store.search(search)
+        awake.set()
+        until(lambda: not sleeper._running)
+        assert store.search(search) == before and before.state is SearchState.SUCCEEDED
+    finally:
+        awake.set()
+        sleeper.close()
 
 
 def test_waiting_for_a_search_that_has_ended_is_over_at_once(store, working):

@@ -7,7 +7,7 @@ import pytest
 
 from api.app import new_id
 from api.problems import status_problem
-from api.search_queue import SearchQueue
+from api.search_queue import MAX_LOST_SERVICES, SearchQueue
 from api.search_store import SearchStore
 from api.values import SearchState
 from planner.spec.request import SearchRequest
@@ -105,16 +105,65 @@ def test_who_held_a_search_before_says_nothing_about_it(store, ours, theirs, clo
     assert theirs.held() == {search}
 
 
-def test_the_second_holder_that_dies_takes_the_search_along(store, ours, theirs, clock):
+def test_the_tenth_service_that_dies_takes_the_search_along(store, ours, theirs, clock):
     search = add(store)
-    for queue in (ours, theirs):
+    for number in range(MAX_LOST_SERVICES):
+        queue = (ours, theirs)[number % 2]
         assert queue.take_next().id == search
+        queue.report(search, 0.1, "exploring")
         clock.move(LEASE_S + 1)
         ours.take_back()
     assert ours.take_next() is None
     found = store.search(search)
     assert found.state is SearchState.FAILED
-    assert "killed" in found.error.detail and "twice" in found.error.detail
+    assert "killed" in found.error.detail and "ten times" in found.error.detail
+
+
+def test_a_search_that_had_not_begun_has_not_to_do_with_the_end_of_its_service(store, ours, clock):
+    search = add(store)
+    for _ in range(2 * MAX_LOST_SERVICES):
+        assert ours.take_next().id == search
+        clock.move(LEASE_S + 1)
+        ours.take_back()
+    assert store.search(search).state is SearchState.QUEUED
+
+
+def test_services_and_workers_that_died_are_counted_apart(store, ours, clock):
+    search = add(store)
+    for _ in range(MAX_LOST_SERVICES - 1):
+        assert ours.take_next().id == search
+        ours.report(search, 0.1, "exploring")
+        clock.move(LEASE_S + 1)
+        ours.take_back()
+    ours.take_next()
+    assert ours.worker_died(search, "killed") is SearchState.QUEUED
+    ours.take_next()
+    assert ours.worker_died(search, "killed") is SearchState.FAILED
+
+
+def test_a_search_that_was_interrupted_waits_again_as_often_as_that_happens(store, ours, theirs):
+    search = add(store)
+    for _ in range(10):
+        assert ours.take_next().id == search
+        theirs.interrupted(search, "not theirs")
+        assert store.search(search).state is SearchState.RUNNING
+        ours.interrupted(search, "the scheduler was lost")
+    assert "the scheduler was lost" in store.search(search).message
+
+
+def test_a_service_that_slept_longer_than_its_lease_overwrites_nothing(store, ours, theirs, clock):
+    """As after SIGSTOP: its clock goes on, it does not."""
+    search = add(store)
+    ours.take_next()
+    clock.move(10 * LEASE_S)
+    theirs.take_back()
+    assert theirs.take_next().id == search
+    theirs.succeed(search, SHORTLIST)
+    before = store.search(search)
+    ours.succeed(search, SHORTLIST.model_copy(update={"search_time_s": 99.0}))
+    ours.take_back()
+    assert store.search(search) == before and store.shortlist(search) == SHORTLIST
+    assert ours.held() == frozenset()
 
 
 def test_a_holder_that_ends_in_order_hands_back_and_that_is_no_death(store, ours, theirs):

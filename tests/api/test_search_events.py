@@ -1,12 +1,25 @@
 """Server-Sent Events of a search, as a client of a real service reads them."""
 
+import asyncio
 import json
 import signal
 import time
+from contextlib import aclosing
 
+import httpx
 import pytest
 from invented_searches import LONG_REQUEST, TINY_REQUEST
 from service_process import service
+
+from api.app import new_id
+from api.database import utc_now
+from api.search_news import SearchNews
+from api.search_store import SearchStore
+from api.values import SearchState
+from planner.spec.request import SearchRequest
+from profiles import resolve_cluster, resolve_model
+
+REQUEST = SearchRequest.model_validate(TINY_REQUEST)
 
 
 def told(response):
@@ -58,6 +71,15 @@ def test_whoever_listens_hears_that_another_cancels(client):
     assert (event, data["state"]) == ("end", "cancelled")
 
 
+def test_a_client_that_waits_and_goes_away_leaves_its_search_running(client):
+    headers = {"Idempotency-Key": "impatient"}
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/searches", json=LONG_REQUEST, headers={**headers, "Prefer": "wait=50"}, timeout=2.0)
+    search = client.post("/v1/searches", json=LONG_REQUEST, headers=headers).json()
+    assert search["state"] in ("queued", "running")
+    assert client.delete(search["links"]["self"]).json()["state"] == "cancelled"
+
+
 def test_an_unknown_search_has_no_events(client):
     response = client.get("/v1/searches/nobody/events")
     assert response.status_code == 404
@@ -75,3 +97,48 @@ def test_a_service_that_ends_lets_its_listeners_go(tmp_path):
             assert "end" not in {event for event, _ in events}
         process.wait(20)
         assert time.monotonic() - begin < 15
+
+
+def test_many_listeners_cost_one_look_at_the_store_each_time(database):
+    store = Counted(database)
+    search = store.add(REQUEST, resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster))
+
+    async def listen_all():
+        news = SearchNews(store, 0.02)
+
+        async def listen():
+            return [found async for found in news_until_cancelled(news, search)]
+
+        listeners = [asyncio.create_task(listen()) for _ in range(50)]
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(store.cancel, search.id)
+        return await asyncio.gather(*listeners)
+
+    heard = asyncio.run(listen_all())
+    assert all(found[-1].state is SearchState.CANCELLED for found in heard)
+    assert store.looks <= max(map(len, heard)) + 1
+    assert store.loads == 2, "one when they came, one when it was cancelled"
+
+
+async def news_until_cancelled(news, search):
+    async with aclosing(news.of(search)) as found:
+        async for latest in found:
+            yield latest
+            if latest.state is SearchState.CANCELLED:
+                return
+
+
+class Counted(SearchStore):
+    """Counts what is read."""
+
+    def __init__(self, database):
+        super().__init__(database, utc_now, new_id)
+        self.looks = self.loads = 0
+
+    def marks(self, search_ids):
+        self.looks += 1
+        return super().marks(search_ids)
+
+    def searches(self, search_ids):
+        self.loads += 1
+        return super().searches(search_ids)
