@@ -118,12 +118,8 @@ def create_app(
         app.include_router(router, prefix="/v1")
     app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version).router())
     app.include_router(documentation_router())
-    pages = (
-        SearchPages(html, searches, jobs, search_routes.ask, presets.devices),
-        PlanPages(html, searches),
-        RunPages(html, runs),
-    )
-    app.include_router(page_router(*pages))
+    search_pages = SearchPages(html, searches, jobs, search_routes.ask, presets.devices)
+    app.include_router(page_router(search_pages, PlanPages(html, searches), RunPages(html, runs)))
     app.mount("/assets", assets())
     app.include_router(SignIn(access).router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))

@@ -9,12 +9,16 @@ from pydantic import BaseModel, ConfigDict
 
 from api.bodies import read_body
 from api.problems import FieldProblem
+from planner.spec.errors import InputError
 from planner.spec.parse import parse
 from planner.spec.request import SearchRequest
 from profiles import cluster_data_from_shorthand
 
 _DIGITS = 18
 """More are no number that anybody means; they stay text, and are refused as such."""
+_MAX_CHARACTERS = 2**18
+_MAX_DEPTH = 32
+"""Of a pasted config.json. What is stored is written as JSON again, which ends at some hundred levels."""
 _PLACES = (
     ("model.hf_config", "config"),
     ("model", "model"),
@@ -65,7 +69,7 @@ class SearchForm(BaseModel):
 
     def _model(self) -> dict[str, Any]:
         if self.config.strip():
-            return {"hf_config": read_body(self.config.encode(), "model.hf_config")}
+            return {"hf_config": _read_config(self.config)}
         return {"preset": self.model.strip()}
 
     def _cluster(self) -> dict[str, Any]:
@@ -102,6 +106,23 @@ def by_place(form: SearchForm, problems: Iterable[FieldProblem]) -> dict[str, li
         place = form.place(problem.field)
         found.setdefault(place, []).append(problem.message if place else f"{problem.field} {problem.message}")
     return found
+
+
+def _read_config(text: str) -> Any:
+    """A form hides its JSON from whatever looks at bodies, so its size is looked at here; raises InputError."""
+    field = "model.hf_config"
+    if len(text) > _MAX_CHARACTERS:
+        raise InputError.at(field, f"is longer than {_MAX_CHARACTERS:,} characters; a config.json has some thousands")
+    config = read_body(text.encode(), field)
+    if _is_deeper(config, _MAX_DEPTH):
+        raise InputError.at(field, f"is nested more than {_MAX_DEPTH} deep, which no config.json is")
+    return config
+
+
+def _is_deeper(data: object, depth: int) -> bool:
+    """Whether arrays and objects stand in more than `depth` others."""
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else None
+    return inner is not None and (depth == 0 or any(_is_deeper(each, depth - 1) for each in inner))
 
 
 def _number(text: str) -> int | str:

@@ -1,4 +1,4 @@
-"""The revision of best plans on a database from before: lists show them for searches of long ago, too."""
+"""The revision of best plans on a database from before: lists show the best plans of searches that ended long ago."""
 
 import runpy
 

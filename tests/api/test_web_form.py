@@ -98,6 +98,9 @@ def test_a_model_and_a_cluster_of_one_s_own_are_searched(serve, typed, model, cl
         ({"config": '{"a": NaN}'}, "config", "NaN"),
         ({"config": '{"a": "\\ud800"}'}, "config", "is not JSON"),
         ({"config": "[]"}, "config", "must be an object"),
+        ({"config": '{"a": ' + "[" * 40 + "]" * 40 + "}"}, "config", "nested more than 32 deep"),
+        ({"config": '{"a": ' + "[" * 5000 + "]" * 5000 + "}"}, "config", "nested"),
+        ({"config": '{"a": "' + "a" * 2**18 + '"}'}, "config", "longer than 262,144 characters"),
         ({"config": '{"model_type": "abacus"}'}, "config", "abacus"),
     ],
 )
