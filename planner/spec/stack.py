@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from planner.spec.value import Count, Name, MeasuredRatio, Value
+from planner.spec.value import Count, MeasuredRatio, Name, Value
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of something, from nothing to all of it."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 
-import invented_searches  # noqa: E402 - found by the line above
-import pytest  # noqa: E402
-from seeded import seeded  # noqa: E402
-from service_in_process import running  # noqa: E402
+import invented_searches
+import pytest
+from seeded import seeded
+from service_in_process import running
 
-from api.database import open_database  # noqa: E402
+from api.database import open_database
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def _change(draw: st.DrawFn, value: Any, ways: list[Path], way: Path) -> None:
                 st.sampled_from(ODD_VALUES)
             )
         case _:
-            holder[key] = draw(st.sampled_from(ODD_VALUES))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
 
 
 @st.composite
