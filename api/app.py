@@ -105,7 +105,7 @@ def create_app(
         ProfileRoutes(profiles).router(),
     ):
         app.include_router(router, prefix="/v1")
-    app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version).router())
+    app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version, stopping).router())
     app.include_router(documentation_router())
     pages = (
         SearchPages(html, searches, jobs, search_routes.ask, presets.devices),

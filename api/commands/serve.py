@@ -18,8 +18,6 @@ from api.settings import Settings, file_of, is_loopback, load_settings, requires
 from planner.spec.errors import InputError
 
 BACKLOG = 2048
-GRACE_S = 3
-"""Seconds that open requests get when the service ends; those that wait for a search are answered before."""
 
 
 def serve(
@@ -45,10 +43,9 @@ def serve(
     """Serve the planner over HTTP, with Swagger UI at /docs."""
     gc.disable()  # until all is loaded: none of it is garbage, and looking takes a tenth of the time
     # Here, not above: the web framework and the database take longer to load than the other commands take to run.
-    import uvicorn  # noqa: PLC0415
-
     from api.app import create_app  # noqa: PLC0415
     from api.database import open_database, shown_url, utc_now  # noqa: PLC0415
+    from api.server import OrderlyServer  # noqa: PLC0415
     from api.token_store import TokenStore  # noqa: PLC0415
     from planner.search import search  # noqa: PLC0415
 
@@ -74,9 +71,7 @@ def serve(
         say(f"Database: {shown_url(settings.database_url)}; searches at once: {settings.workers}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-        server = uvicorn.Server(
-            uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S, server_header=False)
-        )
+        server = OrderlyServer(app)
         spare_the_collector()
         server.run(sockets=[listener])
 

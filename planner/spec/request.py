@@ -23,7 +23,7 @@ MAX_TIERS = 64
 """Of links."""
 MAX_GROUPS = 64
 """Of unlike devices."""
-MAX_LINKS = 2**14
+MAX_LINKS = 2**16
 """Of a graph."""
 MAX_SCENARIOS = 64
 RuleName = Literal[

@@ -28,6 +28,7 @@ ODD_VALUES = (
     *([], {}, [[]], [0], [None], {"": {}}, {"preset": "mixtral-8x7b"}, [1] * 300, [[0.5, 0.5]]),
 )
 """What people and programs put in by mistake or out of spite."""
+ODD_KEYS = ("", "x", "id", "__class__", "a.b", "a/b~c")
 RAW = (
     "NaN",
     "Infinity",
@@ -77,7 +78,7 @@ def mutated(draw: st.DrawFn, valid: Any, changes: int = 3) -> Any:
 
 def _change(draw: st.DrawFn, value: Any, ways: list[Path], way: Path) -> None:
     *outer, key = way
-    holder = at(value, tuple(outer))
+    holder, odd = at(value, tuple(outer)), copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
     match draw(st.sampled_from(("replace", "replace", "drop", "repeat", "move", "add"))):
         case "drop":
             del holder[key]
@@ -86,11 +87,9 @@ def _change(draw: st.DrawFn, value: Any, ways: list[Path], way: Path) -> None:
         case "move":
             holder[key] = copy.deepcopy(at(value, draw(st.sampled_from(ways))))
         case "add" if isinstance(holder, dict):
-            holder[draw(st.sampled_from(("", "x", "id", "__class__", "a.b", "a/b~c")))] = draw(
-                st.sampled_from(ODD_VALUES)
-            )
+            holder[draw(st.sampled_from(ODD_KEYS))] = odd
         case _:
-            holder[key] = copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
+            holder[key] = odd
 
 
 @st.composite

@@ -39,7 +39,7 @@ def test_lists_that_only_a_slip_makes_so_long_are_refused():
     connection = {"a": 0, "b": 1} | LINK
     scenarios = [{"name": str(number), "probability": 1 / 65} for number in range(65)]
     assert field(ClusterRequest, CLUSTER | {"levels": [level] * 65}) == "levels"
-    assert field(ClusterRequest, CLUSTER | {"links": [connection] * (2**14 + 1)}) == "links"
+    assert field(ClusterRequest, CLUSTER | {"links": [connection] * (2**16 + 1)}) == "links"
     assert field(MixedClusterRequest, {"groups": [CLUSTER] * 65}) == "groups"
     assert field(Options, {"scenarios": scenarios}) == "scenarios"
 
