@@ -76,6 +76,18 @@ def mutated(draw: st.DrawFn, valid: Any, changes: int = 3) -> Any:
     return value
 
 
+@st.composite
+def renumbered(draw: st.DrawFn, valid: Any) -> Any:
+    """The valid value with one to three other numbers, most of them possible ones."""
+    value = copy.deepcopy(valid)
+    ways = [way for way in places(value) if type(at(value, way)) in (int, float)]
+    for way in draw(st.lists(st.sampled_from(ways), min_size=1, max_size=3)):
+        at(value, way[:-1])[way[-1]] = draw(
+            st.sampled_from((1, 2, 3, 5, 7, 8, 12, 96, 100, 4096, 2**17, 2**31, 2**53 - 1))
+        )
+    return value
+
+
 def _change(draw: st.DrawFn, value: Any, ways: list[Path], way: Path) -> None:
     *outer, key = way
     holder, odd = at(value, tuple(outer)), copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))

@@ -20,8 +20,6 @@ TAKES_BODY = {
     for method, operation in operations.items()
     if "requestBody" in operation
 }
-ONE_MIXTRAL = "id of a search that succeeded"
-"""What stands in an example where the id of a search belongs."""
 
 
 @pytest.fixture(params=TAKES_BODY)
