@@ -28,6 +28,7 @@ ODD_VALUES = (
     *([], {}, [[]], [0], [None], {"": {}}, {"preset": "mixtral-8x7b"}, [1] * 300, [[0.5, 0.5]]),
 )
 """What people and programs put in by mistake or out of spite."""
+NUMBERS = (1, 2, 3, 5, 7, 8, 12, 96, 100, 4096, 2**17, 2**31, 2**53 - 1)
 ODD_KEYS = ("", "x", "id", "__class__", "a.b", "a/b~c")
 RAW = (
     "NaN",
@@ -81,10 +82,8 @@ def renumbered(draw: st.DrawFn, valid: Any) -> Any:
     """The valid value with one to three other numbers, most of them possible ones."""
     value = copy.deepcopy(valid)
     ways = [way for way in places(value) if type(at(value, way)) in (int, float)]
-    for way in draw(st.lists(st.sampled_from(ways), min_size=1, max_size=3)):
-        at(value, way[:-1])[way[-1]] = draw(
-            st.sampled_from((1, 2, 3, 5, 7, 8, 12, 96, 100, 4096, 2**17, 2**31, 2**53 - 1))
-        )
+    for way in draw(st.lists(st.sampled_from(ways), min_size=1, max_size=3)) if ways else ():
+        at(value, way[:-1])[way[-1]] = draw(st.sampled_from(NUMBERS))
     return value
 
 
