@@ -10,9 +10,11 @@ RUNS ?= ../shared/data/published_runs.json
 WRITE ?=
 QUICK ?=
 DATE ?= $(shell date -u +%F)
+SECONDS_OF_FUZZ ?= 600
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench bench-search bench-online bench-service validate fit examples clean
+.PHONY: help run test check demo bench bench-search bench-online bench-service fuzz validate fit examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +54,9 @@ bench-service: $(VENV)/dev  ## the service under many runs, beside its aims; QUI
 
 bench-online: $(VENV)/dev  ## the online stage's numbers beside their aims
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_online.py
+
+fuzz: $(VENV)/dev  ## new nonsense to every operation for SECONDS_OF_FUZZ (600), 1,000 runs at once; SEED=N repeats a round
+	OMP_NUM_THREADS=1 $(BIN)/python tests/robust/fuzz.py --seconds $(SECONDS_OF_FUZZ) $(if $(SEED),--seed $(SEED))
 
 validate: $(VENV)/service  ## prices against the measured runs in RUNS; WRITE=docs/validation.md renews the document
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validation.py $(RUNS) $(if $(WRITE),--write $(WRITE))

@@ -63,10 +63,12 @@ class StrictRoute(APIRoute):
 
 
 def check_json_type(request: Request) -> None:
-    """Raise HTTPException 415 unless the body is said to be JSON."""
+    """Raise HTTPException 415 unless the body is said to be JSON, and plain."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"the body must be application/json, not {kind or 'without a type'}")
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise HTTPException(415, f"the body must not be encoded, it is {coding}")
 
 
 def problem_response(document: ProblemDocument, headers: dict[str, str] | None = None) -> JSONResponse:

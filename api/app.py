@@ -116,7 +116,7 @@ def create_app(
         ProfileRoutes(profiles).router(),
     ):
         app.include_router(router, prefix="/v1")
-    app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version).router())
+    app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version, stopping).router())
     app.include_router(documentation_router())
     search_pages = SearchPages(html, searches, jobs, search_routes.ask, presets.devices)
     app.include_router(page_router(search_pages, PlanPages(html, searches), RunPages(html, runs)))

@@ -5,25 +5,19 @@ from __future__ import annotations
 import socket
 from contextlib import closing
 
-import uvicorn
-
 from api.app import create_app
 from api.database import Database, open_database
 from api.garbage import spare_the_collector
 from api.logs import install_logs
+from api.server import OrderlyServer
 from api.settings import Settings
 from planner.search import search
-
-GRACE_S = 3
-"""Seconds that open requests get when the service ends; those that wait for a search are answered before."""
 
 
 def serve_database(settings: Settings, database: Database, listener: socket.socket) -> None:
     """Serve an open database."""
     app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-    server = uvicorn.Server(
-        uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=GRACE_S, server_header=False)
-    )
+    server = OrderlyServer(app)
     spare_the_collector()
     server.run(sockets=[listener])
 

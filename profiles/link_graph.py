@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # it takes a tenth of a second to load, and few clusters are 
 End = int | str
 """A device by number, a switch by name."""
 Graph: TypeAlias = "nx.Graph[End]"
+MAX_WORK = 2**18
+"""Devices and links, times rounds: some seconds. A regular cluster needs few rounds for each tier, however large; a
+graph in which no two links are equal needs one for each device."""
 _SHOWN = 4
 """Islands in a message."""
 
@@ -101,11 +104,20 @@ def group_tiers(links: Sequence[Connection], groups: Sequence[tuple[int, int]]) 
 
 def _meetings(graph: Graph, num_devices: int) -> Iterator[_Meeting]:
     islands = tuple(_Island((device,), frozenset((device,)), None) for device in range(num_devices))
-    while len(islands) > 1:
+    max_rounds = MAX_WORK // (num_devices + graph.number_of_edges())
+    for _ in range(max_rounds):
+        if len(islands) == 1:
+            return
         joined = _joined(graph, islands)
         if len(joined) < len(islands):
             yield _Meeting(islands, joined)
         islands = joined
+    if len(islands) > 1:
+        raise InputError.at(
+            "links",
+            f"must join so many devices in at most {max_rounds} rounds, each of links of one rate; give equal links "
+            "the same bandwidth, or write levels",
+        )
 
 
 def _tiers_of(graph: Graph, meetings: Iterable[_Meeting], group: range, devices_per_node: int) -> Tiers:
@@ -136,6 +148,8 @@ def _graph(links: Sequence[Connection], num_devices: int) -> Graph:
     """Ends with the summed exact `rate` and the least `latency_s` of the links between them."""
     if num_devices == 1:
         raise InputError.at("links", "join nothing: the cluster has one device")
+    if num_devices + len(links) > MAX_WORK:
+        raise InputError.at("links", f"may join at most {MAX_WORK} devices and links together; write levels")
     import networkx as nx  # noqa: PLC0415
 
     graph: Graph = nx.Graph()

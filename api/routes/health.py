@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -20,12 +22,21 @@ from planner.spec.errors import UnavailableError
 class HealthRoutes:
     """Routes without prefix, for those who watch the service."""
 
-    def __init__(self, database: Database, jobs: Jobs, deciders: Deciders, metrics: Metrics, version: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        jobs: Jobs,
+        deciders: Deciders,
+        metrics: Metrics,
+        version: str,
+        stopping: Callable[[], bool],
+    ) -> None:
         self._database = database
         self._jobs = jobs
         self._deciders = deciders
         self._metrics = metrics
         self._version = version
+        self._stopping = stopping
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -56,7 +67,11 @@ class HealthRoutes:
             raise _no_answer(error) from error
 
     def ready(self) -> Health:
-        """The database answers, searches are being started and have where to run, and windows decided."""
+        """The database answers and has its tables, searches are started and have where to run, windows decided; no end
+        has begun.
+        """
+        if self._stopping():
+            raise UnavailableError("the service is ending")
         try:
             self._database.check()
         except SQLAlchemyError as error:

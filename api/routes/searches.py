@@ -57,7 +57,19 @@ UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """For proxies, which else may keep a stream until it ends."""
 EVENTS: dict[str, Any] = {
     "description": "`event: progress` or `event: end`, each with `data:` the search as JSON but for its request",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            # As OpenAPI 3.2 describes one event, and FastAPI those of its own.
+            "itemSchema": {
+                "type": "object",
+                "required": ["event", "data"],
+                "properties": {
+                    "event": {"enum": ["progress", "end"]},
+                    "data": {"type": "string", "contentMediaType": "application/json"},
+                },
+            },
+        }
+    },
 }
 _PLACE = {"Location": header("Path of the search")}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)

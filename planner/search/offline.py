@@ -21,6 +21,7 @@ from planner.search.reasons import pruned_rules
 from planner.search.removed import Removed
 from planner.search.restricted import for_target
 from planner.search.scenarios import standard_scenarios
+from planner.search.sizes import check_sizes
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.model import Model
@@ -53,6 +54,7 @@ def search(
     _check_target(training, options)
     _check_groups(cluster, options)
     check_sequence(model, training)
+    check_sizes(model, training, options)
     question = Question(model, cluster, training)
     scenarios = options.scenarios or standard_scenarios(model)
     scenario_aims = aims(question, scenarios)

@@ -12,7 +12,17 @@ from pydantic import Field, model_validator
 
 from planner.spec.error_band import ErrorBands
 from planner.spec.stack import Stack
-from planner.spec.value import Count, Index, Name, NonNegative, Positive, Ratio, StrEnum, Value
+from planner.spec.value import (
+    GREATEST_MEASURE,
+    Count,
+    Index,
+    Measure,
+    MeasuredRatio,
+    MeasureOrZero,
+    Name,
+    StrEnum,
+    Value,
+)
 
 
 class Precision(StrEnum):
@@ -45,49 +55,49 @@ class Provenance(StrEnum):
 class PeakFlops(Value):
     """Peak dense rate by number format, FLOP/s; None where the device has no such units."""
 
-    fp32: Positive
-    fp16: Positive | None = None
-    bf16: Positive | None = None
-    fp8: Positive | None = None
-    mxfp8: Positive | None = None
-    nvfp4: Positive | None = None
+    fp32: Measure
+    fp16: Measure | None = None
+    bf16: Measure | None = None
+    fp8: Measure | None = None
+    mxfp8: Measure | None = None
+    nvfp4: Measure | None = None
 
 
 class KernelEfficiency(Value):
     """How close kernels come to the peaks of the device; see planner/cost/kernels.py for the formulas."""
 
-    matmul_ratio: Ratio
+    matmul_ratio: MeasuredRatio
     """Of peak FLOP/s, for a large matrix product whose tiles fill all compute units, in 16 or 32 bits."""
-    quantised_matmul_ratio: Ratio | None = None
+    quantised_matmul_ratio: MeasuredRatio | None = None
     """The same for products in 8 or 4 bits; None: as in 16."""
     matmul_tile: tuple[Count, Count] = (128, 256)
     """Rows and columns of the largest part of the result that one compute unit makes at a time."""
-    half_tile_ratio: Ratio = 1.0
+    half_tile_ratio: MeasuredRatio = 1.0
     """Of the rate with one tile, what tiles of half the size reach."""
-    last_wave_ratio: Ratio = 1.0
+    last_wave_ratio: MeasuredRatio = 1.0
     """Of a whole wave's time beyond its share of the tiles, what a partly filled last wave takes."""
-    misaligned_ratio: Ratio = 1.0
+    misaligned_ratio: MeasuredRatio = 1.0
     """Of the rate of a product, what one whose rows are no multiples of 16 bytes reaches."""
-    matmul_half_depth: NonNegative = 0.0
+    matmul_half_depth: MeasureOrZero = 0.0
     """Inner dimension at which a product reaches half of `matmul_ratio`."""
-    attention_forward_ratio: Ratio
+    attention_forward_ratio: MeasuredRatio
     """Of peak FLOP/s, fused (flash) attention, forward."""
-    attention_backward_ratio: Ratio
-    memory_ratio: Ratio
+    attention_backward_ratio: MeasuredRatio
+    memory_ratio: MeasuredRatio
     """Of memory bandwidth, for element-wise kernels."""
-    kernel_launch_s: NonNegative
+    kernel_launch_s: MeasureOrZero
     """Time between two kernels that no work hides."""
-    overlap_slowdown_ratio: Annotated[float, Field(ge=1)] = 1.0
+    overlap_slowdown_ratio: Annotated[float, Field(ge=1, le=GREATEST_MEASURE)] = 1.0
     """Compute and communication that overlap take this many times longer each."""
 
 
 class HostShare(Value):
     """What one device has of the host of its node, when all devices of the node use it at once."""
 
-    link_bytes_per_s: Positive
+    link_bytes_per_s: Measure
     """Reached by large copies from and to locked memory, in the slower direction."""
     memory_bytes: Count
-    memory_bandwidth_bytes_per_s: Positive
+    memory_bandwidth_bytes_per_s: Measure
     """Reached by the host's processors, reads and writes together."""
 
 
@@ -96,7 +106,7 @@ class Device(Value):
 
     name: Name
     memory_bytes: Count
-    memory_bandwidth_bytes_per_s: Positive
+    memory_bandwidth_bytes_per_s: Measure
     compute_units: Count
     """Streaming multiprocessors, compute units, or cores."""
     peak_flops_per_s: PeakFlops
@@ -117,11 +127,11 @@ class Device(Value):
 class Link(Value):
     """What one device sees of a network, per direction."""
 
-    bandwidth_bytes_per_s: Positive
-    latency_s: NonNegative
-    efficiency_ratio: Ratio = 1.0
+    bandwidth_bytes_per_s: Measure
+    latency_s: MeasureOrZero
+    efficiency_ratio: MeasuredRatio = 1.0
     """Of the bandwidth, what large collectives reach."""
-    pair_bandwidth_bytes_per_s: Positive | None = None
+    pair_bandwidth_bytes_per_s: Measure | None = None
     """Between two devices alone, where that is less than to all together (point-to-point meshes)."""
 
     @property

@@ -20,6 +20,10 @@ MAX_LAYERS = 10_000
 """Layers of one model; more is a mistake, or an attack on the planner's memory."""
 
 
+MAX_EXPERTS = 2**20
+"""Experts of all layers together, likewise."""
+
+
 class Norm(StrEnum):
     """`rms` has one weight per channel, `layer` a weight and a bias."""
 
@@ -281,6 +285,8 @@ class Model(Value):
     def _in_order(self) -> Model:
         if (total := sum(run.num_layers for run in self.runs)) > MAX_LAYERS:
             raise ValueError(f"runs: a model may have at most {MAX_LAYERS} layers, this has {total}")
+        if (total := sum(run.num_layers * _num_experts(run.layer) for run in self.runs)) > MAX_EXPERTS:
+            raise ValueError(f"runs: a model may have at most {MAX_EXPERTS} experts in all layers, this has {total}")
         for number, layer in enumerate(self.layers):
             if isinstance(layer, Embedding | PatchEmbedding) and number != 0:
                 raise ValueError(f"runs: layer {number} is an embedding; only layer 0 may be one")
@@ -370,6 +376,10 @@ class Model(Value):
         block = self.layers[layer]
         assert isinstance(block, Block) and block.moe is not None
         return block.moe
+
+
+def _num_experts(layer: AnyLayer) -> int:
+    return layer.moe.num_experts if isinstance(layer, Block) and layer.moe else 0
 
 
 def _flow(flow: Flow) -> str:

@@ -13,12 +13,19 @@ from planner.spec.plan import ScheduleKind
 from planner.spec.stack import Stack
 from planner.spec.strategy import Recompute, Sharding
 from planner.spec.training import Training
-from planner.spec.value import Count, Index, Name, NonNegative, Positive, StrEnum, Value
+from planner.spec.value import Count, Index, Measure, MeasureOrZero, Name, Positive, StrEnum, Value
 from planner.spec.workload import Scenario
 
 MAX_DEVICES = 2**20
 """More than any cluster has; what is larger is a slip, and would only cost time and memory."""
 AxisName = Literal["dp", "sdp", "tp", "pp", "ep", "cp", "sp", "ulysses"]
+MAX_TIERS = 64
+"""Of links."""
+MAX_GROUPS = 64
+"""Of unlike devices."""
+MAX_LINKS = 2**16
+"""Of a graph."""
+MAX_SCENARIOS = 64
 RuleName = Literal[
     "dp-and-sdp-apart",
     "tp-on-nearest-devices",
@@ -63,15 +70,18 @@ class Connection(Value):
 
     a: Index | Name
     b: Index | Name
-    bandwidth_bytes_per_s: Positive
+    bandwidth_bytes_per_s: Measure
     """Per direction, of the whole connection; several between the same two add up."""
-    latency_s: NonNegative
+    latency_s: MeasureOrZero
 
     @model_validator(mode="after")
     def _joins_two(self) -> Connection:
         if self.a == self.b:
             raise ValueError(f"b: must be another end than a, {self.a!r}")
         return self
+
+
+Links = Annotated[tuple[Connection, ...], Field(max_length=MAX_LINKS)]
 
 
 class ClusterRequest(Value):
@@ -82,9 +92,9 @@ class ClusterRequest(Value):
     device: Name | Device
     intra_node: Link | None = None
     inter_node: Link | None = None
-    levels: tuple[Level, ...] | None = None
+    levels: Annotated[tuple[Level, ...], Field(max_length=MAX_TIERS)] | None = None
     """All tiers of links, nearest first; instead of intra_node and inter_node."""
-    links: tuple[Connection, ...] | None = None
+    links: Links | None = None
     """A graph of links in which the tiers are found; instead of all of the above."""
     stack: Name | Stack | None = None
     """The software, by name or inline; None: the one that is usual today."""
@@ -104,10 +114,10 @@ class ClusterRequest(Value):
 class MixedClusterRequest(Value):
     """A cluster of several groups, each of equal nodes; its devices are numbered group after group."""
 
-    groups: tuple[ClusterRequest, ...]
+    groups: Annotated[tuple[ClusterRequest, ...], Field(max_length=MAX_GROUPS)]
     inter_group: Link | None = None
     """Between devices of different groups; None: the narrowest of the groups' networks between nodes."""
-    links: tuple[Connection, ...] | None = None
+    links: Links | None = None
     """A graph of links between all devices, numbered group after group; instead of any links of the groups."""
 
     @model_validator(mode="after")
@@ -154,7 +164,7 @@ class Options(Value):
     max_virtual_stages: Count = 8
     max_micro_batch_size: Count = 256
     """Samples per micro-batch and data-parallel rank, at most."""
-    scenarios: tuple[Scenario, ...] | None = None
+    scenarios: Annotated[tuple[Scenario, ...], Field(max_length=MAX_SCENARIOS)] | None = None
     """What the training may meet, with probabilities that sum to 1; None: balanced load and standard skews."""
     effort_limit: Count = 20_000_000_000
     """Comparisons of partial choices after which the best plan so far is returned with its bound; ten to thirty seconds

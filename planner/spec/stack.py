@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from planner.spec.value import Count, Name, Ratio, Value
+from planner.spec.value import Count, MeasuredRatio, Name, Value
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of something, from nothing to all of it."""
@@ -49,9 +49,9 @@ class Stack(Value):
     kernel, not four."""
     unfused_softmax_host_ratio: NonNegative = 0.0
     """Of `block_host_s`, what submitting those kernels takes more."""
-    attention_ratio: Ratio = 1.0
+    attention_ratio: MeasuredRatio = 1.0
     """Of the rate of the device's best fused attention, what the stack's reaches."""
-    grouped_matmul_ratio: Ratio = 1.0
+    grouped_matmul_ratio: MeasuredRatio = 1.0
     """Of the rate of one large product, what the products of many experts reach."""
     tensor_overlap_ratio: Share = 0.0
     """Of the tensor-parallel traffic, what hides behind the products beside it."""

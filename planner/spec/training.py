@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from planner.spec.cluster import Precision
-from planner.spec.value import Count, Positive, StrEnum, Value
+from planner.spec.value import Count, Measure, StrEnum, Value
 
 MAX_BATCH_SIZE = 2**24
 """Samples per step that anybody may ask for."""
@@ -43,7 +43,7 @@ class Training(Value):
     attention_kernel: AttentionKernel = AttentionKernel.FLASH
     dropout: bool = False
     """Dropout after attention and feed-forward, whose masks are kept."""
-    capacity_factor: Positive | None = None
+    capacity_factor: Measure | None = None
     """Tokens that an expert takes at most, over its even share; None: dropless."""
     max_global_batch_size: Annotated[Count, Field(le=MAX_BATCH_SIZE)] = 4096
     """Upper end for `global_batch_size` = `max`."""

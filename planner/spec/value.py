@@ -34,6 +34,12 @@ NonNegative = Annotated[float, Field(ge=0)]
 """A finite number of at least zero."""
 Ratio = Annotated[float, Field(gt=0, le=1)]
 """A share of something, above zero and at most one."""
+LEAST_MEASURE, GREATEST_MEASURE = 1e-30, 1e30
+"""Wider than anything that was ever measured in SI units, and narrow enough that no price overflows."""
+Measure = Annotated[float, Field(ge=LEAST_MEASURE, le=GREATEST_MEASURE)]
+"""What prices are made of: a number above zero."""
+MeasureOrZero = Annotated[float, Field(ge=0, le=GREATEST_MEASURE)]
+MeasuredRatio = Annotated[float, Field(ge=LEAST_MEASURE, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 """What people and programs call something; without the character NUL, which not every store can keep."""
 

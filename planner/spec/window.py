@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from planner.spec.placement import Placement
-from planner.spec.value import Count, Index, NonNegative, Positive, Value
+from planner.spec.value import Count, Index, Measure, MeasureOrZero, Value
 
 Tokens = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -19,7 +19,7 @@ class Window(Value):
     first_step: Index
     num_steps: Count
     tokens: Annotated[tuple[Annotated[tuple[Tokens, ...], Field(min_length=1)], ...], Field(min_length=1)]
-    step_time_s: Positive | None = None
+    step_time_s: Measure | None = None
     """Mean measured time of a step."""
     plan_id: str | None = None
     """The plan in force when the window is handed over; None: the one that was decided last."""
@@ -28,7 +28,7 @@ class Window(Value):
     placed_step: Index | None = None
     """The first step under that plan and placement; None: in force through the whole window. It may come after the
     window: what was decided is carried out before the window is handed over."""
-    pause_s: NonNegative | None = None
+    pause_s: MeasureOrZero | None = None
     """Measured: how long what was decided and led to this placement, moves or another split, held training up; None:
     nothing since the last window, or not measured."""
 

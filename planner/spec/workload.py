@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from planner.spec.training import MAX_BATCH_SIZE
-from planner.spec.value import Count, Name, NonNegative, Positive, Value
+from planner.spec.value import Count, Measure, Name, NonNegative, Value
 
 Shares = tuple[Annotated[tuple[NonNegative, ...], Field(min_length=1)], ...]
 
@@ -70,7 +70,7 @@ class Scenario(Value):
 
     workload: Workload = BALANCED
     probability: Annotated[float, Field(gt=0, le=1)]
-    capacity_factor: Positive | Literal["dropless"] | None = None
+    capacity_factor: Measure | Literal["dropless"] | None = None
     """Tokens that an expert takes at most, over its even share."""
     top_k: Count | None = None
     """Experts that the gate picks for each token."""

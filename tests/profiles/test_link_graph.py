@@ -247,3 +247,21 @@ def test_a_graph_and_links_exclude_each_other():
 def test_a_link_joins_two_ends():
     with pytest.raises(ValueError, match="another end"):
         join(1, 1, 1e9)
+
+
+@pytest.mark.parametrize("hub", [True, False])
+def test_a_graph_in_which_hardly_two_links_are_equal_is_refused_before_it_takes_minutes(hub):
+    ends = ((device, "switch" if hub else device + 1) for device in range(2047))
+    links = [join(one, other, 1e9 + one) for one, other in ends]
+    with pytest.raises(InputError, match="equal links"):
+        link_tiers(links, 2048, 8)
+
+
+def test_a_graph_of_more_devices_than_can_be_walked_is_refused_before_it_is_built():
+    with pytest.raises(InputError, match="at most 262144 devices and links"):
+        link_tiers([join(0, 1, 1e9)], 2**20, 8)
+
+
+def test_a_large_regular_graph_needs_few_rounds():
+    (only,) = link_tiers([join(device, "switch", 1e9) for device in range(2**12)], 2**12, 8).levels
+    assert only.num_devices == 2**12
