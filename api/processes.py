@@ -51,12 +51,11 @@ def _share(whole: int, processes: int, place: int) -> int:
 def supervise(settings: Settings, listener: socket.socket) -> None:
     """Serve with `settings.processes` children until SIGTERM or SIGINT; in the main thread.
 
-    The signal has its usual effect in the end, as it has on a service of one process.
+    The program then ends with status 0, as a service of one process does.
     """
-    told, by = threading.Event(), list[int]()
+    told = threading.Event()
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        by.append(number)
+    def end(_number: int, _frame: FrameType | None) -> None:
         told.set()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -67,7 +66,6 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    signal.raise_signal(by[0])
 
 
 def _keep_alive(settings: Settings, listener: socket.socket, told: threading.Event) -> None:

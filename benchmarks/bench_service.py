@@ -3,7 +3,8 @@
 One service process as users start it, on a new SQLite file; windows of 32 x 64 from 200 runs on the shortlist of a real
 search, posted by a process of its own (`service_load`), each as soon as the last one of its run is answered. What was
 answered is held against what is in the file. Three loads: every expert's load changes by 5 % from window to window; by
-0.5 %, with tokens drawn; and one that stays, with tokens drawn. What kill -9 loses is for `bench_kills`.
+0.5 %, with tokens drawn; and one that stays, with tokens drawn. Last, unless it shall be quick, what kill -9 loses
+(`bench_kills`).
 
 CPU times are those of the kernel's books: what decides where other work on the machine counts in the wall's times.
 
@@ -27,6 +28,7 @@ from hashlib import sha1
 from pathlib import Path
 from typing import NamedTuple
 
+import bench_kills
 import httpx
 import numpy as np
 from bench_decide import LOADS, TOKENS, Loads
@@ -67,7 +69,8 @@ def measured(quick: bool = False) -> list[Row]:
     found = started(3 if quick else 7)
     for name, load in ALL_LOADS.items():
         found += reported(name, load, QUICK_WINDOWS if quick else WINDOWS)
-    return found + at_once()
+    found += at_once()
+    return found if quick else found + bench_kills.rows()
 
 
 class Books(NamedTuple):
