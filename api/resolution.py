@@ -7,7 +7,7 @@ from collections.abc import Callable
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.request import ClusterRequest, MixedClusterRequest, ModelRequest
+from planner.spec.request import ClusterRequest, MixedClusterRequest, ModelRequest, Target
 from profiles import MeasuredProfile, on_measured_device, resolve_cluster, resolve_model
 
 ProfileNamed = Callable[[str], MeasuredProfile | None]
@@ -20,10 +20,13 @@ def no_profiles(name: str) -> MeasuredProfile | None:
 
 
 def resolve(
-    model: ModelRequest, cluster: ClusterRequest | MixedClusterRequest, profile_named: ProfileNamed = no_profiles
+    model: ModelRequest,
+    cluster: ClusterRequest | MixedClusterRequest,
+    profile_named: ProfileNamed = no_profiles,
+    target: Target = Target.ANY,
 ) -> tuple[Model, AnyCluster]:
     """Model and cluster; raises InputError under `model` and `cluster`."""
-    return model_of(model), cluster_of(cluster, profile_named)
+    return model_of(model), cluster_of(cluster, profile_named, target)
 
 
 def model_of(request: ModelRequest) -> Model:
@@ -34,10 +37,17 @@ def model_of(request: ModelRequest) -> Model:
         raise error.under("model") from None
 
 
-def cluster_of(request: ClusterRequest | MixedClusterRequest, profile_named: ProfileNamed = no_profiles) -> AnyCluster:
-    """The cluster, its devices measured profiles or presets; raises InputError under `cluster`."""
+def cluster_of(
+    request: ClusterRequest | MixedClusterRequest,
+    profile_named: ProfileNamed = no_profiles,
+    target: Target = Target.ANY,
+) -> AnyCluster:
+    """The cluster, its devices measured profiles or presets, its stack the target's unless it names one.
+
+    Raises InputError under `cluster`.
+    """
     try:
-        return resolve_cluster(_with_profiles(request, profile_named))
+        return resolve_cluster(_with_profiles(request, profile_named), target)
     except InputError as error:
         raise error.under("cluster") from None
 

@@ -8,7 +8,7 @@ from api.resolution import ProfileNamed, cluster_of, model_of
 from planner.spec.errors import InputError
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
-from planner.spec.request import ClusterRequest, MixedClusterRequest, ModelRequest, Options
+from planner.spec.request import ClusterRequest, MixedClusterRequest, ModelRequest, Options, Target
 
 
 class SizeLimits(NamedTuple):
@@ -32,7 +32,12 @@ class SizeLimits(NamedTuple):
         _check(f"model.{form}", sum(experts), "experts in all", self.max_experts_in_all)
         return model
 
-    def cluster_of(self, request: ClusterRequest | MixedClusterRequest, profile_named: ProfileNamed) -> AnyCluster:
+    def cluster_of(
+        self,
+        request: ClusterRequest | MixedClusterRequest,
+        profile_named: ProfileNamed,
+        target: Target = Target.ANY,
+    ) -> AnyCluster:
         """The cluster, if it has not too many devices, nor links; counted before the links are looked at."""
         is_mixed = isinstance(request, MixedClusterRequest)
         groups = request.groups if isinstance(request, MixedClusterRequest) else (request,)
@@ -40,7 +45,7 @@ class SizeLimits(NamedTuple):
         links = len(request.links or ()) + (sum(len(group.links or ()) for group in groups) if is_mixed else 0)
         _check("cluster.groups" if is_mixed else "cluster.nodes", devices, "devices in all", self.max_devices)
         _check("cluster.links", links, "links", self.max_links)
-        return cluster_of(request, profile_named)
+        return cluster_of(request, profile_named, target)
 
     def check_options(self, options: Options) -> None:
         """The number of scenarios."""

@@ -8,31 +8,32 @@ from planner.spec.cluster import Cluster, Device, Level, Link, Provenance
 from planner.spec.errors import InputError, NotFoundError
 from planner.spec.mixed_cluster import AnyCluster, MixedCluster
 from planner.spec.parse import parse
-from planner.spec.request import ClusterRequest, MixedClusterRequest
+from planner.spec.request import ClusterRequest, MixedClusterRequest, Target
 from planner.spec.stack import Stack
 from profiles.devices import HardwarePreset, device_preset
 from profiles.error_bands import error_bands, widest_error_bands
 from profiles.link_graph import Tiers, group_tiers, link_tiers
-from profiles.stacks import USUAL_STACK, stack_preset
+from profiles.stacks import USUAL_STACKS, stack_preset
 
 
 @overload
-def resolve_cluster(request: ClusterRequest) -> Cluster: ...
+def resolve_cluster(request: ClusterRequest, target: Target = ...) -> Cluster: ...
 
 
 @overload
-def resolve_cluster(request: MixedClusterRequest) -> MixedCluster: ...
+def resolve_cluster(request: MixedClusterRequest, target: Target = ...) -> MixedCluster: ...
 
 
-def resolve_cluster(request: ClusterRequest | MixedClusterRequest) -> AnyCluster:
-    """The cluster that a request describes.
+def resolve_cluster(request: ClusterRequest | MixedClusterRequest, target: Target = Target.ANY) -> AnyCluster:
+    """The cluster that a request describes, where it names no stack with that of the target.
 
     Raises InputError whose fields are seen from the request (`device`, `intra_node`, `groups[1].device`, …).
     """
-    return _mixed(request) if isinstance(request, MixedClusterRequest) else _equal(request)
+    usual = USUAL_STACKS[target]
+    return _mixed(request, usual) if isinstance(request, MixedClusterRequest) else _equal(request, usual)
 
 
-def _mixed(request: MixedClusterRequest) -> MixedCluster:
+def _mixed(request: MixedClusterRequest, usual_stack: str) -> MixedCluster:
     joined = None
     if request.links is not None:
         sizes = [(group.nodes * group.devices_per_node, group.devices_per_node) for group in request.groups]
@@ -40,7 +41,7 @@ def _mixed(request: MixedClusterRequest) -> MixedCluster:
     groups = []
     for number, group in enumerate(request.groups):
         try:
-            groups.append(_equal(group, joined.groups[number] if joined else None))
+            groups.append(_equal(group, usual_stack, joined.groups[number] if joined else None))
         except InputError as error:
             raise error.under(f"groups[{number}]") from None
     cluster = MixedCluster(groups=tuple(groups), inter_group=_inter_group(request, joined.link if joined else None))
@@ -69,7 +70,7 @@ def _inter_group(request: MixedClusterRequest, found: Link | None) -> Link:
     return narrowest
 
 
-def _equal(request: ClusterRequest, found: Tiers | None = None) -> Cluster:
+def _equal(request: ClusterRequest, usual_stack: str, found: Tiers | None = None) -> Cluster:
     """The cluster, with the tiers that were `found` in a graph of links around it."""
     preset = None if isinstance(request.device, Device) else _preset(request.device)
     device = request.device if isinstance(request.device, Device) else preset and preset.device
@@ -80,7 +81,7 @@ def _equal(request: ClusterRequest, found: Tiers | None = None) -> Cluster:
         "device": device,
         "levels": tiers.levels,
         "device_order": tiers.device_order,
-        "stack": _stack(request, preset),
+        "stack": _stack(request, preset, usual_stack),
         "memory_limit_bytes": request.memory_limit_bytes,
     }
     cluster = parse(Cluster, content)
@@ -97,14 +98,14 @@ def _preset(name: str) -> HardwarePreset:
         raise InputError.at("device", str(error)) from None
 
 
-def _stack(request: ClusterRequest, preset: HardwarePreset | None) -> Stack:
+def _stack(request: ClusterRequest, preset: HardwarePreset | None, usual_stack: str) -> Stack:
     """The stack that is asked for, or that the device was measured with, or the usual one."""
     if isinstance(request.stack, Stack):
         return request.stack
     if request.stack is None and preset is not None and preset.stack is not None:
         return preset.stack
     try:
-        return stack_preset(request.stack or USUAL_STACK).stack
+        return stack_preset(request.stack or usual_stack).stack
     except NotFoundError as error:
         raise InputError.at("stack", str(error)) from None
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from functools import cache
 
 from planner.spec.parse import parse
+from planner.spec.request import Target
 from planner.spec.stack import Stack
 from planner.spec.value import Name, Value
 from profiles import catalogue
 
-USUAL_STACK = "megatron-core-2026"
-"""What most large models are trained with today, and what a request means that names no stack."""
+USUAL_STACKS = {
+    Target.ANY: "megatron-core-2026",
+    Target.MEGATRON: "megatron-core-2026",
+    Target.TORCHTITAN: "torchtitan",
+    Target.DEEPSPEED: "megatron-deepspeed",
+}
+"""What a request means that names no stack, by the framework that is to run its plans: for any, what most large models
+are trained with today."""
+USUAL_STACK = USUAL_STACKS[Target.ANY]
 
 
 class StackPreset(Value):

@@ -37,9 +37,16 @@ class Asked:
 
 
 def asked(
-    names: tuple[str, str], limits: tuple[str | None, str | None], size: tuple[str | None, int | None], **recipe: object
+    names: tuple[str, str],
+    limits: tuple[str | None, str | None],
+    size: tuple[str | None, int | None],
+    target: str | None = None,
+    **recipe: object,
 ) -> Asked:
-    """From `names` of model and cluster, memory limit and stack, batch and sequence length; raises InputError."""
-    model, cluster = read_model_and_cluster(*names, *limits)
+    """From `names` of model and cluster, memory limit and stack, batch and sequence length; raises InputError.
+
+    Without a stack it is that of the target.
+    """
+    model, cluster = read_model_and_cluster(*names, *limits, target)
     given = training_from(size[0], size[1], **recipe) if any(part is not None for part in size) else None
     return Asked(model, cluster, given, recipe)

@@ -103,6 +103,7 @@ def explain(
         (model, cluster),
         (memory_limit, stack),
         (global_batch_size, sequence_length),
+        target,
         precision=precision,
         optimizer=optimizer,
         gradient_precision=gradient_precision,

@@ -16,7 +16,7 @@ from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.parse import parse
 from planner.spec.plan import Plan
-from planner.spec.request import ClusterRequest, MixedClusterRequest, Options
+from planner.spec.request import ClusterRequest, MixedClusterRequest, Options, Target
 from planner.spec.shortlist import Shortlist
 from planner.spec.training import Training
 from profiles import cluster_request_from_file, model_request_from_file, parse_bytes, stack_names
@@ -53,7 +53,7 @@ MemoryOption = Annotated[
 ]
 StackOption = Annotated[
     str | None,
-    typer.Option(help="Software that trains, as megatron-core-2026 (the usual), megatron-core-2024 or pytorch-fsdp"),
+    typer.Option(help="Software that trains, as megatron-core-2024 (that of --target, or megatron-core-2026)"),
 ]
 OptimizerOption = Annotated[str, typer.Option(help="adam or sgd")]
 MaxBatch = Annotated[int | None, typer.Option(help="Upper end for --global-batch-size max")]
@@ -87,9 +87,9 @@ GradientOption = Annotated[
 
 
 def read_model_and_cluster(
-    model: str, cluster: str, memory_limit: str | None, stack: str | None = None
+    model: str, cluster: str, memory_limit: str | None, stack: str | None = None, target: str | None = None
 ) -> tuple[Model, AnyCluster]:
-    """What the arguments name; raises InputError."""
+    """What the arguments name, where they name no stack with that of the target; raises InputError."""
     request = cluster_request_from_file(cluster)
     if memory_limit is not None:
         limit = parse_bytes(memory_limit, "--memory-limit")
@@ -98,7 +98,14 @@ def read_model_and_cluster(
         if not stack.strip():
             raise InputError.at("--stack", f"must name a software stack: {', '.join(stack_names())}")
         request = _of_each_group(request, stack=stack)
-    return resolve(model_request_from_file(model), request)
+    return resolve(model_request_from_file(model), request, target=_target(target))
+
+
+def _target(text: str | None) -> Target:
+    try:
+        return Target.ANY if text is None else Target(text)
+    except ValueError:
+        raise InputError.at("--target", f"must be {' or '.join(Target)}, got {text!r:.40}") from None
 
 
 def _of_each_group(

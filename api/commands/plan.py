@@ -113,7 +113,7 @@ def plan(
     """
     check_writable(output)
     check_writable(picture, "--picture")
-    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack)
+    resolved, devices = read_model_and_cluster(model, cluster, memory_limit, stack, target)
     training = training_from(
         global_batch_size,
         sequence_length,

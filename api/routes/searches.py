@@ -203,7 +203,7 @@ class SearchRoutes:
             raise InputError.at("options.time_limit_s", f"must be at most {limit_s:g} on this service")
         self._sizes.check_options(request.options)
         model = self._sizes.model_of(request.model)
-        cluster = self._sizes.cluster_of(request.cluster, self._profiles.find)
+        cluster = self._sizes.cluster_of(request.cluster, self._profiles.find, request.options.target)
         search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
         self._jobs.wake()
         return search

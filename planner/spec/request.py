@@ -97,7 +97,7 @@ class ClusterRequest(Value):
     links: Links | None = None
     """A graph of links in which the tiers are found; instead of all of the above."""
     stack: Name | Stack | None = None
-    """The software, by name or inline; None: the one that is usual today."""
+    """The software, by name or inline; None: that of `options.target`, or the one that is usual today."""
     memory_limit_bytes: Count | None = None
 
     @model_validator(mode="after")

@@ -10,6 +10,10 @@ from invented_searches import TINY_REQUEST, endless, instant, misses, refuses
 from service_in_process import running
 from service_process import alive
 
+from api.app import new_id
+from api.database import utc_now
+from api.search_store import SearchStore
+
 PROBLEM = "application/problem+json"
 WAIT = {"Prefer": "wait=30"}
 
@@ -254,3 +258,10 @@ def test_cancelling_a_search_leaves_who_asked_the_same_alone(serve):
     assert client.get(second).json()["state"] == "queued"
     client.delete(first)
     until(client, second, "running")
+
+
+def test_a_search_for_a_target_is_priced_with_the_software_of_that_target(client, database):
+    searches = SearchStore(database, utc_now, new_id)
+    for target, stack in (("torchtitan", "torchtitan"), ("any", "megatron-core-2026")):
+        search = client.post("/v1/searches", json={**TINY_REQUEST, "options": {"target": target}}).json()
+        assert searches.conditions(search["id"]).cluster.stack.name == stack

@@ -4,7 +4,7 @@ import pytest
 
 from planner.spec.cluster import Level, Link
 from planner.spec.errors import InputError, MalformedError
-from planner.spec.request import ClusterRequest
+from planner.spec.request import ClusterRequest, Target
 from profiles import cluster_from_shorthand, cluster_request_from_file, device_preset, resolve_cluster
 
 LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-5, efficiency_ratio=0.5)
@@ -121,3 +121,19 @@ def test_a_wrong_file_is_an_error_under_cluster(tmp_path):
     file.write_text("nodes: 2")
     assert problem(cluster_request_from_file, str(file), error=MalformedError).field == "cluster"
     assert problem(cluster_request_from_file, "nowhere.json", error=MalformedError).field == "cluster"
+
+
+@pytest.mark.parametrize(
+    ("target", "stack"),
+    [
+        (Target.ANY, "megatron-core-2026"),
+        (Target.MEGATRON, "megatron-core-2026"),
+        (Target.TORCHTITAN, "torchtitan"),
+        (Target.DEEPSPEED, "megatron-deepspeed"),
+    ],
+)
+def test_without_a_stack_it_is_that_of_the_target(target, stack):
+    request = cluster_from_shorthand("2x8:h100")
+    named = request.model_copy(update={"stack": "pytorch-fsdp"})
+    assert resolve_cluster(request, target).stack.name == stack
+    assert resolve_cluster(named, target).stack.name == "pytorch-fsdp"
