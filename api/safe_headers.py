@@ -26,13 +26,13 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def page_policy(*script_hashes: str) -> str:
     """For pages: everything from this service; scripts inside the page only with these hashes, styles freely.
 
-    Swagger UI draws its icons from data: addresses and shows pictures that it has fetched (blob:); ReDoc searches in a
-    worker that it makes itself (blob:).
+    Swagger UI shows icons, and pictures that it has fetched, from data: addresses; ReDoc searches in a worker that it
+    makes itself (blob:).
     """
     scripts = " ".join(["'self'", *(f"'{each}'" for each in script_hashes)])
     return (
-        f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-        "connect-src 'self' blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
         "frame-ancestors 'none'"
     )
 
