@@ -79,7 +79,7 @@ class _Lane:
             while True:
                 try:
                     answered = await self._one_life()
-                except OSError:
+                except Exception:  # a fork can fail in many ways, and the windows of this lane wait
                     answered = 0
                     log.exception("%s could not be started", self._name)
                 if not answered:
@@ -90,7 +90,7 @@ class _Lane:
                     waiting.answer.set_exception(UnavailableError("the service is ending; ask again"))
 
     async def _one_life(self) -> int:
-        """Start a process, ask it until it has gone; the number of its answers. Raises OSError where none starts."""
+        """Start a process, ask it until it has gone; the number of its answers. Raises what kept it from starting."""
         starting = _starting(partial(self._start, self._name))
         try:
             process, ours = await asyncio.wrap_future(starting)
@@ -153,7 +153,7 @@ def _starting(start: Callable[[], Started]) -> concurrent.futures.Future[Started
             return
         try:
             future.set_result(start())
-        except OSError as error:
+        except Exception as error:
             future.set_exception(error)
 
     threading.Thread(target=run, name="trimtab-decider", daemon=True).start()
@@ -167,13 +167,17 @@ def _forget(starting: concurrent.futures.Future[Started]) -> None:
 
 
 def _start(work: Work, database_url: str, name: str) -> Started:
-    """Raises OSError."""
+    """Raises OSError, and EOFError where it is the fork server that cannot fork."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = multiprocessing.get_context("forkserver").Process(
             target=work, args=(theirs, database_url), name=name, daemon=True
         )
-        process.start()
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
     return process, ours
 
 

@@ -237,17 +237,16 @@ class Jobs:
             return
         self._tick_due = now + TICK_S
         self._queue.take_back()
-        if self._running:
-            if now >= self._renewal_due:
-                self._renewal_due = now + self._queue.lease_s / RENEWALS
-                self._queue.renew()
-            held = self._queue.held()
-            for running in self._all_running():
-                if running.job.id not in held:
-                    running.outcome.cancel()
-                    self._forget(running)
-            for search_id in held - self._running.keys():
-                self._queue.interrupted(search_id, "the database broke off when it was taken")
+        if self._running and now >= self._renewal_due:
+            self._renewal_due = now + self._queue.lease_s / RENEWALS
+            self._queue.renew()
+        held = self._queue.held()
+        for running in self._all_running():
+            if running.job.id not in held:
+                running.outcome.cancel()
+                self._forget(running)
+        for search_id in held - self._running.keys():
+            self._queue.interrupted(search_id, "the database broke off when it was taken")
         with self._lock:
             self._tell_ended(tuple(self._ends))
 

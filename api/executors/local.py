@@ -50,8 +50,8 @@ class LocalExecutor:
         outcome: Future[Outcome] = Future()
         try:
             process, news = self._start(job)
-        except OSError as error:
-            settle(outcome, Died(f"no worker could be started: {error}"))
+        except Exception as error:  # OSError here, EOFError where it is the fork server that cannot fork
+            settle(outcome, Died(f"no worker could be started: {str(error) or type(error).__name__}"))
             return outcome
         outcome.add_done_callback(partial(_kill_if_cancelled, process))
         report(0.0, STARTING)
@@ -76,7 +76,7 @@ class LocalExecutor:
         with voice:
             try:
                 process.start()
-            except OSError:
+            except BaseException:
                 news.close()
                 raise
         return process, news

@@ -121,14 +121,15 @@ def test_an_error_of_the_service_stays_in_its_log(serve, work_as, caplog):
     assert client.post(path, json=window(0)).status_code == 200
 
 
-def test_a_decider_that_cannot_be_started_is_tried_again(serve, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no more processes"), EOFError()])
+def test_a_decider_that_cannot_be_started_is_tried_again(serve, monkeypatch, error):
     monkeypatch.setattr(deciders, "RETRY_S", 0.05)
     start, tries = deciders._start, []
 
     def fails_at_first(*arguments):
         tries.append(arguments)
         if len(tries) < 3:
-            raise OSError("no more processes")
+            raise error
         return start(*arguments)
 
     monkeypatch.setattr(deciders, "_start", fails_at_first)

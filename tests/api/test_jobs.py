@@ -192,14 +192,32 @@ def test_a_store_that_fails_for_a_moment_does_not_end_the_dispatcher(store, work
     assert store.search(search).state is SearchState.SUCCEEDED
 
 
-def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypatch):
+@pytest.mark.parametrize(("error", "said"), [(BlockingIOError("no more processes"), "no more"), (EOFError(), "EOFError")])
+def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypatch, error, said):
     def refused(self, job):
-        raise BlockingIOError("no more processes")
+        raise error
 
     monkeypatch.setattr(LocalExecutor, "_start", refused)
     search = add(store)
     end(working(invented_searches.instant), search)
-    assert "no more processes" in store.search(search).error.detail
+    assert said in store.search(search).error.detail
+
+
+def test_a_search_that_was_taken_but_never_sent_is_taken_again(store, working, monkeypatch):
+    take_next, failures = SearchQueue.take_next, iter([True])
+
+    def breaks_off(self):
+        job = take_next(self)
+        if next(failures, False):
+            raise OSError("the answer to the commit was lost")
+        return job
+
+    monkeypatch.setitem(globals(), "LEASE_S", 600.0)
+    monkeypatch.setattr(SearchQueue, "take_next", breaks_off)
+    monkeypatch.setattr("api.jobs.RETRY_S", 0.05)
+    search = add(store)
+    end(working(invented_searches.instant), search)
+    assert store.search(search).state is SearchState.SUCCEEDED
 
 
 def test_a_worker_that_hangs_after_its_last_news_frees_its_place(store, working, monkeypatch):
