@@ -31,6 +31,8 @@ from planner.spec.window import Window
 T = TypeVar("T")
 RUNS_AT_HAND = 512
 """Runs that a decider keeps in memory, each with its last state: 0.1 MB at 32 x 64, 0.6 MB at 58 x 256."""
+HELLO = "ready"
+"""What a process says first: it can answer."""
 PRICINGS_AT_HAND = 64
 """Contexts whose prices a decider keeps: runs on the same shortlist share one."""
 
@@ -150,6 +152,8 @@ def work(connection: socket.socket, database_url: str) -> None:
     with closing(join_database(database_url)) as database, connection, Frames(connection) as frames:
         decider = Decider(RunStore(database, utc_now))
         spare_the_collector()
+        if not frames.send(HELLO):
+            return
         while (asked := frames.receive()) is not None:
             if not frames.send(_answer(decider, Asked(*asked))):
                 return

@@ -28,6 +28,8 @@ from planner.spec.errors import InternalError, UnavailableError
 log = logging.getLogger(__name__)
 DEATHS = 2
 """A window over which so many processes have died is refused."""
+AT_HAND = 4
+"""Windows that a process was sent and has not answered: enough that it never waits for the service."""
 RETRY_S = 1.0
 """Before another process is started where one could not be."""
 EXIT_S = 5.0
@@ -53,25 +55,38 @@ class _Lane:
     """One decider after the other, for the same runs."""
 
     def __init__(self, name: str, start: Callable[[str], Started]) -> None:
-        self._name = name
+        self.name = name
         self._start = start
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}
+        self._sent: dict[int, _Waiting] = {}
         self._writer: StreamWriter | None = None
+        """To a process that has said hello."""
         self.deaths = 0
 
     @property
-    def num_waiting(self) -> int:
-        """Windows that are not answered yet."""
-        return len(self._waiting)
+    def is_ready(self) -> bool:
+        """Whether there is a process that can answer."""
+        return self._writer is not None
+
+    @property
+    def all_waiting(self) -> tuple[_Waiting, ...]:
+        """Windows that are not answered yet, in order."""
+        return (*self._sent.values(), *self._waiting.values())
 
     async def ask(self, run_id: str, body: bytes) -> Answer:
         """The answer of the process, or of the next; raises UnavailableError where the service ends before."""
         waiting = _Waiting(Asked(next(self._numbers), run_id, body), asyncio.get_running_loop().create_future())
         self._waiting[waiting.asked.number] = waiting
-        if self._writer is not None:
-            self._writer.write(frame(tuple(waiting.asked)))
+        self._send()
         return await waiting.answer
+
+    def _send(self) -> None:
+        """Let the process have the next window at hand when it has answered one."""
+        while self._writer is not None and self._waiting and len(self._sent) < AT_HAND:
+            number = next(iter(self._waiting))
+            waiting = self._sent[number] = self._waiting.pop(number)
+            self._writer.write(frame(tuple(waiting.asked)))
 
     async def run(self) -> None:
         """Have a process at work until cancelled; then let it finish the window that it is at."""
@@ -81,55 +96,57 @@ class _Lane:
                     answered = await self._one_life()
                 except Exception:  # a fork can fail in many ways, and the windows of this lane wait
                     answered = 0
-                    log.exception("%s could not be started", self._name)
+                    log.exception("%s could not be started", self.name)
                 if not answered:
                     await asyncio.sleep(RETRY_S)
         finally:
-            for waiting in self._waiting.values():
+            for waiting in self.all_waiting:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(UnavailableError("the service is ending; ask again"))
 
     async def _one_life(self) -> int:
         """Start a process, ask it until it has gone; the number of its answers. Raises what kept it from starting."""
-        starting = _starting(partial(self._start, self._name))
+        starting = _starting(partial(self._start, self.name))
         try:
             process, ours = await asyncio.wrap_future(starting)
         except asyncio.CancelledError:
             starting.add_done_callback(_forget)
             raise
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        reader, writer = await asyncio.open_connection(sock=ours)
         try:
-            answered = await self._answer_all(reader, self._writer)
+            answered = await self._answer_all(reader, writer)
         finally:
-            self._writer.close()
             self._writer = None
+            writer.close()
             await asyncio.to_thread(_end, process)
         self._died(process)
         return answered
 
     async def _answer_all(self, reader: StreamReader, writer: StreamWriter) -> int:
         """Ask what waits, and hand answers on until the process is gone; their number."""
-        for waiting in self._waiting.values():
-            writer.write(frame(tuple(waiting.asked)))
         answered = 0
-        while True:
-            try:
+        try:
+            await read_frame(reader)  # its hello
+            self._writer = writer
+            while True:
+                self._send()
                 answer: Answer = await read_frame(reader)
-            except (IncompleteReadError, ConnectionError):
-                return answered
-            answered += 1
-            self._settle(self._waiting.pop(answer.number), answer)
+                answered += 1
+                self._settle(self._sent.pop(answer.number), answer)
+        except (IncompleteReadError, ConnectionError):
+            return answered
 
     def _died(self, process: ForkServerProcess) -> None:
-        """Windows are answered in order: the first that waits is the one that it was at."""
+        """Windows are answered in order: the first that it was sent is the one that it was at."""
         self.deaths += 1
+        first = next(iter(self._sent.values()), None)
+        self._waiting, self._sent = self._sent | self._waiting, {}
         log.error(
             "%s ended with exit code %s; %d windows wait for the next",
-            self._name,
+            self.name,
             process.exitcode,
-            self.num_waiting,
+            len(self._waiting),
         )
-        first = next(iter(self._waiting.values()), None)
         if first is None:
             return
         first.deaths += 1
@@ -207,15 +224,17 @@ class Deciders:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def alive(self) -> bool:
-        """Whether windows are being answered."""
-        return not any(task.done() for task in self._tasks)
+    def check(self) -> None:
+        """Raises UnavailableError where windows of some runs are not being answered."""
+        if not self._tasks or any(task.done() for task in self._tasks):
+            raise UnavailableError("no windows are decided: nothing looks after the deciders")
+        if missing := [lane.name for lane in self._lanes if not lane.is_ready]:
+            raise UnavailableError(f"windows wait: {', '.join(missing)} of {len(self._lanes)} cannot answer yet")
 
     @property
     def num_waiting(self) -> int:
         """Windows that are not answered yet."""
-        return sum(lane.num_waiting for lane in self._lanes)
+        return sum(len(lane.all_waiting) for lane in self._lanes)
 
     @property
     def deaths(self) -> int:

@@ -77,8 +77,7 @@ class HealthRoutes:
         except SQLAlchemyError as error:
             raise _no_answer(error) from error
         self._jobs.check()
-        if not self._deciders.alive:
-            raise UnavailableError("no windows are decided: nothing looks after the deciders")
+        self._deciders.check()
         return Health(status="ready", version=self._version)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 from api import decider
 
@@ -32,4 +34,23 @@ def breaks_over_13(connection, database_url):
         return decide(self, run_id, window)
 
     decider.Decider.decide = broken
+    decider.work(connection, database_url)
+
+
+def ends_at_once_before(marker, connection, database_url):
+    """As one that cannot live; until a file is there."""
+    if Path(marker).exists():
+        decider.work(connection, database_url)
+
+
+def waits_for(marker, connection, database_url):
+    """Says hello, and answers when a file is there."""
+    decide = decider.Decider.decide
+
+    def patient(self, run_id, window):
+        while not Path(marker).exists():
+            time.sleep(0.02)
+        return decide(self, run_id, window)
+
+    decider.Decider.decide = patient
     decider.work(connection, database_url)

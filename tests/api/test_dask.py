@@ -86,7 +86,7 @@ def test_a_service_whose_scheduler_is_away_starts_takes_searches_and_is_not_read
     assert client.get(answer.headers["location"]).json()["state"] == "queued"
     with scheduler(port), worker(port):
         until(lambda: client.get(answer.headers["location"]).json()["state"] == "succeeded")
-        assert client.get("/readyz").status_code == 200
+        until(lambda: client.get("/readyz").status_code == 200)
 
 
 def test_a_search_whose_dask_worker_is_killed_waits_once_and_fails_the_second_time(store, jobs_at):

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import invented_deciders
 import pytest
@@ -88,7 +89,7 @@ def test_windows_are_answered_though_their_decider_is_killed(serve):
         kept = client.get(f"/v1/runs/{run['id']}/decisions").json()["items"]
         assert kept == [given[run["id"], index] for index in range(12)]
     assert "trimtab_decider_deaths 2.0" in client.get("/metrics").text
-    assert client.get("/readyz").status_code == 200
+    until(lambda: client.get("/readyz").status_code == 200)
 
 
 def test_a_window_that_kills_its_deciders_is_refused_and_the_others_are_answered(serve, work_as, caplog):
@@ -139,11 +140,28 @@ def test_a_decider_that_cannot_be_started_is_tried_again(serve, monkeypatch, err
     assert len(tries) == 3
 
 
+def test_deciders_that_cannot_live_are_told_and_no_window_is_to_blame(serve, work_as, monkeypatch, tmp_path):
+    monkeypatch.setattr(deciders, "RETRY_S", 0.05)
+    marker = tmp_path / "may live"
+    work_as(partial(invented_deciders.ends_at_once_before, str(marker)))
+    client, answers = serve(), []
+    path = f"/v1/runs/{new_run(client)['id']}/windows"
+    thread = threading.Thread(target=lambda: answers.append(client.post(path, json=window(0))))
+    thread.start()
+    until(lambda: "trimtab_decider_deaths 4.0" in client.get("/metrics").text)
+    ready = client.get("/readyz")
+    assert ready.status_code == 503 and "decider 0" in ready.json()["detail"]
+    marker.touch()
+    thread.join()
+    assert answers[0].status_code == 200
+    until(lambda: client.get("/readyz").status_code == 200)
+
+
 def test_deciders_end_with_their_service(database):
     with running(database, instant, deciders=2) as client:
         until(lambda: len(processes()) == 2)
         pids = [process.pid for process in processes()]
-        assert client.get("/readyz").status_code == 200
+        until(lambda: client.get("/readyz").status_code == 200)
     until(lambda: not any(map(alive, pids)))
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import invented_searches
 import pytest
 from invented_searches import TINY_REQUEST, endless, instant, misses, refuses
-from service_in_process import running
+from service_in_process import running, until_ready
 from service_process import alive
 
 from api.app import new_id
@@ -236,6 +236,7 @@ def test_the_shortlist_of_a_search_that_runs_is_not_there_yet(serve):
 
 def test_the_service_is_ready_only_while_searches_can_start(database):
     with running(database, instant) as client:
+        until_ready(client)
         assert client.get("/readyz").json()["status"] == "ready"
         assert client.get("/healthz").json()["status"] == "ok"
         database.close()

@@ -7,6 +7,7 @@ from service_process import ROOT
 
 SCRIPT = """
 import sys
+import time
 sys.path.insert(0, sys.argv[1])
 import api
 assert api.__file__.startswith(sys.argv[1]), api.__file__
@@ -17,7 +18,10 @@ from api.settings import Settings
 from planner.search import search
 database = open_database("sqlite:///from-wheel.db")
 with TestClient(create_app(Settings(), database, search)) as client:
-    assert client.get("/readyz").is_success
+    end = time.monotonic() + 30
+    while not client.get("/readyz").is_success:
+        assert time.monotonic() < end, client.get("/readyz").text
+        time.sleep(0.05)
     assert "swagger-ui" in client.get("/docs").text
     assert "Plan the parallelism" in client.get("/").text
     for name in ("trimtab.css", "trimtab.js", "trimtab.svg"):

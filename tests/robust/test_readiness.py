@@ -1,5 +1,7 @@
 """Readiness that means it: false whenever no work would be done; liveness stays."""
 
+import time
+
 import invented_searches
 import pytest
 from fastapi.testclient import TestClient
@@ -23,7 +25,11 @@ def statuses(database, stopping=lambda: False, spoil=lambda: None):
     app = create_app(Settings(workers=1), database, invented_searches.instant, stopping)
     with TestClient(app, raise_server_exceptions=False) as client:
         spoil()
-        ready, alive = client.get("/readyz"), client.get("/healthz")
+        end = time.monotonic() + 30
+        while (ready := client.get("/readyz")).status_code == 503 and "decider" in ready.json()["detail"]:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        alive = client.get("/healthz")
         return ready.status_code, alive.status_code, ready.json().get("detail", "")
 
 
