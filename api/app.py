@@ -72,7 +72,9 @@ def create_app(
     executor = executor_of(settings, search)
     jobs = Jobs(searches, queue, executor, settings.search_time_limit_s, metrics.search_ended)
 
-    deciders = Deciders(database.url, settings.deciders)
+    deciders = Deciders(
+        database.url, settings.deciders, settings.max_waiting_windows, settings.max_waiting_window_bytes
+    )
     metrics.watch_deciders(deciders)
     access = Access(TokenStore(database, utc_now), runs.name, utc_now) if requires_tokens(settings) else None
     sizes = SizeLimits(*(getattr(settings, name) for name in SizeLimits._fields))

@@ -79,7 +79,10 @@ class _Lane:
         waiting = _Waiting(Asked(next(self._numbers), run_id, body), asyncio.get_running_loop().create_future())
         self._waiting[waiting.asked.number] = waiting
         self._send()
-        return await waiting.answer
+        try:
+            return await waiting.answer
+        finally:
+            self._waiting.pop(waiting.asked.number, None)  # where nobody awaits it any more
 
     def _send(self) -> None:
         """Let the process have the next window at hand when it has answered one."""
@@ -140,14 +143,15 @@ class _Lane:
         """Windows are answered in order: the first that it was sent is the one that it was at."""
         self.deaths += 1
         first = next(iter(self._sent.values()), None)
-        self._waiting, self._sent = self._sent | self._waiting, {}
+        wanted = {number: waiting for number, waiting in self._sent.items() if not waiting.answer.done()}
+        self._waiting, self._sent = wanted | self._waiting, {}
         log.error(
             "%s ended with exit code %s; %d windows wait for the next",
             self.name,
             process.exitcode,
             len(self._waiting),
         )
-        if first is None:
+        if first is None or first.answer.done():
             return
         first.deaths += 1
         if first.deaths == DEATHS:
@@ -209,9 +213,14 @@ def _end(process: ForkServerProcess) -> None:
 class Deciders:
     """A fixed number of decider processes."""
 
-    def __init__(self, database_url: str, number: int, work: Work = work) -> None:
+    def __init__(
+        self, database_url: str, number: int, max_waiting: int, max_waiting_bytes: int, work: Work = work
+    ) -> None:
+        """At most `max_waiting` windows wait, and no more come while they have `max_waiting_bytes` together."""
         start = partial(_start, work, database_url)
         self._lanes = [_Lane(f"decider {index}", start) for index in range(number)]
+        self._max_waiting = max_waiting
+        self._max_waiting_bytes = max_waiting_bytes
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -244,6 +253,10 @@ class Deciders:
     async def decide(self, run_id: str, body: bytes) -> Answer:
         """The decision for a window as it was received, or why there is none.
 
-        Raises UnavailableError where the service ends before.
+        Raises UnavailableError where too many windows wait, or the service ends before.
         """
+        waiting = [window for lane in self._lanes for window in lane.all_waiting]
+        num_bytes = sum(len(window.asked.body) for window in waiting)
+        if len(waiting) >= self._max_waiting or num_bytes >= self._max_waiting_bytes:
+            raise UnavailableError(f"{len(waiting)} windows of {num_bytes} bytes wait already; try again later")
         return await self._lanes[crc32(run_id.encode()) % len(self._lanes)].ask(run_id, body)

@@ -77,6 +77,10 @@ class Settings(BaseSettings):
     """Scenarios of a search."""
     max_waiting_searches: Annotated[int, Field(ge=1)] = 1000
     """Searches that may queue; beyond, new ones are refused with 503."""
+    max_waiting_windows: Annotated[int, Field(ge=1)] = 1000
+    """Windows that may wait for their decision in a process; beyond, new ones are refused with 503."""
+    max_waiting_window_bytes: Annotated[int, Field(ge=1)] = 256 * MEBIBYTE
+    """From which on their bodies are too many, in the same way."""
     max_profiles: Annotated[int, Field(ge=0)] = 200
     """Measured profiles that clients may keep here; beyond, new ones are refused with 409."""
     max_wait_s: Annotated[float, Field(ge=0)] = 60.0

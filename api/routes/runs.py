@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from api.access_guard import caller_of
 from api.answers import StrictRoute, check_json_type, problem_response
 from api.decider import Refused
-from api.deciders import Deciders
+from api.deciders import Answer, Deciders
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
 from api.pictures import SvgResponse, picture_of
 from api.routes.parameters import NO_NUL, READS_BODY, After, AfterIndex, Limit, RunId, body_of, header, page, problems
@@ -27,6 +28,8 @@ from planner.view import run_picture
 
 Name = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Only runs of this name")]
 log = logging.getLogger(__name__)
+CLIENT_GONE = 499
+"""As nginx calls it: nobody reads this status but the metrics."""
 
 
 class RunRoutes:
@@ -127,7 +130,9 @@ class RunRoutes:
         Windows may be missing or come late.
         """
         check_json_type(request)
-        answer = await self._deciders.decide(run_id, await request.body())
+        answer = await _while_awaited(request, self._deciders.decide(run_id, await request.body()))
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
         if isinstance(answer, Refused):
             if answer.problem.status >= 500:
                 log.error("%s %s: %s", request.method, request.url.path, answer.trace or answer.problem.detail)
@@ -154,3 +159,19 @@ class RunRoutes:
         says so where there are more.
         """
         return SvgResponse(run_picture(life(self._store, run_id)))
+
+
+async def _while_awaited(request: Request, asking: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """The answer; None where its client has gone before, for whom nobody need decide any more."""
+    answer, gone = asyncio.create_task(asking), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

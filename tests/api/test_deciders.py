@@ -1,5 +1,6 @@
 """Decider processes: whose runs they have, what becomes of windows when one dies, and how they end."""
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,10 @@ import pytest
 from invented_searches import TINY_REQUEST, instant
 from service_in_process import running
 from service_process import alive
+from starlette.requests import Request
 
 from api import deciders
+from api.routes.runs import RunRoutes
 from planner.online import begin, decide
 from planner.spec.decision import Decision
 from planner.spec.run import Run
@@ -155,6 +158,74 @@ def test_deciders_that_cannot_live_are_told_and_no_window_is_to_blame(serve, wor
     thread.join()
     assert answers[0].status_code == 200
     until(lambda: client.get("/readyz").status_code == 200)
+
+
+@pytest.mark.parametrize("limit", [{"max_waiting_windows": 2}, {"max_waiting_window_bytes": 150}])
+def test_windows_beyond_those_that_may_wait_are_refused_and_may_come_again(serve, work_as, tmp_path, limit):
+    marker = tmp_path / "go"
+    work_as(partial(invented_deciders.waits_for, str(marker)))
+    client, answers = serve(**limit), []
+    path = f"/v1/runs/{new_run(client)['id']}/windows"
+    threads = [
+        threading.Thread(target=lambda index=index: answers.append(client.post(path, json=window(index))))
+        for index in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: "trimtab_windows_waiting 2.0" in client.get("/metrics").text)
+    refused = client.post(path, json=window(2))
+    assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+    assert "2 windows" in refused.json()["detail"]
+    marker.touch()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert client.post(path, json=window(2)).status_code == 200
+
+
+def test_windows_that_nobody_awaits_any_more_leave_the_queue(database_url, tmp_path):
+    work = partial(invented_deciders.waits_for, str(tmp_path / "never"))
+
+    async def give_up():
+        crew = deciders.Deciders(database_url, 1, 100, 2**20, work)
+        crew.start()
+        asking = [asyncio.create_task(crew.decide("run", b"{}")) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert crew.num_waiting == 20
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        left = crew.num_waiting
+        await crew.close()
+        return left
+
+    assert asyncio.run(give_up()) <= deciders.AT_HAND
+
+
+def test_a_window_is_given_up_when_its_client_goes():
+    given_up = []
+
+    class Slow:
+        async def decide(self, run_id, body):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                given_up.append(run_id)
+
+    said = iter(({"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}))
+
+    async def receive():
+        await asyncio.sleep(0)
+        return next(said)
+
+    async def ask():
+        request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+        answer = await RunRoutes(None, None, Slow(), None).decide("r", request)
+        await asyncio.sleep(0)
+        return answer
+
+    assert asyncio.run(ask()).status_code == 499
+    assert given_up == ["r"]
 
 
 def test_deciders_end_with_their_service(database):

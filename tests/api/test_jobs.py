@@ -192,7 +192,11 @@ def test_a_store_that_fails_for_a_moment_does_not_end_the_dispatcher(store, work
     assert store.search(search).state is SearchState.SUCCEEDED
 
 
-@pytest.mark.parametrize(("error", "said"), [(BlockingIOError("no more processes"), "no more"), (EOFError(), "EOFError")])
+@pytest.mark.parametrize(
+    ("error", "said"), [(BlockingIOError("no more processes"), "no more"), (EOFError(), "EOFError")]
+)
+    ("error", "said"), [(BlockingIOError("no more processes"), "no more"), (EOFError(), "EOFError")]
+)
 def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypatch, error, said):
     def refused(self, job):
         raise error
