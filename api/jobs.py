@@ -236,10 +236,10 @@ class Jobs:
         if now < self._tick_due:
             return
         self._tick_due = now + TICK_S
-        self._queue.take_back()
-        if self._running and now >= self._renewal_due:
-            self._renewal_due = now + self._queue.lease_s / RENEWALS
+        if self._running and now >= self._renewal_due:  # before others' leases, for ours may be over too
             self._queue.renew()
+            self._renewal_due = now + self._queue.lease_s / RENEWALS
+        self._queue.take_back()
         held = self._queue.held()
         for running in self._all_running():
             if running.job.id not in held:

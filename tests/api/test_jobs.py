@@ -8,6 +8,7 @@ from functools import partial
 import invented_searches
 import pytest
 from service_process import alive
+from sqlalchemy import select
 
 from api.app import new_id
 from api.database import utc_now
@@ -15,6 +16,7 @@ from api.executors.local import LocalExecutor
 from api.jobs import Jobs
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
+from api.tables import SearchRow
 from api.values import SearchState
 from planner.spec.request import SearchRequest
 from profiles import resolve_cluster, resolve_model
@@ -192,9 +194,32 @@ def test_a_store_that_fails_for_a_moment_does_not_end_the_dispatcher(store, work
     assert store.search(search).state is SearchState.SUCCEEDED
 
 
+def test_a_service_that_was_without_database_longer_than_its_lease_keeps_its_search(
+    store, working, database, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("api.jobs.RETRY_S", 0.05)
+    gone, queue = threading.Event(), SearchQueue(database, utc_now, new_id(), 2.0)
+    for name in ("renew", "held", "take_back", "report", "work_waits"):
+        monkeypatch.setattr(queue, name, partial(unless, gone, getattr(queue, name)))
+    marker, search = tmp_path / "go", add(store)
+    jobs = Jobs(store, queue, LocalExecutor(partial(invented_searches.until_told, str(marker)), 1, MEMORY_BYTES), 60.0)
+    jobs.start()
+    try:
+        until(lambda: store.search(search).progress > 0)
+        gone.set()
+        time.sleep(3.0)
+        gone.clear()
+        time.sleep(1.0)  # two looks around
+        marker.touch()
+        end(jobs, search)
+        assert store.search(search).state is SearchState.SUCCEEDED
+        with database.reading() as session:
+            assert session.scalar(select(SearchRow.lost_services)) == 0
+    finally:
+        jobs.close()
+
+
 @pytest.mark.parametrize(
-    ("error", "said"), [(BlockingIOError("no more processes"), "no more"), (EOFError(), "EOFError")]
-)
     ("error", "said"), [(BlockingIOError("no more processes"), "no more"), (EOFError(), "EOFError")]
 )
 def test_a_worker_that_cannot_be_started_counts_as_lost(store, working, monkeypatch, error, said):
@@ -285,3 +310,10 @@ def until(holds, seconds=20.0):
     while not holds():
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def unless(gone, method, *arguments):
+    """As a database that is away while `gone` is set."""
+    if gone.is_set():
+        raise OSError("the database is away")
+    return method(*arguments)
