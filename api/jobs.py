@@ -16,12 +16,13 @@ from math import inf
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.database import AWAY
 from api.executors.port import STARTING, Died, Executor, Failed, Interrupted, Outcome, Succeeded
 from api.problems import problem_of
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
 from api.values import Search, SearchJob, SearchState
-from planner.spec.errors import UnavailableError
+from planner.spec.errors import InternalError, TrimtabError, UnavailableError
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -122,23 +123,23 @@ class Jobs:
 
     def cancel(self, search_id: str) -> Search:
         """End a search and its work; raises NotFoundError, or ConflictError if it has ended otherwise."""
+        search = self._store.cancel(search_id)
         with self._lock:
-            search = self._store.cancel(search_id)
             running = self._running.pop(search_id, None)
-            self._tell_ended([search_id])
         if running:
             running.outcome.cancel()
+            self._tell_state(search_id, search.state, time.monotonic() - running.began)
+        self._tell_ended([search_id])
         self.wake()
         return search
 
     def ended(self, search_id: str) -> Future[None]:
         """Done when the search has ended, whichever way; raises NotFoundError."""
+        self._store.search(search_id)
         with self._lock:
-            if self._store.search(search_id).state.is_final:
-                done: Future[None] = Future()
-                done.set_result(None)
-                return done
-            return self._ends.setdefault(search_id, Future())
+            ended = self._ends.setdefault(search_id, Future())
+        self._tell_ended([search_id])
+        return ended
 
     def _dispatch(self) -> None:
         while not self._closed:
@@ -159,8 +160,8 @@ class Jobs:
             running = self._submit(job)
             with self._lock:
                 self._running[job.id] = running
-                if self._store.search(job.id).state.is_final:  # cancelled while it started
-                    running.outcome.cancel()
+            if self._store.search(job.id).state.is_final:  # cancelled while it started
+                running.outcome.cancel()
 
     def _places(self) -> int:
         try:
@@ -182,12 +183,21 @@ class Jobs:
         self._bell.wait(max(0.0, min(due, self._tick_due) - time.monotonic()))
         self._bell.clear()
         for running in self._all_running():
-            if running.outcome.done():
-                self._end(running)
-            elif (news := running.news()) is not None:
-                self._queue.report(running.job.id, *news)
-            elif time.monotonic() > running.deadline:
-                self._overdue(running)
+            try:
+                self._attend(running)
+            except AWAY:
+                raise  # of none more is to be heard
+            except Exception:  # of this one search, which must not keep the others waiting
+                log.exception("search %s", running.job.id)
+                self._give_up(running, InternalError("its outcome could not be kept"))
+
+    def _attend(self, running: Running) -> None:
+        if running.outcome.done():
+            self._end(running)
+        elif (news := running.news()) is not None:
+            self._queue.report(running.job.id, *news)
+        elif time.monotonic() > running.deadline:
+            self._overdue(running)
 
     def _all_running(self) -> tuple[Running, ...]:
         with self._lock:
@@ -201,24 +211,36 @@ class Jobs:
 
     def _keep(self, running: Running, outcome: Outcome) -> None:
         """Without effect on a search that has ended, or that another service has taken."""
-        search_id, seconds = running.job.id, time.monotonic() - running.began
+        search_id = running.job.id
+        state: SearchState | None
         match outcome:
             case Succeeded(shortlist):
-                self._queue.succeed(search_id, shortlist)
-                self._on_end(SearchState.SUCCEEDED, seconds)
+                state = self._queue.succeed(search_id, shortlist)
             case Failed(problem):
-                self._queue.fail(search_id, problem)
-                self._on_end(SearchState.FAILED, seconds)
+                state = self._queue.fail(search_id, problem)
             case Died(reason):
-                self._queue.worker_died(search_id, reason)
+                log.warning("search %s: %s", search_id, reason)
+                state = self._queue.worker_died(search_id, reason)
             case Interrupted(reason):
-                self._queue.interrupted(search_id, reason)
+                log.warning("search %s was interrupted: %s", search_id, reason)
+                state = self._queue.interrupted(search_id, reason)
+        self._tell_state(search_id, state, time.monotonic() - running.began)
 
-    def _forget(self, running: Running) -> None:
+    def _tell_state(self, search_id: str, state: SearchState | None, seconds: float) -> None:
+        """The one place from which the end of a search is counted; nothing where it has not ended."""
+        if state is None or not state.is_final:
+            return
+        log.info("search %s: %s after %.1f s", search_id, state.value, seconds)
+        self._on_end(state, seconds)
+
+    def _forget(self, running: Running) -> bool:
+        """Whether it was here until now."""
         with self._lock:
-            if self._running.get(running.job.id) is running:
+            was_here = self._running.get(running.job.id) is running
+            if was_here:
                 del self._running[running.job.id]
-            self._tell_ended([running.job.id])
+        self._tell_ended([running.job.id])
+        return was_here
 
     def _overdue(self, running: Running) -> None:
         """A search that outlives its limit by that much hangs or starves: the service's failure, not the request's."""
@@ -226,9 +248,24 @@ class Jobs:
             f"the search was stopped: it found no end {GRACE_S:g} s after its time limit of "
             f"{running.job.options.time_limit_s:g} s; try again when this service has less to do"
         )
-        self._queue.fail(running.job.id, problem_of(error))
+        self._give_up(running, error)
+
+    def _give_up(self, running: Running, error: TrimtabError) -> None:
+        """End its work; it has failed."""
+        state = self._queue.fail(running.job.id, problem_of(error))
+        self._tell_state(running.job.id, state, time.monotonic() - running.began)
         running.outcome.cancel()
         self._forget(running)
+
+    def _lost(self, running: Running) -> None:
+        """End the work on a search that is no longer ours: it was cancelled elsewhere, or taken."""
+        running.outcome.cancel()
+        if self._forget(running):
+            state = self._store.search(running.job.id).state
+            if state is SearchState.CANCELLED:
+                self._tell_state(running.job.id, state, time.monotonic() - running.began)
+            else:
+                log.warning("search %s is no longer held here, and was stopped", running.job.id)
 
     def _look_around(self) -> None:
         """Every tick: hold on to what runs here, end what other services cancelled or took, tell what has ended."""
@@ -239,18 +276,27 @@ class Jobs:
         if self._running and now >= self._renewal_due:  # before others' leases, for ours may be over too
             self._queue.renew()
             self._renewal_due = now + self._queue.lease_s / RENEWALS
-        self._queue.take_back()
+        for taken in self._queue.take_back():
+            log.warning("search %s was taken back from a service that is gone", taken.search_id)
+            self._tell_state(*taken)
         held = self._queue.held()
         for running in self._all_running():
             if running.job.id not in held:
-                running.outcome.cancel()
-                self._forget(running)
+                self._lost(running)
         for search_id in held - self._running.keys():
             self._queue.interrupted(search_id, "the database broke off when it was taken")
+        self._tell_ended(self._all_awaited())
+
+    def _all_awaited(self) -> tuple[str, ...]:
         with self._lock:
-            self._tell_ended(tuple(self._ends))
+            return tuple(self._ends)
 
     def _tell_ended(self, search_ids: Collection[str]) -> None:
-        awaited = [search_id for search_id in search_ids if search_id in self._ends]
-        for search_id in self._store.ended(awaited) if awaited else ():
-            self._ends.pop(search_id).set_result(None)
+        """The store is asked outside the lock: it may be slow, and others want the lock."""
+        with self._lock:
+            awaited = [search_id for search_id in search_ids if search_id in self._ends]
+        ended = self._store.ended(awaited) if awaited else ()
+        with self._lock:
+            waiting = [self._ends.pop(search_id) for search_id in ended if search_id in self._ends]
+        for one in waiting:
+            one.set_result(None)

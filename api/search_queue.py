@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -32,8 +33,21 @@ TIMES = {MAX_WORKERS_DIED: "twice", MAX_LOST_SERVICES: "ten times"}
 LOST = "the service that ran it was killed, or lost the database"
 
 
+class TakenBack(NamedTuple):
+    """A search whose holder is taken for dead."""
+
+    search_id: str
+    state: SearchState
+    """Queued again, or failed."""
+    seconds: float
+    """Since it was taken."""
+
+
 class SearchQueue:
-    """The searches of a database in the name of one holder. Each method is one transaction."""
+    """The searches of a database in the name of one holder. Each method is one transaction.
+
+    Those that say how a search went on tell its state by now, or None where it is not held and nothing happened.
+    """
 
     def __init__(self, database: Database, now: Callable[[], datetime], holder: str, lease_s: float) -> None:
         self._database = database
@@ -59,15 +73,20 @@ class SearchQueue:
             row.holder, row.lease_until = self._holder, self._lease_end()
             return job_of(row)
 
-    def take_back(self) -> None:
+    def take_back(self) -> tuple[TakenBack, ...]:
         """Let what dead services held wait again; what had begun and was taken back too often has failed."""
-        interrupted = _interrupted(self._now())
+        now = self._now()
+        interrupted = _interrupted(now)
         if not self._any(interrupted):  # nearly always, and reading locks nobody out
-            return
+            return ()
+        taken_back = []
         with self._database.writing() as session:
             for row in session.scalars(select(SearchRow).where(interrupted).with_for_update(skip_locked=True)).all():
+                seconds = (now - (row.started_at or now)).total_seconds()
                 row.lost_services += row.message != STARTING
                 self._try_again(row, row.lost_services, MAX_LOST_SERVICES, LOST)
+                taken_back.append(TakenBack(row.id, row.state, seconds))
+        return tuple(taken_back)
 
     def renew(self) -> None:
         """Hold on to everything for another lease."""
@@ -88,42 +107,48 @@ class SearchQueue:
                 .values(progress=progress, message=message)
             )
 
-    def succeed(self, search_id: str, shortlist: Shortlist) -> None:
+    def succeed(self, search_id: str, shortlist: Shortlist) -> SearchState | None:
         """Keep the result, for those too that wait with the same question; without effect on a search not held."""
         with self._database.writing() as session:
             row = search_row(session, search_id, to_change=True)
             if not self._holds(row):
-                return
+                return None
             for one in (row, *_twins(session, row)):
                 succeed(session, one, shortlist, self._now())
+            return row.state
 
-    def fail(self, search_id: str, problem: ProblemDocument) -> None:
+    def fail(self, search_id: str, problem: ProblemDocument) -> SearchState | None:
         """Keep why it failed; without effect on a search that is not held.
 
         Where the question itself is to blame, those that wait with the same one have failed too.
         """
         with self._database.writing() as session:
             row = search_row(session, search_id, to_change=True)
-            if self._holds(row):
-                to_blame = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
-                for one in (row, *(_twins(session, row) if to_blame else ())):
-                    self._fail(one, problem)
-
-    def worker_died(self, search_id: str, reason: str) -> SearchState:
-        """After the first death the search waits again, after the second it has failed; the state by now."""
-        with self._database.writing() as session:
-            row = search_row(session, search_id, to_change=True)
-            if self._holds(row):
-                row.deaths += 1
-                self._try_again(row, row.deaths, MAX_WORKERS_DIED, reason)
+            if not self._holds(row):
+                return None
+            to_blame = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            for one in (row, *(_twins(session, row) if to_blame else ())):
+                self._fail(one, problem)
             return row.state
 
-    def interrupted(self, search_id: str, reason: str) -> None:
+    def worker_died(self, search_id: str, reason: str) -> SearchState | None:
+        """After the first death the search waits again, after the second it has failed."""
+        with self._database.writing() as session:
+            row = search_row(session, search_id, to_change=True)
+            if not self._holds(row):
+                return None
+            row.deaths += 1
+            self._try_again(row, row.deaths, MAX_WORKERS_DIED, reason)
+            return row.state
+
+    def interrupted(self, search_id: str, reason: str) -> SearchState | None:
         """The search waits again, and that is no death; without effect on one that is not held."""
         with self._database.writing() as session:
             row = search_row(session, search_id, to_change=True)
-            if self._holds(row):
-                _wait_again(row, f"waiting to start again: {reason}")
+            if not self._holds(row):
+                return None
+            _wait_again(row, f"waiting to start again: {reason}")
+            return row.state
 
     def hand_back(self) -> int:
         """Let everything that is held wait again, for the holder ends in order; how many searches."""
