@@ -31,6 +31,8 @@ from planner.spec.window import Window
 T = TypeVar("T")
 RUNS_AT_HAND = 512
 """Runs that a decider keeps in memory, each with its last state: 0.1 MB at 32 x 64, 0.6 MB at 58 x 256."""
+NICENESS = 5
+"""Below the service's own process, which is quick, and above workers, which have time."""
 HELLO = "ready"
 """What a process says first: it can answer."""
 PRICINGS_AT_HAND = 64
@@ -148,6 +150,7 @@ def _put(kept: OrderedDict[str, T], key: str, value: T, most: int) -> None:
 
 def work(connection: socket.socket, database_url: str) -> None:
     """Answer windows, one after the other, until the service closes its end of the connection."""
+    os.nice(NICENESS)
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is for the service, which ends this process when it has the answers
     with closing(join_database(database_url)) as database, connection, Frames(connection) as frames:
         decider = Decider(RunStore(database, utc_now))

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.search_store import Mark, SearchStore
 from api.values import Search
@@ -48,10 +47,11 @@ class SearchNews:
             await asyncio.sleep(self._period_s)
             try:
                 await self._look()
-            except SQLAlchemyError:
+            except Exception:  # whatever it is, listeners must not hang
                 log.exception("listeners to searches hear nothing for a moment")
-            looked, self._looked = self._looked, asyncio.Event()
-            looked.set()
+            finally:
+                looked, self._looked = self._looked, asyncio.Event()
+                looked.set()
 
     async def _look(self) -> None:
         marks = await run_in_threadpool(self._store.marks, tuple(self._listeners))

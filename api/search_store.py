@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from math import inf
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -48,11 +49,18 @@ class SearchStore:
         self._new_id = new_id
 
     def add(
-        self, request: SearchRequest, model: Model, cluster: AnyCluster, key: str | None = None, max_waiting: int = 1000
+        self,
+        request: SearchRequest,
+        model: Model,
+        cluster: AnyCluster,
+        key: str | None = None,
+        max_waiting: int = 1000,
+        time_limit_s: float = inf,
     ) -> Search:
         """Queue a search, or find the one that the same key and request made before.
 
-        Where the same question was answered before, the search has its answer at once; where it is being searched, it
+        Where the same question was answered before, and no time limit (`time_limit_s` for who asks for none) cut that
+        answer off, the search has it at once; where it is being searched, it
         waits for that answer (`api.search_queue`). Raises ConflictError if the key came with another request,
         UnavailableError if too many wait already.
         """
@@ -72,12 +80,15 @@ class SearchStore:
                     "options": request.options.model_dump(mode="json"),
                 }
             )
+            limit_s = min(request.options.time_limit_s or inf, time_limit_s)
             twin = session.scalar(
                 select(SearchRow)
                 .where(SearchRow.question == question, SearchRow.shortlist.is_not(None))
                 .order_by(SearchRow.number.desc())
                 .limit(1)
             )
+            if twin is not None and twin.shortlist is not None and twin.shortlist.search_time_s >= limit_s:
+                twin = None
             waiting = session.scalar(select(func.count()).where(SearchRow.state == SearchState.QUEUED)) or 0
             if twin is None and waiting >= max_waiting:
                 raise UnavailableError(f"{waiting} searches wait already; try again later")

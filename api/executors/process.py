@@ -14,6 +14,9 @@ from api.executors.attempt import attempt, throttled
 from api.executors.port import Failed, SearchFunction, Succeeded
 from api.values import SearchJob
 
+NICENESS = 10
+"""Below deciders: a search takes minutes, and somebody waits for a decision."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -28,6 +31,7 @@ News = Progress | Succeeded | Failed
 
 def work(connection: Connection, search: SearchFunction, job: SearchJob, memory_bytes: int) -> None:
     """Do one search with so much memory; the last news is its outcome. Ends at once when the service ends."""
+    os.nice(NICENESS)
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_service, daemon=True).start()
     _limit_memory(memory_bytes)

@@ -193,7 +193,7 @@ class SearchRoutes:
         self._sizes.check_options(request.options)
         model = self._sizes.model_of(request.model)
         cluster = self._sizes.cluster_of(request.cluster, self._profiles.find, request.options.target)
-        search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches)
+        search = self._store.add(request, model, cluster, key, self._settings.max_waiting_searches, limit_s)
         self._jobs.wake()
         return search
 

@@ -205,6 +205,13 @@ def test_a_question_that_was_answered_is_answered_at_once(store, ours):
     assert not ours.work_waits()
 
 
+def test_an_answer_that_time_cut_off_is_searched_again(store, ours):
+    add(store)
+    ours.succeed(ours.take_next().id, SHORTLIST.model_copy(update={"search_time_s": 60.2}))
+    assert store.add(REQUEST, MODEL, CLUSTER, time_limit_s=600.0).state is SearchState.SUCCEEDED
+    assert store.add(REQUEST, MODEL, CLUSTER, time_limit_s=60.0).state is SearchState.QUEUED
+
+
 def test_a_question_without_answer_is_to_blame_for_all_who_ask_it(store, ours):
     first, second = add(store), add(store)
     ours.take_next()

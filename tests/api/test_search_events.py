@@ -120,6 +120,25 @@ def test_many_listeners_cost_one_look_at_the_store_each_time(database):
     assert store.loads == 2, "one when they came, one when it was cancelled"
 
 
+def test_listeners_go_on_after_a_look_that_broke(database, monkeypatch):
+    store = Counted(database)
+    search = store.add(REQUEST, resolve_model(REQUEST.model), resolve_cluster(REQUEST.cluster))
+    marks, failures = store.marks, iter([True])
+
+    def unreliable(search_ids):
+        if next(failures, False):
+            raise RuntimeError("not of the database")
+        return marks(search_ids)
+
+    monkeypatch.setattr(store, "marks", unreliable)
+
+    async def listen():
+        async with aclosing(SearchNews(store, 0.02).of(search)) as news:
+            return [await asyncio.wait_for(anext(news), 10) for _ in range(3)]
+
+    assert len(asyncio.run(listen())) == 3
+
+
 async def news_until_cancelled(news, search):
     async with aclosing(news.of(search)) as found:
         async for latest in found:
