@@ -3,10 +3,13 @@
 import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from logging.config import DictConfigurator
 
 import invented_searches
 import pytest
+from anyio import to_thread
 from command_line import trimtab
 from invented_searches import TINY_REQUEST
 from prometheus_client.parser import text_string_to_metric_families
@@ -72,6 +75,32 @@ def test_decisions_are_counted_by_action_and_once_for_a_window(client):
     found = read(client)
     by_action = [number(found, "trimtab_decisions_total", action=a) for a in ("keep", "rebalance", "switch_plan")]
     assert sum(by_action) == 2 == number(found, "trimtab_decision_seconds_count")
+
+
+@contextmanager
+def busy_threads(client):
+    """All threads that answer requests have something to do."""
+    limiter = client.portal.call(limiter_of_threads)
+    holders = [object() for _ in range(int(limiter.total_tokens))]
+    for holder in holders:
+        client.portal.call(limiter.acquire_on_behalf_of, holder)
+    try:
+        yield
+    finally:
+        for holder in holders:
+            client.portal.call(limiter.release_on_behalf_of, holder)
+
+
+async def limiter_of_threads():
+    return to_thread.current_default_thread_limiter()
+
+
+def test_health_is_told_while_all_threads_wait(client):
+    with ThreadPoolExecutor(2) as pool, busy_threads(client):
+        answers = [pool.submit(client.get, path) for path in ("/healthz", "/readyz")]
+        wait(answers, timeout=20)
+        assert all(answer.done() for answer in answers)
+    assert [answer.result().status_code for answer in answers] == [200, 200]
 
 
 def test_metrics_of_a_service_without_its_database_are_a_problem(client, database):
