@@ -18,7 +18,9 @@ from planner.spec.errors import InputError
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "alembic_version"
 AWAY = (InterfaceError, OperationalError, TimeoutError)
-"""Of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
+AWAY_STATES = {"25006", "0A000", "25P03"}
+"""SQLSTATEs of PostgreSQL that are not operational for SQLAlchemy: of a server that has become a standby, where nothing
+can be written (the second where a transaction asks to write), and of a transaction that was silent for too long."""
 
 NO_DATABASE = "the database does not answer; try again later"
 
@@ -26,6 +28,14 @@ NO_DATABASE = "the database does not answer; try again later"
 def utc_now() -> datetime:
     """The time, in UTC."""
     return datetime.now(timezone.utc)
+
+
+def is_away(error: Exception) -> bool:
+    """Whether it is gone, locked or full, or the pool has no free connection; not that what it was told is wrong."""
+    if isinstance(error, AWAY):
+        return True
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return lost or getattr(getattr(error, "orig", None), "sqlstate", None) in AWAY_STATES
 
 
 class Database:

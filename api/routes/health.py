@@ -66,10 +66,7 @@ class HealthRoutes:
 
     def metrics(self) -> Response:
         """Requests, searches by state and time, the queue, windows and decisions of this service process."""
-        try:
-            return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
-        except SQLAlchemyError as error:
-            raise _no_answer(error) from error
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def ready(self) -> Health:
         """The database answers and has its tables, searches are started and have where to run, windows decided; no end
@@ -79,13 +76,9 @@ class HealthRoutes:
             raise UnavailableError("the service is ending")
         try:
             await to_thread.run_sync(self._database.check, limiter=self._looking)
-        except SQLAlchemyError as error:
-            raise _no_answer(error) from error
+        except SQLAlchemyError as error:  # away or without its tables: nothing can be done with it
+            raise UnavailableError(f"the database does not answer: {type(error).__name__}") from error
         self._jobs.check()
         if not self._deciders.alive:
             raise UnavailableError("no windows are decided: nothing looks after the deciders")
         return Health(status="ready", version=self._version)
-
-
-def _no_answer(error: SQLAlchemyError) -> UnavailableError:
-    return UnavailableError(f"the database does not answer: {type(error).__name__}")
