@@ -59,13 +59,14 @@ class Database:
             yield session
 
     @contextmanager
-    def writing(self, *, alone: bool = True) -> Iterator[Session]:
+    def writing(self, *, alone: bool = True, patient: bool = True) -> Iterator[Session]:
         """All or nothing; takes the write lock at once, so that what is read inside stays true until the end.
 
         Not `alone`: others may write at the same time, where the database can that (PostgreSQL). For transactions that
         begin with the one statement which decides whether they happen, and that see no rows but their own.
+        Not `patient`: alone, and soon or not at all, for a service that ends.
         """
-        purpose = Writes.ALONE if alone else Writes.BESIDE_OTHERS
+        purpose = Writes.LAST if not patient else Writes.ALONE if alone else Writes.BESIDE_OTHERS
         with Session(self._writing[purpose]) as session, session.begin():
             yield session
 
