@@ -4,7 +4,9 @@ TOML file."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,10 +26,14 @@ LOCAL = "local"
 PREFIX = "TRIMTAB_"
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names the file where no option does."""
+OF_OTHERS = {FILE_VARIABLE, "TRIMTAB_SERVICE", "TRIMTAB_TOKEN", "TRIMTAB_PUBLISHED_PORT", "TRIMTAB_MEMORY"}
+"""Variables with the prefix that are no settings: of agents, and of docker/compose.yaml."""
+OF_KUBERNETES = re.compile(r"TRIMTAB_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+"""What it sets in every container beside a Service whose name begins with trimtab."""
 
 
 class Settings(BaseSettings):
-    """Settings of one service. Unknown variables with the prefix are left alone: agents use some of them."""
+    """Settings of one service."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, env_ignore_empty=True
@@ -119,6 +125,7 @@ def file_of(option: Path | None) -> Path | None:
 
 def load_settings(file: Path | None = None, **options: Any) -> Settings:
     """Options (None: not given) over environment over file over defaults; raises InputError that names the setting."""
+    check_variables(os.environ)
     given = {key: value for key, value in options.items() if value is not None}
     try:
         return (Settings if file is None else _with_file(file))(**given)
@@ -129,6 +136,16 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
         raise InputError.at("--config", f"{file} is no TOML: {error}") from None
     except OSError as error:
         raise InputError.at("--config", f"{file} cannot be read: {error.strerror}") from None
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raise InputError for a variable with the prefix that means nothing: it is misspelt, and nobody would notice."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OF_OTHERS
+    for name in sorted(environment):
+        if not name.upper().startswith(PREFIX) or name.upper() in known or OF_KUBERNETES.fullmatch(name.upper()):
+            continue
+        near = get_close_matches(name.upper(), sorted(known), 1)
+        raise InputError.at(name, f"is no setting{f'; perhaps {near[0]} is meant' if near else ''}; see trimtab config")
 
 
 def origins(file: Path | None) -> dict[str, str]:

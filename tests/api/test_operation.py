@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_process import service
 
 from api.logs import is_accepted_id, settings
-from api.settings import Settings
+from api.settings import Settings, check_variables
 
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
 
@@ -197,6 +197,21 @@ def test_a_wrong_file_is_refused_in_one_line(capsys, clean, tmp_path, text, name
     result = trimtab(capsys, "config", "--config", tmp_path / "x.toml")
     assert result.code == 2 and result.out == ""
     assert named in result.err and result.err.count("\n") == 1
+
+
+def test_a_misspelt_variable_is_refused_in_one_line(capsys, clean):
+    clean("TRIMTAB_ACESS", "tokens")
+    result = trimtab(capsys, "config")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "TRIMTAB_ACESS" in result.err and "TRIMTAB_ACCESS" in result.err
+
+
+@pytest.mark.parametrize(
+    "others",
+    ["SERVICE", "TOKEN", "CONFIG", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR", "POSTGRES_PORT"],
+)
+def test_variables_of_agents_and_of_kubernetes_are_none_of_the_service_s(others):
+    check_variables({f"TRIMTAB_{others}": "x", "PATH": "/bin"})
 
 
 def test_a_file_that_is_not_there_is_no_empty_one(capsys, clean, tmp_path):
