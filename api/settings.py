@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from ipaddress import ip_address
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,12 +25,31 @@ from planner.spec.errors import InputError
 MEBIBYTE = 2**20
 LOCAL = "local"
 PREFIX = "TRIMTAB_"
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of the container, as it sees it: `QUOTA PERIOD` in microseconds, or `max PERIOD`."""
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names the file where no option does."""
-OF_OTHERS = {FILE_VARIABLE, "TRIMTAB_SERVICE", "TRIMTAB_TOKEN", "TRIMTAB_PUBLISHED_PORT", "TRIMTAB_MEMORY"}
+OF_OTHERS = {
+    FILE_VARIABLE,
+    "TRIMTAB_SERVICE",
+    "TRIMTAB_TOKEN",
+    "TRIMTAB_PUBLISHED_PORT",
+    "TRIMTAB_MEMORY",
+    "TRIMTAB_CPUS",
+}
 """Variables with the prefix that are no settings: of agents, and of docker/compose.yaml."""
 OF_KUBERNETES = re.compile(r"TRIMTAB_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """What it sets in every container beside a Service whose name begins with trimtab."""
+
+
+def num_cores(quota: Path = CPU_QUOTA) -> int:
+    """CPU cores that this process may use: those of its affinity, and no more than a container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text().split()
+    except (OSError, ValueError):  # no container, or another kind of cgroups
+        return cores
+    return cores if limit == "max" else max(1, min(cores, ceil(int(limit) / int(period))))
 
 
 class Settings(BaseSettings):
@@ -51,11 +71,11 @@ class Settings(BaseSettings):
     """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
     scheduler."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Searches that run at once, the others queue; by default one for each CPU core here, or for each thread of the
-    Dask cluster's workers. Where several processes answer requests, they divide these among them."""
+    """Searches that run at once, the others queue; by default one for each CPU core that the service may use, or for
+    each thread of the Dask cluster's workers. Where several processes answer requests, they divide these among them."""
     search_memory_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 2**30
     """What each local search may use; one that needs more fails. Workers of a Dask cluster have limits of their own."""
-    deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    deciders: Annotated[int, Field(ge=1)] = Field(default_factory=num_cores)
     """Processes that answer the windows of runs, each at one window at a time; a run always has the same one. Divided
     as `workers` are, but one each at least."""
     access: Literal["auto", "tokens", "open"] = "auto"
@@ -101,7 +121,7 @@ class Settings(BaseSettings):
 
 def local_places(settings: Settings) -> int:
     """Searches that run at once on this machine."""
-    return (os.cpu_count() or 1) if settings.workers is None else settings.workers
+    return num_cores() if settings.workers is None else settings.workers
 
 
 def requires_tokens(settings: Settings) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_process import service
 
 from api.logs import is_accepted_id, settings
-from api.settings import Settings, check_variables
+from api.settings import Settings, check_variables, num_cores
 
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
 
@@ -197,6 +198,19 @@ def test_a_wrong_file_is_refused_in_one_line(capsys, clean, tmp_path, text, name
     result = trimtab(capsys, "config", "--config", tmp_path / "x.toml")
     assert result.code == 2 and result.out == ""
     assert named in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("told", "most"), [("50000 100000", 1), ("100000 100000", 1), ("150000 100000", 2)])
+def test_a_container_has_as_many_cores_as_its_quota_lets_it_use(tmp_path, told, most):
+    (tmp_path / "cpu.max").write_text(told + "\n")
+    assert num_cores(tmp_path / "cpu.max") == min(most, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("told", [None, "max 100000\n", "-1\n"])
+def test_without_a_quota_all_cores_of_the_process_count(tmp_path, told):
+    if told is not None:
+        (tmp_path / "cpu.max").write_text(told)
+    assert num_cores(tmp_path / "cpu.max") == len(os.sched_getaffinity(0))
 
 
 def test_a_misspelt_variable_is_refused_in_one_line(capsys, clean):
