@@ -81,7 +81,7 @@ class SearchQueue:
 
     def report(self, search_id: str, progress: float, message: str) -> None:
         """Note how far a search is; without effect on one that is not held."""
-        with self._database.writing() as session:
+        with self._database.writing(alone=False) as session:
             session.execute(
                 update(SearchRow)
                 .where(SearchRow.id == search_id, self._held())
