@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import SAFE_METHODS, Access, allowed
 from api.answers import AnswerProblem, headers_of
+from api.database import NO_DATABASE, is_away
 from api.problems import problem_of
 from api.rate_limit import RateLimit
 from api.tokens import ANYBODY, FORM, Caller
@@ -46,7 +47,9 @@ class AccessGuard:
         except TrimtabError as error:
             return self._refused(request, error)
         except SQLAlchemyError as error:
-            return self._refused(request, UnavailableError(f"the database does not answer: {type(error).__name__}"))
+            if not is_away(error):
+                raise
+            return self._refused(request, UnavailableError(NO_DATABASE))
         return None
 
     def _refused(self, request: Request, error: TrimtabError) -> Response:

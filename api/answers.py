@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from api.bodies import read_body
-from api.database import AWAY, NO_DATABASE
+from api.database import NO_DATABASE, is_away
 from api.problems import ProblemDocument, problem_of, status_problem
 from planner.spec.errors import (
     InputError,
@@ -117,7 +117,7 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
 
     @app.exception_handler(SQLAlchemyError)
     async def _of_database(request: Request, error: SQLAlchemyError) -> Response:
-        if not isinstance(error, AWAY):
+        if not is_away(error):
             raise error
         log.error("%s %s", request.method, request.url.path, exc_info=error)
         return error_response(UnavailableError(NO_DATABASE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -89,10 +90,10 @@ def create_app(
         if retention is not None:
             retention.start()
         yield
+        closing = [asyncio.to_thread(jobs.close)]
         if retention is not None:
-            retention.close()
-        await deciders.close()
-        jobs.close()
+            closing.append(asyncio.to_thread(retention.close))
+        await asyncio.gather(*closing, deciders.close())
 
     app = FastAPI(
         title="Trimtab",

@@ -18,7 +18,9 @@ from planner.spec.errors import InputError
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "alembic_version"
 AWAY = (InterfaceError, OperationalError, TimeoutError)
-"""Of a database that is gone, locked or full, or of a pool without a free connection; not of what it was told."""
+AWAY_STATES = {"25006", "0A000", "25P03"}
+"""SQLSTATEs of PostgreSQL that are not operational for SQLAlchemy: of a server that has become a standby, where nothing
+can be written (the second where a transaction asks to write), and of a transaction that was silent for too long."""
 
 NO_DATABASE = "the database does not answer; try again later"
 
@@ -26,6 +28,14 @@ NO_DATABASE = "the database does not answer; try again later"
 def utc_now() -> datetime:
     """The time, in UTC."""
     return datetime.now(timezone.utc)
+
+
+def is_away(error: Exception) -> bool:
+    """Whether it is gone, locked or full, or the pool has no free connection; not that what it was told is wrong."""
+    if isinstance(error, AWAY):
+        return True
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return lost or getattr(getattr(error, "orig", None), "sqlstate", None) in AWAY_STATES
 
 
 class Database:
@@ -49,13 +59,14 @@ class Database:
             yield session
 
     @contextmanager
-    def writing(self, *, alone: bool = True) -> Iterator[Session]:
+    def writing(self, *, alone: bool = True, patient: bool = True) -> Iterator[Session]:
         """All or nothing; takes the write lock at once, so that what is read inside stays true until the end.
 
         Not `alone`: others may write at the same time, where the database can that (PostgreSQL). For transactions that
         begin with the one statement which decides whether they happen, and that see no rows but their own.
+        Not `patient`: alone, and soon or not at all, for a service that ends.
         """
-        purpose = Writes.ALONE if alone else Writes.BESIDE_OTHERS
+        purpose = Writes.LAST if not patient else Writes.ALONE if alone else Writes.BESIDE_OTHERS
         with Session(self._writing[purpose]) as session, session.begin():
             yield session
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from api.bodies import read_body
-from api.database import AWAY, NO_DATABASE, join_database, utc_now
+from api.database import NO_DATABASE, is_away, join_database, utc_now
 from api.frames import Frames
 from api.garbage import spare_the_collector
 from api.problems import ProblemDocument, problem_of
@@ -171,7 +171,6 @@ def _answer(decider: Decider, asked: Asked) -> Answered | Refused:
     except TrimtabError as error:
         trace = traceback.format_exc() if isinstance(error, InternalError) else ""
         return Refused(asked.number, problem_of(error), trace)
-    except AWAY:
-        return Refused(asked.number, problem_of(UnavailableError(NO_DATABASE)), traceback.format_exc())
     except Exception as error:  # whatever it is, it is the service's fault, and a client waits for an answer
-        return Refused(asked.number, problem_of(InternalError(str(error))), traceback.format_exc())
+        fault = UnavailableError(NO_DATABASE) if is_away(error) else InternalError(str(error))
+        return Refused(asked.number, problem_of(fault), traceback.format_exc())

@@ -24,6 +24,8 @@ from planner.spec.errors import InputError
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for the others."""
+LAST_TIMEOUT_MS = 2_000
+"""How long one of a service that ends does."""
 PAGE_BYTES = 32_768
 """Of new files. A window with its decision is up to a megabyte: large pages make it quicker to write, and the log is
 brought into the file (which waits for the disk) after 1000 pages, whatever their size."""
@@ -51,6 +53,8 @@ class Writes(Enum):
 
     ALONE = "alone"
     BESIDE_OTHERS = "beside others"
+    LAST = "last"
+    """Alone, by a service that ends: it waits for others no longer than `LAST_TIMEOUT_MS`."""
     MIGRATION = "migration"
     """Alone, and in no hurry."""
 
@@ -105,7 +109,10 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if _purpose(connection) else "BEGIN")
+        purpose = _purpose(connection)
+        if purpose is Writes.LAST:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={LAST_TIMEOUT_MS}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if purpose else "BEGIN")
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -159,7 +166,9 @@ def _postgresql(url: URL) -> Engine:
         if purpose is Writes.MIGRATION:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-        if purpose in (Writes.ALONE, Writes.MIGRATION):
+        if purpose is Writes.LAST:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LAST_TIMEOUT_MS}")
+        if purpose in (Writes.ALONE, Writes.LAST, Writes.MIGRATION):
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
 
     return engine

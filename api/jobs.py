@@ -29,6 +29,8 @@ RETRY_S = 1.0
 TICK_S = 0.5
 RENEWALS = 4
 """Of a lease before it ends: a holder that misses all but one still holds on."""
+END_S = 5.0
+"""What the dispatcher gets for what it is at, when the service ends."""
 GRACE_S = 60.0
 """Beyond its time limit, what a search gets to hand over its best plan so far. About a second is enough once a plan is
 known; a first one takes as long as it takes, and on a busy machine longer."""
@@ -96,10 +98,17 @@ class Jobs:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop what runs. Its searches wait for another service, or the next."""
+        """Stop what runs. Its searches wait for another service, or the next.
+
+        They are handed back before the dispatcher has ended: it may wait for the database for long, and whoever ends
+        a service does not.
+        """
         self._closed = True
         self.wake()
-        self._thread.join()
+        self._hand_back()
+        self._thread.join(END_S)
+        if self._thread.is_alive():
+            log.error("the dispatcher still waits for the database; what it took last waits until its lease is over")
         self._executor.close()
         self._hand_back()
 
@@ -109,7 +118,8 @@ class Jobs:
         except SQLAlchemyError:
             log.exception("interrupted searches could not be handed back; they wait again when their leases are over")
         else:
-            log.info("%d interrupted searches wait to start again", handed_back)
+            if handed_back:
+                log.info("%d interrupted searches wait to start again", handed_back)
 
     def check(self) -> None:
         """Raises UnavailableError where searches are not started or not heard."""

@@ -15,12 +15,15 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.synchronize import Event
 from types import FrameType
 
 from api.metrics_folder import SHARED_FOLDER
 from api.settings import LOCAL, Settings, local_places
+from planner.spec.errors import UnavailableError
 
 SERVING = "api.serving"
 """What children run. The parent never loads it: it needs no web framework, and the Prometheus client must find the
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.2
 RETRY_S = 1.0
 """Between two starts of a child that ends at once: what keeps it from living may pass."""
+MOST_IN_VAIN = 6
+"""Processes that may end before any has answered: what keeps them from it does not pass by itself."""
 END_S = 15.0
 """What the children get to answer open requests and to hand back their searches, once they are told to end."""
 
@@ -51,7 +56,8 @@ def _share(whole: int, processes: int, place: int) -> int:
 def supervise(settings: Settings, listener: socket.socket) -> None:
     """Serve with `settings.processes` children until SIGTERM or SIGINT; in the main thread.
 
-    The program then ends with status 0, as a service of one process does.
+    The program then ends with status 0, as a service of one process does. Raises UnavailableError where no child can
+    live.
     """
     told = threading.Event()
 
@@ -68,29 +74,51 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
             signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A process, and whether it has ever answered requests."""
+
+    process: ForkServerProcess
+    ready: Event
+
+
 def _keep_alive(settings: Settings, listener: socket.socket, told: threading.Event) -> None:
+    """Raises UnavailableError where one process after the other ends, and none was ever ready."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([SERVING])
 
-    def started(place: int) -> ForkServerProcess:
-        process = context.Process(target=_child, args=(share_of(settings, place), listener))
+    def started(place: int) -> _Child:
+        ready = context.Event()
+        process = context.Process(target=_child, args=(share_of(settings, place), listener, ready))
         process.start()
-        return process
+        return _Child(process, ready)
 
-    children: list[ForkServerProcess] = []
+    children: list[_Child] = []
+    in_vain = 0
     try:
         for place in range(settings.processes):
             children.append(started(place))
         while not told.is_set():
-            wait([child.sentinel for child in children], LOOK_S)
+            wait([child.process.sentinel for child in children], LOOK_S)
             for place, child in enumerate(children):
-                if child.exitcode is not None and not told.is_set():
-                    log.error("process %d ended with exit code %d; another takes its place", child.pid, child.exitcode)
-                    _forget_gauges(child.pid)
+                if child.process.exitcode is not None and not told.is_set():
+                    in_vain = 0 if any(one.ready.is_set() for one in children) else in_vain + 1
+                    _tell_end(child.process, in_vain)
                     children[place] = started(place)
                     told.wait(RETRY_S)
     finally:
-        _end(children)
+        _end([child.process for child in children])
+
+
+def _tell_end(process: ForkServerProcess, in_vain: int) -> None:
+    """Of a process that nobody told to end; raises UnavailableError where the next would fare no better."""
+    if in_vain == MOST_IN_VAIN:
+        raise UnavailableError(
+            f"{in_vain} processes ended before one answered requests, the last with exit code {process.exitcode}; "
+            "the lines above say why"
+        )
+    log.error("process %d ended with exit code %d; another takes its place", process.pid, process.exitcode)
+    _forget_gauges(process.pid)
 
 
 def _forget_gauges(pid: int | None) -> None:
@@ -114,12 +142,12 @@ def _end(children: list[ForkServerProcess]) -> None:
             child.join()
 
 
-def _child(settings: Settings, listener: socket.socket) -> None:
+def _child(settings: Settings, listener: socket.socket, ready: Event) -> None:
     from api.serving import serve_alone  # noqa: PLC0415 - after the folder of the metrics is known, see SERVING
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(KeyboardInterrupt):  # of a terminal, which sends it to all; the server has ended in order by then
-        serve_alone(settings, listener)
+        serve_alone(settings, listener, ready.set)
 
 
 def _end_with_parent() -> None:

@@ -24,6 +24,8 @@ PAUSE_S = 0.2
 """Between bites, for those who report: 250 windows a second go at most, more than come in."""
 PERIOD_S = 60.0
 """Between looks where nothing is old."""
+END_S = 2.0
+"""What a bite gets when the service ends; one that is not whole is undone."""
 TURN_S = 120.0
 """How long a service has the chore for itself after its last bite."""
 
@@ -80,9 +82,9 @@ class Retention:
         self._thread.start()
 
     def close(self) -> None:
-        """End after the bite that is being taken."""
+        """End after the bite that is being taken; one that waits for the database for long is left to it."""
         self._closing.set()
-        self._thread.join()
+        self._thread.join(END_S)
 
     def _work(self) -> None:
         pause_s = 0.0

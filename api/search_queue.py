@@ -100,7 +100,7 @@ class SearchQueue:
 
     def report(self, search_id: str, progress: float, message: str) -> None:
         """Note how far a search is; without effect on one that is not held."""
-        with self._database.writing() as session:
+        with self._database.writing(alone=False) as session:
             session.execute(
                 update(SearchRow)
                 .where(SearchRow.id == search_id, self._held())
@@ -152,7 +152,9 @@ class SearchQueue:
 
     def hand_back(self) -> int:
         """Let everything that is held wait again, for the holder ends in order; how many searches."""
-        with self._database.writing() as session:
+        if not self.held():
+            return 0
+        with self._database.writing(patient=False) as session:
             rows = session.scalars(select(SearchRow).where(self._held()).with_for_update()).all()
             for row in rows:
                 _wait_again(row, "waiting to start again: the service that ran it ended")

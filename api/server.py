@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -17,7 +19,9 @@ who close it, and no request is sent into a connection that ends at this moment.
 class OrderlyServer(uvicorn.Server):
     """A server that takes each SIGTERM and SIGINT as the wish to end in order, the first like the tenth."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None] = lambda: None) -> None:
+        """`on_ready` is called when requests are answered."""
+        self._on_ready = on_ready
         super().__init__(
             uvicorn.Config(
                 app,
@@ -28,6 +32,12 @@ class OrderlyServer(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end. uvicorn's own raises the signal again at the end, and at a second Ctrl-C forgets searches."""

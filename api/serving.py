@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import closing
 
 from api.app import create_app
@@ -14,16 +15,18 @@ from api.settings import Settings
 from planner.search import search
 
 
-def serve_database(settings: Settings, database: Database, listener: socket.socket) -> None:
-    """Serve an open database."""
+def serve_database(
+    settings: Settings, database: Database, listener: socket.socket, on_ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve an open database; `on_ready` is called when requests are answered."""
     app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-    server = OrderlyServer(app)
+    server = OrderlyServer(app, on_ready)
     spare_the_collector()
     server.run(sockets=[listener])
 
 
-def serve_alone(settings: Settings, listener: socket.socket) -> None:
+def serve_alone(settings: Settings, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serve in a process that has nothing yet but its settings and the socket."""
     install_logs(settings.log_format)
     with closing(open_database(settings.database_url)) as database:
-        serve_database(settings, database, listener)
+        serve_database(settings, database, listener, on_ready)

@@ -4,8 +4,11 @@ TOML file."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,12 +25,35 @@ from planner.spec.errors import InputError
 MEBIBYTE = 2**20
 LOCAL = "local"
 PREFIX = "TRIMTAB_"
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of the container, as it sees it: `QUOTA PERIOD` in microseconds, or `max PERIOD`."""
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names the file where no option does."""
+OF_OTHERS = {
+    FILE_VARIABLE,
+    "TRIMTAB_SERVICE",
+    "TRIMTAB_TOKEN",
+    "TRIMTAB_PUBLISHED_PORT",
+    "TRIMTAB_MEMORY",
+    "TRIMTAB_CPUS",
+}
+"""Variables with the prefix that are no settings: of agents, and of docker/compose.yaml."""
+OF_KUBERNETES = re.compile(r"TRIMTAB_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+"""What it sets in every container beside a Service whose name begins with trimtab."""
+
+
+def num_cores(quota: Path = CPU_QUOTA) -> int:
+    """CPU cores that this process may use: those of its affinity, and no more than a container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text().split()
+    except (OSError, ValueError):  # no container, or another kind of cgroups
+        return cores
+    return cores if limit == "max" else max(1, min(cores, ceil(int(limit) / int(period))))
 
 
 class Settings(BaseSettings):
-    """Settings of one service. Unknown variables with the prefix are left alone: agents use some of them."""
+    """Settings of one service."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, env_ignore_empty=True
@@ -45,11 +71,11 @@ class Settings(BaseSettings):
     """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
     scheduler."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Searches that run at once, the others queue; by default one for each CPU core here, or for each thread of the
-    Dask cluster's workers. Where several processes answer requests, they divide these among them."""
+    """Searches that run at once, the others queue; by default one for each CPU core that the service may use, or for
+    each thread of the Dask cluster's workers. Where several processes answer requests, they divide these among them."""
     search_memory_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 2**30
     """What each local search may use; one that needs more fails. Workers of a Dask cluster have limits of their own."""
-    deciders: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    deciders: Annotated[int, Field(ge=1)] = Field(default_factory=num_cores)
     """Processes that answer the windows of runs, each at one window at a time; a run always has the same one. Divided
     as `workers` are, but one each at least."""
     access: Literal["auto", "tokens", "open"] = "auto"
@@ -99,7 +125,7 @@ class Settings(BaseSettings):
 
 def local_places(settings: Settings) -> int:
     """Searches that run at once on this machine."""
-    return (os.cpu_count() or 1) if settings.workers is None else settings.workers
+    return num_cores() if settings.workers is None else settings.workers
 
 
 def requires_tokens(settings: Settings) -> bool:
@@ -123,6 +149,7 @@ def file_of(option: Path | None) -> Path | None:
 
 def load_settings(file: Path | None = None, **options: Any) -> Settings:
     """Options (None: not given) over environment over file over defaults; raises InputError that names the setting."""
+    check_variables(os.environ)
     given = {key: value for key, value in options.items() if value is not None}
     try:
         return (Settings if file is None else _with_file(file))(**given)
@@ -133,6 +160,16 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
         raise InputError.at("--config", f"{file} is no TOML: {error}") from None
     except OSError as error:
         raise InputError.at("--config", f"{file} cannot be read: {error.strerror}") from None
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raise InputError for a variable with the prefix that means nothing: it is misspelt, and nobody would notice."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OF_OTHERS
+    for name in sorted(environment):
+        if not name.upper().startswith(PREFIX) or name.upper() in known or OF_KUBERNETES.fullmatch(name.upper()):
+            continue
+        near = get_close_matches(name.upper(), sorted(known), 1)
+        raise InputError.at(name, f"is no setting{f'; perhaps {near[0]} is meant' if near else ''}; see trimtab config")
 
 
 def origins(file: Path | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from api.commands.config import ConfigOption
 from api.commands.terminal import say
 from api.garbage import spare_the_collector
 from api.logs import install_logs
-from api.settings import Settings, file_of, is_loopback, load_settings, requires_tokens
+from api.settings import LOCAL, Settings, file_of, is_loopback, load_settings, requires_tokens
 from planner.spec.errors import InputError
 
 BACKLOG = 2048
@@ -31,7 +31,8 @@ def serve(
         str | None, typer.Option(help="Where searches run: local or dask://HOST:PORT (TRIMTAB_EXECUTOR; local)")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core)")
+        int | None,
+        typer.Option(help="Searches that run at once (TRIMTAB_WORKERS; one per CPU core, or thread of the cluster)"),
     ] = None,
     deciders: Annotated[
         int | None, typer.Option(help="Processes that answer windows (TRIMTAB_DECIDERS; one per CPU core)")
@@ -72,7 +73,7 @@ def serve(
     ):
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
-        at_once = settings.workers or "one per core"
+        at_once = settings.workers or f"one per {'core' if settings.executor == LOCAL else 'thread of its workers'}"
         say(f"Database: {shown_url(settings.database_url)}; searches: {settings.executor}, {at_once}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         if settings.processes > 1:

@@ -67,7 +67,7 @@ class DaskExecutor:
     def places(self) -> int:
         """As many as were asked for, or as the cluster has threads; one where it has none yet, for it may grow."""
         self._connected()
-        return self._num_places or max(1, self._num_threads)
+        return max(1, self._num_threads) if self._num_places is None else self._num_places
 
     def submit(self, job: SearchJob, report: Report) -> Future[Outcome]:
         """Send a search; cancelling lets go of it, which the worker notices when the search reports next."""

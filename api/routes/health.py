@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,6 +18,9 @@ from api.metrics import Metrics
 from api.routes.parameters import problems
 from api.values import Health
 from planner.spec.errors import UnavailableError
+
+LOOKS_AT_ONCE = 2
+"""At the database, for /readyz: in threads of their own, as all others may wait for the database already."""
 
 
 class HealthRoutes:
@@ -37,6 +41,7 @@ class HealthRoutes:
         self._metrics = metrics
         self._version = version
         self._stopping = stopping
+        self._looking = CapacityLimiter(LOOKS_AT_ONCE)
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -55,31 +60,24 @@ class HealthRoutes:
         )
         return router
 
-    def lives(self) -> Health:
+    async def lives(self) -> Health:
         """The process answers."""
         return Health(status="ok", version=self._version)
 
     def metrics(self) -> Response:
         """Requests, searches by state and time, the queue, windows and decisions of this service process."""
-        try:
-            return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
-        except SQLAlchemyError as error:
-            raise _no_answer(error) from error
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    def ready(self) -> Health:
+    async def ready(self) -> Health:
         """The database answers and has its tables, searches are started and have where to run, windows decided; no end
         has begun.
         """
         if self._stopping():
             raise UnavailableError("the service is ending")
         try:
-            self._database.check()
-        except SQLAlchemyError as error:
-            raise _no_answer(error) from error
+            await to_thread.run_sync(self._database.check, limiter=self._looking)
+        except SQLAlchemyError as error:  # away or without its tables: nothing can be done with it
+            raise UnavailableError(f"the database does not answer: {type(error).__name__}") from error
         self._jobs.check()
         self._deciders.check()
         return Health(status="ready", version=self._version)
-
-
-def _no_answer(error: SQLAlchemyError) -> UnavailableError:
-    return UnavailableError(f"the database does not answer: {type(error).__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -12,9 +12,16 @@ from pydantic import BaseModel
 from api.problems import ProblemDocument
 from api.values import Page
 
-T = TypeVar("T")
+T = TypeVar("T", bound=BaseModel)
+K = TypeVar("K", str, int)
 
-Limit = Annotated[int, Query(ge=1, le=500, description="Items of one page")]
+PAGE_BYTES = 4 * 2**20
+"""Of JSON, after which a page ends: decisions, runs and searches may have a megabyte each."""
+PIECE = 10
+"""Items that are read at once, so that one look at the database holds some megabytes at most."""
+Limit = Annotated[
+    int, Query(ge=1, le=500, description="Items of one page; it ends earlier at 4 MiB, and `next` leads to the rest")
+]
 NO_NUL = r"^[^\x00]*$"
 """What any text must be that is looked for in the database: PostgreSQL knows no text with the character NUL."""
 After = Annotated[str | None, Query(description="Id of the last item of the page before", pattern=NO_NUL)]
@@ -80,9 +87,30 @@ def body_of(kind: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def page(items: Sequence[T], limit: int, path: str, after: str, **query: object) -> Page[T]:
-    """A page of a list at `path`; `after` is the key of its last item. A full page has a next one."""
-    if len(items) < limit:
-        return Page(items=tuple(items))
-    given = {key: value for key, value in query.items() if value is not None}
-    return Page(items=tuple(items), next=f"{path}?{urlencode({**given, 'limit': limit, 'after': after})}")
+def page(
+    read: Callable[[int, K | None], Sequence[T]],
+    limit: int,
+    after: K | None,
+    path: str,
+    key: Callable[[T], K],
+    **query: object,
+) -> Page[T]:
+    """A page of a list at `path`, from the item after `after` on; `read` takes (at most so many, after which key).
+
+    It ends with the item that makes it `PAGE_BYTES` long. A page that is full, either way, has a next one.
+    """
+    items, left_bytes, at = list[T](), PAGE_BYTES, after
+    while len(items) < limit and left_bytes > 0:
+        asked = min(PIECE, limit - len(items))
+        found = read(asked, at)
+        for item in found:
+            items.append(item)
+            left_bytes -= len(item.model_dump_json())
+            if left_bytes <= 0:
+                break
+        else:
+            if len(found) < asked:
+                return Page(items=tuple(items))
+        at = key(items[-1])
+    given = {name: value for name, value in query.items() if value is not None}
+    return Page(items=tuple(items), next=f"{path}?{urlencode({**given, 'limit': limit, 'after': at})}")

@@ -90,8 +90,7 @@ class ProfileRoutes:
 
     def list(self, limit: Limit = 50, after: AfterName = None) -> Page[ProfileEntry]:
         """Names with what was measured and when, in alphabetical order."""
-        items = self._store.page(limit, after)
-        return page(items, limit, "/v1/profiles", items[-1].name if items else "")
+        return page(self._store.page, limit, after, "/v1/profiles", lambda entry: entry.name)
 
     def get(self, name: ProfileName, response: Response, if_none_match: IfNoneMatch = None) -> MeasuredProfile:
         """The whole profile as it was sent, with the samples behind its constants."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
@@ -116,8 +117,8 @@ class RunRoutes:
 
     def list(self, limit: Limit = 50, after: After = None, name: Name = None) -> Page[Run]:
         """Runs, newest first."""
-        items = self._store.page(limit, after, name)
-        return page(items, limit, "/v1/runs", items[-1].id if items else "", name=name)
+        read = partial(self._store.page, name=name)
+        return page(read, limit, after, "/v1/runs", lambda run: run.id, name=name)
 
     def get(self, run_id: RunId) -> Run:
         """The run as it began."""
@@ -144,13 +145,13 @@ class RunRoutes:
 
     def windows(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Window]:
         """Windows in order of their index, as long as the service keeps them; decisions it keeps for good."""
-        items = self._store.windows(run_id, limit, after)
-        return page(items, limit, f"/v1/runs/{run_id}/windows", str(items[-1].index) if items else "")
+        read = partial(self._store.windows, run_id)
+        return page(read, limit, after, f"/v1/runs/{run_id}/windows", lambda window: window.index)
 
     def decisions(self, run_id: RunId, limit: Limit = 50, after: AfterIndex = None) -> Page[Decision]:
         """Decisions in order of the index of their window."""
-        items = self._store.decisions(run_id, limit, after)
-        return page(items, limit, f"/v1/runs/{run_id}/decisions", str(items[-1].window) if items else "")
+        read = partial(self._store.decisions, run_id)
+        return page(read, limit, after, f"/v1/runs/{run_id}/decisions", lambda decision: decision.window)
 
     def picture(self, run_id: RunId) -> SvgResponse:
         """Imbalance before and after each decision, the predicted gain so far, and heat maps of the experts' loads.

@@ -199,8 +199,7 @@ class SearchRoutes:
 
     def list(self, limit: Limit = 50, after: After = None) -> Page[Search]:
         """Searches, newest first."""
-        items = self._store.page(limit, after)
-        return page(items, limit, "/v1/searches", items[-1].id if items else "")
+        return page(self._store.page, limit, after, "/v1/searches", lambda search: search.id)
 
     def get(self, search_id: SearchId) -> Search:
         """State, progress from 0 to 1, and what it is at."""

@@ -52,6 +52,22 @@ def jobs_at(database, store):
         jobs.close()
 
 
+class AtHand(DaskExecutor):
+    """As if connected."""
+
+    def _connected(self):
+        return None
+
+
+def test_a_process_whose_share_of_the_places_is_none_sends_nothing():
+    found = []
+    for num_places in (0, 3, None):
+        executor = AtHand(invented_searches.instant, "dask://127.0.0.1:1", num_places)
+        executor._num_threads = 4
+        found.append(executor.places())
+    assert found == [0, 3, 4]
+
+
 def add(store, length=128):
     training = REQUEST.training.model_copy(update={"sequence_length": length})
     return store.add(REQUEST.model_copy(update={"training": training}), MODEL, CLUSTER).id

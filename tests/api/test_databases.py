@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from api.database import Database, open_database, shown_url
+from api.database import Database, is_away, open_database, shown_url
 from api.engines import LOG_LIMIT_BYTES, PAGE_BYTES, make_engine
 from planner.spec.errors import InputError
 
@@ -180,7 +180,8 @@ def test_a_writer_that_says_nothing_for_long_loses_the_lock(postgres_url):
                 assert other.scalar(text("SELECT 1")) == 1
             session.execute(text("SELECT 1"))
 
-    with pytest.raises(DBAPIError, match="idle-in-transaction"):
+    with pytest.raises(DBAPIError, match="idle-in-transaction") as raised:
         stop_in_the_middle()
+    assert is_away(raised.value), "who stopped, not what was asked, is to blame"
     stopped.close()
     patient.close()

@@ -70,3 +70,32 @@ def test_while_the_server_is_away_the_service_says_so_and_then_goes_on(client, p
     postgres.start()
     assert client.get(f"/v1/searches/{found['id']}").json() == found
     assert search(client, options={"shortlist_size": 3})["state"] == "succeeded"
+
+
+@pytest.fixture
+def standby(postgres):
+    """A function that makes the server one that follows another, and so is read only, until the end of the test."""
+    signal = postgres.folder / "data" / "standby.signal"
+
+    def follow():
+        postgres.stop()
+        signal.touch()
+        postgres.start()
+
+    yield follow
+    postgres.stop()
+    signal.unlink(missing_ok=True)
+    postgres.start()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_server_that_has_become_a_standby_is_away_for_those_who_write(client, standby):
+    found = search(client)
+    run = client.post("/v1/runs", json={"name": "job", "search_id": found["id"]}).json()
+    standby()
+    window = {"index": 0, "first_step": 0, "num_steps": 10, "tokens": HOT}
+    begin = {"name": "job", "search_id": found["id"]}
+    for path, body in (("/v1/runs", begin), (f"/v1/runs/{run['id']}/windows", window), ("/v1/runs", begin)):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 503 and "database" in answer.json()["detail"], answer.text
+        assert client.get(f"/v1/runs/{run['id']}").json() == run

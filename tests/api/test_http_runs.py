@@ -1,5 +1,6 @@
 """Runs over HTTP: begun on a shortlist, fed with windows, answered with decisions by the real online stage."""
 
+import json
 import threading
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ from invented_searches import TINY_REQUEST, misses
 from api import run_pictures
 from api.database import utc_now
 from api.decider import Decider
+from api.routes import parameters
 from api.run_store import RunStore
 from planner.online import begin, decide
 from planner.spec.decision import Decision
@@ -230,3 +232,21 @@ def test_a_window_that_another_decider_decides_meanwhile_is_decided_once(client,
     here = Decider(RunStore(database, utc_now)).decide(run["id"], Window.model_validate(window(0)))
     assert here.is_repeated and here.decision == Decision.model_validate(others[0])
     assert len(client.get(path).json()["items"]) == 1
+
+
+def test_a_page_ends_at_its_bytes_and_the_next_ones_have_the_rest(client, run, monkeypatch):
+    decisions = [client.post(f"/v1/runs/{run['id']}/windows", json=window(index)).json() for index in range(5)]
+    size = len(json.dumps(decisions[0]))
+    monkeypatch.setattr(parameters, "PAGE_BYTES", size + size // 2)
+    monkeypatch.setattr(parameters, "PIECE", 3)
+    path, pages = f"/v1/runs/{run['id']}/decisions?limit=50", []
+    while path is not None:
+        answer = client.get(path).json()
+        pages.append(answer["items"])
+        path = answer["next"]
+    assert [len(items) for items in pages][:2] == [2, 2]
+    assert [item for items in pages for item in items] == decisions
+    monkeypatch.setattr(parameters, "PAGE_BYTES", 1)
+    first = client.get("/v1/runs?name=job&limit=9").json()
+    assert first["items"] == [run] and "name=job" in first["next"]
+    assert client.get(first["next"]).json() == {"items": [], "next": None}

@@ -2,18 +2,22 @@
 
 import json
 import logging
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from logging.config import DictConfigurator
 
 import invented_searches
 import pytest
+from anyio import to_thread
 from command_line import trimtab
 from invented_searches import TINY_REQUEST
 from prometheus_client.parser import text_string_to_metric_families
 from service_process import service
 
 from api.logs import is_accepted_id, settings
-from api.settings import Settings
+from api.settings import Settings, check_variables, num_cores
 
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
 
@@ -72,6 +76,32 @@ def test_decisions_are_counted_by_action_and_once_for_a_window(client):
     found = read(client)
     by_action = [number(found, "trimtab_decisions_total", action=a) for a in ("keep", "rebalance", "switch_plan")]
     assert sum(by_action) == 2 == number(found, "trimtab_decision_seconds_count")
+
+
+@contextmanager
+def busy_threads(client):
+    """All threads that answer requests have something to do."""
+    limiter = client.portal.call(limiter_of_threads)
+    holders = [object() for _ in range(int(limiter.total_tokens))]
+    for holder in holders:
+        client.portal.call(limiter.acquire_on_behalf_of, holder)
+    try:
+        yield
+    finally:
+        for holder in holders:
+            client.portal.call(limiter.release_on_behalf_of, holder)
+
+
+async def limiter_of_threads():
+    return to_thread.current_default_thread_limiter()
+
+
+def test_health_is_told_while_all_threads_wait(client):
+    with ThreadPoolExecutor(2) as pool, busy_threads(client):
+        answers = [pool.submit(client.get, path) for path in ("/healthz", "/readyz")]
+        wait(answers, timeout=20)
+        assert all(answer.done() for answer in answers)
+    assert [answer.result().status_code for answer in answers] == [200, 200]
 
 
 def test_metrics_of_a_service_without_its_database_are_a_problem(client, database):
@@ -168,6 +198,34 @@ def test_a_wrong_file_is_refused_in_one_line(capsys, clean, tmp_path, text, name
     result = trimtab(capsys, "config", "--config", tmp_path / "x.toml")
     assert result.code == 2 and result.out == ""
     assert named in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("told", "most"), [("50000 100000", 1), ("100000 100000", 1), ("150000 100000", 2)])
+def test_a_container_has_as_many_cores_as_its_quota_lets_it_use(tmp_path, told, most):
+    (tmp_path / "cpu.max").write_text(told + "\n")
+    assert num_cores(tmp_path / "cpu.max") == min(most, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("told", [None, "max 100000\n", "-1\n"])
+def test_without_a_quota_all_cores_of_the_process_count(tmp_path, told):
+    if told is not None:
+        (tmp_path / "cpu.max").write_text(told)
+    assert num_cores(tmp_path / "cpu.max") == len(os.sched_getaffinity(0))
+
+
+def test_a_misspelt_variable_is_refused_in_one_line(capsys, clean):
+    clean("TRIMTAB_ACESS", "tokens")
+    result = trimtab(capsys, "config")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "TRIMTAB_ACESS" in result.err and "TRIMTAB_ACCESS" in result.err
+
+
+@pytest.mark.parametrize(
+    "others",
+    ["SERVICE", "TOKEN", "CONFIG", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR", "POSTGRES_PORT"],
+)
+def test_variables_of_agents_and_of_kubernetes_are_none_of_the_service_s(others):
+    check_variables({f"TRIMTAB_{others}": "x", "PATH": "/bin"})
 
 
 def test_a_file_that_is_not_there_is_no_empty_one(capsys, clean, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ from invented_searches import LONG_REQUEST, TINY_REQUEST
 from service_process import alive, descendants, service
 from test_service_process import HOT, until_gone, wait_for
 
-from api.processes import share_of
+from api import processes
+from api.processes import share_of, supervise
 from api.settings import Settings
+from planner.spec.errors import UnavailableError
 
 
 @pytest.fixture
@@ -129,3 +132,14 @@ def test_processes_divide_the_searches_that_may_run_at_once():
     assert shares == [2, 2, 1, 1]
     few = [share_of(Settings(processes=3, workers=1, deciders=1), place) for place in range(3)]
     assert [(one.workers, one.deciders) for one in few] == [(1, 1), (0, 1), (0, 1)]
+
+
+def ends_at_once(settings, listener, ready):
+    raise SystemExit(3)
+
+
+def test_a_service_whose_processes_cannot_live_ends(monkeypatch):
+    monkeypatch.setattr(processes, "_child", ends_at_once)
+    monkeypatch.setattr(processes, "RETRY_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UnavailableError, match="exit code 3"):
+        supervise(Settings(processes=2), listener)

@@ -1,6 +1,6 @@
 """Chromium that reaches nothing but the service, and a service that is started as users start it.
 
-With TRIMTAB_SCREENSHOTS set to a folder, pictures of the pages are left there.
+With SCREENSHOTS set to a folder, pictures of the pages are left there.
 """
 
 import os
@@ -100,7 +100,7 @@ def snapshot() -> Snapshot:
     """A function that leaves a picture of a page in the folder for people, if one is named."""
 
     def taken(page: Page, name: str, **options: object) -> None:
-        if folder := os.environ.get("TRIMTAB_SCREENSHOTS"):
+        if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=str(Path(folder) / f"{name}.png"), **options)
 
     return taken

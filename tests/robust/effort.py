@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-FACTOR = int(os.environ.get("TRIMTAB_FUZZ_FACTOR", "0"))
+FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
 """Set by `fuzz.py`: how many times the examples of `make check`; 0 in `make check` itself."""
 
 

@@ -41,7 +41,7 @@ def one_round(seed: int, rest: list[str]) -> int:
     """All tests once; what pytest ends with."""
     given = rest or [str(HERE)]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", *given]
-    more = {"TRIMTAB_FUZZ_FACTOR": str(FACTOR), "TRIMTAB_FUZZ_RUNS": str(RUNS)}
+    more = {"FUZZ_FACTOR": str(FACTOR), "FUZZ_RUNS": str(RUNS)}
     return subprocess.run(command, env=os.environ | more, check=False).returncode
 
 

@@ -115,6 +115,16 @@ def test_volumes_and_networks_that_are_used_are_declared(name):
         assert build is None or (DOCKER / build["context"] / build["dockerfile"]).samefile(DOCKER / "Dockerfile")
 
 
+@pytest.mark.parametrize("name", COMPOSE)
+def test_as_many_searches_as_may_run_at_once_fit_into_the_memory_of_the_container(name):
+    planner = COMPOSE[name]["services"]["planner"]
+    gib, cpus, search_bytes = (
+        int(re.fullmatch(r"\$\{\w+:-(\d+)g?\}", text)[1])
+        for text in (planner["mem_limit"], planner["cpus"], planner["environment"]["TRIMTAB_SEARCH_MEMORY_BYTES"])
+    )
+    assert cpus * search_bytes + 2**30 <= gib * 2**30
+
+
 def test_the_service_waits_until_postgresql_is_healthy():
     services = COMPOSE["compose.yaml"]["services"]
     assert services["planner"]["depends_on"]["postgres"]["condition"] == "service_healthy"

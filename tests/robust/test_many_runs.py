@@ -13,7 +13,7 @@ from invented_searches import TINY_REQUEST
 from seeded import WINDOW
 from service_process import service
 
-NUM_RUNS = int(os.environ.get("TRIMTAB_FUZZ_RUNS", "64"))
+NUM_RUNS = int(os.environ.get("FUZZ_RUNS", "64"))
 NUM_WINDOWS = 2
 TIMEOUT_S = 300.0
 """A hang is an error; slowness is not."""
