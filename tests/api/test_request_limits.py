@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from invented_searches import TINY_REQUEST
 from tokens_in_store import bearer, token
 
+from api.bodies import read_body as read
 from api.examples import ESTIMATE_EXAMPLES
 from api.json_limits import JsonLimits
 from planner.spec.errors import MalformedError, TooLargeError
@@ -163,3 +165,16 @@ def test_each_token_has_a_rate_of_its_own_and_guessing_has_one_too(serve, databa
 def test_the_rate_may_be_unlimited(serve):
     client = serve(max_requests_per_minute=0)
     assert {client.get("/v1/devices").status_code for _ in range(5)} == {200}
+
+
+@pytest.mark.parametrize("wrong", [{}, {"sequence_length": "long"}])
+def test_a_large_body_is_read_beside_the_event_loop_and_answered_as_a_small_one(client, monkeypatch, wrong):
+    body = {**TINY_REQUEST, "training": {**TINY_REQUEST["training"], **wrong}}
+    small = client.post("/v1/searches", json=body)
+    threads = []
+    monkeypatch.setattr("api.answers.LARGE_BODY_BYTES", 0)
+    monkeypatch.setattr("api.answers.read_body", lambda body: threads.append(threading.current_thread()) or read(body))
+    large = client.post("/v1/searches", json=body)
+    assert large.status_code == small.status_code == (422 if wrong else 202)
+    assert not wrong or large.json() == small.json()
+    assert [thread.name.startswith("AnyIO worker") for thread in threads] == [True]
