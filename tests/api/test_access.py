@@ -4,8 +4,10 @@ import re
 from datetime import timedelta
 
 import pytest
+from fastapi import APIRouter
 from invented_searches import TINY_REQUEST
 from sqlalchemy.exc import OperationalError
+from starlette.routing import Mount
 from tokens_in_store import bearer, id_of, token
 
 import api.access
@@ -91,26 +93,46 @@ def test_the_document_declares_what_is_refused(guarded):
         assert refusals == ({"401", "403", "429"} if expected else set())
 
 
+UNGUARDED = {
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/docs"),
+    ("GET", "/redoc"),
+    ("GET", "/openapi.json"),
+    ("GET", "/static/redoc.js"),
+    ("GET", "/sign-in"),
+    ("POST", "/sign-in"),
+    ("POST", "/sign-out"),
+    ("GET", "/static/x"),
+    ("GET", "/assets/x"),
+}
+
+
+def routes_of(router, prefix=""):
+    """(method, path) of everything that can be asked for, also of routers within."""
+    for route in router.routes:
+        if isinstance(inner := getattr(route, "original_router", None), APIRouter):
+            yield from routes_of(inner, prefix + route.include_context.prefix)
+        else:
+            for method in sorted(getattr(route, "methods", None) or {"GET"}):
+                yield method, prefix + route.path + ("/x" if isinstance(route, Mount) else "")
+
+
 def test_every_route_of_the_application_is_guarded_unless_it_is_named_as_open(database):
-    app = create_app(Settings(workers=1), database, lambda *_: None)
-    routes = [
-        (method, route.path)
-        for route in app.routes
-        for method in getattr(route, "methods", None) or ["GET"]
-        if hasattr(route, "path")
-    ]
-    free = {(method, path) for method, path in routes if allowed(method, path).roles == OPEN and method != "HEAD"}
-    assert free <= {
-        ("GET", "/healthz"),
-        ("GET", "/readyz"),
-        ("GET", "/docs"),
-        ("GET", "/redoc"),
-        ("GET", "/openapi.json"),
-        ("GET", "/static"),
-        ("GET", "/sign-in"),
-        ("POST", "/sign-in"),
-        ("POST", "/sign-out"),
-    }
+    routes = set(routes_of(create_app(Settings(workers=1), database, lambda *_: None)))
+    assert {("GET", "/"), ("GET", "/searches/{search_id}"), ("POST", "/searches"), ("POST", "/v1/searches")} <= routes
+    free = {(method, path) for method, path in routes if allowed(method, filled(path)).roles == OPEN}
+    assert {(method, path) for method, path in free if method != "HEAD"} <= UNGUARDED
+
+
+def test_no_route_answers_whoever_has_no_token_unless_it_is_named_as_open(guarded):
+    for method, path in sorted(set(routes_of(guarded.app)) - UNGUARDED):
+        if (method, path) in {("HEAD", path) for _, path in UNGUARDED}:
+            continue
+        assert guarded.request(method, filled(path)).status_code == 401, (method, path)
+        if method == "GET":
+            page = guarded.get(filled(path), headers={"Accept": "text/html"}, follow_redirects=False)
+            assert page.status_code == 303 and page.headers["location"].startswith("/sign-in"), path
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
