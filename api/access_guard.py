@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,19 +15,28 @@ from api.access import SAFE_METHODS, Access, allowed
 from api.answers import AnswerProblem, headers_of
 from api.problems import problem_of
 from api.rate_limit import RateLimit
+from api.settings import is_loopback
 from api.tokens import ANYBODY, FORM, Caller
 from planner.spec.errors import ForbiddenError, TrimtabError, UnauthenticatedError, UnavailableError
 
 COOKIE = "trimtab_token"
 SIGN_IN = "/sign-in"
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d+)?")
+"""An address in brackets or a name, and perhaps a port."""
 
 
 class AccessGuard:
-    """Lets in who may come in; `caller_of` then says who it is. `access` None: everybody may do everything."""
+    """Lets in who may come in; `caller_of` then says who it is. `access` None: everybody may do everything.
 
-    def __init__(self, app: ASGIApp, access: Access | None, rate: RateLimit, answer: AnswerProblem) -> None:
+    `hosts`: what the service may be called beside loopback's own names; None: anything.
+    """
+
+    def __init__(
+        self, app: ASGIApp, access: Access | None, hosts: Collection[str] | None, rate: RateLimit, answer: AnswerProblem
+    ) -> None:
         self._app = app
         self._access = access
+        self._hosts = hosts
         self._rate = rate
         self._answer = answer
 
@@ -39,6 +50,8 @@ class AccessGuard:
 
     async def _refusal(self, request: Request) -> Response | None:
         try:
+            if self._hosts is not None:
+                check_host(request.headers.get("host"), self._hosts)
             check_same_site(request)
             request.scope["caller"] = await self._let_in(request)
         except UnauthenticatedError as error:
@@ -103,6 +116,23 @@ def token_of(request: Request) -> str:
     if scheme.lower() != "bearer":
         raise UnauthenticatedError("the header must be Authorization: Bearer ttk_…")
     return text.strip()
+
+
+def check_host(host: str | None, allowed_hosts: Collection[str]) -> None:
+    """Raises ForbiddenError for a Host that is neither one of loopback's own names nor allowed.
+
+    A page of another site can make its own name mean our address (DNS rebinding), and is of our site then for the
+    browser, which always sends a Host.
+    """
+    if host is None:
+        return
+    found = _HOST.fullmatch(host)
+    name = (found[1] or found[2]).lower() if found else ""
+    if not is_loopback(name) and name not in allowed_hosts:
+        raise ForbiddenError(
+            f"this service is open to its own machine alone and is called localhost or 127.0.0.1, not {host[:80]!r}; "
+            "the setting allowed_hosts adds names"
+        )
 
 
 def check_same_site(request: Request) -> None:

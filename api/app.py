@@ -40,7 +40,7 @@ from api.runs import Runs
 from api.safe_headers import SafeHeaders
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
-from api.settings import Settings, requires_tokens
+from api.settings import Settings, is_loopback, requires_tokens
 from api.sign_in import SignIn
 from api.size_limits import SizeLimits
 from api.token_store import TokenStore
@@ -125,7 +125,9 @@ def create_app(
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     json_limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
-    app.add_middleware(AccessGuard, access=access, rate=RateLimit(settings.max_requests_per_minute), answer=problems)
+    hosts = settings.allowed_hosts if access is None and is_loopback(settings.host) else None
+    rate = RateLimit(settings.max_requests_per_minute)
+    app.add_middleware(AccessGuard, access=access, hosts=hosts, rate=rate, answer=problems)
     app.add_middleware(SafeHeaders)
     app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     as `workers` are, but one each at least."""
     access: Literal["auto", "tokens", "open"] = "auto"
     """Who may come in: whoever has a token, or everybody; auto: everybody on loopback, tokens elsewhere."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which a service that is open on loopback may be called, beside loopback's own: what a proxy passes on as
+    `Host`. Others are refused (403), for a page of another site can give its name our address."""
     max_requests_per_minute: Annotated[int, Field(ge=0)] = 12_000
     """Of one token (or one address, where access is open) and, where it is about a run, of this run; beyond, 429.
     0: no limit."""

@@ -16,7 +16,7 @@ from api.database import open_database
 from api.settings import Settings
 from planner.search import search
 database = open_database("sqlite:///from-wheel.db")
-with TestClient(create_app(Settings(), database, search)) as client:
+with TestClient(create_app(Settings(allowed_hosts=["testserver"]), database, search)) as client:
     assert client.get("/readyz").is_success
     assert "swagger-ui" in client.get("/docs").text
     assert "Plan the parallelism" in client.get("/").text
