@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access import SAFE_METHODS, Access, allowed
+from api.access import SAFE_METHODS, Access, RunNames, allowed
 from api.answers import AnswerProblem, headers_of
 from api.problems import problem_of
 from api.rate_limit import RateLimit
@@ -32,10 +32,17 @@ class AccessGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, access: Access | None, hosts: Collection[str] | None, rate: RateLimit, answer: AnswerProblem
+        self,
+        app: ASGIApp,
+        access: Access | None,
+        names: RunNames,
+        hosts: Collection[str] | None,
+        rate: RateLimit,
+        answer: AnswerProblem,
     ) -> None:
         self._app = app
         self._access = access
+        self._names = names
         self._hosts = hosts
         self._rate = rate
         self._answer = answer
@@ -72,7 +79,7 @@ class AccessGuard:
         roles, run_id = allowed(request.method, path)
         address = request.client.host if request.client else ""
         if not roles:
-            if request.method not in SAFE_METHODS:
+            if request.method not in SAFE_METHODS or COOKIE in request.cookies:  # then the token may be looked up
                 self._rate.check("address", address)
             return ANYBODY
         if FORM.search(unquote(f"{path}?{query}")):
@@ -81,19 +88,41 @@ class AccessGuard:
                 "Authorization: Bearer"
             )
         if self._access is None:
-            self._rate.check("address", address, run_id or "")
+            await self._count("address", address, run_id)
             return ANYBODY
-        try:
-            token_id, caller = await self._access.caller(token_of(request))
-        except UnauthenticatedError:
-            self._rate.check("address", address)
-            raise
-        self._rate.check("token", token_id, run_id or "")
+        token_id, caller = await self._caller(self._access, request, address)
+        await self._count("token", token_id, run_id)
         if not roles & caller.roles:
             raise ForbiddenError(f"this needs a token with the role {' or '.join(sorted(roles))}")
         if run_id is not None or request.method in SAFE_METHODS:  # else it begins one: the route knows its name
             await self._access.check_run(caller, run_id, request.query_params.get("name", ""))
         return caller
+
+    async def _caller(self, access: Access, request: Request, address: str) -> tuple[str, Caller]:
+        """(Id of the token, who asks); raises UnauthenticatedError.
+
+        Whoever brings a token that is not known yet counts by the address, before the store is asked.
+        """
+        is_counted = False
+        try:
+            text = token_of(request)
+            if not access.knows(text):
+                is_counted = True
+                self._rate.check("address", address)
+            return await access.caller(text)
+        except UnauthenticatedError:
+            if not is_counted:
+                self._rate.check("address", address)
+            raise
+
+    async def _count(self, kind: str, who: str, run_id: str | None) -> None:
+        """Count a request: about a run that is known to exist by itself, all others of the same client together."""
+        if run_id is not None and self._names.has(run_id):
+            self._rate.check(kind, who, run_id)
+            return
+        self._rate.check(kind, who)
+        if run_id is not None:
+            await self._names.find(run_id)
 
 
 def caller_of(request: Request) -> Caller:

@@ -12,7 +12,7 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from api.access import Access
+from api.access import Access, RunNames
 from api.access_guard import AccessGuard
 from api.answers import error_response, install_error_answers
 from api.body_limit import BodyLimit
@@ -74,7 +74,8 @@ def create_app(
 
     deciders = Deciders(database.url, settings.deciders)
     metrics.watch_deciders(deciders)
-    access = Access(TokenStore(database, utc_now), runs.name, utc_now) if requires_tokens(settings) else None
+    run_names = RunNames(runs.name)
+    access = Access(TokenStore(database, utc_now), run_names, utc_now) if requires_tokens(settings) else None
     sizes = SizeLimits(*(getattr(settings, name) for name in SizeLimits._fields))
     kept_days = settings.keep_windows_days
     old_windows = None if kept_days is None else OldWindows(database, utc_now, new_id(), kept_days)
@@ -127,7 +128,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
     hosts = settings.allowed_hosts if access is None and is_loopback(settings.host) else None
     rate = RateLimit(settings.max_requests_per_minute)
-    app.add_middleware(AccessGuard, access=access, hosts=hosts, rate=rate, answer=problems)
+    app.add_middleware(AccessGuard, access=access, names=run_names, hosts=hosts, rate=rate, answer=problems)
     app.add_middleware(SafeHeaders)
     app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)

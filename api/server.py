@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -17,13 +18,14 @@ who close it, and no request is sent into a connection that ends at this moment.
 class OrderlyServer(uvicorn.Server):
     """A server that takes each SIGTERM and SIGINT as the wish to end in order, the first like the tenth."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[str]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 lifespan="on",
                 log_config=None,
                 server_header=False,
+                forwarded_allow_ips=list(trusted_proxies),
                 timeout_graceful_shutdown=GRACE_S,
                 timeout_keep_alive=KEEP_ALIVE_S,
             )

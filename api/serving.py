@@ -17,7 +17,7 @@ from planner.search import search
 def serve_database(settings: Settings, database: Database, listener: socket.socket) -> None:
     """Serve an open database."""
     app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-    server = OrderlyServer(app)
+    server = OrderlyServer(app, settings.trusted_proxies)
     spare_the_collector()
     server.run(sockets=[listener])
 

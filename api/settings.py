@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     max_requests_per_minute: Annotated[int, Field(ge=0)] = 12_000
     """Of one token (or one address, where access is open) and, where it is about a run, of this run; beyond, 429.
     0: no limit."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * MEBIBYTE
     """Largest request body."""
     max_json_depth: Annotated[int, Field(ge=8, le=500)] = 64

@@ -11,7 +11,7 @@ from starlette.routing import Mount
 from tokens_in_store import bearer, id_of, token
 
 import api.access
-from api.access import ELSE, OPEN, Access, allowed
+from api.access import ELSE, OPEN, Access, RunNames, allowed
 from api.app import create_app
 from api.database import utc_now
 from api.settings import Settings, is_loopback, requires_tokens
@@ -235,7 +235,7 @@ class Asked:
 @pytest.mark.anyio
 async def test_the_database_is_asked_once_in_a_while_and_a_revocation_counts_then(database):
     store, clock = Asked(TokenStore(database, utc_now)), [0.0]
-    access = Access(store, str, utc_now, lambda: clock[0])
+    access = Access(store, RunNames(str), utc_now, lambda: clock[0])
     text = token(database, "read")
     for _ in range(100):
         await access.caller(text)
@@ -253,11 +253,15 @@ async def test_the_database_is_asked_once_in_a_while_and_a_revocation_counts_the
 async def test_ids_that_nobody_has_are_remembered_too_and_not_without_end(database, monkeypatch):
     monkeypatch.setattr(api.access, "TOKENS_AT_HAND", 3)
     store = Asked(TokenStore(database, utc_now))
-    access = Access(store, str, utc_now)
+    access = Access(store, RunNames(str), utc_now)
+    text = token(database, "read")
+    await access.caller(text)
     for number in (0, 0, 1, 2, 3, 4, 4):
         with pytest.raises(api.access.UnauthenticatedError, match="not known"):
             await access.caller(f"ttk_{number:012x}_{SECRET}")
-    assert store.times == 5 and len(access._known) == 3
+    assert store.times == 1 + 5 and len(access._unknown) == 3
+    await access.caller(text)
+    assert store.times == 1 + 5 and access.knows(text), "invented tokens do not push out real ones"
 
 
 def test_a_use_that_cannot_be_noted_keeps_nobody_out(guarded, database, monkeypatch):
@@ -359,7 +363,9 @@ def test_only_loopback_is_open_by_itself(host, alone):
     )
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.168.0.1", "", "@"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.168.0.1", "", "@"]
+)
 def test_a_site_that_gives_its_name_our_address_is_refused_where_everybody_may_come_in(serve, host):
     client = serve()
     headers = {"Host": host, "Origin": f"http://{host}"}
@@ -370,7 +376,9 @@ def test_a_site_that_gives_its_name_our_address_is_refused_where_everybody_may_c
     assert guarded.get("/healthz", headers=headers).status_code == 200, "a token is what no other site has"
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:81", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "plan.example"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:81", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "plan.example"]
+)
 def test_loopback_names_and_those_that_are_allowed_are_answered(serve, host):
     assert serve(allowed_hosts=["plan.example"]).get("/v1/searches", headers={"Host": host}).status_code == 200
     assert serve(host="0.0.0.0", access="open").get("/v1/searches", headers={"Host": "any"}).status_code == 200
