@@ -6,6 +6,7 @@ and forgets here is closed to whoever has no token, never open.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections import OrderedDict
@@ -128,6 +129,9 @@ class Access:
         self._clock_s = clock_s
         self._known: OrderedDict[str, tuple[float, Found]] = OrderedDict()
         self._unknown: OrderedDict[str, tuple[float, None]] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[Found | None]] = {}
+        self._uses: dict[str, Token] = {}
+        self._noting: asyncio.Task[None] | None = None
 
     def knows(self, text: str) -> bool:
         """Whether a token with this id was found before; its secret may be wrong, and it may have ended."""
@@ -158,16 +162,33 @@ class Access:
     async def _found(self, token_id: str) -> Found | None:
         asked_at, found = self._known.get(token_id) or self._unknown.get(token_id) or (None, None)
         if asked_at is None or self._clock_s() - asked_at > BELIEVED_S:
+            if token_id not in self._lookups:
+                self._lookups[token_id] = asyncio.create_task(self._look_up(token_id))
+            return await asyncio.shield(self._lookups[token_id])
+        return found
+
+    async def _look_up(self, token_id: str) -> Found | None:
+        """Ask the store: once for all who wait for the same token."""
+        try:
             asked_at = self._clock_s()
             found = await run_in_threadpool(self._store.find, token_id)
-            if found is None:
-                self._known.pop(token_id, None)
-                _remember(self._unknown, token_id, (asked_at, None), TOKENS_AT_HAND)
-                return None
-            _remember(self._known, token_id, (asked_at, found), TOKENS_AT_HAND)
-            if found.token.fault(self._now()) is None:
-                await run_in_threadpool(self._note_use, found.token)
+        finally:
+            del self._lookups[token_id]
+        if found is None:
+            self._known.pop(token_id, None)
+            _remember(self._unknown, token_id, (asked_at, None), TOKENS_AT_HAND)
+            return None
+        _remember(self._known, token_id, (asked_at, found), TOKENS_AT_HAND)
+        if found.token.fault(self._now()) is None:
+            self._uses[token_id] = found.token
+            if self._noting is None or self._noting.done():
+                self._noting = asyncio.create_task(self._note_uses())
         return found
+
+    async def _note_uses(self) -> None:
+        """Write, one after the other, which tokens were used: no request waits for that, nor more than one thread."""
+        while self._uses:
+            await run_in_threadpool(self._note_use, self._uses.popitem()[1])
 
     def _note_use(self, token: Token) -> None:
         try:

@@ -1,6 +1,9 @@
 """Who may do what: every operation of the document, every kind of caller, and whatever else a client may bring."""
 
+import asyncio
 import re
+import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -237,8 +240,8 @@ async def test_the_database_is_asked_once_in_a_while_and_a_revocation_counts_the
     store, clock = Asked(TokenStore(database, utc_now)), [0.0]
     access = Access(store, RunNames(str), utc_now, lambda: clock[0])
     text = token(database, "read")
-    for _ in range(100):
-        await access.caller(text)
+    await asyncio.gather(*(access.caller(text) for _ in range(100)))
+    await access._noting
     assert (store.times, store.uses) == (1, 1)
     store.store.revoke(id_of(text))
     await access.caller(text)
@@ -274,10 +277,27 @@ def test_a_use_that_cannot_be_noted_keeps_nobody_out(guarded, database, monkeypa
 
 def test_the_last_use_is_noted_to_the_minute(guarded, database):
     text = token(database, "read")
+    unused = TokenStore(database, utc_now).find(id_of(text)).token
     for _ in range(3):
         guarded.get("/v1/runs", headers=bearer(text))
-    used = TokenStore(database, utc_now).find(id_of(text)).token.last_used_at
+    store, end = TokenStore(database, utc_now), time.monotonic() + 20
+    while (used := store.find(id_of(text)).token.last_used_at) is None and time.monotonic() < end:
+        time.sleep(0.01)
     assert utc_now() - used < timedelta(minutes=1)
+    store.note_use(unused)
+    assert store.find(id_of(text)).token.last_used_at == used, "what is out of date writes nothing"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_nobody_waits_until_the_use_is_noted(database):
+    store, release = Asked(TokenStore(database, utc_now)), threading.Event()
+    store.note_use = lambda _: release.wait(20)
+    access = Access(store, RunNames(str), utc_now)
+    await access.caller(token(database, "read"))
+    assert not access._noting.done()
+    release.set()
+    await access._noting
 
 
 @pytest.mark.parametrize("path", ["/v1/runs?token={}", "/v1/runs/{}", "/v1/runs?x=%74{}"])
