@@ -98,8 +98,9 @@ def check_json_type(request: Request) -> None:
 
 
 def problem_response(document: ProblemDocument, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A problem document as a response."""
-    return JSONResponse(document.document(), document.status, headers, media_type=PROBLEM_TYPE)
+    """A problem document as a response; what passes says when to try again, also where `headers` does not."""
+    again = {"Retry-After": str(RETRY_AFTER_S)} if document.status in (429, 503) else {}
+    return JSONResponse(document.document(), document.status, again | (headers or {}), media_type=PROBLEM_TYPE)
 
 
 def error_response(error: TrimtabError) -> JSONResponse:
