@@ -87,6 +87,14 @@ def test_a_config_nested_as_deep_as_is_allowed_is_an_ordinary_mistake(client):
     assert client.post("/v1/searches", json=request).status_code == 422
 
 
+@pytest.mark.parametrize(("num_bytes", "is_beside"), [(2**18, False), (2**18 + 1, True)])
+def test_a_large_body_is_looked_at_beside_the_event_loop(client, monkeypatch, num_bytes, is_beside):
+    threads = []
+    monkeypatch.setattr(JsonLimits, "check", lambda *_: threads.append(threading.current_thread().name))
+    client.post("/v1/searches", content=b" " * num_bytes, headers=JSON)
+    assert [name.startswith("AnyIO worker") for name in threads] == [is_beside]
+
+
 def asked(client, request, **changes):
     answer = client.post("/v1/searches", json=copy.deepcopy(request) | changes)
     assert answer.status_code == 422, answer.text
