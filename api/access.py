@@ -6,6 +6,7 @@ and forgets here is closed to whoever has no token, never open.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections import OrderedDict
@@ -27,7 +28,9 @@ V = TypeVar("V")
 BELIEVED_S = 5.0
 """How long a token is believed without asking the database again: a revocation takes effect within this."""
 TOKENS_AT_HAND = 4096
-"""Ids that are remembered, also those that no token has."""
+"""Tokens that are remembered, and as many ids that no token has."""
+RUNS_AT_HAND = 16_384
+"""Runs whose names are remembered."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN: frozenset[Role] = frozenset()
 """Needs no token."""
@@ -84,8 +87,30 @@ def allowed(method: str, path: str) -> Allowed:
     return Allowed(ELSE)
 
 
+class RunNames:
+    """Runs that exist, and their names, which never change. For one event loop, as `Access`."""
+
+    def __init__(self, run_name: Callable[[str], str]) -> None:
+        """`run_name(id)` raises NotFoundError."""
+        self._run_name = run_name
+        self._known: OrderedDict[str, str] = OrderedDict()
+
+    def has(self, run_id: str) -> bool:
+        """Whether it is known already that this run exists."""
+        return run_id in self._known
+
+    async def find(self, run_id: str) -> str:
+        """The run's name; "" for a run that is not there."""
+        if run_id not in self._known:
+            try:
+                _remember(self._known, run_id, await run_in_threadpool(self._run_name, run_id), RUNS_AT_HAND)
+            except NotFoundError:
+                return ""
+        return self._known[run_id]
+
+
 class Access:
-    """Callers by their tokens, and runs by their names, as the store has them or had a moment ago.
+    """Callers by their tokens, as the store has them or had a moment ago.
 
     For one event loop: the store is asked in other threads, what is remembered is touched in the loop's own.
     """
@@ -93,17 +118,25 @@ class Access:
     def __init__(
         self,
         store: TokenStore,
-        run_name: Callable[[str], str],
+        names: RunNames,
         now: Callable[[], datetime],
         clock_s: Callable[[], float] = monotonic,
     ) -> None:
-        """`run_name(id)` raises NotFoundError; `clock_s` only goes forward."""
+        """`clock_s` only goes forward."""
         self._store = store
-        self._run_name = run_name
+        self._names = names
         self._now = now
         self._clock_s = clock_s
-        self._known: OrderedDict[str, tuple[float, Found | None]] = OrderedDict()
-        self._run_names: OrderedDict[str, str] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Found]] = OrderedDict()
+        self._unknown: OrderedDict[str, tuple[float, None]] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[Found | None]] = {}
+        self._uses: dict[str, Token] = {}
+        self._noting: asyncio.Task[None] | None = None
+
+    def knows(self, text: str) -> bool:
+        """Whether a token with this id was found before; its secret may be wrong, and it may have ended."""
+        parts = split(text)
+        return parts is not None and parts[0] in self._known
 
     async def caller(self, text: str) -> tuple[str, Caller]:
         """(Id of the token, who asks with it); raises UnauthenticatedError that says what is wrong with it."""
@@ -124,17 +157,38 @@ class Access:
     async def check_run(self, caller: Caller, run_id: str | None, name: str) -> None:
         """Raises ForbiddenError where a token of one run asks for another: by its id, or else by its name."""
         if caller.run is not None and caller.run != run_id:
-            caller.check_reports_for(name if run_id is None else await self._name(run_id))
+            caller.check_reports_for(name if run_id is None else await self._names.find(run_id))
 
     async def _found(self, token_id: str) -> Found | None:
-        asked_at, found = self._known.get(token_id, (None, None))
+        asked_at, found = self._known.get(token_id) or self._unknown.get(token_id) or (None, None)
         if asked_at is None or self._clock_s() - asked_at > BELIEVED_S:
+            if token_id not in self._lookups:
+                self._lookups[token_id] = asyncio.create_task(self._look_up(token_id))
+            return await asyncio.shield(self._lookups[token_id])
+        return found
+
+    async def _look_up(self, token_id: str) -> Found | None:
+        """Ask the store: once for all who wait for the same token."""
+        try:
             asked_at = self._clock_s()
             found = await run_in_threadpool(self._store.find, token_id)
-            _remember(self._known, token_id, (asked_at, found))
-            if found is not None and found.token.fault(self._now()) is None:
-                await run_in_threadpool(self._note_use, found.token)
+        finally:
+            del self._lookups[token_id]
+        if found is None:
+            self._known.pop(token_id, None)
+            _remember(self._unknown, token_id, (asked_at, None), TOKENS_AT_HAND)
+            return None
+        _remember(self._known, token_id, (asked_at, found), TOKENS_AT_HAND)
+        if found.token.fault(self._now()) is None:
+            self._uses[token_id] = found.token
+            if self._noting is None or self._noting.done():
+                self._noting = asyncio.create_task(self._note_uses())
         return found
+
+    async def _note_uses(self) -> None:
+        """Write, one after the other, which tokens were used: no request waits for that, nor more than one thread."""
+        while self._uses:
+            await run_in_threadpool(self._note_use, self._uses.popitem()[1])
 
     def _note_use(self, token: Token) -> None:
         try:
@@ -142,18 +196,9 @@ class Access:
         except SQLAlchemyError as error:  # busy, say: whoever may come in is not kept out by that
             log.warning("the use of token %s was not noted: %s", token.id, type(error).__name__)
 
-    async def _name(self, run_id: str) -> str:
-        """A run's name never changes; "" for a run that is not there."""
-        if run_id not in self._run_names:
-            try:
-                _remember(self._run_names, run_id, await run_in_threadpool(self._run_name, run_id))
-            except NotFoundError:
-                return ""
-        return self._run_names[run_id]
 
-
-def _remember(known: OrderedDict[str, V], key: str, value: V) -> None:
+def _remember(known: OrderedDict[str, V], key: str, value: V, most: int) -> None:
     known[key] = value
     known.move_to_end(key)
-    while len(known) > TOKENS_AT_HAND:
+    while len(known) > most:
         known.popitem(last=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -9,24 +11,40 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access import SAFE_METHODS, Access, allowed
+from api.access import SAFE_METHODS, Access, RunNames, allowed
 from api.answers import AnswerProblem, headers_of
 from api.database import NO_DATABASE, is_away
 from api.problems import problem_of
 from api.rate_limit import RateLimit
+from api.settings import is_loopback
 from api.tokens import ANYBODY, FORM, Caller
 from planner.spec.errors import ForbiddenError, TrimtabError, UnauthenticatedError, UnavailableError
 
 COOKIE = "trimtab_token"
 SIGN_IN = "/sign-in"
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d+)?")
+"""An address in brackets or a name, and perhaps a port."""
 
 
 class AccessGuard:
-    """Lets in who may come in; `caller_of` then says who it is. `access` None: everybody may do everything."""
+    """Lets in who may come in; `caller_of` then says who it is. `access` None: everybody may do everything.
 
-    def __init__(self, app: ASGIApp, access: Access | None, rate: RateLimit, answer: AnswerProblem) -> None:
+    `hosts`: what the service may be called beside loopback's own names; None: anything.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access | None,
+        names: RunNames,
+        hosts: Collection[str] | None,
+        rate: RateLimit,
+        answer: AnswerProblem,
+    ) -> None:
         self._app = app
         self._access = access
+        self._names = names
+        self._hosts = hosts
         self._rate = rate
         self._answer = answer
 
@@ -40,6 +58,8 @@ class AccessGuard:
 
     async def _refusal(self, request: Request) -> Response | None:
         try:
+            if self._hosts is not None:
+                check_host(request.headers.get("host"), self._hosts)
             check_same_site(request)
             request.scope["caller"] = await self._let_in(request)
         except UnauthenticatedError as error:
@@ -62,7 +82,7 @@ class AccessGuard:
         roles, run_id = allowed(request.method, path)
         address = request.client.host if request.client else ""
         if not roles:
-            if request.method not in SAFE_METHODS:
+            if request.method not in SAFE_METHODS or COOKIE in request.cookies:  # then the token may be looked up
                 self._rate.check("address", address)
             return ANYBODY
         if FORM.search(unquote(f"{path}?{query}")):
@@ -71,19 +91,41 @@ class AccessGuard:
                 "Authorization: Bearer"
             )
         if self._access is None:
-            self._rate.check("address", address, run_id or "")
+            await self._count("address", address, run_id)
             return ANYBODY
-        try:
-            token_id, caller = await self._access.caller(token_of(request))
-        except UnauthenticatedError:
-            self._rate.check("address", address)
-            raise
-        self._rate.check("token", token_id, run_id or "")
+        token_id, caller = await self._caller(self._access, request, address)
+        await self._count("token", token_id, run_id)
         if not roles & caller.roles:
             raise ForbiddenError(f"this needs a token with the role {' or '.join(sorted(roles))}")
         if run_id is not None or request.method in SAFE_METHODS:  # else it begins one: the route knows its name
             await self._access.check_run(caller, run_id, request.query_params.get("name", ""))
         return caller
+
+    async def _caller(self, access: Access, request: Request, address: str) -> tuple[str, Caller]:
+        """(Id of the token, who asks); raises UnauthenticatedError.
+
+        Whoever brings a token that is not known yet counts by the address, before the store is asked.
+        """
+        is_counted = False
+        try:
+            text = token_of(request)
+            if not access.knows(text):
+                is_counted = True
+                self._rate.check("address", address)
+            return await access.caller(text)
+        except UnauthenticatedError:
+            if not is_counted:
+                self._rate.check("address", address)
+            raise
+
+    async def _count(self, kind: str, who: str, run_id: str | None) -> None:
+        """Count a request: about a run that is known to exist by itself, all others of the same client together."""
+        if run_id is not None and self._names.has(run_id):
+            self._rate.check(kind, who, run_id)
+            return
+        self._rate.check(kind, who)
+        if run_id is not None:
+            await self._names.find(run_id)
 
 
 def caller_of(request: Request) -> Caller:
@@ -106,6 +148,23 @@ def token_of(request: Request) -> str:
     if scheme.lower() != "bearer":
         raise UnauthenticatedError("the header must be Authorization: Bearer ttk_…")
     return text.strip()
+
+
+def check_host(host: str | None, allowed_hosts: Collection[str]) -> None:
+    """Raises ForbiddenError for a Host that is neither one of loopback's own names nor allowed.
+
+    A page of another site can make its own name mean our address (DNS rebinding), and is of our site then for the
+    browser, which always sends a Host.
+    """
+    if host is None:
+        return
+    found = _HOST.fullmatch(host)
+    name = (found[1] or found[2]).lower() if found else ""
+    if not is_loopback(name) and name not in allowed_hosts:
+        raise ForbiddenError(
+            f"this service is open to its own machine alone and is called localhost or 127.0.0.1, not {host[:80]!r}; "
+            "the setting allowed_hosts adds names"
+        )
 
 
 def check_same_site(request: Request) -> None:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api.bodies import read_body
@@ -27,9 +28,18 @@ from planner.spec.errors import (
 )
 
 log = logging.getLogger(__name__)
+LARGE_BODY_BYTES = 65_536
+"""Above which a body is parsed beside the event loop."""
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 """Where an error does not say when to try again."""
+
+
+class Validate(Protocol):
+    """How FastAPI makes a value of data."""
+
+    def __call__(self, value: Any, *, loc: tuple[int | str, ...]) -> tuple[Any, list[dict[str, Any]]]:
+        """The value, or pydantic's complaints, whose places begin with `loc`."""
 
 
 class StrictRequest(Request):
@@ -38,10 +48,26 @@ class StrictRequest(Request):
     _read: Any
 
     async def json(self) -> Any:
-        """The body; raises MalformedError."""
+        """The body, or the value of it that was checked before; raises MalformedError."""
         if not hasattr(self, "_read"):
             self._read = read_body(await self.body())
         return self._read
+
+    async def check(self, validate: Validate) -> None:
+        """Read the body; make the value of a large one in a thread: it takes long. Raises InputError."""
+        body = await self.body()
+        if len(body) <= LARGE_BODY_BYTES:
+            self._read = read_body(body)
+        else:
+            self._read = await run_in_threadpool(_value, validate, body)
+
+
+def _value(validate: Validate, body: bytes) -> Any:
+    data = read_body(body)
+    value, errors = validate(data, loc=("body",))
+    if errors:
+        raise input_error(RequestValidationError(errors, body=data))
+    return value
 
 
 class StrictRoute(APIRoute):
@@ -50,13 +76,13 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, with a strict request."""
         handle = super().get_route_handler()
-        takes_body = self.body_field is not None
+        field = self.body_field
 
         async def strict(request: Request) -> Response:
             own = StrictRequest(request.scope, request.receive)
-            if takes_body:
+            if field is not None:
                 check_json_type(own)
-                await own.json()
+                await own.check(field.validate)
             return await handle(own)
 
         return strict
@@ -72,8 +98,9 @@ def check_json_type(request: Request) -> None:
 
 
 def problem_response(document: ProblemDocument, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A problem document as a response."""
-    return JSONResponse(document.document(), document.status, headers, media_type=PROBLEM_TYPE)
+    """A problem document as a response; what passes says when to try again, also where `headers` does not."""
+    again = {"Retry-After": str(RETRY_AFTER_S)} if document.status in (429, 503) else {}
+    return JSONResponse(document.document(), document.status, again | (headers or {}), media_type=PROBLEM_TYPE)
 
 
 def error_response(error: TrimtabError) -> JSONResponse:
@@ -131,6 +158,6 @@ def input_error(error: RequestValidationError) -> InputError:
     """The same complaint in our own words: fields of the body by their path, others under query, header or path."""
     places = {item["loc"][0] for item in error.errors()}
     if places == {"body"}:
-        details = [{**item, "loc": tuple(item["loc"][1:])} for item in error.errors()]
+        details = ({**item, "loc": tuple(item["loc"][1:])} for item in error.errors())
         return InputError.from_details(details, data=error.body)
     return InputError.from_details(error.errors())

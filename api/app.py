@@ -13,7 +13,7 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from api.access import Access
+from api.access import Access, RunNames
 from api.access_guard import AccessGuard
 from api.answers import error_response, install_error_answers
 from api.body_limit import BodyLimit
@@ -41,7 +41,7 @@ from api.runs import Runs
 from api.safe_headers import SafeHeaders
 from api.search_queue import SearchQueue
 from api.search_store import SearchStore
-from api.settings import Settings, requires_tokens
+from api.settings import Settings, is_loopback, requires_tokens
 from api.sign_in import SignIn
 from api.size_limits import SizeLimits
 from api.token_store import TokenStore
@@ -77,7 +77,8 @@ def create_app(
         database.url, settings.deciders, settings.max_waiting_windows, settings.max_waiting_window_bytes
     )
     metrics.watch_deciders(deciders)
-    access = Access(TokenStore(database, utc_now), runs.name, utc_now) if requires_tokens(settings) else None
+    run_names = RunNames(runs.name)
+    access = Access(TokenStore(database, utc_now), run_names, utc_now) if requires_tokens(settings) else None
     sizes = SizeLimits(*(getattr(settings, name) for name in SizeLimits._fields))
     kept_days = settings.keep_windows_days
     old_windows = None if kept_days is None else OldWindows(database, utc_now, new_id(), kept_days)
@@ -128,7 +129,9 @@ def create_app(
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     json_limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
-    app.add_middleware(AccessGuard, access=access, rate=RateLimit(settings.max_requests_per_minute), answer=problems)
+    hosts = settings.allowed_hosts if access is None and is_loopback(settings.host) else None
+    rate = RateLimit(settings.max_requests_per_minute)
+    app.add_middleware(AccessGuard, access=access, names=run_names, hosts=hosts, rate=rate, answer=problems)
     app.add_middleware(SafeHeaders)
     app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)

@@ -124,12 +124,42 @@ def open_database(url: str) -> Database:
         database.migrate()
     except DBAPIError as error:
         database.close()
-        reason = " ".join(str(error.orig).split())
-        raise InputError.at("database_url", f"{shown_url(url)} cannot be opened: {reason}") from None
+        raise _unopened(url, error) from None
     except InputError:
         database.close()
         raise
     return database
+
+
+def existing_database(url: str) -> Database:
+    """Open what is there and has the tables of this version; nothing is made and nothing migrated.
+
+    Raises InputError that names `database_url`.
+    """
+    database = Database(make_engine(url))
+    try:
+        found = database.revision() if is_there(url) else None
+    except DBAPIError as error:
+        database.close()
+        raise _unopened(url, error) from None
+    if found == newest_revision():
+        return database
+    database.close()
+    has = "has no tables of Trimtab" if found is None else f"has tables of revision {found}, not {newest_revision()}"
+    raise InputError.at(
+        "database_url", f"{shown_url(url)} {has}; trimtab serve or trimtab database upgrade makes those of this version"
+    )
+
+
+def is_there(url: str) -> bool:
+    """Whether the file of a SQLite database exists, which a look at it would make; True for others."""
+    parsed = make_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(str(parsed.database)).exists()
+
+
+def _unopened(url: str, error: DBAPIError) -> InputError:
+    reason = " ".join(str(error.orig).split())
+    return InputError.at("database_url", f"{shown_url(url)} cannot be opened: {reason}")
 
 
 def join_database(url: str) -> Database:

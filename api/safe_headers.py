@@ -1,6 +1,6 @@
 """ASGI middleware: headers that keep browsers from doing with our answers what they are not for.
 
-A route that sets one of these headers itself is left alone.
+A route that sets one of these headers itself is left alone. Redirects name a path: all lead to this service.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 """A picture may have styles and pictures of its own, and no script."""
 
+_OWN_PLACE = re.compile(r"^https?://[^/]*/*(?=/)")
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -60,6 +61,8 @@ class SafeHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in ALWAYS.items():
                     headers.setdefault(name, value)
+                if "location" in headers:  # starlette's own redirects are made with the Host that a client sends
+                    headers["location"] = _OWN_PLACE.sub("", headers["location"])
                 headers.setdefault("Content-Security-Policy", _policy(headers.get("content-type", "")))
                 if allowed(scope["method"], scope["path"]).roles:
                     headers.setdefault("Cache-Control", "no-store")

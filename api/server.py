@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -19,7 +19,9 @@ who close it, and no request is sent into a connection that ends at this moment.
 class OrderlyServer(uvicorn.Server):
     """A server that takes each SIGTERM and SIGINT as the wish to end in order, the first like the tenth."""
 
-    def __init__(self, app: ASGIApp, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, app: ASGIApp, trusted_proxies: Sequence[str], on_ready: Callable[[], None] = lambda: None
+    ) -> None:
         """`on_ready` is called when requests are answered."""
         self._on_ready = on_ready
         super().__init__(
@@ -28,6 +30,7 @@ class OrderlyServer(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 server_header=False,
+                forwarded_allow_ips=list(trusted_proxies),
                 timeout_graceful_shutdown=GRACE_S,
                 timeout_keep_alive=KEEP_ALIVE_S,
             )

@@ -20,7 +20,7 @@ def serve_database(
 ) -> None:
     """Serve an open database; `on_ready` is called when requests are answered."""
     app = create_app(settings, database, search, stopping=lambda: server.should_exit)
-    server = OrderlyServer(app, on_ready)
+    server = OrderlyServer(app, settings.trusted_proxies, on_ready)
     spare_the_collector()
     server.run(sockets=[listener])
 

@@ -80,9 +80,14 @@ class Settings(BaseSettings):
     as `workers` are, but one each at least."""
     access: Literal["auto", "tokens", "open"] = "auto"
     """Who may come in: whoever has a token, or everybody; auto: everybody on loopback, tokens elsewhere."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which a service that is open on loopback may be called, beside loopback's own: what a proxy passes on as
+    `Host`. Others are refused (403), for a page of another site can give its name our address."""
     max_requests_per_minute: Annotated[int, Field(ge=0)] = 12_000
     """Of one token (or one address, where access is open) and, where it is about a run, of this run; beyond, 429.
     0: no limit."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * MEBIBYTE
     """Largest request body."""
     max_json_depth: Annotated[int, Field(ge=8, le=500)] = 64

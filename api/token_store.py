@@ -69,8 +69,9 @@ class TokenStore:
         now = self._now()
         if token.last_used_at is not None and now - token.last_used_at < USE_NOTED_EVERY:
             return
-        with self._database.writing() as session:
-            session.execute(update(TokenRow).where(TokenRow.id == token.id).values(last_used_at=now))
+        is_older = or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at <= now - USE_NOTED_EVERY)
+        with self._database.writing(alone=False) as session:
+            session.execute(update(TokenRow).where(TokenRow.id == token.id, is_older).values(last_used_at=now))
 
     def revoke(self, named: str) -> Token:
         """End the token of this id, or the only one of this name that is not ended; again, it changes nothing.

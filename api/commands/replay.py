@@ -93,7 +93,8 @@ def replay(
         with progress_bar("Replaying") as report:
             found = replay_trace(recorded, context, chosen, window, report=report, delay=delay, heard=heard)
     except InputError as error:
-        raise InputError(*(Problem(_OPTIONS.get(p.field, p.field), p.message) for p in error.problems)) from None
+        problems = (Problem(_OPTIONS.get(p.field, p.field), p.message) for p in error.problems)
+        raise InputError(*problems, num_more=error.num_more) from None
     if picture is not None:
         write_text(picture, run_picture(heard.life(trace.stem, context)), "--picture")
     if as_json:

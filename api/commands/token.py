@@ -104,10 +104,10 @@ def revoke(
 @contextmanager
 def _opened(database_url: str | None, config: ConfigOption) -> Iterator[TokenStore]:
     # Here, not above: the database takes longer to load than most commands take to run.
-    from api.database import open_database, utc_now  # noqa: PLC0415
+    from api.database import existing_database, utc_now  # noqa: PLC0415
     from api.token_store import TokenStore  # noqa: PLC0415
 
-    database = open_database(load_settings(file_of(config), database_url=database_url).database_url)
+    database = existing_database(load_settings(file_of(config), database_url=database_url).database_url)
     try:
         yield TokenStore(database, utc_now)
     finally:

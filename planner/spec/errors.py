@@ -20,10 +20,13 @@ TrimtabError
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
+
+MOST_PROBLEMS = 20
+"""That one error names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ class TrimtabError(Exception):
 
 
 class InputError(TrimtabError):
-    """The input cannot be right."""
+    """The input cannot be right. `num_more`: complaints beyond the problems that are named."""
 
-    def __init__(self, *problems: Problem) -> None:
+    def __init__(self, *problems: Problem, num_more: int = 0) -> None:
         self.problems = problems
-        super().__init__("; ".join(str(problem) for problem in problems))
+        self.num_more = num_more
+        super().__init__("; ".join([*map(str, problems), *([f"and {num_more} more"] if num_more else [])]))
 
     @classmethod
     def at(cls, field: str, message: str) -> InputError:
@@ -56,28 +60,34 @@ class InputError(TrimtabError):
     @classmethod
     def from_validation(cls, error: ValidationError, root: str = "", data: object = None) -> InputError:
         """Translate pydantic's complaint; `root` names the value (`cluster`, say), `data` is what it was read from."""
-        return cls.from_details([dict(item) for item in error.errors(include_url=False)], root, data)
+        return cls.from_details((dict(item) for item in error.errors(include_url=False)), root, data)
 
     @classmethod
-    def from_details(cls, details: Sequence[Mapping[str, object]], root: str = "", data: object = None) -> InputError:
-        """Translate the entries of pydantic's `errors()`; one problem for each field, however many ways it is wrong."""
+    def from_details(cls, details: Iterable[Mapping[str, object]], root: str = "", data: object = None) -> InputError:
+        """Translate the entries of pydantic's `errors()`; one problem for each field, however many ways it is wrong.
+
+        Beyond the first fields, entries are counted and not looked at: there may be one for each value of a body.
+        """
         messages: dict[str, list[str]] = {}
         given: dict[str, list[str]] = {}
+        num_more = 0
         for item in details:
-            if not _follows_from_others(item):
+            if len(messages) > MOST_PROBLEMS:
+                num_more += 1
+            elif not _follows_from_others(item):
                 problem = _problem(root, item, data)
                 messages.setdefault(problem.field, []).append(problem.message)
                 given.setdefault(problem.field, []).extend(_got(item))
-        return cls(
-            *(
-                Problem(field, ", or: ".join(dict.fromkeys(said)) + "".join(dict.fromkeys(given[field])))
-                for field, said in messages.items()
-            )
-        )
+        problems = [
+            Problem(field, ", or: ".join(dict.fromkeys(said)) + "".join(dict.fromkeys(given[field])))
+            for field, said in messages.items()
+        ]
+        return cls(*problems[:MOST_PROBLEMS], num_more=num_more + len(problems[MOST_PROBLEMS:]))
 
     def under(self, root: str) -> InputError:
         """The same problems, with their fields seen from one level further out."""
-        return type(self)(*(Problem(f"{root}.{p.field}" if p.field else root, p.message) for p in self.problems))
+        problems = (Problem(f"{root}.{p.field}" if p.field else root, p.message) for p in self.problems)
+        return type(self)(*problems, num_more=self.num_more)
 
 
 class MalformedError(InputError):
@@ -212,7 +222,7 @@ def _path(item: Mapping[str, object], data: object) -> list[str]:
 
 
 def _problem(root: str, item: Mapping[str, object], data: object) -> Problem:
-    path = ".".join(part for part in (root, *_path(item, data)) if part != "")
+    path = ".".join(_shown(part) for part in (root, *_path(item, data)) if part != "")
     message = str(item["msg"]).removeprefix("Value error, ")
     named = _NAMED_FIELD.match(message) if item["type"] == "value_error" else None
     if named:
@@ -242,7 +252,11 @@ _PLAIN = {
 }
 _SHOULD = re.compile(r"^(Input|String) should\b")
 _SHOWN_CHARACTERS = 80
-"""Of a value in a message."""
+"""Of a value in a message, and of a name in a path."""
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _got(item: Mapping[str, object]) -> list[str]:
@@ -251,8 +265,7 @@ def _got(item: Mapping[str, object]) -> list[str]:
     if isinstance(given, bool) and kind != "value_error":
         return [f", got {str(given).lower()}"]
     if isinstance(given, str | int | float) and kind != "value_error":
-        shown = repr(given)
-        return [f", got {shown if len(shown) <= _SHOWN_CHARACTERS else f'{shown[:_SHOWN_CHARACTERS]}…'}"]
+        return [f", got {_shown(repr(given))}"]
     if not kind.endswith("_type"):
         return []
     names = {type(None): "null", dict: "an object", list: "a list", tuple: "a list"}

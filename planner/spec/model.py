@@ -278,7 +278,7 @@ class Model(Value):
     name: Name
     hidden_size: Count
     """Of layers that do not give their own."""
-    runs: Annotated[tuple[LayerRun, ...], Field(min_length=1)]
+    runs: Annotated[tuple[LayerRun, ...], Field(min_length=1, fail_fast=True)]
     max_sequence_length: Count | None = None
 
     @model_validator(mode="after")

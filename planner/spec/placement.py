@@ -30,10 +30,14 @@ class Placement(Value):
     that is none, and whose gradients go back there.
     """
 
-    layers: Annotated[tuple[tuple[Index, ...], ...], Field(min_length=1)]
+    layers: Annotated[
+        tuple[Annotated[tuple[Index, ...], Field(fail_fast=True)], ...], Field(min_length=1, fail_fast=True)
+    ]
     num_ranks: Count
     shadow_slots_per_rank: Index = 0
-    split: tuple[tuple[NonNegative, ...], ...] | None = None
+    split: (
+        Annotated[tuple[Annotated[tuple[NonNegative, ...], Field(fail_fast=True)], ...], Field(fail_fast=True)] | None
+    ) = None
     """The part of its expert's tokens that each slot takes, shaped like `layers`; None: replicas take equal parts."""
 
     @model_validator(mode="after")

@@ -55,7 +55,7 @@ class Stage(Value):
 
     first_device: Index
     num_devices: Count
-    runs: Annotated[tuple[StageRun, ...], Field(min_length=1)]
+    runs: Annotated[tuple[StageRun, ...], Field(min_length=1, fail_fast=True)]
 
     @model_validator(mode="after")
     def _strategies_fill_stage(self) -> Stage:
@@ -96,7 +96,7 @@ class Plan(Value):
     """Samples per micro-batch and data-parallel rank of the first layer."""
     num_micro_batches: Count
     schedule: Schedule = Schedule()
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod

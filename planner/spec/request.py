@@ -81,7 +81,7 @@ class Connection(Value):
         return self
 
 
-Links = Annotated[tuple[Connection, ...], Field(max_length=MAX_LINKS)]
+Links = Annotated[tuple[Connection, ...], Field(max_length=MAX_LINKS, fail_fast=True)]
 
 
 class ClusterRequest(Value):

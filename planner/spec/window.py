@@ -10,6 +10,8 @@ from planner.spec.placement import Placement
 from planner.spec.value import Count, Index, Measure, MeasureOrZero, Value
 
 Tokens = Annotated[int, Field(ge=0, lt=2**53)]
+Row = Annotated[tuple[Tokens, ...], Field(min_length=1, fail_fast=True)]
+"""Of one layer. The first wrong number is enough: a window has tens of thousands."""
 
 
 class Window(Value):
@@ -18,7 +20,7 @@ class Window(Value):
     index: Index
     first_step: Index
     num_steps: Count
-    tokens: Annotated[tuple[Annotated[tuple[Tokens, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    tokens: Annotated[tuple[Row, ...], Field(min_length=1, fail_fast=True)]
     step_time_s: Measure | None = None
     """Mean measured time of a step."""
     plan_id: str | None = None

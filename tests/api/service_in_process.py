@@ -13,7 +13,9 @@ from api.settings import Settings
 
 @contextmanager
 def running(database: Database, search, **settings: object) -> Iterator[TestClient]:
-    app = create_app(Settings(**{"workers": 2, "deciders": 1, **settings}), database, search)
+    app = create_app(
+        Settings(**{"workers": 2, "deciders": 1, "allowed_hosts": ["testserver"], **settings}), database, search
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

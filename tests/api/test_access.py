@@ -1,15 +1,20 @@
 """Who may do what: every operation of the document, every kind of caller, and whatever else a client may bring."""
 
+import asyncio
 import re
+import threading
+import time
 from datetime import timedelta
 
 import pytest
+from fastapi import APIRouter
 from invented_searches import TINY_REQUEST
 from sqlalchemy.exc import OperationalError
+from starlette.routing import Mount
 from tokens_in_store import bearer, id_of, token
 
 import api.access
-from api.access import ELSE, OPEN, Access, allowed
+from api.access import ELSE, OPEN, Access, RunNames, allowed
 from api.app import create_app
 from api.database import utc_now
 from api.settings import Settings, is_loopback, requires_tokens
@@ -91,26 +96,46 @@ def test_the_document_declares_what_is_refused(guarded):
         assert refusals == ({"401", "403", "429"} if expected else set())
 
 
+UNGUARDED = {
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/docs"),
+    ("GET", "/redoc"),
+    ("GET", "/openapi.json"),
+    ("GET", "/static/redoc.js"),
+    ("GET", "/sign-in"),
+    ("POST", "/sign-in"),
+    ("POST", "/sign-out"),
+    ("GET", "/static/x"),
+    ("GET", "/assets/x"),
+}
+
+
+def routes_of(router, prefix=""):
+    """(method, path) of everything that can be asked for, also of routers within."""
+    for route in router.routes:
+        if isinstance(inner := getattr(route, "original_router", None), APIRouter):
+            yield from routes_of(inner, prefix + route.include_context.prefix)
+        else:
+            for method in sorted(getattr(route, "methods", None) or {"GET"}):
+                yield method, prefix + route.path + ("/x" if isinstance(route, Mount) else "")
+
+
 def test_every_route_of_the_application_is_guarded_unless_it_is_named_as_open(database):
-    app = create_app(Settings(workers=1), database, lambda *_: None)
-    routes = [
-        (method, route.path)
-        for route in app.routes
-        for method in getattr(route, "methods", None) or ["GET"]
-        if hasattr(route, "path")
-    ]
-    free = {(method, path) for method, path in routes if allowed(method, path).roles == OPEN and method != "HEAD"}
-    assert free <= {
-        ("GET", "/healthz"),
-        ("GET", "/readyz"),
-        ("GET", "/docs"),
-        ("GET", "/redoc"),
-        ("GET", "/openapi.json"),
-        ("GET", "/static"),
-        ("GET", "/sign-in"),
-        ("POST", "/sign-in"),
-        ("POST", "/sign-out"),
-    }
+    routes = set(routes_of(create_app(Settings(workers=1), database, lambda *_: None)))
+    assert {("GET", "/"), ("GET", "/searches/{search_id}"), ("POST", "/searches"), ("POST", "/v1/searches")} <= routes
+    free = {(method, path) for method, path in routes if allowed(method, filled(path)).roles == OPEN}
+    assert {(method, path) for method, path in free if method != "HEAD"} <= UNGUARDED
+
+
+def test_no_route_answers_whoever_has_no_token_unless_it_is_named_as_open(guarded):
+    for method, path in sorted(set(routes_of(guarded.app)) - UNGUARDED):
+        if (method, path) in {("HEAD", path) for _, path in UNGUARDED}:
+            continue
+        assert guarded.request(method, filled(path)).status_code == 401, (method, path)
+        if method == "GET":
+            page = guarded.get(filled(path), headers={"Accept": "text/html"}, follow_redirects=False)
+            assert page.status_code == 303 and page.headers["location"].startswith("/sign-in"), path
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
@@ -213,10 +238,10 @@ class Asked:
 @pytest.mark.anyio
 async def test_the_database_is_asked_once_in_a_while_and_a_revocation_counts_then(database):
     store, clock = Asked(TokenStore(database, utc_now)), [0.0]
-    access = Access(store, str, utc_now, lambda: clock[0])
+    access = Access(store, RunNames(str), utc_now, lambda: clock[0])
     text = token(database, "read")
-    for _ in range(100):
-        await access.caller(text)
+    await asyncio.gather(*(access.caller(text) for _ in range(100)))
+    await access._noting
     assert (store.times, store.uses) == (1, 1)
     store.store.revoke(id_of(text))
     await access.caller(text)
@@ -231,11 +256,15 @@ async def test_the_database_is_asked_once_in_a_while_and_a_revocation_counts_the
 async def test_ids_that_nobody_has_are_remembered_too_and_not_without_end(database, monkeypatch):
     monkeypatch.setattr(api.access, "TOKENS_AT_HAND", 3)
     store = Asked(TokenStore(database, utc_now))
-    access = Access(store, str, utc_now)
+    access = Access(store, RunNames(str), utc_now)
+    text = token(database, "read")
+    await access.caller(text)
     for number in (0, 0, 1, 2, 3, 4, 4):
         with pytest.raises(api.access.UnauthenticatedError, match="not known"):
             await access.caller(f"ttk_{number:012x}_{SECRET}")
-    assert store.times == 5 and len(access._known) == 3
+    assert store.times == 1 + 5 and len(access._unknown) == 3
+    await access.caller(text)
+    assert store.times == 1 + 5 and access.knows(text), "invented tokens do not push out real ones"
 
 
 def test_a_use_that_cannot_be_noted_keeps_nobody_out(guarded, database, monkeypatch):
@@ -248,10 +277,27 @@ def test_a_use_that_cannot_be_noted_keeps_nobody_out(guarded, database, monkeypa
 
 def test_the_last_use_is_noted_to_the_minute(guarded, database):
     text = token(database, "read")
+    unused = TokenStore(database, utc_now).find(id_of(text)).token
     for _ in range(3):
         guarded.get("/v1/runs", headers=bearer(text))
-    used = TokenStore(database, utc_now).find(id_of(text)).token.last_used_at
+    store, end = TokenStore(database, utc_now), time.monotonic() + 20
+    while (used := store.find(id_of(text)).token.last_used_at) is None and time.monotonic() < end:
+        time.sleep(0.01)
     assert utc_now() - used < timedelta(minutes=1)
+    store.note_use(unused)
+    assert store.find(id_of(text)).token.last_used_at == used, "what is out of date writes nothing"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_nobody_waits_until_the_use_is_noted(database):
+    store, release = Asked(TokenStore(database, utc_now)), threading.Event()
+    store.note_use = lambda _: release.wait(20)
+    access = Access(store, RunNames(str), utc_now)
+    await access.caller(token(database, "read"))
+    assert not access._noting.done()
+    release.set()
+    await access._noting
 
 
 @pytest.mark.parametrize("path", ["/v1/runs?token={}", "/v1/runs/{}", "/v1/runs?x=%74{}"])
@@ -335,3 +381,30 @@ def test_only_loopback_is_open_by_itself(host, alone):
     assert requires_tokens(Settings(host=host, access="tokens")) and not requires_tokens(
         Settings(host=host, access="open")
     )
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.168.0.1", "", "@"]
+)
+def test_a_site_that_gives_its_name_our_address_is_refused_where_everybody_may_come_in(serve, host):
+    client = serve()
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    assert client.post("/v1/searches", json=TINY_REQUEST, headers=headers).status_code == 403
+    answer = client.get("/v1/searches", headers=headers)
+    assert answer.status_code == 403 and "allowed_hosts" in answer.json()["detail"]
+    guarded = serve(access="tokens")
+    assert guarded.get("/healthz", headers=headers).status_code == 200, "a token is what no other site has"
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:81", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "plan.example"]
+)
+def test_loopback_names_and_those_that_are_allowed_are_answered(serve, host):
+    assert serve(allowed_hosts=["plan.example"]).get("/v1/searches", headers={"Host": host}).status_code == 200
+    assert serve(host="0.0.0.0", access="open").get("/v1/searches", headers={"Host": "any"}).status_code == 200
+
+
+def test_redirects_name_no_host(serve):
+    for service in (serve(), serve(host="0.0.0.0", access="open")):
+        answer = service.get("/v1/searches/", headers={"Host": "localhost"}, follow_redirects=False)
+        assert answer.status_code == 307 and answer.headers["location"] == "/v1/searches"

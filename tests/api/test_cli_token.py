@@ -1,6 +1,8 @@
 """`trimtab token`: tokens are made, listed and ended beside the service, and shown once."""
 
 import json
+import sqlite3
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -15,6 +17,7 @@ from api.tokens import FORM
 def tokens(capsys, tmp_path):
     """A function that runs `trimtab token …` on a database of its own."""
     url = f"sqlite:///{tmp_path}/t.db"
+    open_database(url).close()
     return lambda command, *arguments: trimtab(capsys, "token", command, *arguments, "--database-url", url)
 
 
@@ -80,3 +83,19 @@ def test_a_revoked_token_stays_known_as_revoked(tokens, tmp_path):
     database = open_database(f"sqlite:///{tmp_path}/t.db")
     assert TokenStore(database, utc_now).find(made["id"]).token.fault(utc_now()) == "this token was revoked"
     database.close()
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["create", "x", "--role", "read"], ["revoke", "x"]])
+def test_a_mistyped_path_makes_no_database(capsys, tmp_path, arguments):
+    result = trimtab(capsys, "token", *arguments, "--database-url", f"sqlite:///{tmp_path}/typo.db")
+    assert result.code == 2 and "typo.db has no tables of Trimtab; trimtab serve or" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_another_version_are_left_as_they_are(capsys, tmp_path):
+    url = f"sqlite:///{tmp_path}/t.db"
+    open_database(url).close()
+    with closing(sqlite3.connect(tmp_path / "t.db")) as file, file:
+        file.execute("UPDATE alembic_version SET version_num = '0001'")
+    result = trimtab(capsys, "token", "list", "--database-url", url)
+    assert result.code == 2 and "revision 0001, not" in result.err

@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 
-from api.problems import MEANINGS, meaning, problem_of
+from api.answers import RETRY_AFTER_S, problem_response
+from api.problems import MEANINGS, meaning, problem_of, status_problem
 from planner.spec import errors
 from planner.spec.errors import InputError, InternalError, NearestMiss, NoPlanFitsError, Problem, TrimtabError
 
@@ -62,3 +63,9 @@ def test_the_nearest_miss_travels_as_numbers():
     assert document["missing_bytes"] == 2**30
     assert document["status"] == 422
     assert "errors" not in document
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, str(RETRY_AFTER_S)), (429, str(RETRY_AFTER_S)), (500, None)])
+def test_a_problem_that_passes_says_when_to_try_again_whoever_answers_it(status, said):
+    assert problem_response(status_problem(status, "x")).headers.get("retry-after") == said
+    assert problem_response(status_problem(status, "x"), {"Retry-After": "60"}).headers["retry-after"] == "60"

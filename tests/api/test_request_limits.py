@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from invented_searches import TINY_REQUEST
 from tokens_in_store import bearer, token
 
+from api.bodies import read_body as read
 from api.examples import ESTIMATE_EXAMPLES
 from api.json_limits import JsonLimits
+from api.token_store import TokenStore
 from planner.spec.errors import MalformedError, TooLargeError
 
 JSON = {"content-type": "application/json"}
@@ -84,6 +87,14 @@ def test_a_config_nested_as_deep_as_is_allowed_is_an_ordinary_mistake(client):
     assert client.post("/v1/searches", json=request).status_code == 422
 
 
+@pytest.mark.parametrize(("num_bytes", "is_beside"), [(2**18, False), (2**18 + 1, True)])
+def test_a_large_body_is_looked_at_beside_the_event_loop(client, monkeypatch, num_bytes, is_beside):
+    threads = []
+    monkeypatch.setattr(JsonLimits, "check", lambda *_: threads.append(threading.current_thread().name))
+    client.post("/v1/searches", content=b" " * num_bytes, headers=JSON)
+    assert [name.startswith("AnyIO worker") for name in threads] == [is_beside]
+
+
 def asked(client, request, **changes):
     answer = client.post("/v1/searches", json=copy.deepcopy(request) | changes)
     assert answer.status_code == 422, answer.text
@@ -143,19 +154,41 @@ def test_who_asks_too_often_is_told_when_to_go_on(serve):
 
 
 def test_each_run_has_a_rate_of_its_own_so_that_jobs_behind_one_address_do_not_stop_each_other(serve):
-    client = serve(max_requests_per_minute=2)
-    runs = [f"run-{number}" for number in range(50)]
-    for _ in range(2):
+    maker, client = serve(), serve(max_requests_per_minute=5)
+    search = maker.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "wait=20"}).json()["id"]
+    runs = [maker.post("/v1/runs", json={"name": "x", "search_id": search}).json()["id"] for _ in range(4)]
+    for _ in range(1 + 5):  # the first is the address's
         random.shuffle(runs)
-        assert {client.get(f"/v1/runs/{run}/windows").status_code for run in runs} == {404}
+        assert {client.get(f"/v1/runs/{run}/windows").status_code for run in runs} == {200}
     assert client.get(f"/v1/runs/{runs[0]}/windows").status_code == 429
+    assert client.get("/v1/models").status_code == 200, "the fifth of the address"
+
+
+def test_runs_that_nobody_began_have_no_rate_of_their_own(serve):
+    client = serve(max_requests_per_minute=5)
+    answers = [client.get(f"/v1/runs/invented-{number}").status_code for number in range(7)]
+    assert answers == [404] * 5 + [429] * 2
+
+
+def test_invented_tokens_are_refused_before_the_database_is_asked_too_often(serve, database, monkeypatch):
+    client, asked_for, find = serve(max_requests_per_minute=3, access="tokens"), [], TokenStore.find
+    monkeypatch.setattr(TokenStore, "find", lambda store, token_id: asked_for.append(token_id) or find(store, token_id))
+    invented = [f"ttk_{number:012x}_{'0' * 64}" for number in range(20)]
+    for number, text in enumerate(invented):
+        if number % 2:
+            client.get("/v1/models", headers=bearer(text))
+        else:
+            client.get("/sign-in", headers={"Cookie": f"trimtab_token={text}"})
+    assert len(asked_for) == 3
+    assert client.get("/v1/models", headers=bearer(invented[0])).status_code == 429
+    assert client.get("/healthz").status_code == 200
 
 
 def test_each_token_has_a_rate_of_its_own_and_guessing_has_one_too(serve, database):
-    client = serve(max_requests_per_minute=2, access="tokens")
+    client = serve(max_requests_per_minute=4, access="tokens")
     first, second = bearer(token(database, "read")), bearer(token(database, "read"))
-    assert [client.get("/v1/models", headers=first).status_code for _ in range(3)] == [200, 200, 429]
-    assert client.get("/v1/models", headers=second).status_code == 200
+    assert [client.get("/v1/models", headers=first).status_code for _ in range(5)] == [200] * 4 + [429]
+    assert client.get("/v1/models", headers=second).status_code == 200, "the address has counted both, the first time"
     assert [client.get("/v1/models").status_code for _ in range(3)] == [401, 401, 429]
     assert client.post("/sign-in", data={"token": "x"}).status_code == 429
 
@@ -163,3 +196,16 @@ def test_each_token_has_a_rate_of_its_own_and_guessing_has_one_too(serve, databa
 def test_the_rate_may_be_unlimited(serve):
     client = serve(max_requests_per_minute=0)
     assert {client.get("/v1/devices").status_code for _ in range(5)} == {200}
+
+
+@pytest.mark.parametrize("wrong", [{}, {"sequence_length": "long"}])
+def test_a_large_body_is_read_beside_the_event_loop_and_answered_as_a_small_one(client, monkeypatch, wrong):
+    body = {**TINY_REQUEST, "training": {**TINY_REQUEST["training"], **wrong}}
+    small = client.post("/v1/searches", json=body)
+    threads = []
+    monkeypatch.setattr("api.answers.LARGE_BODY_BYTES", 0)
+    monkeypatch.setattr("api.answers.read_body", lambda body: threads.append(threading.current_thread()) or read(body))
+    large = client.post("/v1/searches", json=body)
+    assert large.status_code == small.status_code == (422 if wrong else 202)
+    assert not wrong or large.json() == small.json()
+    assert [thread.name.startswith("AnyIO worker") for thread in threads] == [True]

@@ -17,7 +17,7 @@ from api.database import open_database
 from api.settings import Settings
 from planner.search import search
 database = open_database("sqlite:///from-wheel.db")
-with TestClient(create_app(Settings(), database, search)) as client:
+with TestClient(create_app(Settings(allowed_hosts=["testserver"]), database, search)) as client:
     end = time.monotonic() + 30
     while not client.get("/readyz").is_success:
         assert time.monotonic() < end, client.get("/readyz").text

@@ -94,3 +94,23 @@ def test_a_thousand_errors_are_one_problem_document(operation):
     send, _ = operation
     answer = send(text({f"unknown {number}": number for number in range(1000)}))
     check_problem(answer)
+
+
+MANY = 100_000
+WRONG_OVER_AND_OVER = {
+    "submit_search": (lambda body: body["cluster"].update(links=[{}] * MANY), "links.0"),
+    "begin_run": (lambda body: body.update({f"unknown_{number}": 1 for number in range(MANY)}), "and 99980 more"),
+    "post_window": (lambda body: body.update(tokens=[["x"] * MANY] * 2), "tokens.0.0"),
+}
+
+
+@pytest.mark.parametrize("operation", WRONG_OVER_AND_OVER, indirect=True)
+def test_a_large_body_that_is_wrong_over_and_over_gets_a_small_answer(operation, request):
+    send, valid = operation
+    body = json.loads(text(valid[0]))
+    spoil, said = WRONG_OVER_AND_OVER[request.node.callspec.params["operation"]]
+    spoil(body)
+    answer = send(text(body))
+    check_problem(answer)
+    assert answer.status_code == 422 and said in answer.json()["detail"]
+    assert len(answer.content) < 10_000

@@ -22,7 +22,7 @@ def database(tmp_path):
 
 def statuses(database, stopping=lambda: False, spoil=lambda: None):
     """(/readyz, /healthz, what /readyz says)."""
-    app = create_app(Settings(workers=1), database, invented_searches.instant, stopping)
+    app = create_app(Settings(workers=1, allowed_hosts=["testserver"]), database, invented_searches.instant, stopping)
     with TestClient(app, raise_server_exceptions=False) as client:
         spoil()
         end = time.monotonic() + 30

@@ -6,7 +6,15 @@ from multiprocessing import get_context
 import pytest
 
 from planner.spec import errors
-from planner.spec.errors import InputError, MalformedError, NearestMiss, NoPlanFitsError, Problem, TrimtabError
+from planner.spec.errors import (
+    MOST_PROBLEMS,
+    InputError,
+    MalformedError,
+    NearestMiss,
+    NoPlanFitsError,
+    Problem,
+    TrimtabError,
+)
 
 SAMPLES = [
     InputError(Problem("a.b", "must be 1"), Problem("c", "is required")),
@@ -15,10 +23,10 @@ SAMPLES = [
     errors.NotFoundError("nothing is called x"),
     errors.ConflictError("the search is running"),
     errors.PreconditionError("it has changed"),
-    errors.ForbiddenError("needs another role"),
-    errors.UnauthenticatedError("needs a token"),
-    errors.TooManyRequestsError("wait", 2.5),
     errors.TooLargeError("at most 10"),
+    errors.ForbiddenError("not you"),
+    errors.UnauthenticatedError("who is it?"),
+    errors.TooManyRequestsError("too often", 1.0),
     errors.UnavailableError("no answer"),
     errors.CancelledError("stopped"),
     errors.RankFailedError("rank 1 failed: ValueError", "Traceback"),
@@ -70,3 +78,14 @@ def test_problems_can_be_seen_from_one_level_further_out():
 
 def test_the_nearest_miss_says_which_stage_lacks_how_many_bytes():
     assert "stage 1 needs 9.00 GiB, has 8.00 GiB and so lacks 1.00 GiB" in str(SAMPLES[2])
+
+
+def test_many_problems_are_named_up_to_a_number_and_the_others_are_counted():
+    details = [
+        {"type": "missing", "loc": (f"f{number}" + "x" * 1000,), "msg": "", "input": None} for number in range(50)
+    ]
+    error = InputError.from_details(details)
+    assert len(error.problems) == MOST_PROBLEMS and error.num_more == 30 and str(error).endswith("; and 30 more")
+    assert len(str(error)) < 3000, "names are cut"
+    assert error.under("body").num_more == 30 and pickle.loads(pickle.dumps(error)).num_more == 30
+    assert InputError.from_details(details[:MOST_PROBLEMS]).num_more == 0
