@@ -45,7 +45,7 @@ def _loss(entry: ShortlistEntry, scenario: str) -> str:
 
 
 def misfit_line(shortlist: Shortlist, entry: ShortlistEntry) -> str | None:
-    """`runs out of memory in zipf-0.3 and zipf-0.8 (probability 50 %), and cannot run in batch 3`; None: it runs in all.
+    """`runs out of memory in zipf-0.8 (probability 50 %), and cannot run in batch 3`; None: it runs in all scenarios.
 
     The probability is the sum of those of the scenarios named before it; without one, none is in the mean.
     """
