@@ -125,7 +125,7 @@ def create_app(
     search_pages = SearchPages(html, searches, jobs, search_routes.ask, presets.devices)
     app.include_router(page_router(search_pages, PlanPages(html, searches), RunPages(html, runs)))
     app.mount("/assets", assets())
-    app.include_router(SignIn(access).router())
+    app.include_router(SignIn(access, html).router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     json_limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)

@@ -16,7 +16,7 @@ DOCS_PAGE, REDOC_PAGE = PAGES / "docs.html", PAGES / "redoc.html"
 LOGO_ELSEWHERE = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 """The one thing that ReDoc's script fetches from another host."""
 DESCRIPTION = """
-Plans the parallelism of Transformer training, and keeps re-planning while the training runs.
+Give it a model, a cluster and a batch size, and it answers with plans; while the training runs, it keeps re-planning.
 
 1. `POST /v1/searches` finds a **shortlist** of plans for a model on a cluster. Try it: the filled-in request plans
    Mixtral-8x7B on 8 nodes with 8 H100. With `Prefer: wait=30` the answer is the finished search.

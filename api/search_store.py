@@ -32,6 +32,7 @@ Mark = tuple[SearchState, float, str]
 class Found:
     """A plan with all that its search knew."""
 
+    search_id: str
     entry: ShortlistEntry
     shortlist: Shortlist
     """Of which the entry is one."""
@@ -191,7 +192,7 @@ class SearchStore:
             row, rank = pair
             assert row.shortlist is not None
             found = row.shortlist
-            return Found(found.plans[rank - 1], found, row.model, row.cluster, row.request.training)
+            return Found(row.id, found.plans[rank - 1], found, row.model, row.cluster, row.request.training)
 
     def conditions(self, search_id: str) -> SearchJob:
         """What a search was about, resolved; raises NotFoundError."""

@@ -6,29 +6,26 @@ which page a request comes.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from api.access import Access
 from api.access_guard import COOKIE, SIGN_IN
 from api.tokens import ANYBODY, Caller
+from api.web.html import Html
 from planner.spec.errors import UnauthenticatedError
 
-PAGES = Path(__file__).parent / "pages"
 Next = Annotated[str, Query(max_length=2000)]
 
 
 class SignIn:
     """Routes /sign-in and /sign-out. `access` None: no token is required."""
 
-    def __init__(self, access: Access | None) -> None:
+    def __init__(self, access: Access | None, html: Html) -> None:
         self._access = access
-        pages = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined)
-        self._page = pages.get_template("sign_in.html")
+        self._html = html
 
     def router(self) -> APIRouter:
         """All routes; they are for people, and stand in no document for programs."""
@@ -74,8 +71,8 @@ class SignIn:
         return answer
 
     def _shown(self, next_path: str, caller: Caller | None, fault: str = "", status: int = 200) -> HTMLResponse:
-        page = self._page.render(next=own_path(next_path), caller=caller, fault=fault, is_open=self._access is None)
-        return HTMLResponse(page, status, {"Cache-Control": "no-store"})
+        values = {"next": own_path(next_path), "fault": fault, "is_open": self._access is None}
+        return self._html.page("sign_in.html", caller, status, {"cache-control": "no-store"}, **values)
 
 
 def own_path(given: str) -> str:

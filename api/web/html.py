@@ -5,13 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Annotated
 
+from fastapi import Depends
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from api.access_guard import caller_of
+from api.tokens import ANYBODY, Caller, Role
 from api.web import words
 from planner.view import quantities
 
+Who = Annotated[Caller, Depends(caller_of)]
+"""Who was let in, as a parameter of a route."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -45,8 +51,15 @@ class Html:
         )
 
     def page(
-        self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: object
+        self,
+        template: str,
+        who: Caller | None,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        **values: object,
     ) -> HTMLResponse:
-        """One page; `values` are what its template names."""
-        text = self._templates.get_template(template).render(values)
+        """One page for whoever asks, None: not known; `values` are what its template names."""
+        known = None if who is ANYBODY else who
+        may_submit = who is not None and Role.SUBMIT in who.roles
+        text = self._templates.get_template(template).render(values, who=known, may_submit=may_submit)
         return HTMLResponse(text, status, {**HEADERS, **(headers or {})})

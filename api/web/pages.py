@@ -41,5 +41,7 @@ class Problems:
         """The answer, with the status of the document."""
         wants_page = "text/html" in request.headers.get("accept", "")
         if wants_page and not request.url.path.startswith(API):
-            return self._html.page("problem.html", document.status, headers, problem=document)
+            return self._html.page(
+                "problem.html", request.scope.get("caller"), document.status, headers, problem=document
+            )
         return problem_response(document, headers)

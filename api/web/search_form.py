@@ -34,6 +34,21 @@ _PLACES = (
 """Fields of a request, the nearest first, and where the form shows what is wrong with them."""
 
 
+LABELS = {
+    "model": "Model",
+    "nodes": "Nodes",
+    "devices_per_node": "Devices per node",
+    "device": "Device",
+    "batch": "Samples per step",
+    "length": "Tokens per sample",
+    "precision": "Precision",
+    "target": "Framework that is to run it",
+    "config": "config.json of a Hugging Face model",
+    "cluster": "Cluster in short",
+}
+"""What stands above each input, and where errors name it."""
+
+
 class SearchForm(BaseModel):
     """What was typed, as it was typed."""
 

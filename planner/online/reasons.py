@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from planner.online.calibration import Calibration
 from planner.online.candidates import Candidate
 from planner.spec.decision import Action
@@ -23,11 +25,13 @@ def act(chosen: Candidate, account_s: float) -> str:
     offer = f"{_what(chosen)} saves {_seconds(chosen.gain_s)} a step and costs {_cost(chosen)}"
     payback = chosen.cost_s / chosen.gain_s
     if chosen.net_s > 0 or chosen.cost_s == 0.0:
-        return f"{offer}: paid back after {payback:.3g} steps, the gain is expected to last {chosen.life_steps:.3g}"
+        return (
+            f"{offer}: paid back after {_steps(payback)}, and the gain is expected to last {_steps(chosen.life_steps)}"
+        )
     return (
-        f"{offer}: the gain is expected to last {chosen.life_steps:.3g} steps and to pay it back only after "
-        f"{payback:.3g}, but waiting has cost so much that {_seconds(account_s)} may be spent, "
-        f"{account_s / chosen.cost_s:.3g} times the cost"
+        f"{offer}: the gain is expected to last {_steps(chosen.life_steps)} and to pay it back only after "
+        f"{_steps(payback)}, but waiting has cost so much that {_seconds(account_s)} may be spent, "
+        f"{_number(account_s / chosen.cost_s)} times the cost"
     )
 
 
@@ -44,7 +48,7 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
     """A move that is not made, now."""
     offer = f"{_what(best)} would save {_seconds(best.gain_s)} a step and cost {_cost(best)}"
     if best.net_s <= 0:
-        return f"{offer}: not paid back within the {best.life_steps:.3g} steps that the gain is expected to last"
+        return f"{offer}: not paid back within the {_steps(best.life_steps)} that the gain is expected to last"
     return (
         f"{offer}: worth it if the gain lasts, but of what was lost so far only {_seconds(max(0.0, account_s))} may be "
         f"spent; waits for {_seconds(advance_s)}"
@@ -52,16 +56,16 @@ def not_yet(best: Candidate, account_s: float, advance_s: float) -> str:
 
 
 def clock(calibration: Calibration) -> str:
-    """In which seconds gains are told, where these are not those of prices; or why they are."""
+    """In which seconds gains are told, where these are not those of the predictions; or why they are."""
     ratio, measured = calibration
     if measured is None:
         return ""
     if ratio != measured:
         return (
-            f"; measured steps take {measured:.3g} times their price, so model or cluster are not those of this job, "
-            "and gains are as priced"
+            f"; measured steps take {_number(measured)} times as long as predicted, so model or cluster are not those "
+            "of this job, and gains are told as predicted"
         )
-    return f"; gains are in the job's time: its steps take {ratio:.3g} times their price"
+    return f"; gains are scaled to this job, whose steps take {_number(ratio)} times as long as predicted"
 
 
 def _what(candidate: Candidate) -> str:
@@ -89,7 +93,20 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def _steps(value: float) -> str:
+    number = _number(value)
+    return "less than a step" if value < 1.0 else f"{number} step" if number == "1" else f"{number} steps"
+
+
 def _seconds(value: float) -> str:
     if value >= 1.0 or value == 0.0:
-        return f"{value:.3g} s"
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
+        return f"{_number(value)} s"
+    return f"{_number(value * 1e3)} ms" if value >= 1e-3 else f"{_number(value * 1e6)} us"
+
+
+def _number(value: float) -> str:
+    """Three digits that mean something, and never as a power of ten: 1,750; 40.2; 0.0001."""
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 100.0:
+        return f"{rounded:,.0f}"
+    return np.format_float_positional(rounded, trim="-")

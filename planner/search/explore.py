@@ -168,7 +168,7 @@ def _nothing_fits(
 ) -> NoPlanFitsError | Exception:
     """What to say when no plan fits: the nearest miss of all families."""
     for group in groups(families):
-        checkpoint(1.0, f"looking for the nearest miss, {group.num_stages} stages")
+        checkpoint(1.0, f"looking for the nearest miss, {_count(group.num_stages, 'stage')}")
         for instance in instances.of(group):
             pool.note_miss(instance, instances.tellable(instance))
     miss = pool.nearest_miss()
@@ -229,7 +229,7 @@ def _first_bounds(
     """Seconds per sample that no plan of a family falls below."""
     bounds = {}
     for number, family in enumerate(families):
-        checkpoint(_OUTLOOK * number / len(families), f"bounding {family.num_stages} stages")
+        checkpoint(_OUTLOOK * number / len(families), f"bounding {_count(family.num_stages, 'stage')}")
         bounds[family] = pool.per_sample_s(instances.at_least_s(family), family.global_batch_size)
     return bounds
 
@@ -241,7 +241,7 @@ def _by_bound(bounds: dict[Family, float]) -> list[tuple[float, int, Group]]:
 
 
 def _pricing(group: Group) -> str:
-    return f"pricing {group.num_stages} stages, {group.samples} samples per micro-batch"
+    return f"pricing {_count(group.num_stages, 'stage')}, {_count(group.samples, 'sample')} per micro-batch"
 
 
 def _parts(instances: AnyInstances, instance: Instance, least: float, pool: Pool) -> Iterator[tuple[Pipeline, float]]:
@@ -386,4 +386,9 @@ def _name(family: Family) -> str:
     schedule = family.schedule
     virtual = f" of {schedule.virtual_stages} pieces" if schedule.virtual_stages > 1 else ""
     split = ", zero-bubble" if schedule.kind is ScheduleKind.ZERO_BUBBLE else ""
-    return f"{family.num_stages} stages{virtual}, {family.num_micro_batches} micro-batches{split}"
+    micro_batches = _count(family.num_micro_batches, "micro-batch", "es")
+    return f"{_count(family.num_stages, 'stage')}{virtual}, {micro_batches}{split}"
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"

@@ -7,7 +7,7 @@ from planner.view.explanation_tables import binding_table, diff_table, neighbour
 from planner.view.picture import plan_picture
 from planner.view.run_life import Life, Mark, life_of, mark_of
 from planner.view.run_picture import run_picture
-from planner.view.scenarios import scenario_table
+from planner.view.scenarios import fastest_everywhere, misfit_line, scenario_table
 from planner.view.shortlist_picture import shortlist_picture
 from planner.view.tables import (
     Column,
@@ -37,10 +37,12 @@ __all__ = [
     "decision_table",
     "diff_table",
     "explain",
+    "fastest_everywhere",
     "headline_table",
     "life_of",
     "mark_of",
     "memory_table",
+    "misfit_line",
     "neighbour_table",
     "plan_diff",
     "plan_picture",

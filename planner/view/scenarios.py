@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.spec.shortlist import Shortlist, ShortlistEntry
 from planner.spec.workload import Scenario
+from planner.view.captions import listed
 from planner.view.quantities import percent, seconds
 from planner.view.tables import Column, Table
 
@@ -41,3 +42,23 @@ def _loss(entry: ShortlistEntry, scenario: str) -> str:
     if scenario in entry.cannot_run_in:
         return "cannot run"
     return "out of memory" if scenario in entry.out_of_memory_in else percent(entry.scenario_regret_ratio[scenario])
+
+
+def misfit_line(shortlist: Shortlist, entry: ShortlistEntry) -> str | None:
+    """`runs out of memory in zipf-0.8 (probability 50 %), and cannot run in batch 3`; None: it runs in all scenarios.
+
+    The probability is the sum of those of the scenarios named before it; without one, none is in the mean.
+    """
+    ways = (("runs out of memory in", entry.out_of_memory_in), ("cannot run in", entry.cannot_run_in))
+    return ", and ".join(_failing(shortlist, way, names) for way, names in ways if names) or None
+
+
+def _failing(shortlist: Shortlist, way: str, names: tuple[str, ...]) -> str:
+    probability = sum(scenario.probability for scenario in shortlist.scenarios if scenario.name in names)
+    return f"{way} {listed(names)}" + (f" (probability {percent(probability)})" if probability else "")
+
+
+def fastest_everywhere(shortlist: Shortlist) -> ShortlistEntry | None:
+    """The plan with the most tokens a second of those that run and fit in all scenarios, equal ones by rank."""
+    safe = (entry for entry in shortlist.plans if not entry.out_of_memory_in and not entry.cannot_run_in)
+    return min(safe, key=lambda entry: (-entry.estimate.tokens_per_s, entry.rank), default=None)

@@ -105,6 +105,16 @@ def instant(model, cluster, training, options, report):
     )
 
 
+def risky(model, cluster, training, options, report):
+    """Two plans, of which the first runs out of memory where load is skewed."""
+    found = instant(model, cluster, training, options, report)
+    first, *others = found.plans
+    skewed = Scenario(workload=BALANCED.model_copy(update={"name": "skewed"}), probability=0.5)
+    balanced = found.scenarios[0].model_copy(update={"probability": 0.5})
+    plans = (first.model_copy(update={"out_of_memory_in": ("skewed",)}), *others)
+    return found.model_copy(update={"plans": plans, "scenarios": (balanced, skewed)})
+
+
 def endless(model, cluster, training, options, report):
     """Goes on until it is stopped."""
     step = 0

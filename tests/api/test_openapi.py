@@ -19,6 +19,11 @@ def operations(document):
     return [operation for path in document["paths"].values() for operation in path.values()]
 
 
+def test_the_description_does_not_begin_as_the_summary_does(document):
+    first_words = " ".join(document["info"]["summary"].split()[:4])
+    assert first_words not in document["info"]["description"]
+
+
 def test_every_operation_has_an_id_a_description_and_a_known_tag(document):
     tags = {tag["name"] for tag in TAGS}
     ids = [operation["operationId"] for operation in operations(document)]

@@ -1,6 +1,7 @@
 """Browsers: led to the sign-in page, let in by its cookie, and not used by pages of other sites."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 from invented_searches import TINY_REQUEST
@@ -12,6 +13,7 @@ from api.sign_in import own_path
 from api.token_store import TokenStore
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
+SCRIPT = f'<script src="/assets/trimtab.js?v={version("trimtab")}" defer>'
 HERE = {"Sec-Fetch-Site": "same-origin"}
 
 
@@ -81,8 +83,8 @@ def test_names_of_tokens_are_text_on_the_page(guarded, database):
     minted = mint()
     TokenStore(database, utc_now).add(minted, "<script>alert(1)</script>", [Role.READ], None, None)
     signed_in(guarded, minted.text)
-    assert "<script" not in guarded.get("/sign-in").text
-    assert "<script" not in guarded.get("/sign-in?next=/%22%3E%3Cscript%3E").text
+    for path in ("/sign-in", "/sign-in?next=/%22%3E%3Cscript%3E", "/"):
+        assert re.findall(r"<script[^>]*>", guarded.get(path).text) == [SCRIPT]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,22 @@ def test_pages_of_other_sites_change_nothing_on_an_open_service_either(client):
     assert client.post("/v1/searches", json=TINY_REQUEST, headers=other).status_code == 403
     assert client.delete("/v1/searches/x", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert client.post("/v1/searches", json=TINY_REQUEST).status_code == 202
+
+
+@pytest.mark.parametrize("role", ["read", "submit"])
+def test_every_page_says_who_is_signed_in_and_shows_what_they_may_do(guarded, database, role):
+    signed_in(guarded, token(database, role))
+    for path in ("/", "/runs", "/nothing", "/sign-in"):
+        text = guarded.get(path, headers=PAGE).text
+        assert "Signed in as" in text and 'action="/sign-out"' in text, path
+    text = guarded.get("/", headers=PAGE).text
+    assert ('action="/searches"' in text) == (role == "submit")
+    assert ("with a token of the role" in text) == (role == "read")
+
+
+def test_an_open_service_has_the_form_and_nobody_to_sign_out(client):
+    text = client.get("/", headers=PAGE).text
+    assert 'action="/searches"' in text and "/sign-out" not in text
 
 
 def test_nobody_is_signed_in_by_another_site(guarded, database):

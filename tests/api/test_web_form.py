@@ -115,6 +115,13 @@ def test_what_is_wrong_stands_beside_the_field_and_what_was_typed_stays(serve, t
     assert client.get("/v1/searches").json()["items"] == []
 
 
+def test_an_error_calls_a_field_as_its_label_does(serve):
+    page = Page(send(serve(instant), batch="many", length="-1", config="{").text)
+    assert "config.json of a Hugging Face model is not JSON" in page.text
+    page = Page(send(serve(instant), batch="many", length="-1").text)
+    assert "Samples per step must be" in page.text and "Tokens per sample must be" in page.text
+
+
 def test_what_was_typed_comes_back_as_text(serve):
     hostile = '"></textarea><script>alert(1)</script>'
     page = Page(send(serve(instant), config=hostile, nodes=hostile, model=hostile).text)

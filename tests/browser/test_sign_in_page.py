@@ -36,7 +36,7 @@ def test_a_person_is_led_to_the_page_signs_in_with_the_keyboard_and_is_back_wher
     text = token(database, "submit")
     database.close()
     page.goto(f"{address}/v1/models")
-    expect(page).to_have_title("Sign in – Trimtab")
+    expect(page).to_have_title("Sign in · Trimtab")
     expect(page.get_by_label("Token")).to_be_focused()
     page.keyboard.type("ttk_wrong")
     page.keyboard.press("Enter")
@@ -52,6 +52,7 @@ def test_a_person_is_led_to_the_page_signs_in_with_the_keyboard_and_is_back_wher
     status = "(body) => fetch('/v1/searches', {method: 'POST', headers: {'content-type': 'application/json'}, body})"
     assert page.evaluate(f"({status})('{{}}').then((answer) => answer.status)") == 422
     page.goto(f"{address}/sign-in")
+    expect(page.get_by_text("Signed in as")).to_be_visible()
     page.get_by_role("button", name="Sign out").click()
     page.goto(f"{address}/v1/models")
-    expect(page).to_have_title("Sign in – Trimtab")
+    expect(page).to_have_title("Sign in · Trimtab")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from invented_searches import LONG_REQUEST, TINY_MODEL, TINY_REQUEST
+from playwright.sync_api import expect
 
 LAYOUT = (Path(__file__).parent / "layout.js").read_text()
 WAIT = {"Prefer": "wait=60"}
@@ -126,3 +127,13 @@ def test_dark_and_light_pages_differ_and_so_do_their_pictures(open_page, address
         grounds[look] = of_page, of_picture
     assert grounds["light"][0] != grounds["dark"][0]
     assert grounds["light"][1] != grounds["dark"][1]
+
+
+@pytest.mark.parametrize(("look", "is_said"), [("telephone", True), ("light", False)])
+def test_a_table_that_is_wider_than_the_screen_says_so(open_page, address, paths, look, is_said):
+    page = open_page(**LOOKS[look])
+    page.goto(f"{address}{paths['shortlist']}")
+    box = page.get_by_role("region", name="Plans, the best for balanced load first")
+    expect(box).to_have_class("scroll more" if is_said else "scroll")
+    said = box.evaluate("element => getComputedStyle(element, '::before').content")
+    assert ("scroll sideways" in said) == is_said

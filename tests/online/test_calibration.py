@@ -31,7 +31,7 @@ def after(times, run=DEAR, **fields):
 def test_until_three_windows_were_measured_gains_are_as_priced():
     decision, state = after([10.0, 10.0])
     assert calibration_of(state) == Calibration(1.0, None)
-    assert "job's time" not in decision.reason
+    assert "scaled to this job" not in decision.reason
 
 
 def test_gains_are_told_and_counted_in_the_time_that_steps_take():
@@ -40,7 +40,7 @@ def test_gains_are_told_and_counted_in_the_time_that_steps_take():
     assert calibration_of(state).ratio == pytest.approx(10.0, rel=1e-3)
     assert measured.gain_s_per_step == pytest.approx(10 * priced.gain_s_per_step, rel=1e-3)
     assert measured.cost_s == priced.cost_s
-    assert "gains are in the job's time: its steps take 10 times their price" in measured.reason
+    assert "gains are scaled to this job, whose steps take 10 times as long as predicted" in measured.reason
     # Three windows count as priced, the fourth ten times.
     assert state.account_s == pytest.approx(plain.account_s * 13 / 4, rel=1e-3)
 
@@ -57,12 +57,14 @@ def test_a_lasting_change_is_followed():
     assert calibration_of(after([2.0] * SAMPLES + [6.0] * 4)[1]).ratio == pytest.approx(6.0, rel=1e-3)
 
 
-@pytest.mark.parametrize("ratio", [1e-4, 1e4])
-def test_an_absurd_ratio_scales_nothing_and_the_reason_says_why(ratio):
+@pytest.mark.parametrize(("ratio", "told"), [(1e-4, "0.0001"), (1e4, "10,000")])
+def test_an_absurd_ratio_scales_nothing_and_the_reason_says_why(ratio, told):
     decision, state = after([ratio] * 4)
     assert calibration_of(state).ratio == 1.0
     assert decision.gain_s_per_step == pytest.approx(after([1.0] * 4)[0].gain_s_per_step, rel=1e-3)
-    assert f"measured steps take {ratio:.3g} times their price, so model or cluster are not those" in decision.reason
+    assert (
+        f"measured steps take {told} times as long as predicted, so model or cluster are not those" in decision.reason
+    )
 
 
 def test_a_move_that_prices_think_too_dear_is_made_where_steps_are_slow():

@@ -103,7 +103,7 @@ def test_when_time_is_up_no_more_scenarios_are_searched():
     heard = heard_by(
         lambda report: search(*QUESTION, Options(time_limit_s=1.0), report, clock=chain([0.0], repeat(9.0)).__next__)
     )
-    pricings = [message for _, message in heard if message.startswith("pricing 1 stages")]
+    pricings = [message for _, message in heard if message.startswith("pricing 1 stage,")]
     assert len(set(pricings)) == 1, "one plan, and no more"
 
 

@@ -26,8 +26,10 @@ from planner.view import (
     baseline_table,
     captions,
     decision_table,
+    fastest_everywhere,
     headline_table,
     memory_table,
+    misfit_line,
     pruning_table,
     scenario_table,
     shortlist_table,
@@ -100,6 +102,33 @@ def test_scenarios_in_which_a_plan_runs_out_of_memory_stand_beside_its_regret():
     titles = [column.title for column in table.columns]
     assert titles.index("out of memory in") == titles.index("worst") + 1
     assert {len(row) for row in table.rows} == {len(titles)}
+
+
+def test_where_a_plan_does_not_run_is_said_in_a_line_with_how_probable_it_is():
+    scenarios = tuple(Scenario(probability=share, top_k=top_k) for share, top_k in ((0.5, None), (0.2, 4), (0.3, 8)))
+    shortlist = _shortlist().model_copy(update={"scenarios": scenarios})
+    (fits,) = shortlist.plans
+    lacks = fits.model_copy(update={"out_of_memory_in": ("top-k 4", "top-k 8"), "cannot_run_in": ("batch 3",)})
+    assert misfit_line(shortlist, fits) is None
+    assert misfit_line(shortlist, lacks) == (
+        "runs out of memory in top-k 4 and top-k 8 (probability 50.0 %), and cannot run in batch 3"
+    )
+
+
+def test_the_fastest_plan_that_runs_everywhere_is_the_first_of_equal_ones():
+    shortlist = _shortlist()
+    (entry,) = shortlist.plans
+    lacks = entry.model_copy(update={"out_of_memory_in": ("skewed",)})
+    slow = entry.model_copy(
+        update={
+            "rank": 2,
+            "estimate": entry.estimate.model_copy(update={"tokens_per_s": entry.estimate.tokens_per_s / 2}),
+        }
+    )
+    second, third = (entry.model_copy(update={"rank": rank}) for rank in (3, 4))
+    plans = (lacks, slow, second, third)
+    assert fastest_everywhere(shortlist.model_copy(update={"plans": plans})) == second
+    assert fastest_everywhere(shortlist.model_copy(update={"plans": (lacks,)})) is None
 
 
 def test_each_scenario_says_its_best_plan_and_what_the_first_would_lose_there():

@@ -10,6 +10,9 @@ function follow(section) {
   const told = (event) => {
     const search = JSON.parse(event.data);
     const share = `${Math.round(100 * search.progress)} %`;
+    const state = document.querySelector(".facts [data-state]");
+    state.textContent = search.state;
+    state.className = `state ${search.state}`;
     section.querySelector("progress").value = search.progress;
     section.querySelector("[data-share]").textContent = share;
     section.querySelector("[data-message]").textContent = search.message;
@@ -44,7 +47,13 @@ async function renew(section) {
   }
 }
 
+// Tables and pictures that are wider than the screen say so.
+const widths = new ResizeObserver((seen) => {
+  for (const { target } of seen) target.classList.toggle("more", target.scrollWidth > target.clientWidth + 1);
+});
+
 // What is wrong with a form is where one goes on.
 document.querySelector("[aria-invalid]")?.focus();
+document.querySelectorAll(".scroll").forEach((box) => widths.observe(box));
 document.querySelectorAll("[data-events]").forEach(follow);
 document.querySelectorAll("[data-live]").forEach(renew);
