@@ -17,7 +17,7 @@ from api.search_store import SearchStore
 from api.size_limits import SizeLimits
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
-from planner.export import export_plan
+from planner.export import exported_or_advised
 from planner.spec.errors import InputError
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
@@ -192,7 +192,9 @@ class PlanRoutes:
         framework can run.
         """
         found = self._store.found(plan_id, search_id)
-        export = export_plan(target, found.model, found.cluster, found.training, found.entry.plan)
+        conditions = found.model, found.cluster, found.training
+        others = ((f"plan {entry.plan.id} of its search", entry.plan) for entry in found.shortlist.plans)
+        export = exported_or_advised(target, conditions, found.entry.plan, others)
         if file is not None:
             return _one_file(export, file)
         if accept is not None and _wants_zip(accept):
