@@ -212,12 +212,39 @@ def _path(item: Mapping[str, object], data: object) -> list[str]:
 
 
 def _problem(root: str, item: Mapping[str, object], data: object) -> Problem:
-    path = ".".join(part for part in (root, *_path(item, data)) if part != "")
+    path = ".".join(part for part in (root, *_path(item, data), *_tag(item)) if part != "")
     message = str(item["msg"]).removeprefix("Value error, ")
     named = _NAMED_FIELD.match(message) if item["type"] == "value_error" else None
     if named:
         path, message = f"{path}.{named['field']}".lstrip("."), message[named.end() :]
-    return Problem(path or "input", _PLAIN.get(str(item["type"])) or _SHOULD.sub("must", message))
+    return Problem(path or "input", _PLAIN.get(str(item["type"])) or _counted(item) or _SHOULD.sub("must", message))
+
+
+def _tag(item: Mapping[str, object]) -> tuple[str, ...]:
+    """The field that says which of several forms is meant, where it is what is wrong."""
+    context = item.get("ctx")
+    named = str(item["type"]).startswith("union_tag_") and isinstance(context, Mapping)
+    quoted = _QUOTED.fullmatch(str(context["discriminator"])) if named else None
+    return (quoted["name"],) if quoted else ()
+
+
+def _counted(item: Mapping[str, object]) -> str | None:
+    """In our words what pydantic says with the limits of a list, with the tags of a union or with a pattern."""
+    context = item.get("ctx")
+    if not isinstance(context, Mapping):
+        return None
+    kind = item["type"]
+    if kind == "too_short":
+        return f"must have at least {context['min_length']} {'entry' if context['min_length'] == 1 else 'entries'}"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} entries"
+    if kind == "union_tag_invalid":
+        return f"must be {str(context['expected_tags']).replace(', ', ' or ')}, got {context['tag']!r:.{_SHOWN_CHARACTERS}}"
+    if kind == "union_tag_not_found":
+        return "is required"
+    if kind == "string_pattern_mismatch" and context["pattern"] == NO_NUL:
+        return "must not hold the character NUL"
+    return None
 
 
 # What pydantic calls by the names of Python's types.
@@ -240,6 +267,9 @@ _PLAIN = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
 }
+NO_NUL = r"^[^\x00]*$"
+"""What any text must be that goes to the database: PostgreSQL knows no text with the character NUL."""
+_QUOTED = re.compile(r"'(?P<name>\w+)'")
 _SHOULD = re.compile(r"^(Input|String) should\b")
 _SHOWN_CHARACTERS = 80
 """Of a value in a message."""
