@@ -134,7 +134,8 @@ def _advice(writer: _Writer, job: Job) -> str:
     """What a search can help: it knows the framework's rules of parallelism, not those of its programs."""
     if writer.target is None or not any(broken_target_rules(writer.target, job.model, job.training, job.plan)):
         return ""
-    return f"; search with options.target = {writer.target.value} (--target {writer.target.value}) for plans that it can run"
+    name = writer.target.value
+    return f"; search with options.target = {name} (--target {name}) for plans that it can run"
 
 
 def _broken(writer: _Writer, job: Job) -> Iterator[Broken]:

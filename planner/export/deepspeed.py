@@ -56,7 +56,7 @@ def left_to_user(job: Job) -> tuple[str, ...]:
 
 
 def _data_overlap(job: Job) -> str | None:
-    """Source: DeepSpeed 0.19.8, `runtime/engine.py`: a pipeline turns overlap_comm off, and stage 0 does not read it."""
+    """Source: DeepSpeed 0.19.8, `runtime/engine.py`: a pipeline turns overlap_comm off; stage 0 reads none."""
     if job.num_stages > 1:
         return "DeepSpeed has no overlap_comm with stages"
     return None if _zero(job).get("overlap_comm") else "overlap_comm is for a plan with ZeRO"

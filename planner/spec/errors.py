@@ -233,18 +233,22 @@ def _counted(item: Mapping[str, object]) -> str | None:
     context = item.get("ctx")
     if not isinstance(context, Mapping):
         return None
-    kind = item["type"]
-    if kind == "too_short":
-        return f"must have at least {context['min_length']} {'entry' if context['min_length'] == 1 else 'entries'}"
-    if kind == "too_long":
-        return f"must have at most {context['max_length']} entries"
-    if kind == "union_tag_invalid":
-        return f"must be {str(context['expected_tags']).replace(', ', ' or ')}, got {context['tag']!r:.{_SHOWN_CHARACTERS}}"
-    if kind == "union_tag_not_found":
-        return "is required"
-    if kind == "string_pattern_mismatch" and context["pattern"] == NO_NUL:
-        return "must not hold the character NUL"
-    return None
+    match item["type"]:
+        case "too_short":
+            at_least = context["min_length"]
+            told = f"must have at least {at_least} {'entry' if at_least == 1 else 'entries'}"
+        case "too_long":
+            told = f"must have at most {context['max_length']} entries"
+        case "union_tag_invalid":
+            tags = str(context["expected_tags"]).replace(", ", " or ")
+            told = f"must be {tags}, got {context['tag']!r:.{_SHOWN_CHARACTERS}}"
+        case "union_tag_not_found":
+            told = "is required"
+        case "string_pattern_mismatch" if context["pattern"] == NO_NUL:
+            told = "must not hold the character NUL"
+        case _:
+            told = None
+    return told
 
 
 # What pydantic calls by the names of Python's types.
