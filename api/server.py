@@ -23,6 +23,7 @@ class OrderlyServer(uvicorn.Server):
                 app,
                 lifespan="on",
                 log_config=None,
+                access_log=False,  # api.measured tells more
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_S,
                 timeout_keep_alive=KEEP_ALIVE_S,
