@@ -4,12 +4,13 @@ TOML file."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +25,12 @@ LOCAL = "local"
 PREFIX = "TRIMTAB_"
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names the file where no option does."""
+
+
+def _place(text: str) -> str:
+    if re.fullmatch(r"local|dask://[^/\s]+:\d{1,5}", text) is None:
+        raise ValueError(f"must be local or dask://HOST:PORT, got {text!r:.80}")
+    return text
 
 
 class Settings(BaseSettings):
@@ -41,7 +48,7 @@ class Settings(BaseSettings):
     """SQLAlchemy URL; the default is a file in the working directory."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Processes that answer requests, behind one address; more than one are for PostgreSQL."""
-    executor: Annotated[str, Field(pattern=r"^(local|dask://[^/\s]+:\d{1,5})$")] = LOCAL
+    executor: Annotated[str, AfterValidator(_place)] = LOCAL
     """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
     scheduler."""
     workers: Annotated[int, Field(ge=1)] | None = None
