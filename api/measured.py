@@ -70,7 +70,7 @@ class Measured:
 def operations_of(prefix: str, routers: Iterable[APIRouter]) -> tuple[Operation, ...]:
     """Those of routers that are included under a prefix, in their order."""
     return tuple(
-        Operation(frozenset(route.methods), compile_path(prefix + route.path)[0], route.operation_id)
+        Operation(frozenset(route.methods or ()), compile_path(prefix + route.path)[0], route.operation_id)
         for router in routers
         for route in router.routes
         if isinstance(route, APIRoute) and route.operation_id

@@ -223,8 +223,9 @@ def _problem(root: str, item: Mapping[str, object], data: object) -> Problem:
 def _tag(item: Mapping[str, object]) -> tuple[str, ...]:
     """The field that says which of several forms is meant, where it is what is wrong."""
     context = item.get("ctx")
-    named = str(item["type"]).startswith("union_tag_") and isinstance(context, Mapping)
-    quoted = _QUOTED.fullmatch(str(context["discriminator"])) if named else None
+    if not str(item["type"]).startswith("union_tag_") or not isinstance(context, Mapping):
+        return ()
+    quoted = _QUOTED.fullmatch(str(context["discriminator"]))
     return (quoted["name"],) if quoted else ()
 
 
@@ -233,6 +234,7 @@ def _counted(item: Mapping[str, object]) -> str | None:
     context = item.get("ctx")
     if not isinstance(context, Mapping):
         return None
+    told: str | None = None
     match item["type"]:
         case "too_short":
             at_least = context["min_length"]
@@ -246,8 +248,6 @@ def _counted(item: Mapping[str, object]) -> str | None:
             told = "is required"
         case "string_pattern_mismatch" if context["pattern"] == NO_NUL:
             told = "must not hold the character NUL"
-        case _:
-            told = None
     return told
 
 
