@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from math import ceil
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from api.problems import ProblemDocument, problem_of, status_problem
 from planner.spec.errors import (
     InputError,
     InternalError,
+    Problem,
     TooManyRequestsError,
     TrimtabError,
     UnauthenticatedError,
@@ -77,15 +78,25 @@ class StrictRoute(APIRoute):
         """The handler, with a strict request."""
         handle = super().get_route_handler()
         field = self.body_field
+        taken = [parameter.alias for parameter in self.dependant.query_params]
 
         async def strict(request: Request) -> Response:
             own = StrictRequest(request.scope, request.receive)
+            check_query(own, taken)
             if field is not None:
                 check_json_type(own)
                 await own.check(field.validate)
             return await handle(own)
 
         return strict
+
+
+def check_query(request: Request, taken: Sequence[str]) -> None:
+    """Raise InputError that names the query parameters that are none of those that are taken."""
+    unknown = [name for name in dict.fromkeys(request.query_params) if name not in taken]
+    if unknown:
+        right = f"this takes {', '.join(taken)}" if taken else "this takes none"
+        raise InputError(*(Problem(f"query.{name[:80]}", f"is not known; {right}") for name in unknown[:10]))
 
 
 def check_json_type(request: Request) -> None:
@@ -156,8 +167,8 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
 
 def input_error(error: RequestValidationError) -> InputError:
     """The same complaint in our own words: fields of the body by their path, others under query, header or path."""
-    places = {item["loc"][0] for item in error.errors()}
-    if places == {"body"}:
-        details = ({**item, "loc": tuple(item["loc"][1:])} for item in error.errors())
-        return InputError.from_details(details, data=error.body)
-    return InputError.from_details(error.errors())
+    inside = ({**item, "loc": tuple(item["loc"][1:])} for item in error.errors() if item["loc"][0] == "body")
+    of_body = InputError.from_details(inside, data=error.body)
+    others = InputError.from_details(item for item in error.errors() if item["loc"][0] != "body")
+    whole = (Problem("body", each.message) if each.field == "input" else each for each in of_body.problems)
+    return InputError(*others.problems, *whole, num_more=others.num_more + of_body.num_more)

@@ -22,10 +22,12 @@ from api.deciders import Deciders
 from api.documentation import DESCRIPTION, TAGS, documentation_router
 from api.executors.choice import executor_of
 from api.executors.port import SearchFunction
+from api.head import HeadAsGet
 from api.jobs import Jobs
 from api.json_limits import JsonLimits
 from api.logs import ID_HEADER, is_accepted_id
-from api.metrics import Measured, Metrics
+from api.measured import Measured, operations_of
+from api.metrics import Metrics
 from api.openapi import describe
 from api.profile_store import ProfileStore
 from api.rate_limit import RateLimit
@@ -80,9 +82,7 @@ def create_app(
     run_names = RunNames(runs.name)
     access = Access(TokenStore(database, utc_now), run_names, utc_now) if requires_tokens(settings) else None
     sizes = SizeLimits(*(getattr(settings, name) for name in SizeLimits._fields))
-    kept_days = settings.keep_windows_days
-    old_windows = None if kept_days is None else OldWindows(database, utc_now, new_id(), kept_days)
-    retention = None if old_windows is None else Retention(old_windows, metrics.windows_removed)
+    retention = _retention(settings.keep_windows_days, database, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -112,13 +112,14 @@ def create_app(
     presets = PresetRoutes(profiles)
     html = Html(app.version, utc_now)
     problems = Problems(html)
-    for router in (
+    routers = (
         search_routes.router(),
         PlanRoutes(searches, profiles, sizes).router(),
         RunRoutes(Runs(searches, runs, utc_now, new_id), runs, deciders, metrics.decided).router(),
         presets.router(),
         ProfileRoutes(profiles).router(),
-    ):
+    )
+    for router in routers:
         app.include_router(router, prefix="/v1")
     app.include_router(HealthRoutes(database, jobs, deciders, metrics, app.version, stopping).router())
     app.include_router(documentation_router())
@@ -128,13 +129,20 @@ def create_app(
     app.include_router(SignIn(access, html).router())
     app.mount("/static", StaticFiles(directory=str(files("fastapi_offline") / "static")))
     json_limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
     hosts = settings.allowed_hosts if access is None and is_loopback(settings.host) else None
     rate = RateLimit(settings.max_requests_per_minute)
     app.add_middleware(AccessGuard, access=access, names=run_names, hosts=hosts, rate=rate, answer=problems)
     app.add_middleware(SafeHeaders)
-    app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(Measured, metrics=metrics, operations=operations_of("/v1", routers))
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)
     install_error_answers(app, problems)
     describe(app)
     return app
+
+
+def _retention(kept_days: float | None, database: Database, metrics: Metrics) -> Retention | None:
+    if kept_days is None:
+        return None
+    return Retention(OldWindows(database, utc_now, new_id(), kept_days), metrics.windows_removed)

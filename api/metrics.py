@@ -7,7 +7,6 @@ of the database, so that any one of several services tells them.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
@@ -25,7 +24,6 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deciders import Deciders
 from api.metrics_folder import SHARED_FOLDER
@@ -36,10 +34,6 @@ from planner.spec.decision import Action
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SEARCH_SECONDS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 DECISION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-NO_OPERATION = "none"
-"""Label of requests for what the OpenAPI document does not have: their paths are the clients' and would have no end."""
-
-
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, that nobody reads
 
 
@@ -164,30 +158,3 @@ class _Queue(Collector):
         waits_s = 0.0 if oldest is None else (self._now() - oldest).total_seconds()
         yield by_state
         yield GaugeMetricFamily("trimtab_queue_age_seconds", "How long the first of the queue waits", max(0.0, waits_s))
-
-
-class Measured:
-    """ASGI middleware: counts and times each request, under the id of its operation."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status, began = 500, time.monotonic()
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            operation = getattr(scope.get("route"), "operation_id", None) or NO_OPERATION
-            self._metrics.answered(scope["method"], operation, status, time.monotonic() - began)

@@ -48,6 +48,8 @@ class Runs:
             conditions = self._searches.conditions(request.search_id)
         except NotFoundError as error:
             raise InputError.at("search_id", str(error)) from None
+        if not conditions.model.moe_layers:
+            raise InputError.at("search_id", "must be a search for a model with experts: a run decides where they are")
         shortlist = self._searches.shortlist(request.search_id)
         if not isinstance(shortlist, Shortlist):
             raise InputError.at("search_id", f"this search failed: {shortlist.detail}")

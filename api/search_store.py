@@ -129,9 +129,13 @@ class SearchStore:
             found = session.execute(query.where(SearchRow.id.in_(search_ids)))
             return {row.id: (row.state, row.progress, row.message) for row in found}
 
-    def page(self, limit: int, after: str | None = None) -> tuple[Search, ...]:
-        """At most `limit` searches, newest first, from the one after `after` on; raises InputError for `after`."""
+    def page(self, limit: int, after: str | None = None, state: SearchState | None = None) -> tuple[Search, ...]:
+        """At most `limit` searches, newest first, in one state or any, from the one after `after` on; raises InputError
+        for `after`.
+        """
         query = select(SearchRow).order_by(SearchRow.number.desc()).limit(limit)
+        if state is not None:
+            query = query.where(SearchRow.state == state)
         with self._database.reading() as session:
             if after is not None:
                 last = session.scalar(select(SearchRow.number).where(SearchRow.id == after))

@@ -29,6 +29,7 @@ class OrderlyServer(uvicorn.Server):
                 app,
                 lifespan="on",
                 log_config=None,
+                access_log=False,  # api.measured tells more
                 server_header=False,
                 forwarded_allow_ips=list(trusted_proxies),
                 timeout_graceful_shutdown=GRACE_S,

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -52,6 +52,12 @@ def num_cores(quota: Path = CPU_QUOTA) -> int:
     return cores if limit == "max" else max(1, min(cores, ceil(int(limit) / int(period))))
 
 
+def _place(text: str) -> str:
+    if re.fullmatch(r"local|dask://[^/\s]+:\d{1,5}", text) is None:
+        raise ValueError(f"must be local or dask://HOST:PORT, got {text!r:.80}")
+    return text
+
+
 class Settings(BaseSettings):
     """Settings of one service."""
 
@@ -67,7 +73,7 @@ class Settings(BaseSettings):
     """SQLAlchemy URL; the default is a file in the working directory."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Processes that answer requests, behind one address; more than one are for PostgreSQL."""
-    executor: Annotated[str, Field(pattern=r"^(local|dask://[^/\s]+:\d{1,5})$")] = LOCAL
+    executor: Annotated[str, AfterValidator(_place)] = LOCAL
     """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
     scheduler."""
     workers: Annotated[int, Field(ge=1)] | None = None

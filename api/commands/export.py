@@ -25,7 +25,7 @@ from api.commands.options import (
     write_text,
 )
 from api.commands.terminal import printable, say
-from planner.export import export_plan
+from planner.export import exported_or_advised
 from planner.spec.errors import InputError
 from planner.spec.export import Export, ExportTarget
 from planner.spec.plan import Plan
@@ -72,8 +72,10 @@ def export(
         encoder_sequence_length=encoder_sequence_length,
         capacity_factor=capacity_factor,
     )
-    chosen = _ranked(given.plans(plan), rank)
-    found = export_plan(framework, given.model, given.cluster, given.training(chosen), chosen)
+    plans = given.plans(plan)
+    chosen = _ranked(plans, rank)
+    others = ((f"--rank {number}, plan {other.id}", other) for number, other in enumerate(plans, start=1))
+    found = exported_or_advised(framework, (given.model, given.cluster, given.training(chosen)), chosen, others)
     if output is not None:
         _write(output, found)
     if as_json:

@@ -49,6 +49,7 @@ def serve(
     gc.disable()  # until all is loaded: none of it is garbage, and looking takes a tenth of the time
     # Here, not above: the web framework and the database take longer to load than the other commands take to run.
     from api.database import open_database, shown_url, utc_now  # noqa: PLC0415
+    from api.executors.choice import check_executor  # noqa: PLC0415
     from api.processes import supervise  # noqa: PLC0415
     from api.token_store import TokenStore  # noqa: PLC0415
 
@@ -66,6 +67,7 @@ def serve(
         access="open" if insecure else access,
         log_format=log_format,
     )
+    check_executor(settings)
     install_logs(settings.log_format)
     with (
         closing(_listening(settings.host, settings.port)) as listener,

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from api.problems import ProblemDocument
 from api.values import Page
+from planner.spec.errors import NO_NUL
 
 T = TypeVar("T", bound=BaseModel)
 K = TypeVar("K", str, int)
@@ -22,8 +23,6 @@ PIECE = 10
 Limit = Annotated[
     int, Query(ge=1, le=500, description="Items of one page; it ends earlier at 4 MiB, and `next` leads to the rest")
 ]
-NO_NUL = r"^[^\x00]*$"
-"""What any text must be that is looked for in the database: PostgreSQL knows no text with the character NUL."""
 After = Annotated[str | None, Query(description="Id of the last item of the page before", pattern=NO_NUL)]
 AfterIndex = Annotated[int | None, Query(ge=0, lt=2**53, description="Index of the last item of the page before")]
 BeforeIndex = Annotated[

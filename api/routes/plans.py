@@ -17,13 +17,14 @@ from api.search_store import SearchStore
 from api.size_limits import SizeLimits
 from api.values import EstimateRequest, WhatIfRequest
 from planner.cost import estimate
-from planner.export import export_plan
-from planner.spec.errors import InputError
+from planner.export import exported_or_advised
+from planner.spec.errors import InputError, Problem
 from planner.spec.estimate import Estimate
 from planner.spec.explanation import Explanation, PlanDiff
 from planner.spec.export import Export, ExportTarget
 from planner.spec.plan import Plan
 from planner.spec.timeline import PlanTimeline
+from planner.spec.training import Training
 from planner.view import plan_picture, plan_timeline
 
 _TIMELINE: dict[str, Any] = {
@@ -192,7 +193,9 @@ class PlanRoutes:
         framework can run.
         """
         found = self._store.found(plan_id, search_id)
-        export = export_plan(target, found.model, found.cluster, found.training, found.entry.plan)
+        conditions = found.model, found.cluster, found.training
+        others = ((f"plan {entry.plan.id} of its search", entry.plan) for entry in found.shortlist.plans)
+        export = exported_or_advised(target, conditions, found.entry.plan, others)
         if file is not None:
             return _one_file(export, file)
         if accept is not None and _wants_zip(accept):
@@ -209,7 +212,11 @@ class PlanRoutes:
         """Price a found plan; what the body leaves out is as in the plan's search."""
         found = self._store.found(plan_id, search_id)
         cluster = self._sizes.cluster_of(request.cluster, self._profiles.find) if request.cluster else found.cluster
-        return estimate(found.model, cluster, request.training or found.training, found.entry.plan, request.workload)
+        training = request.training or found.training
+        try:
+            return estimate(found.model, cluster, training, found.entry.plan, request.workload)
+        except InputError as error:
+            raise InputError(*(_as_asked(problem, request) for problem in error.problems)) from None
 
     def price(self, request: Annotated[EstimateRequest, Body(openapi_examples=ESTIMATE_EXAMPLES)]) -> Estimate:
         """Price a plan that no search of this service needs to have found."""
@@ -218,6 +225,19 @@ class PlanRoutes:
             self._sizes.cluster_of(request.cluster, self._profiles.find),
         )
         return estimate(model, cluster, request.training, request.plan, request.workload)
+
+
+def _as_asked(problem: Problem, request: WhatIfRequest) -> Problem:
+    """The plan is the search's own: where it does not fit, the fault is of the conditions that the client sent."""
+    place, _, field = problem.field.partition(".")
+    if place != "plan":
+        return problem
+    if request.training is not None and (request.cluster is None or field in Training.model_fields):
+        named = f"training.{field}" if field in Training.model_fields else "training"
+        return Problem(named, f"must be as the plan has it: {problem.message}")
+    if request.cluster is not None:
+        return Problem("cluster", f"must be one that the plan fits: {problem.message}")
+    return problem
 
 
 def _attachment(name: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from api.answers import StrictRoute
 from api.profile_store import ProfileStore
 from api.routes.parameters import problems
 from api.values import PresetList
@@ -44,14 +45,15 @@ class PresetRoutes:
 
     def router(self) -> APIRouter:
         """All routes."""
-        router = APIRouter(tags=["presets"])
+        router = APIRouter(tags=["presets"], route_class=StrictRoute)
         add, misses = router.add_api_route, problems(404, 422)
         for kind, ofs, one, lists, gets in (
             ("models", "Names of models", "One model", self.models, self.model),
             ("devices", "Names of devices", "One device", self.devices, self.device),
             ("stacks", "Names of software stacks", "One stack", self.stacks, self.stack),
         ):
-            add(f"/{kind}", lists, methods=["GET"], operation_id=f"list_{kind}", summary=ofs)
+            all_of = f"list_{kind}"
+            add(f"/{kind}", lists, methods=["GET"], operation_id=all_of, summary=ofs, responses=problems(422))
             get = f"get_{kind.removesuffix('s')}"
             add(f"/{kind}/{{name}}", gets, methods=["GET"], operation_id=get, summary=one, responses=misses)
         return router

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from api.answers import StrictRoute
 from api.profile_store import Accepts, ProfileStore
-from api.routes.parameters import NO_NUL, READS_BODY, Limit, header, page, problems
+from api.routes.parameters import READS_BODY, Limit, header, page, problems
 from api.values import Page, ProfileEntry
+from planner.spec.errors import NO_NUL
 from profiles.devices import MeasuredProfile
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9_-]*$"

@@ -16,13 +16,14 @@ from api.decider import Refused
 from api.deciders import Answer, Deciders
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
 from api.pictures import SvgResponse, picture_of
-from api.routes.parameters import NO_NUL, READS_BODY, After, AfterIndex, Limit, RunId, body_of, header, page, problems
+from api.routes.parameters import READS_BODY, After, AfterIndex, Limit, RunId, body_of, header, page, problems
 from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
 from api.tokens import Caller
 from api.values import Page
 from planner.spec.decision import Action, Decision
+from planner.spec.errors import NO_NUL
 from planner.spec.run import Run, RunRequest
 from planner.spec.window import Window
 from planner.view import run_picture

@@ -7,9 +7,10 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -25,7 +26,7 @@ from api.search_news import SearchNews
 from api.search_store import SearchStore
 from api.settings import Settings
 from api.size_limits import SizeLimits
-from api.values import Page, Search
+from api.values import Page, Search, SearchState
 from planner.spec.errors import InputError
 from planner.spec.request import SearchRequest
 from planner.spec.shortlist import Shortlist
@@ -45,6 +46,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(max_length=255, description="The same key with the same body makes one search, however often it is sent"),
 ]
+State = Annotated[SearchState | None, Query(description="Only searches that are in this state now")]
 LOOK_S = 0.5
 """How often a waiting client's request looks whether the service stops."""
 NEWS_S = 0.25
@@ -197,9 +199,10 @@ class SearchRoutes:
         self._jobs.wake()
         return search
 
-    def list(self, limit: Limit = 50, after: After = None) -> Page[Search]:
+    def list(self, limit: Limit = 50, after: After = None, state: State = None) -> Page[Search]:
         """Searches, newest first."""
-        return page(self._store.page, limit, after, "/v1/searches", lambda search: search.id)
+        read = partial(self._store.page, state=state)
+        return page(read, limit, after, "/v1/searches", lambda search: search.id, state=state and state.value)
 
     def get(self, search_id: SearchId) -> Search:
         """State, progress from 0 to 1, and what it is at."""

@@ -7,7 +7,7 @@ One file for each framework; a job's numbers are in `job.py`, the header in `hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from planner.cost.check import check_plan
@@ -29,7 +29,7 @@ from planner.spec.plan import Plan
 from planner.spec.request import Target
 from planner.spec.training import Training
 
-__all__ = ["export_plan", "export_rule_names"]
+__all__ = ["export_plan", "export_rule_names", "exported_or_advised"]
 
 
 class _Writer(NamedTuple):
@@ -86,7 +86,8 @@ def export_plan(target: ExportTarget, model: Model, cluster: AnyCluster, trainin
     writer, job = _WRITERS[target], Job(model, cluster, training, plan)
     broken = list(dict.fromkeys(_broken(writer, job)))
     if broken:
-        raise InputError(*(Problem("plan", f"{each.message} ({each.rule})") for each in broken))
+        *first, last = (Problem("plan", f"{each.message} ({each.rule})") for each in broken)
+        raise InputError(*first, Problem(last.field, f"{last.message}{_advice(writer, job)}"))
     return Export(
         target=target,
         plan_id=plan.id,
@@ -101,6 +102,40 @@ def export_plan(target: ExportTarget, model: Model, cluster: AnyCluster, trainin
 def export_rule_names(target: ExportTarget) -> tuple[str, ...]:
     """The rules beside those of the framework's parallelism, in the order in which they are held against a plan."""
     return tuple(rule_name(rule) for rule in _WRITERS[target].rules)
+
+
+def exported_or_advised(
+    target: ExportTarget,
+    conditions: tuple[Model, AnyCluster, Training],
+    plan: Plan,
+    others: Iterable[tuple[str, Plan]],
+) -> Export:
+    """As `export_plan`, but the error names the first of `others`, (what to call it, plan), that can be written."""
+    check_plan(*conditions, plan)
+    try:
+        return export_plan(target, *conditions, plan)
+    except InputError as error:
+        found = (name for name, other in others if other != plan and _can_be_written(target, conditions, other))
+        if (name := next(found, None)) is None:
+            raise
+        *first, last = error.problems
+        raise InputError(*first, Problem(last.field, f"{last.message}; or export {name}")) from None
+
+
+def _can_be_written(target: ExportTarget, conditions: tuple[Model, AnyCluster, Training], plan: Plan) -> bool:
+    try:
+        export_plan(target, *conditions, plan)
+    except InputError:
+        return False
+    return True
+
+
+def _advice(writer: _Writer, job: Job) -> str:
+    """What a search can help: it knows the framework's rules of parallelism, not those of its programs."""
+    if writer.target is None or not any(broken_target_rules(writer.target, job.model, job.training, job.plan)):
+        return ""
+    name = writer.target.value
+    return f"; search with options.target = {name} (--target {name}) for plans that it can run"
 
 
 def _broken(writer: _Writer, job: Job) -> Iterator[Broken]:

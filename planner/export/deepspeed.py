@@ -14,6 +14,7 @@ from planner.cost.deepspeed import deepspeed_cuts
 from planner.export.deepspeed_rules import mixed_gradients
 from planner.export.header import header, placement_notes
 from planner.export.job import Job
+from planner.export.overlap import Overlap, overlap_notes
 from planner.export.shell import continued
 from planner.spec.cluster import Precision
 from planner.spec.export import ExportedFile
@@ -54,6 +55,13 @@ def left_to_user(job: Job) -> tuple[str, ...]:
     return tuple(left)
 
 
+def _data_overlap(job: Job) -> str | None:
+    """Source: DeepSpeed 0.19.8, `runtime/engine.py`: a pipeline turns overlap_comm off; stage 0 reads none."""
+    if job.num_stages > 1:
+        return "DeepSpeed has no overlap_comm with stages"
+    return None if _zero(job).get("overlap_comm") else "overlap_comm is for a plan with ZeRO"
+
+
 def _tokens(job: Job) -> str:
     read = f" (and {job.training.encoder_length} that the encoder reads)" if job.model.has_encoder else ""
     return f"{job.plan.sequence_length}{read}"
@@ -61,7 +69,7 @@ def _tokens(job: Job) -> str:
 
 def notes(job: Job) -> tuple[str, ...]:
     """Where DeepSpeed does otherwise than the plan's price, and what was assumed."""
-    found = list(placement_notes(job))
+    found = [*placement_notes(job), *overlap_notes(job, Overlap(data=_data_overlap(job)))]
     if job.sharding is Sharding.NONE and mixed_gradients(job):
         found.append(
             "ZeRO-1 over a single rank shards nothing; it is there for gradients in other numbers than weights."

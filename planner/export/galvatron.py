@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from planner.export.galvatron_rules import default_shardings
 from planner.export.header import header, placement_notes
 from planner.export.job import Job
+from planner.export.overlap import Overlap, overlap_notes
 from planner.export.shell import Arguments, argument, arrays
 from planner.spec.cluster import Precision
 from planner.spec.export import ExportedFile
@@ -45,7 +46,7 @@ def left_to_user(job: Job) -> tuple[str, ...]:
 
 def notes(job: Job) -> tuple[str, ...]:
     """What was assumed."""
-    found = list(placement_notes(job))
+    found = [*placement_notes(job), *overlap_notes(job, Overlap())]
     if Sharding.OPTIMIZER in default_shardings(job):
         found.append("ZeRO-1 is zero2 with async_grad_reduce: gradients are summed whole and reduced once.")
     if Sharding.GRADIENTS in default_shardings(job) and not _reduces_once(job):

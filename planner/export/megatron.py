@@ -12,6 +12,7 @@ from planner.export.header import header, placement_notes
 from planner.export.job import Job, Piece
 from planner.export.megatron_model import expert_arguments, model_arguments, padded_vocabulary, recipe_arguments
 from planner.export.megatron_rules import experts_of
+from planner.export.overlap import Overlap, overlap_notes
 from planner.export.shell import Arguments, argument, arrays, continued
 from planner.spec.cluster import Precision
 from planner.spec.export import ExportedFile
@@ -66,7 +67,7 @@ def left_to_user(job: Job) -> tuple[str, ...]:
 
 def notes(job: Job) -> tuple[str, ...]:
     """Where Megatron-LM does otherwise than the plan's price, and what was assumed."""
-    found = list(placement_notes(job))
+    found = [*placement_notes(job), *overlap_notes(job, Overlap(_tensor_overlap(job), _expert_overlap(job)))]
     if job.blocks[0].feed_forward.gated:
         found.append(
             "Gated networks are written as --swiglu; a model does not say what gates it (--quick-geglu is GELU)."
@@ -83,6 +84,25 @@ def notes(job: Job) -> tuple[str, ...]:
     if isinstance(attention, GroupedQueryAttention) and attention.num_kv_heads % job.first.tp:
         found.append(f"tp {job.first.tp} exceeds the {attention.num_kv_heads} key-value heads, which are replicated.")
     return tuple(found)
+
+
+def _tensor_overlap(job: Job) -> str:
+    """Source: `validate_args`: only with sequence parallelism; its user buffers are Transformer Engine's."""
+    if not job.first.sequence_parallel:
+        return "--tp-comm-overlap needs --sequence-parallel, which the plan has not"
+    return "add --tp-comm-overlap, which needs Transformer Engine with its user buffers"
+
+
+def _expert_overlap(job: Job) -> str:
+    """Source: megatron-core 0.16.1, `TransformerConfig.__post_init__`."""
+    option = "--overlap-moe-expert-parallel-comm"
+    if job.num_stages > 1 and job.plan.schedule.virtual_stages == 1:
+        return f"{option} needs virtual stages, which the plan has not"
+    if any(Recompute.FULL in piece for piece in job.recompute):
+        return f"{option} forbids the plan's full recomputation"
+    if job.training.precision is Precision.FP32:
+        return f"{option} needs 16 bits"
+    return f"add {option}, which needs torch 2.6"
 
 
 def _parallel(job: Job) -> Arguments:

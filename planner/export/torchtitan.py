@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from planner.export.header import header, placement_notes
 from planner.export.job import Job, Piece
+from planner.export.overlap import Overlap, overlap_notes
 from planner.export.shell import Argument, Arguments, argument, arrays, continued
 from planner.export.torchtitan_models import Flavor, flavor_of
 from planner.spec.cluster import Precision
@@ -46,7 +47,10 @@ def left_to_user(job: Job) -> tuple[str, ...]:
 
 def notes(job: Job) -> tuple[str, ...]:
     """Where torchtitan does otherwise than the plan's price, and what was assumed."""
-    found = list(placement_notes(job))
+    found = [
+        *placement_notes(job),
+        *overlap_notes(job, Overlap(tensor="parallelism.enable_async_tensor_parallel does so, with compile")),
+    ]
     if _lacks_switch(job):
         found.append("v0.2 has no file: it cannot have tensor parallelism without sequence parallelism.")
     if job.first.cp > 1:

@@ -222,12 +222,43 @@ def _path(item: Mapping[str, object], data: object) -> list[str]:
 
 
 def _problem(root: str, item: Mapping[str, object], data: object) -> Problem:
-    path = ".".join(_shown(part) for part in (root, *_path(item, data)) if part != "")
+    path = ".".join(_shown(part) for part in (root, *_path(item, data), *_tag(item)) if part != "")
     message = str(item["msg"]).removeprefix("Value error, ")
     named = _NAMED_FIELD.match(message) if item["type"] == "value_error" else None
     if named:
         path, message = f"{path}.{named['field']}".lstrip("."), message[named.end() :]
-    return Problem(path or "input", _PLAIN.get(str(item["type"])) or _SHOULD.sub("must", message))
+    return Problem(path or "input", _PLAIN.get(str(item["type"])) or _counted(item) or _SHOULD.sub("must", message))
+
+
+def _tag(item: Mapping[str, object]) -> tuple[str, ...]:
+    """The field that says which of several forms is meant, where it is what is wrong."""
+    context = item.get("ctx")
+    if not str(item["type"]).startswith("union_tag_") or not isinstance(context, Mapping):
+        return ()
+    quoted = _QUOTED.fullmatch(str(context["discriminator"]))
+    return (quoted["name"],) if quoted else ()
+
+
+def _counted(item: Mapping[str, object]) -> str | None:
+    """In our words what pydantic says with the limits of a list, with the tags of a union or with a pattern."""
+    context = item.get("ctx")
+    if not isinstance(context, Mapping):
+        return None
+    told: str | None = None
+    match item["type"]:
+        case "too_short":
+            at_least = context["min_length"]
+            told = f"must have at least {at_least} {'entry' if at_least == 1 else 'entries'}"
+        case "too_long":
+            told = f"must have at most {context['max_length']} entries"
+        case "union_tag_invalid":
+            tags = str(context["expected_tags"]).replace(", ", " or ")
+            told = f"must be {tags}, got {context['tag']!r:.{_SHOWN_CHARACTERS}}"
+        case "union_tag_not_found":
+            told = "is required"
+        case "string_pattern_mismatch" if context["pattern"] == NO_NUL:
+            told = "must not hold the character NUL"
+    return told
 
 
 # What pydantic calls by the names of Python's types.
@@ -250,6 +281,9 @@ _PLAIN = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
 }
+NO_NUL = r"^[^\x00]*$"
+"""What any text must be that goes to the database: PostgreSQL knows no text with the character NUL."""
+_QUOTED = re.compile(r"'(?P<name>\w+)'")
 _SHOULD = re.compile(r"^(Input|String) should\b")
 _SHOWN_CHARACTERS = 80
 """Of a value in a message, and of a name in a path."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -39,6 +39,11 @@ RuleName = Literal[
 USUAL_AXES: tuple[AxisName, ...] = ("dp", "sdp", "tp", "pp", "ep", "cp", "sp")
 """What is searched unless asked otherwise."""
 ALL_AXES: tuple[AxisName, ...] = (*USUAL_AXES, "ulysses")
+
+
+Chosen = TypeVar("Chosen")
+AtLeastOne = Annotated[tuple[Chosen, ...], Field(min_length=1)]
+"""Of what a search may use: nothing at all leaves no plan."""
 
 
 class Target(StrEnum):
@@ -149,10 +154,10 @@ class Options(Value):
     shortlist_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 8
     target: Target = Target.ANY
     """Only plans that this framework can run."""
-    axes: tuple[AxisName, ...] = USUAL_AXES
-    sharding: tuple[Sharding, ...] = tuple(Sharding)
-    recompute: tuple[Recompute, ...] = tuple(Recompute)
-    schedules: tuple[ScheduleKind, ...] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
+    axes: AtLeastOne[AxisName] = USUAL_AXES
+    sharding: AtLeastOne[Sharding] = tuple(Sharding)
+    recompute: AtLeastOne[Recompute] = tuple(Recompute)
+    schedules: AtLeastOne[ScheduleKind] = (ScheduleKind.ONE_F_ONE_B, ScheduleKind.INTERLEAVED)
     offload: bool = False
     """Whether layers may keep their optimizer state on the host, which updates the weights."""
     without_rules: tuple[RuleName, ...] = ()

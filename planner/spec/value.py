@@ -11,6 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
+from planner.spec.errors import NO_NUL
+
 if sys.version_info >= (3, 11):
     from enum import StrEnum as StrEnum  # noqa: PLC0414 - exported from here
 else:
@@ -40,7 +42,7 @@ Measure = Annotated[float, Field(ge=LEAST_MEASURE, le=GREATEST_MEASURE)]
 """What prices are made of: a number above zero."""
 MeasureOrZero = Annotated[float, Field(ge=0, le=GREATEST_MEASURE)]
 MeasuredRatio = Annotated[float, Field(ge=LEAST_MEASURE, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)]
 """What people and programs call something; without the character NUL, which not every store can keep."""
 
 

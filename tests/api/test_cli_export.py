@@ -67,3 +67,20 @@ def test_what_cannot_be_exported_is_one_line_with_the_field(tiny, capsys, argume
 def test_the_rule_that_a_plan_breaks_is_named(tiny, capsys):
     result = trimtab(capsys, "export", tiny, CLUSTER, "pp2-ep2-mbs1", "galvatron", *TRAINING)
     assert "(galvatron-dense-blocks)" in result.err
+
+
+def test_a_refusal_names_the_first_rank_that_can_be_written(tiny, tmp_path, capsys):
+    file = tmp_path / "any.json"
+    assert trimtab(capsys, "plan", tiny, CLUSTER, *TRAINING, "--output", file).code == 0
+    result = trimtab(capsys, "export", tiny, CLUSTER, file, "megatron")
+    assert result.code == 2 and "(--target megatron)" in result.err
+    rank = result.err.rpartition("; or export --rank ")[2].partition(",")[0]
+    assert int(rank) > 1
+    for number in range(2, int(rank) + 1):
+        code = trimtab(capsys, "export", tiny, CLUSTER, file, "megatron", "--rank", number).code
+        assert code == (0 if number == int(rank) else 2)
+
+
+def test_a_rule_that_no_search_knows_of_is_no_reason_to_search(tiny, capsys):
+    result = trimtab(capsys, "export", tiny, CLUSTER, "pp2-ep2-mbs1", "galvatron", *TRAINING)
+    assert "search with" not in result.err

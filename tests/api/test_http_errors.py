@@ -192,3 +192,59 @@ def test_a_bug_in_the_service_is_an_internal_error_without_details(client, monke
     answer = client.get("/v1/searches/x")
     problem(answer, 500)
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/searches", "/v1/models", "/v1/runs", "/v1/plans/some/picture", "/v1/profiles"])
+def test_unknown_query_parameters_are_named(client, path):
+    answer = client.get(path, params={"colour": "red"})
+    (error,) = problem(answer, 422)["errors"]
+    assert error["field"] == "colour" and "is not known; this takes" in error["message"] and "pointer" not in error
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/v1/searches", "/v1/nobody"])
+def test_head_is_answered_as_get_without_the_body(client, path):
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_head_of_a_stream_ends_at_once(serve):
+    client = serve(invented_searches.endless, workers=1)
+    search = client.post("/v1/searches", json=TINY_REQUEST).json()
+    answer = client.head(f"{search['links']['self']}/events")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+    client.delete(search["links"]["self"])
+
+
+def test_a_list_in_the_place_of_the_body_is_pointed_to_as_the_whole(client):
+    (error,) = problem(client.post("/v1/searches", json=[1]), 422)["errors"]
+    assert (error["pointer"], error["field"]) == ("#", "body")
+
+
+def test_a_wrong_path_beside_a_wrong_body_is_no_field_of_the_body(client):
+    errors = problem(client.put(f"/v1/profiles/{'x' * 300}", json={}), 422)["errors"]
+    assert "pointer" not in errors[0] and errors[0]["field"] == "name" and "path parameter" in errors[0]["message"]
+    assert all(error["pointer"].startswith("#/") for error in errors[1:])
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"cluster": {**TINY_REQUEST["cluster"], "nodes": 2}}, "cluster"),
+        ({"training": {**TINY_REQUEST["training"], "global_batch_size": 16}}, "training.global_batch_size"),
+        ({"training": {**TINY_REQUEST["training"], "sequence_length": 64}}, "training.sequence_length"),
+    ],
+)
+def test_a_what_if_that_the_plan_does_not_fit_is_told_by_what_was_sent(client, sent, field):
+    search = client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "wait=30"}).json()
+    (error,) = problem(client.post(f"{search['links']['best_plan']}/estimate", json=sent), 422)["errors"]
+    assert error["field"] == field and "must be" in error["message"]
+
+
+def test_a_run_of_a_model_without_experts_does_not_begin(serve):
+    client = serve(invented_searches.refuses)
+    dense = {**TINY_REQUEST, "model": {"preset": "llama-3.1-8b"}}
+    search = client.post("/v1/searches", json=dense, headers={"Prefer": "wait=30"}).json()
+    answer = client.post("/v1/runs", json={"name": "job", "search_id": search["id"]})
+    (error,) = problem(answer, 422)["errors"]
+    assert error["field"] == "search_id" and "experts" in error["message"]

@@ -260,6 +260,17 @@ def test_a_plan_that_a_framework_cannot_run_is_answered_with_the_rule(client, se
     assert error["field"] == "plan" and "(sharding-of-target)" in error["message"]
 
 
+def test_a_refused_export_says_how_to_get_a_plan_that_can_be_exported(serve):
+    client = serve(searched)
+    search = client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+    answer = client.get(f"{search['links']['best_plan']}/export/megatron")
+    assert answer.status_code == 422
+    detail = answer.json()["detail"]
+    assert "search with options.target = megatron" in detail
+    named = detail.rpartition("; or export plan ")[2].removesuffix(" of its search")
+    assert client.get(f"/v1/plans/{named}/export/megatron").status_code == 200
+
+
 @pytest.mark.parametrize(("path", "status"), [("none/export/megatron", 404), ("{best}/export/jax", 422)])
 def test_neither_unknown_plans_nor_unknown_frameworks_are_exported(client, search, path, status):
     assert client.get(f"/v1/plans/{path.format(best=search['best_plan_id'])}").status_code == status

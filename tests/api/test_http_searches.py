@@ -103,6 +103,17 @@ def test_searches_are_listed_in_pages_newest_first(client):
     assert pages == 3
 
 
+def test_searches_are_listed_by_their_state(client):
+    for length in (16, 32):
+        request = {**TINY_REQUEST, "training": {**TINY_REQUEST["training"], "sequence_length": length}}
+        client.post("/v1/searches", json=request, headers=WAIT)
+    first = client.get("/v1/searches", params={"state": "succeeded", "limit": 1}).json()
+    assert "state=succeeded" in first["next"]
+    assert len(client.get(first["next"]).json()["items"]) == 1
+    assert client.get("/v1/searches", params={"state": "queued"}).json()["items"] == []
+    assert client.get("/v1/searches", params={"state": "foo"}).status_code == 422
+
+
 def test_a_page_after_an_unknown_search_is_refused(client):
     answer = client.get("/v1/searches?after=nothing")
     assert answer.status_code == 422

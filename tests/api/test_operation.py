@@ -15,16 +15,18 @@ from command_line import trimtab
 from invented_searches import TINY_REQUEST
 from prometheus_client.parser import text_string_to_metric_families
 from service_process import service
+from tokens_in_store import bearer, token
 
 from api.logs import is_accepted_id, settings
 from api.settings import Settings, check_variables, num_cores
+from api.tokens import Role
 
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
 
 
-def read(client):
+def read(client, **more):
     """{(metric, labels): value}."""
-    answer = client.get("/metrics")
+    answer = client.get("/metrics", **more)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=")
     families = text_string_to_metric_families(answer.text)
     return {
@@ -150,8 +152,38 @@ def test_the_service_logs_each_request_with_its_id(tmp_path):
         client.get("/v1/searches/nobody", headers={"X-Request-ID": "abc"})
     lines = [line for log in tmp_path.glob("service-*.log") for line in log.read_text().splitlines()]
     found = [json.loads(line) for line in lines if line.startswith("{")]
-    (access,) = [each for each in found if each["logger"] == "uvicorn.access" and "nobody" in each["message"]]
+    (access,) = [each for each in found if each["logger"] == "api.requests" and "nobody" in each["message"]]
     assert access["request"] == "abc" and "404" in access["message"]
+    told = {key: access[key] for key in ("method", "path", "status", "operation")}
+    assert told == {"method": "GET", "path": "/v1/searches/nobody", "status": 404, "operation": "get_search"}
+    assert access["seconds"] > 0 and "token" not in access
+    assert not [each for each in found if each["logger"] == "uvicorn.access"]
+
+
+def test_a_request_s_line_names_the_token_and_never_its_secret(serve, database, caplog):
+    client, reader = serve(access="tokens"), token(database, Role.READ)
+    with caplog.at_level(logging.INFO, "api.requests"):
+        client.get("/v1/searches?limit=1", headers=bearer(reader))
+    (line,) = caplog.records
+    assert line.token and "GET /v1/searches?limit=1" in line.getMessage()
+    assert reader not in f"{vars(line)}"
+
+
+def test_refused_requests_are_counted_under_their_operation(serve, database):
+    client = serve(access="tokens")
+    assert client.post("/v1/runs/some/windows", json={}).status_code == 401
+    assert client.head("/v1/searches/some").status_code == 401
+    found = read(client, headers=bearer(token(database, Role.READ)))
+    for method, operation in (("POST", "post_window"), ("HEAD", "get_search")):
+        labels = {"method": method, "operation": operation, "status": "401"}
+        assert number(found, "trimtab_http_requests_total", **labels) == 1
+
+
+def test_a_body_that_is_too_large_is_counted_under_its_operation(serve):
+    client = serve(max_body_bytes=1000)
+    assert client.post("/v1/runs/some/windows", json="x" * 2000).status_code == 413
+    labels = {"method": "POST", "operation": "post_window", "status": "413"}
+    assert number(read(client), "trimtab_http_requests_total", **labels) == 1
 
 
 @pytest.fixture

@@ -48,3 +48,17 @@ def test_options_that_cannot_be_are_refused(capsys, options):
         taken.bind(("127.0.0.1", 0))
         result = trimtab(capsys, "serve", "--port", taken.getsockname()[1], *options)
     assert result.code == 2 and result.err.count("\n") == 1 and ("insecure" in result.err or "access" in result.err)
+
+
+def test_an_executor_that_is_not_installed_is_refused_before_anything_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("api.executors.choice.find_spec", lambda name: None)
+    url = f"sqlite:///{tmp_path}/trimtab.db"
+    result = trimtab(capsys, "serve", "--port", 0, "--database-url", url, "--executor", "dask://127.0.0.1:1")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("trimtab: executor: needs Dask")
+
+
+def test_an_executor_that_there_is_not_is_told_what_would_be_right(capsys):
+    result = trimtab(capsys, "serve", "--executor", "foo")
+    assert result.code == 2
+    assert result.err == "trimtab: --executor: must be local or dask://HOST:PORT, got 'foo'\n"

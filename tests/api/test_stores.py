@@ -281,3 +281,13 @@ def test_everything_is_still_there_when_the_database_is_opened_again(database, s
     assert add(searches, length=64, key="k") == waiting
     assert queue.take_next().id == waiting.id
     again.close()
+
+
+def test_searches_of_one_state_are_listed_in_pages_of_their_own(searches, queue):
+    ended = done(searches, queue)
+    waiting = [add(searches, length=length).id for length in (16, 32, 64)]
+    queued = SearchState.QUEUED
+    assert [search.id for search in searches.page(2, state=queued)] == [waiting[2], waiting[1]]
+    assert [search.id for search in searches.page(2, waiting[1], queued)] == [waiting[0]]
+    assert [search.id for search in searches.page(9, state=SearchState.SUCCEEDED)] == [ended]
+    assert searches.page(9, state=SearchState.FAILED) == ()

@@ -1,5 +1,7 @@
 """What cannot be exported is refused with the rule's name: a counter-example for every rule, and none is dropped."""
 
+import re
+
 import pytest
 from export_samples import SMALL, cluster_of, exported, job_of, named
 from target_plans import a_model, a_plan, axes, spread, uniform
@@ -209,3 +211,35 @@ def test_devices_of_a_graph_of_links_are_named_in_the_order_of_the_ranks():
     cluster = cluster_of(8).model_copy(update={"device_order": order})
     export = exported(MEGATRON, Job(given.model, cluster, given.training, given.plan))
     assert any("0 2 4 6 1 3 5 7" in note for note in export.notes)
+
+
+@pytest.mark.parametrize(
+    ("target", "preset", "shorthand", "note"),
+    [
+        (MEGATRON, "mixtral-8x7b", "tp2-dp4-ep4-mbs1-zero1-sp", "tensor-parallel .* add --tp-comm-overlap"),
+        (MEGATRON, "llama-3.1-8b", "tp2-dp4-mbs1-zero1", "tensor-parallel .* needs --sequence-parallel"),
+        (
+            MEGATRON,
+            "mixtral-8x7b",
+            "dp8-ep8-mbs1-zero1",
+            "all-to-all .* add --overlap-moe-expert-parallel-comm",
+        ),
+        (MEGATRON, "mixtral-8x7b", "pp2-dp4-ep4-mbs1-zero1", "all-to-all .* needs virtual stages"),
+        (
+            MEGATRON,
+            "mixtral-8x7b",
+            "dp8-ep8-mbs1-zero1-recompute:full",
+            "all-to-all .* forbids the plan's full recomputation",
+        ),
+        (DEEPSPEED, "llama-3.1-8b", "pp2-dp4-mbs1-zero1", "data-parallel .* no overlap_comm with stages"),
+        (TORCHTITAN, "llama-3.1-8b", "tp2-dp4-mbs1-zero3-sp", "tensor-parallel .*enable_async_tensor"),
+    ],
+)
+def test_the_header_says_what_the_price_hides_and_the_files_do_not(target, preset, shorthand, note):
+    export = exported(target, named(preset, shorthand))
+    assert any(re.match(rf"The price hides \d+ % of the {note}", line) for line in export.notes), export.notes
+
+
+@pytest.mark.parametrize("target", [MEGATRON, DEEPSPEED])
+def test_traffic_that_the_files_hide_is_not_noted(target):
+    assert not any("hides" in line for line in exported(target, named("llama-3.1-8b", "dp8-mbs1-zero1")).notes)

@@ -1,9 +1,11 @@
 import math
+import re
 
 import pytest
 
 from planner.spec.decision import Decision
 from planner.spec.errors import InputError
+from planner.spec.model import Model
 from planner.spec.parse import parse, read_json
 from planner.spec.request import ClusterRequest, ModelRequest, Options, SearchRequest
 from planner.spec.training import Training
@@ -158,3 +160,26 @@ def test_a_decision_to_keep_has_no_placement_and_one_to_rebalance_has_one():
 )
 def test_a_decision_without_reason_or_with_impossible_figures_is_refused(change, field):
     assert problems(Decision, KEEP | change)[0].field == field
+
+
+@pytest.mark.parametrize("field", ["axes", "sharding", "recompute", "schedules"])
+def test_a_search_may_use_at_least_one_of_each(field):
+    (problem,) = problems(Options, {field: []})
+    assert (problem.field, problem.message) == (field, "must have at least 1 entry")
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "message"),
+    [
+        ({"kind": "blok"}, "runs.0.layer.kind", "must be 'embedding' or .* got 'blok'"),
+        ({}, "runs.0.layer.kind", "is required"),
+    ],
+)
+def test_a_form_that_there_is_not_is_told_by_the_field_that_says_it(layer, field, message):
+    (problem,) = problems(Model, {"name": "a", "hidden_size": 64, "runs": [{"layer": layer}]})
+    assert problem.field == field and re.fullmatch(message, problem.message)
+
+
+def test_text_with_nul_is_told_without_a_pattern():
+    (problem,) = problems(Model, {"name": "a\0b", "hidden_size": 64, "runs": []})[:1]
+    assert (problem.field, problem.message) == ("name", "must not hold the character NUL, got 'a\\x00b'")

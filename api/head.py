@@ -1,0 +1,30 @@
+"""ASGI middleware that answers HEAD as GET, without the body."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class HeadAsGet:
+    """Routes know GET alone; whoever asks for the head of an answer gets it, and no stream is kept open for that."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+
+        # The router notes its route in this scope, where the middleware outside reads it: it must not be a copy.
+        scope["method"] = "GET"
+        try:
+            await self._app(scope, receive, head)
+        finally:
+            scope["method"] = "HEAD"
