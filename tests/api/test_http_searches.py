@@ -104,9 +104,8 @@ def test_searches_are_listed_in_pages_newest_first(client):
 
 
 def test_searches_are_listed_by_their_state(client):
-    for length in (16, 32):
-        request = {**TINY_REQUEST, "training": {**TINY_REQUEST["training"], "sequence_length": length}}
-        client.post("/v1/searches", json=request, headers=WAIT)
+    for _ in range(2):
+        client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT)
     first = client.get("/v1/searches", params={"state": "succeeded", "limit": 1}).json()
     assert "state=succeeded" in first["next"]
     assert len(client.get(first["next"]).json()["items"]) == 1
