@@ -101,6 +101,8 @@ class RunNames:
 
     async def find(self, run_id: str) -> str:
         """The run's name; "" for a run that is not there."""
+        if "\0" in run_id:  # nothing in a database is called so, and PostgreSQL would not look
+            return ""
         if run_id not in self._known:
             try:
                 _remember(self._known, run_id, await run_in_threadpool(self._run_name, run_id), RUNS_AT_HAND)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from http import HTTPStatus
 from math import ceil
 from typing import Any, Protocol
 
@@ -141,8 +142,10 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
     @app.exception_handler(TrimtabError)
     async def _ours(request: Request, error: TrimtabError) -> Response:
         document = problem_of(error)
-        if document.status >= 500:
+        if document.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("%s %s", request.method, request.url.path, exc_info=error)
+        elif document.status > HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.warning("%s %s: %s", request.method, request.url.path, error)
         return answer(request, document, headers_of(error))
 
     @app.exception_handler(RequestValidationError)

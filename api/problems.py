@@ -136,7 +136,7 @@ def status_problem(status: int, detail: str) -> ProblemDocument:
 def _field_problem(problem: Problem) -> FieldProblem:
     place, _, path = problem.field.partition(".")
     if place in ("query", "header", "path"):
-        return FieldProblem(field=path, message=f"{problem.message} ({place} parameter)")
+        return FieldProblem(field=path or place, message=f"{problem.message} ({place} parameter)")
     parts = re.findall(r"[^.\[\]]+", problem.field)
     pointer = "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
     return FieldProblem(

@@ -67,9 +67,10 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with tempfile.TemporaryDirectory(prefix="trimtab-metrics-") as folder:
-            os.environ[SHARED_FOLDER] = folder
+            os.environ[SHARED_FOLDER] = folder  # for the children
             _keep_alive(settings, listener, told)
     finally:
+        os.environ.pop(SHARED_FOLDER, None)
         for number, handler in before.items():
             signal.signal(number, handler)
 
