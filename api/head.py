@@ -22,9 +22,9 @@ class HeadAsGet:
                 await send(message)
                 await send({"type": "http.response.body", "body": b""})
 
-        # The router notes its route in this scope, where the middleware outside reads it: it must not be a copy.
-        scope["method"] = "GET"
+        # A copy: the server looks into its own while the answer is sent, and must see that no body is missing.
+        asked = {**scope, "method": "GET"}
         try:
-            await self._app(scope, receive, head)
+            await self._app(asked, receive, head)
         finally:
-            scope["method"] = "HEAD"
+            scope.update({"route": asked["route"]} if "route" in asked else {})  # for the middleware outside

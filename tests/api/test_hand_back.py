@@ -6,7 +6,8 @@ import time
 import invented_searches
 import pytest
 from sqlalchemy.exc import OperationalError
-from test_jobs import LEASE_S, MEMORY_BYTES, add, store  # noqa: F401
+from test_jobs import MEMORY_BYTES, add, store  # noqa: F401
+from test_leases import LEASE_S
 
 from api.app import new_id
 from api.database import utc_now

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from logging.config import DictConfigurator
@@ -80,6 +81,13 @@ def test_decisions_are_counted_by_action_and_once_for_a_window(client):
     assert sum(by_action) == 2 == number(found, "trimtab_decision_seconds_count")
 
 
+def until_ready(client):
+    end = time.monotonic() + 60
+    while not client.get("/readyz").is_success:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @contextmanager
 def busy_threads(client):
     """All threads that answer requests have something to do."""
@@ -99,6 +107,7 @@ async def limiter_of_threads():
 
 
 def test_health_is_told_while_all_threads_wait(client):
+    until_ready(client)
     with ThreadPoolExecutor(2) as pool, busy_threads(client):
         answers = [pool.submit(client.get, path) for path in ("/healthz", "/readyz")]
         wait(answers, timeout=20)
