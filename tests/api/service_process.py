@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -49,11 +49,10 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
 def _until_healthy(client: httpx.Client) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
-        try:
+        with suppress(httpx.TransportError):
             if client.get("/readyz").is_success:
                 return
-        except httpx.TransportError:
-            time.sleep(0.02)
+        time.sleep(0.02)
     raise AssertionError("the service is not ready")
 
 
