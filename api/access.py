@@ -13,18 +13,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import compile_path
 
+from api.remembered import remember
 from api.token_store import Found, TokenStore
 from api.tokens import Caller, Role, Token, caller_with, fits, split
 from planner.spec.errors import NotFoundError, UnauthenticatedError
 
 log = logging.getLogger(__name__)
-V = TypeVar("V")
 BELIEVED_S = 5.0
 """How long a token is believed without asking the database again: a revocation takes effect within this."""
 TOKENS_AT_HAND = 4096
@@ -105,7 +105,7 @@ class RunNames:
             return ""
         if run_id not in self._known:
             try:
-                _remember(self._known, run_id, await run_in_threadpool(self._run_name, run_id), RUNS_AT_HAND)
+                remember(self._known, run_id, await run_in_threadpool(self._run_name, run_id), RUNS_AT_HAND)
             except NotFoundError:
                 return ""
         return self._known[run_id]
@@ -178,9 +178,9 @@ class Access:
             del self._lookups[token_id]
         if found is None:
             self._known.pop(token_id, None)
-            _remember(self._unknown, token_id, (asked_at, None), TOKENS_AT_HAND)
+            remember(self._unknown, token_id, (asked_at, None), TOKENS_AT_HAND)
             return None
-        _remember(self._known, token_id, (asked_at, found), TOKENS_AT_HAND)
+        remember(self._known, token_id, (asked_at, found), TOKENS_AT_HAND)
         if found.token.fault(self._now()) is None:
             self._uses[token_id] = found.token
             if self._noting is None or self._noting.done():
@@ -197,10 +197,3 @@ class Access:
             self._store.note_use(token)
         except SQLAlchemyError as error:  # busy, say: whoever may come in is not kept out by that
             log.warning("the use of token %s was not noted: %s", token.id, type(error).__name__)
-
-
-def _remember(known: OrderedDict[str, V], key: str, value: V, most: int) -> None:
-    known[key] = value
-    known.move_to_end(key)
-    while len(known) > most:
-        known.popitem(last=False)

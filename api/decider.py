@@ -13,13 +13,14 @@ from collections import OrderedDict
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from api.bodies import read_body
 from api.database import NO_DATABASE, is_away, join_database, utc_now
 from api.frames import Frames
 from api.garbage import spare_the_collector
 from api.problems import ProblemDocument, problem_of
+from api.remembered import remember
 from api.run_store import RunStore, Standing
 from planner.online import Pricing, decide_at
 from planner.spec.decision import Action, Decision
@@ -28,7 +29,6 @@ from planner.spec.parse import parse
 from planner.spec.run import RunContext
 from planner.spec.window import Window
 
-T = TypeVar("T")
 RUNS_AT_HAND = 512
 """Runs that a decider keeps in memory, each with its last state: 0.1 MB at 32 x 64, 0.6 MB at 58 x 256."""
 NICENESS = 5
@@ -130,22 +130,14 @@ class Decider:
         return found
 
     def _keep(self, run_id: str, found: _AtHand) -> None:
-        _put(self._at_hand, run_id, found, RUNS_AT_HAND)
+        remember(self._at_hand, run_id, found, RUNS_AT_HAND)
 
     def _pricing(self, context: RunContext) -> Pricing:
         """The prices of a context: one for all its runs."""
         key = context.model_dump_json()
         pricing = self._pricings.get(key) or Pricing(context)
-        _put(self._pricings, key, pricing, PRICINGS_AT_HAND)
+        remember(self._pricings, key, pricing, PRICINGS_AT_HAND)
         return pricing
-
-
-def _put(kept: OrderedDict[str, T], key: str, value: T, most: int) -> None:
-    """Keep the value as the newest, and no more than `most`."""
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)
 
 
 def work(connection: socket.socket, database_url: str) -> None:
