@@ -39,7 +39,7 @@ def test_insecure_is_a_warning_off_loopback(tmp_path):
 def test_on_loopback_serve_says_that_it_is_open(tmp_path):
     with service(tmp_path, "--workers", "1") as (_, client):
         assert client.get("/v1/models").status_code == 200
-    assert "Access: open" in told(tmp_path) and "WARNING" not in told(tmp_path)
+    assert "Access: open" in told(tmp_path) and "WARNING: open" not in told(tmp_path)
 
 
 @pytest.mark.parametrize("options", [["--insecure", "--access", "tokens"], ["--access", "sometimes"]])
