@@ -76,7 +76,11 @@ def create_app(
     jobs = Jobs(searches, queue, executor, settings.search_time_limit_s, metrics.search_ended)
 
     deciders = Deciders(
-        database.url, settings.deciders, settings.max_waiting_windows, settings.max_waiting_window_bytes
+        database.url,
+        settings.deciders,
+        settings.max_waiting_windows,
+        settings.max_waiting_window_bytes,
+        settings.log_format,
     )
     metrics.watch_deciders(deciders)
     run_names = RunNames(runs.name)

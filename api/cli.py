@@ -7,25 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from api.commands.config import config
-from api.commands.database import database_commands
-from api.commands.explain import diff, explain
-from api.commands.export import export
-from api.commands.import_galvatron import import_galvatron
-from api.commands.options import shown
-from api.commands.plan import plan
-from api.commands.price import estimate, picture, timeline
-from api.commands.profile import profile
-from api.commands.replay import replay
-from api.commands.serve import serve
-from api.commands.token import token_commands
-from api.commands.validate import validate
 from api.problems import meaning
 from planner.spec.errors import CancelledError, TrimtabError
 
@@ -33,25 +21,28 @@ _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """UsageError: of click, or of the copy that newer versions of typer bring along."""
 
 
-_COMMANDS = (
-    plan,
-    explain,
-    estimate,
-    diff,
-    export,
-    picture,
-    timeline,
-    profile,
-    import_galvatron,
-    replay,
-    serve,
-    config,
-    validate,
-)
+_COMMANDS = {
+    "plan": "plan",
+    "explain": "explain",
+    "estimate": "price",
+    "diff": "explain",
+    "export": "export",
+    "picture": "price",
+    "timeline": "price",
+    "profile": "profile",
+    "import_galvatron": "import_galvatron",
+    "replay": "replay",
+    "serve": "serve",
+    "config": "config",
+    "validate": "validate",
+}
+"""Functions, and the modules of `api.commands` that have them."""
+_GROUPS = {"token": "token_commands", "database": "database_commands"}
+"""Modules of `api.commands`, and their functions that make the group."""
 
 
-def build() -> typer.Typer:
-    """The command with its subcommands."""
+def build(wanted: str | None = None) -> typer.Typer:
+    """The command with its subcommands, or only with the `wanted` one, if there is such a one: no other is loaded."""
     app = typer.Typer(
         name="trimtab",
         add_completion=False,
@@ -59,11 +50,20 @@ def build() -> typer.Typer:
         help="Plans the parallelism of Transformer training, and keeps re-planning while the training runs.",
     )
     app.callback()(_root)
-    for command in _COMMANDS:
-        app.command()(command)
-    app.add_typer(token_commands())
-    app.add_typer(database_commands())
+    name = (wanted or "").replace("-", "_")
+    is_one = name in _COMMANDS or name in _GROUPS
+    for function, module in _COMMANDS.items():
+        if not is_one or function == name:
+            app.command()(_loaded(module, function))
+    for module, function in _GROUPS.items():
+        if not is_one or module == name:
+            app.add_typer(_loaded(module, function)())
     return app
+
+
+def _loaded(module: str, function: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(import_module(f"api.commands.{module}"), function)
+    return found
 
 
 def _show_version(wanted: bool) -> None:
@@ -84,10 +84,14 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code."""
     stopped = meaning(CancelledError()).exit_code
     try:
-        code = build()(list(arguments) or ["--help"], prog_name="trimtab", standalone_mode=False)
+        code = build(next(iter(arguments), None))(
+            list(arguments) or ["--help"], prog_name="trimtab", standalone_mode=False
+        )
     except _USAGE_ERROR as error:
         return _fail(2, error.format_message().rstrip("."))
     except TrimtabError as error:
+        from api.commands.options import shown  # noqa: PLC0415 - not above: loads far more than some commands need
+
         return _fail(meaning(error).exit_code, shown(error))
     except (KeyboardInterrupt, typer.Abort):
         code = stopped

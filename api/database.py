@@ -17,8 +17,8 @@ from planner.spec.errors import InputError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "alembic_version"
-AWAY = (InterfaceError, OperationalError, TimeoutError)
-AWAY_STATES = {"25006", "0A000", "25P03"}
+_AWAY = (InterfaceError, OperationalError, TimeoutError)
+_AWAY_STATES = {"25006", "0A000", "25P03"}
 """SQLSTATEs of PostgreSQL that are not operational for SQLAlchemy: of a server that has become a standby, where nothing
 can be written (the second where a transaction asks to write), and of a transaction that was silent for too long."""
 
@@ -32,10 +32,10 @@ def utc_now() -> datetime:
 
 def is_away(error: Exception) -> bool:
     """Whether it is gone, locked or full, or the pool has no free connection; not that what it was told is wrong."""
-    if isinstance(error, AWAY):
+    if isinstance(error, _AWAY):
         return True
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    return lost or getattr(getattr(error, "orig", None), "sqlstate", None) in AWAY_STATES
+    return lost or getattr(getattr(error, "orig", None), "sqlstate", None) in _AWAY_STATES
 
 
 class Database:

@@ -19,6 +19,7 @@ from api.bodies import read_body
 from api.database import NO_DATABASE, is_away, join_database, utc_now
 from api.frames import Frames
 from api.garbage import spare_the_collector
+from api.logs import LogFormat, install_logs
 from api.problems import ProblemDocument, problem_of
 from api.remembered import remember
 from api.run_store import RunStore, Standing
@@ -140,8 +141,9 @@ class Decider:
         return pricing
 
 
-def work(connection: socket.socket, database_url: str) -> None:
+def work(connection: socket.socket, database_url: str, log_format: LogFormat) -> None:
     """Answer windows, one after the other, until the service closes its end of the connection."""
+    install_logs(log_format)
     os.nice(NICENESS)
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is for the service, which ends this process when it has the answers
     with closing(join_database(database_url)) as database, connection, Frames(connection) as frames:

@@ -21,7 +21,9 @@ from multiprocessing.context import ForkServerProcess
 from zlib import crc32
 
 from api.decider import Answered, Asked, Refused, work
+from api.fork_server import start_fork_server
 from api.frames import frame, read_frame
+from api.logs import LogFormat
 from api.problems import problem_of
 from planner.spec.errors import InternalError, UnavailableError
 
@@ -36,7 +38,7 @@ EXIT_S = 5.0
 """What a process gets to finish its window when the service ends."""
 
 Answer = Answered | Refused
-Work = Callable[[socket.socket, str], None]
+Work = Callable[[socket.socket, str, LogFormat], None]
 """`api.decider.work`, or a double of it: a module's function, for it crosses to the process by name."""
 Started = tuple[ForkServerProcess, socket.socket]
 """A process, and our end of the line to it; where that is closed, or forgotten, the process ends."""
@@ -187,12 +189,12 @@ def _forget(starting: concurrent.futures.Future[Started]) -> None:
         starting.result()[1].close()
 
 
-def _start(work: Work, database_url: str, name: str) -> Started:
+def _start(work: Work, database_url: str, log_format: LogFormat, name: str) -> Started:
     """Raises OSError, and EOFError where it is the fork server that cannot fork."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = multiprocessing.get_context("forkserver").Process(
-            target=work, args=(theirs, database_url), name=name, daemon=True
+            target=work, args=(theirs, database_url, log_format), name=name, daemon=True
         )
         try:
             process.start()
@@ -214,10 +216,16 @@ class Deciders:
     """A fixed number of decider processes."""
 
     def __init__(
-        self, database_url: str, number: int, max_waiting: int, max_waiting_bytes: int, work: Work = work
+        self,
+        database_url: str,
+        number: int,
+        max_waiting: int,
+        max_waiting_bytes: int,
+        log_format: LogFormat = "text",
+        work: Work = work,
     ) -> None:
         """At most `max_waiting` windows wait, and no more come while they have `max_waiting_bytes` together."""
-        start = partial(_start, work, database_url)
+        start = partial(_start, work, database_url, log_format)
         self._lanes = [_Lane(f"decider {index}", start) for index in range(number)]
         self._max_waiting = max_waiting
         self._max_waiting_bytes = max_waiting_bytes
@@ -225,6 +233,7 @@ class Deciders:
 
     def start(self) -> None:
         """Begin; windows may be asked at once, and wait until the processes are there."""
+        start_fork_server()
         self._tasks = [asyncio.create_task(lane.run(), name="trimtab-decider") for lane in self._lanes]
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from math import inf
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.database import AWAY
+from api.database import is_away
 from api.executors.port import STARTING, Died, Executor, Failed, Interrupted, Outcome, Succeeded
 from api.problems import problem_of
 from api.search_queue import SearchQueue
@@ -195,9 +195,10 @@ class Jobs:
         for running in self._all_running():
             try:
                 self._attend(running)
-            except AWAY:
-                raise  # of none more is to be heard
-            except Exception:  # of this one search, which must not keep the others waiting
+            except Exception as error:
+                if is_away(error):
+                    raise  # of none more is to be heard
+                # Of this one search, which must not keep the others waiting.
                 log.exception("search %s", running.job.id)
                 self._give_up(running, InternalError("its outcome could not be kept"))
 

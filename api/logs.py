@@ -18,6 +18,8 @@ from api.tokens import FORM
 
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 ID_HEADER = "X-Request-ID"
+LogFormat = Literal["text", "json"]
+"""Lines for people, or one JSON object a line for machines."""
 TEXT = "%(asctime)s %(levelname)-7s %(correlation_id)s %(name)s: %(message)s"
 JSON_FIELDS = "%(levelname)s %(name)s %(message)s %(correlation_id)s"
 _SECRETS = ((FORM, r"ttk_\1_***"), (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"))
@@ -46,12 +48,12 @@ def is_accepted_id(given: str) -> bool:
     return ACCEPTED_ID.match(given) is not None
 
 
-def install_logs(form: Literal["text", "json"]) -> None:
+def install_logs(form: LogFormat) -> None:
     """Let everything that this process logs go to stderr in one form."""
     dictConfig(settings(form))
 
 
-def settings(form: Literal["text", "json"]) -> dict[str, Any]:
+def settings(form: LogFormat) -> dict[str, Any]:
     """For logging.config.dictConfig."""
     formatters: dict[str, Any] = {
         "text": {"format": TEXT},

@@ -46,7 +46,7 @@ def share_of(settings: Settings, place: int) -> Settings:
         "workers": _share(local_places(settings), settings.processes, place) if local or settings.workers else None,
         "deciders": max(1, _share(settings.deciders, settings.processes, place)),
     }
-    return Settings.model_construct(**{**settings.model_dump(), **shares})
+    return settings.model_copy(update=shares)
 
 
 def _share(whole: int, processes: int, place: int) -> int:

@@ -138,14 +138,6 @@ class RunStore:
         version, decision = found
         return version, decision
 
-    def decision(self, run_id: str, index: int) -> Decision | None:
-        """The answer to the window of this index, None if there was no such window; raises NotFoundError."""
-        with self._database.reading() as session:
-            number = _number(session, run_id)
-            return session.scalar(
-                select(DecisionRow.decision).where(DecisionRow.run_number == number, DecisionRow.index == index)
-            )
-
     def record(self, run_id: str, version: int, window: Window, decision: Decision, state: RunState) -> bool:
         """Keep window, decision and new state together; False, and nothing kept, if the run has moved on meanwhile."""
         with self._database.writing(alone=False) as session:

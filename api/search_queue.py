@@ -10,11 +10,13 @@ that is being searched is not searched a second time: who asks it too waits for 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import NamedTuple
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
@@ -24,9 +26,10 @@ from api.problems import ProblemDocument, problem_of
 from api.search_store import finish, job_of, search_row, succeed
 from api.tables import SearchRow
 from api.values import SearchJob, SearchState
-from planner.spec.errors import UnavailableError
+from planner.spec.errors import InternalError, UnavailableError
 from planner.spec.shortlist import Shortlist
 
+log = logging.getLogger(__name__)
 MAX_WORKERS_DIED = 2
 MAX_LOST_SERVICES = 10
 TIMES = {MAX_WORKERS_DIED: "twice", MAX_LOST_SERVICES: "ten times"}
@@ -60,18 +63,22 @@ class SearchQueue:
         return self._any(_takeable())
 
     def take_next(self) -> SearchJob | None:
-        """The search that waits longest, which now runs and is held; None if none waits."""
-        now = self._now()
-        waiting = (
-            select(SearchRow).where(_takeable()).order_by(SearchRow.number).limit(1).with_for_update(skip_locked=True)
-        )
+        """The search that waits longest, which now runs and is held; None if none waits.
+
+        One that cannot be read, for another version wrote it, has failed, and keeps none behind it waiting.
+        """
+        waiting = select(SearchRow.number).where(_takeable()).order_by(SearchRow.number).limit(1)
         with self._database.writing() as session:
-            row = session.scalar(waiting)
-            if row is None:
-                return None
-            row.state, row.started_at, row.message = SearchState.RUNNING, now, STARTING
-            row.holder, row.lease_until = self._holder, self._lease_end()
-            return job_of(row)
+            while (number := session.scalar(waiting.with_for_update(skip_locked=True))) is not None:
+                begun = {"state": SearchState.RUNNING, "started_at": self._now(), "message": STARTING}
+                held = {"holder": self._holder, "lease_until": self._lease_end()}
+                session.execute(update(SearchRow).where(SearchRow.number == number).values(begun | held))
+                try:
+                    return job_of(session.get_one(SearchRow, number))
+                except ValidationError:
+                    log.exception("the search of number %d", number)
+                    session.execute(update(SearchRow).where(SearchRow.number == number).values(self._unreadable()))
+            return None
 
     def take_back(self) -> tuple[TakenBack, ...]:
         """Let what dead services held wait again; what had begun and was taken back too often has failed."""
@@ -90,7 +97,7 @@ class SearchQueue:
 
     def renew(self) -> None:
         """Hold on to everything for another lease."""
-        with self._database.writing() as session:
+        with self._database.writing(alone=False) as session:
             session.execute(update(SearchRow).where(self._held()).values(lease_until=self._lease_end()))
 
     def held(self) -> frozenset[str]:
@@ -179,6 +186,11 @@ class SearchQueue:
         else:
             blame = "perhaps the machine has too little memory"
             self._fail(row, problem_of(UnavailableError(f"{reason}, {TIMES[most]}; {blame}")))
+
+    def _unreadable(self) -> dict[str, object]:
+        problem = problem_of(InternalError("another version of Trimtab wrote this search"))
+        failed = {"state": SearchState.FAILED, "error": problem, "message": problem.detail}
+        return failed | {"finished_at": self._now(), "holder": None, "lease_until": None}
 
     def _fail(self, row: SearchRow, problem: ProblemDocument) -> None:
         row.error = problem

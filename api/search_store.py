@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from importlib.metadata import version
 from math import inf
 
@@ -170,9 +171,15 @@ class SearchStore:
             return numbers, session.scalar(oldest)
 
     def shortlist(self, search_id: str) -> Shortlist | ProblemDocument:
-        """The shortlist, or why the search failed; raises NotFoundError, and ConflictError where there is neither."""
+        """The shortlist, or what was wrong with the question.
+
+        Raises NotFoundError; ConflictError where there is neither, for the search waits, runs, was cancelled, or failed
+        through no fault of the question: that status would be of the search, and not of asking for its result.
+        """
         with self._database.reading() as session:
             row = search_row(session, search_id)
+            if row.error is not None and row.error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise ConflictError(f"search {search_id} has no shortlist, ask it anew: it failed, {row.error.detail}")
             result = row.shortlist or row.error
             if result is None:
                 raise ConflictError(f"search {search_id} is {row.state.value} and has no shortlist")

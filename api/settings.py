@@ -76,9 +76,10 @@ class Settings(BaseSettings):
     executor: Annotated[str, AfterValidator(_place)] = LOCAL
     """Where searches run: `local`, in processes of this machine, or `dask://HOST:PORT`, on the workers of that Dask
     scheduler."""
-    workers: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=0)] | None = None
     """Searches that run at once, the others queue; by default one for each CPU core that the service may use, or for
-    each thread of the Dask cluster's workers. Where several processes answer requests, they divide these among them."""
+    each thread of the Dask cluster's workers. Where several processes answer requests, they divide these among them.
+    0: all wait for another service on the same database."""
     search_memory_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 2**30
     """What each local search may use; one that needs more fails. Workers of a Dask cluster have limits of their own."""
     deciders: Annotated[int, Field(ge=1)] = Field(default_factory=num_cores)
@@ -96,7 +97,7 @@ class Settings(BaseSettings):
     """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * MEBIBYTE
     """Largest request body."""
-    max_json_depth: Annotated[int, Field(ge=8, le=500)] = 64
+    max_json_depth: Annotated[int, Field(ge=8, le=200)] = 64
     """Arrays and objects within each other in a request body."""
     max_json_values: Annotated[int, Field(ge=1)] = 1_000_000
     """Values in a request body, and keys of objects."""

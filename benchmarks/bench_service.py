@@ -109,6 +109,7 @@ def reported(name: str, load: Callable[[int, int], Loads], windows: int) -> list
             report = post(order._replace(first=1, windows=windows))
         after = books(pid)
         lost, double = compared(folder, [warm, report])
+    tell_errors(warm, report)
     done = sum(map(len, report.answers.values()))
     own_ms, others_ms = (1e3 * (now - then) / done for now, then in zip(after, before, strict=True))
     load_ms, cpu_ms = 1e3 * report.cpu_s / done, own_ms + others_ms
@@ -137,12 +138,18 @@ def at_once() -> list[Row]:
         report = post(Order(client.base_url.port or 0, runs, str(tokens), 1, 0, 1))
         lost, double = compared(folder, [report])
     what = f"{MANY_RUNS} runs report at once"
-    for error in report.errors[:3]:
-        print(error, file=sys.stderr)
+    tell_errors(report)
     return [
         row(f"{what}: errors, lost or double", lost + double + len(report.errors), 0, "", 0),
         Row(f"{what}: until the last is answered", "", f"{report.wall_s:.1f} s", None),
     ]
+
+
+def tell_errors(*reports: Report) -> None:
+    """The first of each to stderr."""
+    for report in reports:
+        for error in report.errors[:3]:
+            print(error, file=sys.stderr)
 
 
 @contextmanager

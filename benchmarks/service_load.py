@@ -63,7 +63,7 @@ class _Run(asyncio.Protocol):
     def post(self) -> None:
         tokens = self.lines[self.index % self.order.rows]
         body = b'{"index":%d,"first_step":%d,"num_steps":10,"tokens":%b}' % (self.index, 10 * self.index, tokens)
-        head = b"POST /v1/runs/%b/windows HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/runs/%b/windows HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         self.begun = time.perf_counter()
         self.transport.write(head % self.run_id.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from api.commands.terminal import say, show
+from api.commands.lines import say
+from api.commands.service_options import ConfigOption
+from api.commands.terminal import show
 from api.settings import PREFIX, Settings, file_of, load_settings, origins
 from planner.view import Column, Table
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings as TOML (TRIMTAB_CONFIG)")
-]
 
 
 def config(

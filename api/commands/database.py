@@ -8,17 +8,12 @@ from typing import Annotated
 
 import typer
 
-from api.commands.config import ConfigOption
-from api.commands.terminal import say
+from api.commands.lines import say
+from api.commands.service_options import ConfigOption, DatabaseOption
 from api.settings import file_of, load_settings
 
-UrlOption = Annotated[
-    str | None,
-    typer.Option("--database-url", help="SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)"),
-]
 
-
-def upgrade(database_url: UrlOption = None, config: ConfigOption = None) -> None:
+def upgrade(database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
     """Bring the tables to this version, as `trimtab serve` does when it starts, and say where the database is."""
     # Here and below, not above: the database takes longer to load than most commands take to run.
     from api.database import open_database, shown_url  # noqa: PLC0415
@@ -30,7 +25,7 @@ def upgrade(database_url: UrlOption = None, config: ConfigOption = None) -> None
 
 def backup(
     file: Annotated[Path, typer.Argument(help="The copy; must not be there yet")],
-    database_url: UrlOption = None,
+    database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Copy a SQLite database, whole and of one moment, while the service writes; for PostgreSQL there is pg_dump."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from api.commands.asked import asked
+from api.commands.lines import say
 from api.commands.options import (
     AxesOption,
     Batch,
@@ -37,7 +38,7 @@ from api.commands.options import (
     parts_of,
     training_from,
 )
-from api.commands.terminal import progress_bar, say, show
+from api.commands.terminal import progress_bar, show
 from planner.cost import estimate
 from planner.search import search
 from planner.spec.errors import InputError

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from api.commands.asked import asked
+from api.commands.lines import printable, say
 from api.commands.options import (
     Batch,
     CapacityFactor,
@@ -24,7 +25,6 @@ from api.commands.options import (
     StackOption,
     write_text,
 )
-from api.commands.terminal import printable, say
 from planner.export import exported_or_advised
 from planner.spec.errors import InputError
 from planner.spec.export import Export, ExportTarget

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from api.commands.lines import printable, say
 from api.commands.options import JsonOption, write_text
-from api.commands.terminal import printable, say, show
+from api.commands.terminal import show
 from planner.spec.errors import InputError
 from planner.spec.plan import Plan
 from planner.view import Column, Table

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.commands.terminal import printable
+from api.commands.lines import printable
 from api.resolution import resolve
 from planner.search import plan_from_shorthand
 from planner.spec.errors import InputError, TrimtabError

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from api.commands.lines import say
 from api.commands.options import (
     AxesOption,
     CapacityFactor,
@@ -39,7 +40,7 @@ from api.commands.options import (
     write_text,
 )
 from api.commands.scenarios import Also, AlsoBatch, AlsoCapacity, AlsoLength, AlsoTopK, ScenariosOption, scenarios_from
-from api.commands.terminal import progress_bar, say, show
+from api.commands.terminal import progress_bar, show
 from planner.search import compare_baselines, search
 from planner.search.question import Question
 from planner.spec.model import Model

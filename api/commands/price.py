@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from api.commands.asked import asked
+from api.commands.lines import say
 from api.commands.options import (
     Batch,
     ClusterArgument,
@@ -23,7 +24,7 @@ from api.commands.options import (
     StackOption,
     write_text,
 )
-from api.commands.terminal import say, show
+from api.commands.terminal import show
 from planner.cost import estimate as price
 from planner.spec.plan import Plan
 from planner.view import (

@@ -12,10 +12,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from api.commands.lines import say
 from api.commands.options import JsonOption, check_writable, parts_of, write_text
 from api.commands.replay_picture import OURS, Heard
 from api.commands.replay_table import replay_summary, replay_table, replay_title
-from api.commands.terminal import progress_bar, say, show
+from api.commands.terminal import progress_bar, show
 from api.resolution import cluster_of, model_of
 from planner.online import Trace, replay_context, trace_of
 from planner.online import replay as replay_trace

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from api.commands.config import ConfigOption
-from api.commands.terminal import say
+from api.commands.lines import say
+from api.commands.service_options import ConfigOption, DatabaseOption
+from api.fork_server import start_fork_server
 from api.garbage import spare_the_collector
 from api.logs import install_logs
 from api.settings import LOCAL, Settings, file_of, is_loopback, load_settings, requires_tokens
@@ -23,9 +24,7 @@ BACKLOG = 2048
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (TRIMTAB_HOST; 127.0.0.1)")] = None,
     port: Annotated[int | None, typer.Option(help="Port, 0 for any free one (TRIMTAB_PORT; 8000)")] = None,
-    database_url: Annotated[
-        str | None, typer.Option(help="SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)")
-    ] = None,
+    database_url: DatabaseOption = None,
     processes: Annotated[int | None, typer.Option(help="Processes that answer requests (TRIMTAB_PROCESSES; 1)")] = None,
     executor: Annotated[
         str | None, typer.Option(help="Where searches run: local or dask://HOST:PORT (TRIMTAB_EXECUTOR; local)")
@@ -47,12 +46,6 @@ def serve(
 ) -> None:
     """Serve the planner over HTTP, with Swagger UI at /docs."""
     gc.disable()  # until all is loaded: none of it is garbage, and looking takes a tenth of the time
-    # Here, not above: the web framework and the database take longer to load than the other commands take to run.
-    from api.database import open_database, shown_url, utc_now  # noqa: PLC0415
-    from api.executors.choice import check_executor  # noqa: PLC0415
-    from api.processes import supervise  # noqa: PLC0415
-    from api.token_store import TokenStore  # noqa: PLC0415
-
     if insecure and access not in (None, "open"):
         raise InputError.at("--insecure", f"contradicts --access {access}")
     settings = load_settings(
@@ -67,6 +60,14 @@ def serve(
         access="open" if insecure else access,
         log_format=log_format,
     )
+    if settings.processes == 1:
+        start_fork_server()
+    # Here, not above: the web framework and the database take long to load, and the fork server does so meanwhile.
+    from api.database import open_database, shown_url, utc_now  # noqa: PLC0415
+    from api.executors.choice import check_executor  # noqa: PLC0415
+    from api.processes import supervise  # noqa: PLC0415
+    from api.token_store import TokenStore  # noqa: PLC0415
+
     check_executor(settings)
     install_logs(settings.log_format)
     with (
@@ -75,7 +76,8 @@ def serve(
     ):
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
-        at_once = settings.workers or f"one per {'core' if settings.executor == LOCAL else 'thread of its workers'}"
+        unit = "core" if settings.executor == LOCAL else "thread of its workers"
+        at_once = f"one per {unit}" if settings.workers is None else settings.workers
         say(f"Database: {shown_url(settings.database_url)}; searches: {settings.executor}, {at_once}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         if settings.processes > 1:

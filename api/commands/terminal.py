@@ -14,6 +14,7 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from api.commands.lines import printable, say
 from planner.view import Column, Table
 
 WIDTH_OF_FILES = 160
@@ -29,11 +30,6 @@ def show(*tables: Table, highlight_first: bool = False, whole_lines: bool = Fals
         with console.capture() as caught:
             console.print(_rendered(fitted(table, console.width), highlight_first))
         say("\n".join(line.rstrip() for line in caught.get().splitlines()))
-
-
-def printable(text: str) -> str:
-    """The text with its control characters escaped, as in "a\\x1b[2J"."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _plain(table: Table) -> Table:
@@ -65,11 +61,6 @@ def _without(table: Table, title: str) -> Table:
     kept = [number for number, column in enumerate(table.columns) if column.title != title]
     rows = tuple(tuple(row[number] for number in kept) for row in table.rows)
     return Table(table.title, tuple(table.columns[number] for number in kept), rows)
-
-
-def say(text: str) -> None:
-    """Print a line to stdout, as it is."""
-    print(text, flush=True)
 
 
 def _rendered(table: Table, highlight_first: bool) -> RichTable:

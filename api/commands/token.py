@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.commands.config import ConfigOption
-from api.commands.terminal import say, show
+from api.commands.lines import say
+from api.commands.service_options import ConfigOption, DatabaseOption
+from api.commands.terminal import show
 from api.settings import file_of, load_settings
 from api.tokens import Role, Token, mint
 from planner.spec.errors import InputError
@@ -24,9 +25,6 @@ from planner.view import Column, Table
 if TYPE_CHECKING:
     from api.token_store import TokenStore
 
-DatabaseOption = Annotated[
-    str | None, typer.Option(help="Of the service, as a SQLAlchemy URL (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from api.commands.lines import say
 from api.commands.options import JsonOption
-from api.commands.terminal import progress_bar, say, show
+from api.commands.terminal import progress_bar, show
 from planner.spec.errors import InputError
 from planner.view import Column, Table
 from planner.view.quantities import memory, percent, seconds

@@ -19,7 +19,7 @@ def check_executor(settings: Settings) -> None:
 def executor_of(settings: Settings, search: SearchFunction) -> Executor:
     """The executor of these settings; raises InputError where it is not installed."""
     if settings.executor == LOCAL:
-        return LocalExecutor(search, local_places(settings), settings.search_memory_bytes)
+        return LocalExecutor(search, local_places(settings), settings.search_memory_bytes, settings.log_format)
     check_executor(settings)
     # Here, not above: it takes long to load, and nobody else needs it.
     from api.executors.dask import DaskExecutor  # noqa: PLC0415

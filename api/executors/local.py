@@ -11,15 +11,13 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from multiprocessing.forkserver import ensure_running
 
-from api import decider
 from api.executors.port import STARTING, Died, Outcome, Report, SearchFunction, settle
 from api.executors.process import News, Progress, work
+from api.fork_server import start_fork_server
+from api.logs import LogFormat
 from api.values import SearchJob
 
-PRELOADED = (decider.__name__, "pulp")
-"""What processes need that the modules of their functions do not load by themselves: the fork server has it ready."""
 EXIT_S = 5.0
 """What a process gets to end by itself after its last news."""
 
@@ -27,19 +25,21 @@ EXIT_S = 5.0
 class LocalExecutor:
     """At most `num_places` worker processes at once, if whoever submits heeds `places`."""
 
-    def __init__(self, search: SearchFunction, num_places: int, memory_bytes: int) -> None:
-        """`memory_bytes`: what each process may use."""
+    def __init__(
+        self, search: SearchFunction, num_places: int, memory_bytes: int, log_format: LogFormat = "text"
+    ) -> None:
+        """`memory_bytes`: what each process may use; `log_format`: of what it logs."""
         self._search = search
         self._num_places = num_places
         self._memory_bytes = memory_bytes
+        self._log_format = log_format
         self._context = multiprocessing.get_context("forkserver")
         self._lock = threading.Lock()
         self._watched: dict[Future[Outcome], threading.Thread] = {}
 
     def start(self) -> None:
-        """Start the process that the workers are forked from, and all others of the service."""
-        self._context.set_forkserver_preload([self._search.__module__, work.__module__, *PRELOADED])
-        ensure_running()
+        """Have what the workers are forked from."""
+        start_fork_server()
 
     def places(self) -> int:
         """As many as were asked for."""
@@ -72,7 +72,8 @@ class LocalExecutor:
 
     def _start(self, job: SearchJob) -> tuple[ForkServerProcess, Connection]:
         news, voice = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work, args=(voice, self._search, job, self._memory_bytes), daemon=True)
+        task = (voice, self._search, job, self._memory_bytes, self._log_format)
+        process = self._context.Process(target=work, args=task, daemon=True)
         with voice:
             try:
                 process.start()

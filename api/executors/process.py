@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 
 from api.executors.attempt import attempt, throttled
 from api.executors.port import Failed, SearchFunction, Succeeded
+from api.logs import LogFormat, install_logs
 from api.values import SearchJob
 
 NICENESS = 10
@@ -29,8 +30,11 @@ class Progress:
 News = Progress | Succeeded | Failed
 
 
-def work(connection: Connection, search: SearchFunction, job: SearchJob, memory_bytes: int) -> None:
+def work(
+    connection: Connection, search: SearchFunction, job: SearchJob, memory_bytes: int, log_format: LogFormat
+) -> None:
     """Do one search with so much memory; the last news is its outcome. Ends at once when the service ends."""
+    install_logs(log_format)
     os.nice(NICENESS)
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_service, daemon=True).start()

@@ -20,12 +20,12 @@ def die_of_layer(doomed):
     decider.Decider.decide = deadly
 
 
-def dies_of_13(connection, database_url):
+def dies_of_13(connection, database_url, log_format):
     die_of_layer(13)
-    decider.work(connection, database_url)
+    decider.work(connection, database_url, log_format)
 
 
-def breaks_over_13(connection, database_url):
+def breaks_over_13(connection, database_url, log_format):
     decide = decider.Decider.decide
 
     def broken(self, run_id, window):
@@ -34,16 +34,16 @@ def breaks_over_13(connection, database_url):
         return decide(self, run_id, window)
 
     decider.Decider.decide = broken
-    decider.work(connection, database_url)
+    decider.work(connection, database_url, log_format)
 
 
-def ends_at_once_before(marker, connection, database_url):
+def ends_at_once_before(marker, connection, database_url, log_format):
     """As one that cannot live; until a file is there."""
     if Path(marker).exists():
-        decider.work(connection, database_url)
+        decider.work(connection, database_url, log_format)
 
 
-def waits_for(marker, connection, database_url):
+def waits_for(marker, connection, database_url, log_format):
     """Says hello, and answers when a file is there."""
     decide = decider.Decider.decide
 
@@ -53,4 +53,4 @@ def waits_for(marker, connection, database_url):
         return decide(self, run_id, window)
 
     decider.Decider.decide = patient
-    decider.work(connection, database_url)
+    decider.work(connection, database_url, log_format)

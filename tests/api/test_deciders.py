@@ -187,7 +187,7 @@ def test_windows_that_nobody_awaits_any_more_leave_the_queue(database_url, tmp_p
     work = partial(invented_deciders.waits_for, str(tmp_path / "never"))
 
     async def give_up():
-        crew = deciders.Deciders(database_url, 1, 100, 2**20, work)
+        crew = deciders.Deciders(database_url, 1, 100, 2**20, work=work)
         crew.start()
         asking = [asyncio.create_task(crew.decide("run", b"{}")) for _ in range(20)]
         await asyncio.sleep(0)

@@ -210,7 +210,7 @@ def test_a_window_its_decision_and_the_state_are_kept_together(searches, queue, 
     run = begun(searches, queue, runs)
     kept, decision = record(runs, run.id, 0)
     assert kept
-    assert runs.decision(run.id, 0) == decision
+    assert runs.answered(run.id, 0) == (1, decision)
     assert runs.windows(run.id, 10) == (window(0),)
     assert runs.standing(run.id).version == 1
 
@@ -231,7 +231,7 @@ def test_whoever_decided_on_an_old_state_keeps_nothing(searches, queue, runs):
     record(runs, run.id, 0)
     decision, state = decide(window(1), old.state, old.context)
     assert not runs.record(run.id, old.version, window(1), decision, state)
-    assert runs.decision(run.id, 1) is None
+    assert runs.answered(run.id, 1) == (1, None)
     assert runs.windows(run.id, 10) == (window(0),)
 
 

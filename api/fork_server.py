@@ -1,0 +1,25 @@
+"""The process that all others of a service are forked from: it has loaded what they need, once for all of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from multiprocessing import resource_tracker
+from multiprocessing.forkserver import ensure_running
+
+PRELOADED = ("api.decider", "api.executors.process", "planner.search", "pulp")
+"""What deciders and workers do, and what they load only when they do it."""
+
+
+def start_fork_server() -> None:
+    """Start it, unless it runs; it loads beside whoever called, and the first process waits until it has.
+
+    Begun before the service itself loads, it takes none of the time until that is ready.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
+    resource_tracker.ensure_running()  # which unblocks signals when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it inherits that: a Ctrl-C is for the service
+    try:
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
