@@ -229,6 +229,7 @@ class Deciders:
         self._lanes = [_Lane(f"decider {index}", start) for index in range(number)]
         self._max_waiting = max_waiting
         self._max_waiting_bytes = max_waiting_bytes
+        self._num_waiting = self._num_bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -251,8 +252,8 @@ class Deciders:
 
     @property
     def num_waiting(self) -> int:
-        """Windows that are not answered yet."""
-        return sum(len(lane.all_waiting) for lane in self._lanes)
+        """Windows that somebody waits for."""
+        return self._num_waiting
 
     @property
     def deaths(self) -> int:
@@ -264,8 +265,14 @@ class Deciders:
 
         Raises UnavailableError where too many windows wait, or the service ends before.
         """
-        waiting = [window for lane in self._lanes for window in lane.all_waiting]
-        num_bytes = sum(len(window.asked.body) for window in waiting)
-        if len(waiting) >= self._max_waiting or num_bytes >= self._max_waiting_bytes:
-            raise UnavailableError(f"{len(waiting)} windows of {num_bytes} bytes wait already; try again later")
-        return await self._lanes[crc32(run_id.encode()) % len(self._lanes)].ask(run_id, body)
+        if self._num_waiting >= self._max_waiting or self._num_bytes >= self._max_waiting_bytes:
+            raise UnavailableError(
+                f"{self._num_waiting} windows of {self._num_bytes} bytes wait already; try again later"
+            )
+        self._num_waiting += 1
+        self._num_bytes += len(body)
+        try:
+            return await self._lanes[crc32(run_id.encode()) % len(self._lanes)].ask(run_id, body)
+        finally:
+            self._num_waiting -= 1
+            self._num_bytes -= len(body)

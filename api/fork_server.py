@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
@@ -10,12 +11,16 @@ from multiprocessing.forkserver import ensure_running
 PRELOADED = ("api.decider", "api.executors.process", "planner.search", "pulp")
 """What deciders and workers do, and what they load only when they do it."""
 
+ONE_THREAD = ("OMP_NUM_THREADS", "1")
+"""Each process is for one core; the threads with which numpy would help itself to others take more than they give."""
+
 
 def start_fork_server() -> None:
     """Start it, unless it runs; it loads beside whoever called, and the first process waits until it has.
 
     Begun before the service itself loads, it takes none of the time until that is ready.
     """
+    os.environ.setdefault(*ONE_THREAD)
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
     resource_tracker.ensure_running()  # which unblocks signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it inherits that: a Ctrl-C is for the service
