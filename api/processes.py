@@ -40,10 +40,10 @@ END_S = 15.0
 
 def share_of(settings: Settings, place: int) -> Settings:
     """The settings of one child: all serve the same, and they divide what works in processes of its own."""
-    local = settings.executor == LOCAL
+    is_known = settings.executor == LOCAL or settings.workers is not None
     shares = {
         # May be none. Without a number, each sends to a Dask cluster as many as that takes; the rest waits there.
-        "workers": _share(local_places(settings), settings.processes, place) if local or settings.workers else None,
+        "workers": _share(local_places(settings), settings.processes, place) if is_known else None,
         "deciders": max(1, _share(settings.deciders, settings.processes, place)),
     }
     return settings.model_copy(update=shares)

@@ -134,6 +134,12 @@ def test_processes_divide_the_searches_that_may_run_at_once():
     assert [(one.workers, one.deciders) for one in few] == [(1, 1), (0, 1), (0, 1)]
 
 
+@pytest.mark.parametrize("executor", ["local", "dask://scheduler:8786"])
+def test_a_service_without_workers_has_none_in_any_of_its_processes(executor):
+    settings = Settings(processes=2, workers=0, executor=executor)
+    assert [share_of(settings, place).workers for place in range(2)] == [0, 0]
+
+
 def ends_at_once(settings, listener, ready):
     raise SystemExit(3)
 
