@@ -171,7 +171,7 @@ class Jobs:
             with self._lock:
                 self._running[job.id] = running
             if self._store.search(job.id).state.is_final:  # cancelled while it started
-                running.outcome.cancel()
+                self._lost(running)
 
     def _places(self) -> int:
         try:
