@@ -133,6 +133,20 @@ def test_two_takers_never_take_the_same_search(searches, queue):
     assert sorted(taken) == sorted(f"s{number}" for number in range(1, 21))
 
 
+@pytest.mark.parametrize("column", ["request", "model", "cluster"])
+def test_a_search_that_cannot_be_read_has_failed_and_the_next_is_taken(searches, queue, database, column):
+    unreadable, after = add(searches).id, add(searches, length=64).id
+    with database.writing() as session:
+        session.execute(text(f"UPDATE searches SET {column} = :other WHERE id = 's1'"), {"other": '{"of": "tomorrow"}'})
+    assert queue.take_next().id == after
+    assert queue.held() == {after} and not queue.work_waits()
+    state, _, message = searches.marks([unreadable])[unreadable]
+    assert state is SearchState.FAILED and "another version of Trimtab" in message
+    with database.reading() as session:
+        error, finished_at = session.execute(text("SELECT error, finished_at FROM searches WHERE id = 's1'")).one()
+    assert '"status":503' in error and finished_at is not None
+
+
 def test_times_are_utc(searches, queue):
     search = add(searches)
     queue.take_next()
