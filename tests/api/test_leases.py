@@ -4,6 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import invented_searches
 import pytest
+from sqlalchemy import text
 
 from api.app import new_id
 from api.problems import status_problem
@@ -172,6 +173,17 @@ def test_a_holder_that_ends_in_order_hands_back_and_that_is_no_death(store, ours
         assert queue.take_next().id == search
         assert queue.hand_back() == 1
     assert store.search(search).state is SearchState.QUEUED
+
+
+def test_a_search_of_another_version_that_is_gone_is_taken_back_and_has_failed(database, store, ours, theirs, clock):
+    search = add(store)
+    theirs.take_next()
+    with database.writing() as session:
+        session.execute(text("UPDATE searches SET request = :other"), {"other": '{"of": "tomorrow"}'})
+    clock.move(LEASE_S + 1)
+    assert [taken[:2] for taken in ours.take_back()] == [(search, SearchState.QUEUED)]
+    assert ours.take_next() is None
+    assert store.ended([search]) == {search}
 
 
 def test_what_has_ended_is_told_whoever_ended_it(store, ours, theirs):
