@@ -6,7 +6,7 @@ from functools import partial
 
 import invented_searches
 import pytest
-from invented_searches import TINY_REQUEST, endless, instant, misses, refuses
+from invented_searches import TINY_REQUEST, breaks, endless, instant, misses, refuses
 from service_in_process import running, until_ready
 from service_process import alive
 
@@ -226,6 +226,28 @@ def test_input_that_only_the_search_finds_impossible_points_to_its_field(serve):
             "message": "must be at least 4",
         }
     ]
+
+
+@pytest.mark.parametrize("part", ["shortlist", "shortlist/picture"])
+@pytest.mark.parametrize(
+    ("search", "failed", "answered"), [(breaks, 500, 409), (misses, 422, 422), (refuses, 422, 422)]
+)
+def test_a_search_that_failed_is_the_client_s_error_only_where_its_question_is(serve, search, failed, answered, part):
+    client = serve(search)
+    found = client.post("/v1/searches", json=TINY_REQUEST, headers=WAIT).json()
+    assert found["error"]["status"] == failed
+    answer = client.get(f"{found['links']['self']}/{part}")
+    assert answer.status_code == answer.json()["status"] == answered
+    assert answer.headers["content-type"] == PROBLEM and found["error"]["detail"] in answer.json()["detail"]
+
+
+def test_a_service_without_workers_leaves_searches_to_another_on_its_database(serve):
+    client = serve(breaks, workers=0)
+    answer = client.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "wait=2"})
+    assert answer.status_code == 202 and answer.json()["state"] == "queued"
+    until_ready(client)
+    serve(instant, workers=1)
+    until(client, answer.headers["location"], "succeeded")
 
 
 def test_more_waiting_searches_than_the_service_takes_are_refused(serve):
