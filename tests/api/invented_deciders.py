@@ -1,5 +1,6 @@
 """Deciders that end the way a test wants: module-level functions, so that their processes find them by name."""
 
+import logging
 import os
 import signal
 import time
@@ -53,4 +54,29 @@ def waits_for(marker, connection, database_url, log_format):
         return decide(self, run_id, window)
 
     decider.Decider.decide = patient
+    decider.work(connection, database_url, log_format)
+
+
+def tells_a_password(connection, database_url, log_format):
+    """Logs of each window, and what must not get into a line."""
+    decide = decider.Decider.decide
+
+    def talkative(self, run_id, window):
+        logging.getLogger(__name__).warning("a window of %s, for postgresql://me:hush@host/db", run_id)
+        return decide(self, run_id, window)
+
+    decider.Decider.decide = talkative
+    decider.work(connection, database_url, log_format)
+
+
+def notes_what_it_is_asked(file, connection, database_url, log_format):
+    """A line in the file for each window, with the id of its run."""
+    decide = decider.Decider.decide
+
+    def noted(self, run_id, window):
+        with Path(file).open("a") as notes:
+            notes.write(f"{run_id}\n")
+        return decide(self, run_id, window)
+
+    decider.Decider.decide = noted
     decider.work(connection, database_url, log_format)

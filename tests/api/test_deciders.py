@@ -1,6 +1,7 @@
 """Decider processes: whose runs they have, what becomes of windows when one dies, and how they end."""
 
 import asyncio
+import json
 import multiprocessing
 import os
 import signal
@@ -183,7 +184,7 @@ def test_windows_beyond_those_that_may_wait_are_refused_and_may_come_again(serve
     assert client.post(path, json=window(2)).status_code == 200
 
 
-def test_windows_that_nobody_awaits_any_more_leave_the_queue(database_url, tmp_path):
+def test_windows_that_nobody_awaits_any_more_leave_the_count(database_url, tmp_path):
     work = partial(invented_deciders.waits_for, str(tmp_path / "never"))
 
     async def give_up():
@@ -199,7 +200,26 @@ def test_windows_that_nobody_awaits_any_more_leave_the_queue(database_url, tmp_p
         await crew.close()
         return left
 
-    assert asyncio.run(give_up()) <= deciders.AT_HAND
+    assert asyncio.run(give_up()) == 0
+
+
+def test_what_nobody_awaits_any_more_is_not_asked(database_url, tmp_path):
+    notes = tmp_path / "notes"
+    work = partial(invented_deciders.notes_what_it_is_asked, str(notes))
+
+    async def give_up():
+        crew = deciders.Deciders(database_url, 1, 100, 2**20, work=work)
+        crew.start()
+        impatient = [asyncio.create_task(crew.decide("given-up", b"{}")) for _ in range(20)]
+        patient = asyncio.create_task(crew.decide("awaited", json.dumps(window(0)).encode()))
+        await asyncio.sleep(0)
+        for task in impatient:
+            task.cancel()
+        await patient
+        await crew.close()
+
+    asyncio.run(give_up())
+    assert notes.read_text().split() == ["awaited"]
 
 
 def test_a_window_is_given_up_when_its_client_goes():
