@@ -70,7 +70,7 @@ class Executor(Protocol):
         ...
 
     def places(self) -> int:
-        """How many searches may run at once, at least 1; raises UnavailableError while none can be sent."""
+        """How many searches may run at once, 0 where none may; raises UnavailableError while none can be sent."""
         ...
 
     def submit(self, job: SearchJob, report: Report) -> Future[Outcome]:
