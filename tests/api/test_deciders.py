@@ -210,8 +210,9 @@ def test_what_nobody_awaits_any_more_is_not_asked(database_url, tmp_path):
     async def give_up():
         crew = deciders.Deciders(database_url, 1, 100, 2**20, work=work)
         crew.start()
-        impatient = [asyncio.create_task(crew.decide("given-up", b"{}")) for _ in range(20)]
-        patient = asyncio.create_task(crew.decide("awaited", json.dumps(window(0)).encode()))
+        body = json.dumps(window(0)).encode()
+        impatient = [asyncio.create_task(crew.decide("given-up", body)) for _ in range(20)]
+        patient = asyncio.create_task(crew.decide("awaited", body))
         await asyncio.sleep(0)
         for task in impatient:
             task.cancel()

@@ -163,7 +163,9 @@ def test_a_search_in_one_long_step_is_cancelled_too_and_frees_its_place(serve, t
     worker = int(pid_file.read_text())
     assert client.delete(first).json()["state"] == "cancelled"
     until(client, second, "running")
-    assert not alive(worker)
+    while alive(worker):  # killed, and on a busy machine not dead at once
+        assert time.monotonic() < end
+        time.sleep(0.02)
     assert client.get(first).json()["state"] == "cancelled"
 
 
