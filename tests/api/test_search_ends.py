@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
-from test_jobs import add, store, until, wait_for  # noqa: F401
+from test_jobs import add, store, until  # noqa: F401
 from test_leases import LEASE_S, SHORTLIST
 
 from api.app import new_id
@@ -123,7 +123,8 @@ def test_a_search_that_outlives_its_time_is_counted(store, jobs, ends, caplog, m
     monkeypatch.setattr("api.jobs.GRACE_S", 0.1)
     search = add(store, time_limit_s=0.1)
     jobs.wake()
-    jobs.ended(search).result(20)
+    until(lambda: ends)
+    assert store.search(search).state is FAILED
     assert ends.states == [FAILED] and ends[0][1] >= 0.2
     assert logged(caplog, search) == ["failed"]
 
@@ -162,8 +163,9 @@ def test_a_search_that_is_taken_back_for_the_last_time_is_counted(database, stor
         other.take_back()
         gone.take_next()
         gone.report(search, 0.1, "exploring")
-    jobs = request.getfixturevalue("jobs")
-    jobs.ended(search).result(20)
+    request.getfixturevalue("jobs")
+    until(lambda: ends)
+    assert store.search(search).state is FAILED
     assert ends.states == [FAILED] and ends[0][1] >= 3600
     assert not hands.sent and logged(caplog, search) == ["failed"]
 
