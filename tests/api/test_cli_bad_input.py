@@ -141,7 +141,7 @@ def files(tmp_path, monkeypatch):
         ("replay good.npz --cluster nowhere", ["--cluster", "8x8:h100-sxm-80g"]),
         ("replay wide.npz --model mixtral-8x7b", ["--model", "must pick 1 experts"]),
         ("serve --port 70000", ["--port"]),
-        ("serve --workers 0 --port 0", ["--workers"]),
+        ("serve --workers -1 --port 0", ["--workers"]),
         ("serve --executor dask:8786 --port 0", ["--executor"]),
         ("serve --database-url nonsense --port 0", ["database_url"]),
         ("serve --host not.an.address. --port 0", ["--host"]),
