@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader
 
 from api.safe_headers import page_policy, script_hashes
 
-PAGES = Path(__file__).parent / "pages"
-DOCS_PAGE, REDOC_PAGE = PAGES / "docs.html", PAGES / "redoc.html"
 LOGO_ELSEWHERE = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 """The one thing that ReDoc's script fetches from another host."""
 DESCRIPTION = """
@@ -53,13 +51,16 @@ def documentation_router() -> APIRouter:
     """Swagger UI at /docs, ReDoc at /redoc."""
     router = APIRouter(include_in_schema=False)
 
-    policy = {"Content-Security-Policy": page_policy(*script_hashes(DOCS_PAGE.read_text(encoding="utf-8")))}
+    pages = Environment(loader=PackageLoader("api", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    docs_page = pages.get_template("docs.html").render()
+    redoc_page = pages.get_template("redoc.html").render()
+    policy = {"Content-Security-Policy": page_policy(*script_hashes(docs_page))}
 
-    async def swagger_ui() -> FileResponse:
-        return FileResponse(DOCS_PAGE, media_type="text/html", headers=policy)
+    async def swagger_ui() -> HTMLResponse:
+        return HTMLResponse(docs_page, headers=policy)
 
-    async def redoc() -> FileResponse:
-        return FileResponse(REDOC_PAGE, media_type="text/html")
+    async def redoc() -> HTMLResponse:
+        return HTMLResponse(redoc_page)
 
     async def redoc_script() -> Response:
         script = (files("fastapi_offline") / "static" / "redoc.standalone.js").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -30,13 +30,13 @@ def content(shelf: Shelf, name: str) -> dict[str, Any]:
 def find(shelf: Shelf, wanted: str) -> str:
     """The name of the preset that `wanted` names or is an alias of, in capital or small letters.
 
-    Raises NotFoundError that lists close matches, or all names where none is close.
+    Raises NotFoundError that lists close matches, or all names without their aliases where none is close.
     """
     known = _spellings(shelf)
     found = known.get(wanted.strip().lower())
     if found is None:
         kind = {"hardware": "device", "models": "model", "software": "stack"}[shelf]
-        raise NotFoundError(f"no {kind} preset is named {wanted!r}; {suggestion(wanted, known)}")
+        raise NotFoundError(f"no {kind} preset is named {wanted!r}; {_suggestion(wanted, known)}")
     return found
 
 
@@ -53,8 +53,6 @@ def _spellings(shelf: Shelf) -> dict[str, str]:
     return known
 
 
-def suggestion(wanted: str, known: Iterable[str]) -> str:
-    """Names to try instead: the close ones, or all where none is close."""
-    choices = sorted(known)
-    close = get_close_matches(wanted.strip().lower(), choices, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(choices)}"
+def _suggestion(wanted: str, known: Mapping[str, str]) -> str:
+    close = get_close_matches(wanted.strip().lower(), sorted(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(set(known.values())))}"

@@ -13,7 +13,7 @@ from planner.spec.request import ClusterRequest, MixedClusterRequest
 from profiles.devices import MeasuredProfile, profile_from_file
 from profiles.files import looks_like_file, read_json_file
 
-_SHORTHAND = re.compile(r"(?P<nodes>\d{1,9})x(?P<devices_per_node>\d{1,9}):(?P<device>[^\s+]+)")
+_SHORTHAND = re.compile(r"(?P<nodes>\d{1,18})x(?P<devices_per_node>\d{1,18}):(?P<device>[^\s+]+)")
 
 
 def cluster_from_shorthand(text: str) -> ClusterRequest | MixedClusterRequest:

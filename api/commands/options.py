@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 from api.commands.lines import printable
 from api.resolution import resolve
 from planner.search import plan_from_shorthand
-from planner.spec.errors import InputError, TrimtabError
+from planner.spec.errors import InputError, Problem, TrimtabError
 from planner.spec.mixed_cluster import AnyCluster
 from planner.spec.model import Model
 from planner.spec.parse import parse
@@ -98,7 +100,19 @@ def read_model_and_cluster(
         if not stack.strip():
             raise InputError.at("--stack", f"must name a software stack: {', '.join(stack_names())}")
         request = _of_each_group(request, stack=stack)
-    return resolve(model_request_from_file(model), request, target=_target(target))
+    try:
+        return resolve(model_request_from_file(model), request, target=_target(target))
+    except InputError as error:
+        given = {"memory_limit_bytes": ("--memory-limit", memory_limit), "stack": ("--stack", stack)}
+        raise _at_options(
+            error, {field: option for field, (option, text) in given.items() if text is not None}
+        ) from None
+
+
+def _at_options(error: InputError, options: Mapping[str, str]) -> InputError:
+    """The same, where an option has set a field of the cluster with the option's name."""
+    problems = (Problem(options.get(p.field.rpartition(".")[2], p.field), p.message) for p in error.problems)
+    return type(error)(*problems, num_more=error.num_more)
 
 
 def _target(text: str | None) -> Target:
@@ -177,14 +191,22 @@ def shown(error: TrimtabError) -> str:
     """One line for the terminal; fields that an option sets are named by the option."""
     if not isinstance(error, InputError):
         return printable(" ".join(str(error).split()))
-    lines = []
-    for problem in error.problems:
-        field = problem.field
-        for root in ("training.", "options."):
-            if field.startswith(root):
-                field = "--" + field.removeprefix(root).replace("_", "-")
-        if field.startswith("--without-rules."):
-            field = "--without-rule"
-        # A row's id stands in the field; its line breaks are to be seen.
-        lines.append(f"{printable(field)}: {problem.message}")
+    # A row's id stands in the field; its line breaks are to be seen.
+    lines = [f"{printable(_as_typed(problem.field))}: {problem.message}" for problem in error.problems]
     return printable(" ".join("; ".join(lines).split()))
+
+
+_SET_BY_OPTION = re.compile(r"(?:training|options)\.(?P<name>\w+)(?P<place>.*)")
+_ROW = re.compile(r"(?:\.|\[)(?P<number>\d+)\]?(?P<rest>\..+)")
+_NAMED_OTHERWISE = {"time_limit_s": "time-limit", "without_rules": "without-rule"}
+"""Options that are not called as the fields that they set."""
+
+
+def _as_typed(field: str) -> str:
+    """The option that sets the field; behind it the place in a file of scenarios, not that of a word among commas."""
+    found = _SET_BY_OPTION.fullmatch(field)
+    if found is None:
+        return field
+    option = _NAMED_OTHERWISE.get(found["name"], found["name"].replace("_", "-"))
+    row = _ROW.fullmatch(found["place"])
+    return f"--{option}[{row['number']}]{row['rest']}" if row else f"--{option}"

@@ -240,7 +240,7 @@ def _tag(item: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _counted(item: Mapping[str, object]) -> str | None:
-    """In our words what pydantic says with the limits of a list, with the tags of a union or with a pattern."""
+    """In our words what pydantic says with limits, with what is allowed, with the tags of a union or with a pattern."""
     context = item.get("ctx")
     if not isinstance(context, Mapping):
         return None
@@ -256,6 +256,12 @@ def _counted(item: Mapping[str, object]) -> str | None:
             told = f"must be {tags}, got {context['tag']!r:.{_SHOWN_CHARACTERS}}"
         case "union_tag_not_found":
             told = "is required"
+        case "greater_than_equal" if isinstance(context["ge"], float):
+            told = f"must be greater than or equal to {context['ge']:g}"
+        case "less_than_equal" if isinstance(context["le"], float):
+            told = f"must be less than or equal to {context['le']:g}"
+        case "literal_error":
+            told = "must be " + _ENUM_MEMBER.sub(r"\g<value>", str(context["expected"]))
         case "string_pattern_mismatch" if context["pattern"] == NO_NUL:
             told = "must not hold the character NUL"
     return told
@@ -283,6 +289,7 @@ _PLAIN = {
 }
 NO_NUL = r"^[^\x00]*$"
 """What any text must be that goes to the database: PostgreSQL knows no text with the character NUL."""
+_ENUM_MEMBER = re.compile(r"<\w+\.\w+: (?P<value>'[^']*')>")
 _QUOTED = re.compile(r"'(?P<name>\w+)'")
 _SHOULD = re.compile(r"^(Input|String) should\b")
 _SHOWN_CHARACTERS = 80

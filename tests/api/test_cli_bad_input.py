@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from command_line import trimtab
 from invented_searches import TINY_MODEL
+from typer.main import get_command
+
+from api.cli import build
 
 CLUSTER = "1x4:a100-sxm-80g"
 TRAINING = ("--global-batch-size", "8", "--sequence-length", "128")
@@ -86,7 +89,7 @@ def files(tmp_path, monkeypatch):
         ("plan tiny.json {cluster} {training} --sharding zero3", ["--sharding", "gradients", "zero3"]),
         ("plan tiny.json {cluster} {training} --time-limit nan", ["--time-limit"]),
         ("plan tiny.json {cluster} {training} --memory-limit 24", ["--memory-limit", "24GB"]),
-        ("plan tiny.json {cluster} {training} --memory-limit 24TB", ["memory_limit_bytes"]),
+        ("plan tiny.json {cluster} {training} --memory-limit 24TB", ["--memory-limit"]),
         ("plan tiny.json {cluster} {training} --output no/such/folder.json", ["--output", "folder.json"]),
         ("plan tiny.json {cluster} {training} --colour red", ["--colour"]),
         ("plan tiny.json {cluster} {training} --also-top-k 5", ["--also-top-k", "at most the 4 experts"]),
@@ -96,7 +99,7 @@ def files(tmp_path, monkeypatch):
         ("plan tiny.json {cluster} {training} --also-batch 16 --also-batch 16", ["--scenarios", "'batch 16'"]),
         ("plan tiny.json {cluster} {training} --scenarios missing.json", ["--scenarios", "missing.json"]),
         ("plan tiny.json {cluster} {training} --scenarios zero.json", ["--scenarios", '{"scenarios"']),
-        ("plan tiny.json {cluster} {training} --scenarios deep.json", ["--scenarios[1].top-k", "4 experts"]),
+        ("plan tiny.json {cluster} {training} --scenarios deep.json", ["--scenarios[1].top_k", "4 experts"]),
         ("plan tiny.json {cluster} {training} --scenarios half.json", ["--scenarios", "they sum to 0.5"]),
         ("plan tiny.json {cluster} {training} --scenarios odd.json", ["--scenarios", "colour", "not a known field"]),
         ("plan tiny.json {cluster} {training} --scenarios deep.json --also-top-k 1", ["--also-top-k", "--scenarios"]),
@@ -160,3 +163,44 @@ def test_an_empty_plan_is_called_empty(capsys, empty):
     result = trimtab(capsys, "estimate", "tiny.json", "8x8:h100-sxm-80g", empty)
     assert result.code == 2
     assert result.err.startswith("trimtab: plan: is empty; it must be a plan's JSON file, or short")
+
+
+BAD_VALUES = {
+    "--global-batch-size": "0",
+    "--sequence-length": "0",
+    "--encoder-sequence-length": "0",
+    "--precision": "int2",
+    "--optimizer": "lion",
+    "--max-global-batch-size": "0",
+    "--capacity-factor": "-1",
+    "--memory-limit": "24TB",
+    "--stack": "nobody",
+    "--gradient-precision": "fp8",
+    "--shortlist-size": "0",
+    "--target": "pytorch",
+    "--max-micro-batch-size": "0",
+    "--axes": "dp,xp",
+    "--sharding": "zero3",
+    "--recompute": "all",
+    "--schedules": "2f2b",
+    "--without-rule": "nobody",
+    "--time-limit": "-1",
+    "--scenarios": "missing.json",
+    "--also-batch": "0",
+    "--also-length": "0",
+    "--also-capacity": "-1",
+    "--also-top-k": "0",
+    "--output": "no/such/folder.json",
+    "--picture": "no/such/folder.svg",
+}
+
+
+def test_a_bad_value_is_refused_at_the_option_as_it_is_typed(capsys):
+    plan = get_command(build("plan")).commands["plan"]
+    options = {each.opts[0] for each in plan.params if each.param_type_name == "option" and not each.is_flag}
+    assert options == set(BAD_VALUES)
+    for option, value in BAD_VALUES.items():
+        result = trimtab(capsys, "plan", "tiny.json", CLUSTER, *TRAINING, option, value)
+        assert result.code == 2
+        assert result.err.startswith(f"trimtab: {option}: "), result.err
+        assert "<" not in result.err and "000000" not in result.err, result.err

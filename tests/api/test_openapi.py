@@ -82,7 +82,7 @@ def test_swagger_ui_comes_with_the_service(client):
     page = client.get("/docs").text
     assert "SwaggerUIBundle" in page
     assert "http://" not in page and "https://" not in page
-    for path in ("static/swagger-ui-bundle.js", "static/swagger-ui.css", "static/favicon.png", "openapi.json"):
+    for path in ("static/swagger-ui-bundle.js", "static/swagger-ui.css", "assets/trimtab.svg", "openapi.json"):
         assert f'"{path}"' in page
         assert client.get(f"/{path}").status_code == 200
 

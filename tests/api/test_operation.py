@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from logging.config import DictConfigurator
@@ -15,6 +14,7 @@ from anyio import to_thread
 from command_line import trimtab
 from invented_searches import TINY_REQUEST
 from prometheus_client.parser import text_string_to_metric_families
+from service_in_process import until_ready
 from service_process import service
 from tokens_in_store import bearer, token
 
@@ -79,13 +79,6 @@ def test_decisions_are_counted_by_action_and_once_for_a_window(client):
     found = read(client)
     by_action = [number(found, "trimtab_decisions_total", action=a) for a in ("keep", "rebalance", "switch_plan")]
     assert sum(by_action) == 2 == number(found, "trimtab_decision_seconds_count")
-
-
-def until_ready(client):
-    end = time.monotonic() + 60
-    while not client.get("/readyz").is_success:
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -5,9 +5,13 @@ import time
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 SEARCH_S = 120
+READABLE_RATIO = 3.5
+"""Of contrast; below the 4.5 of our own pages, as a few colours are fixed in the code of Swagger UI and ReDoc."""
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -129,3 +133,29 @@ def test_redoc_shows_every_operation_with_its_examples_without_internet(page, ad
             assert page.locator(f"[id$='{operation['operationId']}']").count() >= 1, operation["operationId"]
     expect(page.get_by_text("mixtral-8x7b").first).to_be_attached()
     snapshot(page, "redoc")
+
+
+@pytest.mark.parametrize(("path", "shown"), [("docs", "div.opblock"), ("redoc", "h5")])
+def test_where_people_like_it_dark_the_documentation_is_dark_and_can_be_read(open_page, address, path, shown, snapshot):
+    page = open_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
+    page.goto(f"{address}/{path}")
+    page.locator(shown).first.wait_for(timeout=30_000)
+    if path == "docs":
+        operation(page, "submit_search").locator(".opblock-summary").click()
+        expect(operation(page, "submit_search").locator(".header-col").first).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(21, 24, 29)"
+    found = Axe().run(page, options={"runOnly": ["color-contrast"], "resultTypes": ["violations"]}).response
+    texts = {node["html"]: node["any"][0]["data"] for each in found["violations"] for node in each["nodes"]}
+    assert {text for text, data in texts.items() if data["contrastRatio"] < READABLE_RATIO} == set()
+    snapshot(page, f"{path}-dark")
+
+
+@pytest.mark.parametrize("path", ["docs", "redoc"])
+def test_on_a_telephone_the_documentation_is_as_wide_as_the_screen(open_page, address, path):
+    page = open_page(viewport={"width": 375, "height": 800})
+    page.goto(f"{address}/{path}")
+    expect(page.locator("h1, h2").first).to_contain_text("Trimtab", timeout=30_000)
+    if path == "docs":
+        operation(page, "submit_search").locator(".opblock-summary").click()
+        expect(operation(page, "submit_search").locator(".header-col").first).to_be_attached()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375

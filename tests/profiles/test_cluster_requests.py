@@ -74,6 +74,10 @@ def test_a_node_larger_than_the_usual_one_needs_its_links():
     assert resolve_cluster(wired).levels == (Level(name="node", num_devices=16, link=LINK),)
 
 
+def test_far_too_many_nodes_are_called_too_many_not_unreadable():
+    assert "at most 1048576 devices" in problem(cluster_from_shorthand, "1000000000x8:h100").message
+
+
 def test_an_unknown_device_is_an_error_at_device_with_close_matches():
     found = problem(resolve_cluster, cluster_from_shorthand("8x8:h100-80"))
     assert found.field == "device"
