@@ -85,6 +85,8 @@ class Weighed(NamedTuple):
         one, other = hot[kind == 0], cold[kind == 0]
         changed[one], changed[other] = flat[other], flat[one]
         hot, cold = hot[kind == 1], cold[kind == 1]
+        if not hot.size:
+            return changed.reshape(slots.shape)
         # An expert that loses its replica to two pairs could stand nowhere, and one that gets two gains less.
         for side in (1, 0):
             lone = _first((hot, cold)[side], slots)
