@@ -61,7 +61,9 @@ def imbalance(loads: ArrayLike) -> float:
     return float(np.mean(np.maximum(rows.max(axis=-1) / rows.mean(axis=-1), 1.0)))
 
 
-def hottest_rank_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -> Floats:
+def hottest_rank_bound(
+    shares: ArrayLike, num_ranks: int, slots_per_rank: int, counts: Indices | None = None
+) -> Floats:
     """Load [...] below which no placement in these slots can bring the hottest rank.
 
     With n ranks of s slots, E experts of load x1 >= x2 >= ..., it is the largest of
@@ -70,7 +72,7 @@ def hottest_rank_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -
     * without replicas (E = n s), for k = 0 .. s-1: of the k n + 1 hottest experts some rank holds k + 1, and with
       them the lightest s - k - 1 at best: x[kn-k+1] + ... + x[kn+1] + (lightest s - k - 1);
     * with replicas: the least possible value of max(x_e / c_e) over replica counts c_e <= n that sum to n s, which
-      adding replicas one by one to the largest x_e / c_e attains.
+      adding replicas one by one to the largest x_e / c_e attains: `counts`, for who has spread them already.
     """
     load = np.asarray(shares, dtype=np.float64)
     experts = load.shape[-1]
@@ -78,8 +80,8 @@ def hottest_rank_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int) -
         raise ValueError(f"{num_ranks} x {slots_per_rank} slots cannot hold {experts} experts")
     bound = load.sum(axis=-1) / num_ranks
     if num_ranks * slots_per_rank > experts:
-        counts = spread_replicas(load, num_ranks, slots_per_rank)
-        return np.asarray(np.maximum(bound, (load / counts).max(axis=-1)), dtype=np.float64)
+        spread = spread_replicas(load, num_ranks, slots_per_rank) if counts is None else counts
+        return np.asarray(np.maximum(bound, (load / spread).max(axis=-1)), dtype=np.float64)
     descending = -np.sort(-load, axis=-1)
     for shared in range(slots_per_rank):
         last = shared * num_ranks

@@ -262,8 +262,7 @@ def _weight(usual_tokens: float, *pair: Seen) -> float:
 
 def window_shares(window: Window) -> Floats:
     """[layers, experts]: the part of each layer's tokens that each expert got."""
-    tokens = np.array(window.tokens, dtype=np.float64)
-    shares: Floats = tokens / tokens.sum(axis=1, keepdims=True)
+    shares: Floats = window.counts / window.counts.sum(axis=1, keepdims=True)
     return shares
 
 
@@ -300,8 +299,7 @@ def _counting_noise(window: Window) -> float:
 
     p is what was counted, with one token more that all experts share: so that one token alone does not look certain.
     """
-    counts = np.array(window.tokens, dtype=np.float64)
-    tokens = counts.sum(axis=1)
+    counts, tokens = window.counts, window.counts.sum(axis=1)
     expected = (counts + 1.0 / counts.shape[1]) / (tokens + 1.0)[:, None]
     return float(((1.0 - np.square(expected).sum(axis=1)) / tokens).clip(min=0.0).sum())
 

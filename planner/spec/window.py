@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from planner.spec.placement import Placement
@@ -40,6 +43,11 @@ class Window(Value):
             if sum(row) == 0:
                 raise ValueError(f"tokens[{number}]: no expert got a token; a window covers at least one step")
         return self
+
+    @cached_property
+    def counts(self) -> NDArray[np.float64]:
+        """`tokens` as an array [layers, experts], not to be written to; all layers must have as many experts."""
+        return np.array(self.tokens, dtype=np.float64)
 
     @property
     def settled_steps(self) -> int:

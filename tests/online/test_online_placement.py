@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from moe_runs import all_assignments
 
-from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads
+from planner.cost.balance import hottest_rank_bound, imbalance, rank_loads, spread_replicas
 from planner.online.placement.assign import align_slots, dealt, keep_in_place, twins
 from planner.online.placement.copies import copies_between
 from planner.online.placement.options import FAR, afresh, first_placement, options
@@ -99,7 +99,7 @@ def test_free_moves_never_leave_less_balance_than_before_or_than_cards_dealt_unl
     best = hottest(loads, options(loads, ranks, before).choose(0.0), ranks)
     assert (best <= hottest(loads, before, ranks) + 1e-9).all()
     bound = hottest_rank_bound(loads, ranks, each)
-    fresh = hottest(loads, dealt(loads, ranks, each), ranks)
+    fresh = hottest(loads, dealt(loads, ranks, spread_replicas(loads, ranks, each)), ranks)
     assert (best <= np.maximum(fresh, bound * (1 + FAR)) + 1e-9).all()
     assert (best >= bound - 1e-9).all()
 

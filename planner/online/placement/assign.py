@@ -8,17 +8,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, spread_replicas
+from planner.cost.balance import Floats, Indices
 
 
-def dealt(loads: Floats, num_ranks: int, slots_per_rank: int) -> Indices:
+def dealt(loads: Floats, num_ranks: int, counts: Indices) -> Indices:
     """[L, S]: replicas dealt out in rounds, heaviest first, in each round the heaviest to the rank with the least load.
 
-    As good as putting them one by one on the emptiest rank, in s steps instead of S. Replica counts:
-    `spread_replicas`.
+    As good as putting them one by one on the emptiest rank, in s steps instead of S. `counts` [L, E]: of replicas, as
+    `spread_replicas` has them.
     """
-    layers = len(loads)
-    counts = spread_replicas(loads, num_ranks, slots_per_rank)
+    layers, slots_per_rank = len(loads), int(counts[0].sum()) // num_ranks
     weight = loads / counts
     # All replicas, heaviest first; the replicas of one expert stand together.
     by_weight = np.argsort(-weight, axis=1, kind="stable")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads
+from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads, spread_replicas
 from planner.online.placement.assign import align_slots, dealt, keep_in_place
 from planner.online.placement.couple import CLOSE
 from planner.online.placement.options import Options, options
@@ -80,7 +80,8 @@ def _broad(
 ) -> tuple[Indices, Floats, Indices]:
     """(Broad placements [L, S], made even for the latest load; load of the hottest ranks [L]; moves from `current`.)"""
     expected = (1 - REMEMBERED) * recent[-1] + REMEMBERED * np.mean(recent, axis=0)
-    dealt_out = dealt(np.sqrt(expected), num_ranks, current.shape[1] // num_ranks)
+    weights = np.sqrt(expected)
+    dealt_out = dealt(weights, num_ranks, spread_replicas(weights, num_ranks, current.shape[1] // num_ranks))
     start = keep_in_place(dealt_out, current, num_ranks)
     placed = options(recent[-1], num_ranks, start, TokenSplit.STEP).choose(move_price)
     placed = align_slots(placed, current, num_ranks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.balance import Floats, Indices, hottest_rank_bound
+from planner.cost.balance import Floats, Indices, hottest_rank_bound, spread_replicas
 from planner.online.placement.assign import dealt
 from planner.online.placement.options import Options, afresh, options
 from planner.online.placement.refine import evened
@@ -30,8 +30,9 @@ def afresh_on_nodes(
     """
     in_group = loads.reshape(len(loads), num_groups, -1)
     of_groups = in_group.sum(axis=-1)
-    bound = hottest_rank_bound(of_groups, num_nodes, num_groups // num_nodes)
-    groups = evened(of_groups, num_nodes, dealt(of_groups, num_nodes, num_groups // num_nodes), bound)
+    counts = spread_replicas(of_groups, num_nodes, num_groups // num_nodes)
+    bound = hottest_rank_bound(of_groups, num_nodes, num_groups // num_nodes, counts)
+    groups = evened(of_groups, num_nodes, dealt(of_groups, num_nodes, counts), bound)
     members = groups[:, :, None] * in_group.shape[-1] + np.arange(in_group.shape[-1])
     experts = np.sort(members.reshape(len(loads), num_nodes, -1), axis=-1)
     placed = afresh(_of_nodes(loads, experts), num_ranks // num_nodes, slots_per_rank, token_split)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads, slot_loads
+from planner.cost.balance import Floats, Indices, hottest_rank_bound, rank_loads, slot_loads, spread_replicas
 from planner.online.placement.assign import align_slots, dealt, keep_in_place
 from planner.online.placement.couple import coupled
 from planner.online.placement.pairs import ROUNDING
@@ -67,7 +67,8 @@ def options(
     any, the other slots stay as they are.
     """
     rules = Rules.of(current.shape[1], num_ranks, shadow_slots_per_rank)
-    bound = hottest_rank_bound(loads, num_ranks, current.shape[1] // num_ranks)
+    counts = spread_replicas(loads, num_ranks, current.shape[1] // num_ranks)
+    bound = hottest_rank_bound(loads, num_ranks, current.shape[1] // num_ranks, counts)
     if token_split is TokenSplit.EVEN or current.shape[1] == loads.shape[1]:
         path, hottest = improve(loads, num_ranks, current, bound, rules)
     else:
@@ -76,7 +77,7 @@ def options(
     far = np.flatnonzero(hottest.min(axis=0) > bound * (1 + FAR))
     if far.size and not shadow_slots_per_rank:
         fresh, peak = path[-1].copy(), hottest[-1].copy()
-        fresh[far], peak[far] = _afresh_near(loads[far], num_ranks, current[far], token_split)
+        fresh[far], peak[far] = _afresh_near(loads[far], num_ranks, current[far], counts[far], token_split)
         path, hottest = np.concatenate([path, fresh[None]]), np.concatenate([hottest, peak[None]])
     mean = loads.mean(axis=1)
     unit = np.where(mean > 0, ROUNDING * mean, 1.0)
@@ -92,8 +93,13 @@ def afresh(loads: Floats, num_ranks: int, slots_per_rank: int, token_split: Toke
     """
     if token_split is not TokenSplit.EVEN and num_ranks * slots_per_rank > loads.shape[1]:
         return afresh_with_split(loads, num_ranks, slots_per_rank)[0]
-    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    fresh = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
+    return _with_counts(loads, num_ranks, spread_replicas(loads, num_ranks, slots_per_rank))
+
+
+def _with_counts(loads: Floats, num_ranks: int, counts: Indices) -> Indices:
+    """`afresh` for equal parts, with so many replicas of each expert [L, E]."""
+    bound = hottest_rank_bound(loads, num_ranks, int(counts[0].sum()) // num_ranks, counts)
+    fresh = evened(loads, num_ranks, dealt(loads, num_ranks, counts), bound)
     path = cooled(loads, num_ranks, fresh, bound, Rules.of(fresh.shape[1], num_ranks))
     coolest: Indices = path.slots[path.hottest.argmin(axis=0), np.arange(len(loads))]
     return coolest
@@ -105,8 +111,13 @@ def afresh_with_split(loads: Floats, num_ranks: int, slots_per_rank: int) -> tup
     It is that for equal parts, changed in the layers that the best split leaves far from their bound. In these the
     split may be a little worse than `best_split`.
     """
-    bound = hottest_rank_bound(loads, num_ranks, slots_per_rank)
-    slots = evened(loads, num_ranks, dealt(loads, num_ranks, slots_per_rank), bound)
+    return _with_counts_and_split(loads, num_ranks, spread_replicas(loads, num_ranks, slots_per_rank))
+
+
+def _with_counts_and_split(loads: Floats, num_ranks: int, counts: Indices) -> tuple[Indices, Floats]:
+    """`afresh_with_split`, with so many replicas of each expert [L, E]."""
+    bound = hottest_rank_bound(loads, num_ranks, int(counts[0].sum()) // num_ranks, counts)
+    slots = evened(loads, num_ranks, dealt(loads, num_ranks, counts), bound)
     carried = poured_again(loads, slots, num_ranks, slot_loads(loads, slots))
     hottest = carried.reshape(len(loads), num_ranks, -1).sum(axis=-1).max(axis=1)
     far = np.flatnonzero(hottest > bound * (1 + FAR))
@@ -117,13 +128,15 @@ def afresh_with_split(loads: Floats, num_ranks: int, slots_per_rank: int) -> tup
     return slots, split_of(loads, slots, carried)
 
 
-def _afresh_near(loads: Floats, num_ranks: int, current: Indices, token_split: TokenSplit) -> tuple[Indices, Floats]:
+def _afresh_near(
+    loads: Floats, num_ranks: int, current: Indices, counts: Indices, token_split: TokenSplit
+) -> tuple[Indices, Floats]:
     """(Placement made afresh, relabelled after `current`, load of its hottest rank)."""
-    each, split = current.shape[1] // num_ranks, None
+    split = None
     if token_split is TokenSplit.EVEN or current.shape[1] == loads.shape[1]:
-        fresh = afresh(loads, num_ranks, each)
+        fresh = _with_counts(loads, num_ranks, counts)
     else:
-        fresh, split = afresh_with_split(loads, num_ranks, each)
+        fresh, split = _with_counts_and_split(loads, num_ranks, counts)
     hottest = rank_loads(loads, fresh, num_ranks, split).max(axis=-1)
     return keep_in_place(fresh, current, num_ranks), hottest
 

@@ -85,6 +85,8 @@ class Weighed(NamedTuple):
         one, other = hot[kind == 0], cold[kind == 0]
         changed[one], changed[other] = flat[other], flat[one]
         hot, cold = hot[kind == 1], cold[kind == 1]
+        if not hot.size:
+            return changed.reshape(slots.shape)
         # An expert that loses its replica to two pairs could stand nowhere, and one that gets two gains less.
         for side in (1, 0):
             lone = _first((hot, cold)[side], slots)
@@ -108,35 +110,39 @@ class Weighed(NamedTuple):
 
 
 def weighed(now: Layers, pairs: Pairs, rules: Rules, replicate: bool) -> Weighed:
-    """All changes of the pairs; -inf where a rank would get an expert that it has. Replicas only if `replicate`."""
+    """All changes of the pairs; -inf where a rank would get an expert that it has. Replicas only if `replicate`.
+
+    P = H C pairs side by side, and `take`, which leaves places the first axes in memory too: so no loop is short.
+    """
     each = len(now.experts)
     experts, parts, carried = now.experts.reshape(each, -1), now.parts.reshape(each, -1), now.carried.ravel()
-    arriving, leaving = experts[:, pairs.hot, None], experts[:, pairs.cold]
-    mine, theirs = parts[:, pairs.hot, None], parts[:, pairs.cold]
-    peak, other = carried[pairs.hot, None], carried[pairs.cold]
-    same = arriving[:, None] == leaving[None]
+    hot, cold = np.repeat(pairs.hot, pairs.cold.shape[1]), pairs.cold.ravel()
+    arriving, leaving = experts.take(hot, axis=1), experts.take(cold, axis=1)
+    mine, theirs = parts.take(hot, axis=1), parts.take(cold, axis=1)
+    peak, other = carried[hot], carried[cold]
+    same = arriving[:, None] == leaving
     known_here, known_there = same.any(axis=0), same.any(axis=1)
     gains = np.empty((1 + replicate, *same.shape))
     if rules.swaps.all():
         # Halves, for a swap moves two experts.
         given = np.where(known_there, -np.inf, mine / 2)
-        passed = given[:, None] - np.where(known_here, np.inf, theirs / 2)[None]
+        passed = given[:, None] - np.where(known_here, np.inf, theirs / 2)
         np.minimum(passed, (peak - other) / 2 - passed, out=gains[0])
     else:
         gains[0] = -np.inf
     if replicate:
-        added = now.loads[arriving] / (now.counts[arriving] + 1)
+        added = (now.loads / (now.counts + 1))[arriving]
         burden = _burden(now, leaving, theirs)
         spared = peak - burden - _hottest_other_host(now, leaving, peak, other)
-        spared = np.where(_may_replace(rules, pairs.cold), spared, -np.inf)
+        spared = np.where(_may_replace(rules, cold), spared, -np.inf)
         relief = np.where(known_there, -np.inf, mine - added)
-        np.minimum(relief[:, None] - np.where(known_here, burden, 0.0), spared[None], out=gains[1])
-        np.minimum(gains[1], (peak - other + theirs)[None] - added[:, None], out=gains[1])
-    return Weighed(pairs, gains, ROUNDING * carried[pairs.hot])
+        np.minimum(relief[:, None] - np.where(known_here, burden, 0.0), spared, out=gains[1])
+        np.minimum(gains[1], (peak - other + theirs) - added[:, None], out=gains[1])
+    return Weighed(pairs, gains.reshape(*gains.shape[:3], *pairs.cold.shape), ROUNDING * carried[pairs.hot])
 
 
 def _burden(now: Layers, leaving: Indices, parts: Floats) -> Floats:
-    """[s, H, C]: what each other rank of the expert gets once its replica with load `parts` is gone.
+    """[s, P]: what each other rank of the expert gets once its replica with load `parts` is gone.
 
     Of x tokens in c replicas it is x/(c-1) - x/c. Infinite if it is the last.
     """
@@ -145,9 +151,9 @@ def _burden(now: Layers, leaving: Indices, parts: Floats) -> Floats:
 
 
 def _hottest_other_host(now: Layers, leaving: Indices, peak: Floats, own: Floats) -> Floats:
-    """[s, H, C]: load of the hottest rank that has the expert too, the cold rank left out, or else the hot one.
+    """[s, P]: load of the hottest rank that has the expert too, the cold rank left out, or else the hot one.
 
-    These have `own` [H, C] and `peak` [H, 1].
+    These have `own` [P] and `peak` [P].
     """
     experts = now.experts.ravel()
     replicas = np.flatnonzero(now.counts[experts] > 1)
@@ -162,8 +168,8 @@ def _hottest_other_host(now: Layers, leaving: Indices, peak: Floats, own: Floats
 
 
 def _may_replace(rules: Rules, ranks: Indices) -> Flags:
-    """[s, H, C]: whether the slot of the rank may get another expert's replica."""
-    allowed: Flags = rules.replaces.reshape(rules.num_ranks, -1).T[:, ranks % rules.num_ranks]
+    """[s, P]: whether the slot of the rank may get another expert's replica."""
+    allowed: Flags = rules.replaces.reshape(rules.num_ranks, -1).T.take(ranks % rules.num_ranks, axis=1)
     return allowed
 
 

@@ -157,7 +157,8 @@ def _paired(now: Layers, level: Floats, turn: int) -> Pairs:
     Each `turn` pairs them with other cold ones.
     """
     hot, others = _by_load(now, min(now.carried.shape[1] // 2, PAIRS))
-    return _above(now, level, hot, np.roll(others[:, : hot.shape[1]], -turn, axis=1)[:, :, None])
+    cold = others[:, (np.arange(hot.shape[1]) + turn) % hot.shape[1]]
+    return _above(now, level, hot, cold[:, :, None])
 
 
 def _by_load(now: Layers, number: int) -> tuple[Indices, Indices]:
