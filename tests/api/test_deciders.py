@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import invented_deciders
@@ -165,22 +166,18 @@ def test_deciders_that_cannot_live_are_told_and_no_window_is_to_blame(serve, wor
 def test_windows_beyond_those_that_may_wait_are_refused_and_may_come_again(serve, work_as, tmp_path, limit):
     marker = tmp_path / "go"
     work_as(partial(invented_deciders.waits_for, str(marker)))
-    client, answers = serve(**limit), []
+    client = serve(**limit)
     path = f"/v1/runs/{new_run(client)['id']}/windows"
-    threads = [
-        threading.Thread(target=lambda index=index: answers.append(client.post(path, json=window(index))))
-        for index in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    until(lambda: "trimtab_windows_waiting 2.0" in client.get("/metrics").text)
-    refused = client.post(path, json=window(2))
+    with ThreadPoolExecutor(3) as pool:
+        taken = [pool.submit(client.post, path, json=window(index)) for index in range(2)]
+        try:
+            until(lambda: "trimtab_windows_waiting 2.0" in client.get("/metrics").text)
+            refused = pool.submit(client.post, path, json=window(2)).result(30)
+        finally:
+            marker.touch()
     assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
     assert "2 windows" in refused.json()["detail"]
-    marker.touch()
-    for thread in threads:
-        thread.join()
-    assert [answer.status_code for answer in answers] == [200, 200]
+    assert [answer.result().status_code for answer in taken] == [200, 200]
     assert client.post(path, json=window(2)).status_code == 200
 
 
