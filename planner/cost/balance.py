@@ -61,9 +61,7 @@ def imbalance(loads: ArrayLike) -> float:
     return float(np.mean(np.maximum(rows.max(axis=-1) / rows.mean(axis=-1), 1.0)))
 
 
-def hottest_rank_bound(
-    shares: ArrayLike, num_ranks: int, slots_per_rank: int, counts: Indices | None = None
-) -> Floats:
+def hottest_rank_bound(shares: ArrayLike, num_ranks: int, slots_per_rank: int, counts: Indices | None = None) -> Floats:
     """Load [...] below which no placement in these slots can bring the hottest rank.
 
     With n ranks of s slots, E experts of load x1 >= x2 >= ..., it is the largest of
