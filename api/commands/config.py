@@ -30,8 +30,15 @@ def config(
         return
     from_where = origins(chosen)
     rows = tuple(
-        (name, str(values[name]), from_where[name], " ".join((field.description or "").split()))
+        (name, _shown(values[name]), from_where[name], " ".join((field.description or "").split()))
         for name, field in Settings.model_fields.items()
     )
     show(Table("Settings", tuple(map(Column, ("setting", "value", "from", "meaning"))), rows))
     say(f"Each can be set by a variable, as {PREFIX}PORT=9000, or in a file, as port = 9000.")
+
+
+def _shown(value: object) -> str:
+    """As a variable of the environment takes it; a dash where nothing is set."""
+    if value is None or value == ():
+        return "–"
+    return json.dumps(value) if isinstance(value, tuple) else str(value)

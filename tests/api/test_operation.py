@@ -212,6 +212,14 @@ def test_the_environment_goes_over_the_file_and_the_file_over_the_defaults(capsy
     assert "TRIMTAB_PORT" in row["port"] and str(tmp_path)[:12] in row["workers"] and "default" in row["host"]
 
 
+def test_the_table_shows_values_as_variables_take_them(capsys, clean):
+    clean("TRIMTAB_ALLOWED_HOSTS", '["plan.example", "x"]')
+    table = trimtab(capsys, "config").out.splitlines()
+    row = {line.split()[0]: line for line in table if line.split()}
+    assert '["plan.example", "x"]' in row["allowed_hosts"]
+    assert row["workers"].split()[1] == row["trusted_proxies"].split()[1] == "–"
+
+
 def test_the_file_may_be_named_by_a_variable(capsys, clean, tmp_path):
     (tmp_path / "x.toml").write_text("lease_s = 5.0\n")
     clean("TRIMTAB_CONFIG", str(tmp_path / "x.toml"))
