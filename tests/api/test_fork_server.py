@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 SCRIPT = """
-import json, multiprocessing, signal, sys
+import json, multiprocessing, os, signal, sys
 
 def look(voice):
     loaded = [name for name in ("api.decider", "planner.search", "pulp") if name in sys.modules]
-    voice.send((loaded, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+    keeps = "MALLOC_TRIM_THRESHOLD_" in os.environ
+    voice.send((loaded, keeps, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 
 if __name__ == "__main__":
     from api.fork_server import start_fork_server
@@ -25,5 +26,6 @@ def test_processes_are_born_with_what_they_need_and_deaf_to_ctrl_c_which_the_ser
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    loaded, is_deaf, service_is_deaf = json.loads(said.stdout)
+    loaded, keeps_memory, is_deaf, service_is_deaf = json.loads(said.stdout)
     assert (loaded, is_deaf, service_is_deaf) == (["api.decider", "planner.search", "pulp"], True, False)
+    assert keeps_memory
