@@ -15,8 +15,8 @@ ONE_THREAD = ("OMP_NUM_THREADS", "1")
 """Each process is for one core; the threads with which numpy would help itself to others take more than they give."""
 
 KEPT_MEMORY = (("MALLOC_MMAP_THRESHOLD_", str(32 << 20)), ("MALLOC_TRIM_THRESHOLD_", str(64 << 20)))
-"""What glibc's malloc comes to by itself once a process has freed an array of 32 MiB. A decider never does: half a
-megabyte at a time it gives memory back and asks for it again, which takes a tenth of its time (docs/log.md)."""
+"""What glibc's malloc comes to by itself once a process has freed an array of 32 MiB. A decider never does: what
+it gives back to the system it asks for again in the next window, which takes a tenth of its time (docs/log.md)."""
 
 
 def start_fork_server() -> None:
