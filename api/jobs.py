@@ -170,7 +170,7 @@ class Jobs:
             running = self._submit(job)
             with self._lock:
                 self._running[job.id] = running
-            if self._store.search(job.id).state.is_final:  # cancelled while it started
+            if self._store.ended([job.id]):  # cancelled while it started
                 self._lost(running)
 
     def _places(self) -> int:
@@ -272,7 +272,7 @@ class Jobs:
         """End the work on a search that is no longer ours: it was cancelled elsewhere, or taken."""
         running.outcome.cancel()
         if self._forget(running):
-            state = self._store.search(running.job.id).state
+            state, _, _ = self._store.marks([running.job.id])[running.job.id]
             if state is SearchState.CANCELLED:
                 self._tell_state(running.job.id, state, time.monotonic() - running.began)
             else:

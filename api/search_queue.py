@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
-from sqlalchemy.orm import Session, aliased, defer
+from sqlalchemy.orm import Session, aliased
 
 from api.database import Database
 from api.executors.port import STARTING
 from api.problems import ProblemDocument, problem_of
-from api.search_store import finish, job_of, search_row, succeed
+from api.search_store import UNREADABLE, finish, job_of, search_row, succeed
 from api.tables import SearchRow
 from api.values import SearchJob, SearchState
 from planner.spec.errors import UnavailableError
@@ -88,9 +88,8 @@ class SearchQueue:
             return ()
         taken_back = []
         with self._database.writing() as session:
-            # Without the request: another version may have written it.
-            lost = select(SearchRow).options(defer(SearchRow.request)).where(interrupted)
-            for row in session.scalars(lost.with_for_update(skip_locked=True)).all():
+            lost = select(SearchRow).where(interrupted).with_for_update(skip_locked=True)
+            for row in session.scalars(lost).all():
                 seconds = (now - (row.started_at or now)).total_seconds()
                 row.lost_services += row.message != STARTING
                 self._try_again(row, row.lost_services, MAX_LOST_SERVICES, LOST)
@@ -190,7 +189,7 @@ class SearchQueue:
             self._fail(row, problem_of(UnavailableError(f"{reason}, {TIMES[most]}; {blame}")))
 
     def _unreadable(self) -> dict[str, object]:
-        problem = problem_of(UnavailableError("another version of Trimtab wrote this search"))
+        problem = problem_of(UnavailableError(UNREADABLE))
         failed = {"state": SearchState.FAILED, "error": problem, "message": problem.detail}
         return failed | {"finished_at": self._now(), "holder": None, "lease_until": None}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import logging
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from importlib.metadata import version
 from math import inf
 
+from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -25,6 +27,8 @@ from planner.spec.training import Training
 from planner.spec.value import content_id
 
 VERSION = version("trimtab")
+UNREADABLE = "another version of Trimtab wrote this search, and this one cannot read it"
+log = logging.getLogger(__name__)
 Mark = tuple[SearchState, float, str]
 """State, progress and message: what changes of a search, its times and its end included."""
 
@@ -113,15 +117,14 @@ class SearchStore:
             return _search(row)
 
     def search(self, search_id: str) -> Search:
-        """One search; raises NotFoundError."""
+        """One search; raises NotFoundError, or UnavailableError where another version wrote it."""
         with self._database.reading() as session:
             return _search(search_row(session, search_id))
 
     def searches(self, search_ids: Collection[str]) -> tuple[Search, ...]:
-        """Those of the searches that there are."""
+        """Those of the searches that there are, and that can be read."""
         with self._database.reading() as session:
-            rows = session.scalars(select(SearchRow).where(SearchRow.id.in_(search_ids)))
-            return tuple(_search(row) for row in rows)
+            return _readable(session.scalars(select(SearchRow).where(SearchRow.id.in_(search_ids))).all())
 
     def marks(self, search_ids: Collection[str]) -> dict[str, Mark]:
         """By id, whether something has changed: quick to read."""
@@ -131,10 +134,10 @@ class SearchStore:
             return {row.id: (row.state, row.progress, row.message) for row in found}
 
     def page(self, limit: int, after: str | None = None, state: SearchState | None = None) -> tuple[Search, ...]:
-        """At most `limit` searches, newest first, in one state or any, from the one after `after` on; raises InputError
-        for `after`.
+        """At most `limit` searches that can be read, newest first, in one state or any, from the one after `after` on;
+        raises InputError for `after`.
         """
-        query = select(SearchRow).order_by(SearchRow.number.desc()).limit(limit)
+        query = select(SearchRow).order_by(SearchRow.number.desc())
         if state is not None:
             query = query.where(SearchRow.state == state)
         with self._database.reading() as session:
@@ -143,7 +146,15 @@ class SearchStore:
                 if last is None:
                     raise InputError.at("query.after", f"is no search: {after!r}")
                 query = query.where(SearchRow.number < last)
-            return tuple(_search(row) for row in session.scalars(query))
+            found = list[Search]()
+            while len(found) < limit:
+                asked = limit - len(found)
+                rows = session.scalars(query.limit(asked)).all()
+                found += _readable(rows)
+                if len(rows) < asked:
+                    break
+                query = query.where(SearchRow.number < rows[-1].number)
+            return tuple(found)
 
     def cancel(self, search_id: str) -> Search:
         """End a search that waits or runs; raises NotFoundError, or ConflictError if it has ended otherwise."""
@@ -228,7 +239,23 @@ def job_of(row: SearchRow) -> SearchJob:
     )
 
 
+def _readable(rows: Sequence[SearchRow]) -> tuple[Search, ...]:
+    """All but those that another version wrote: one of these must not keep the others from being seen."""
+    found = list[Search]()
+    for row in rows:
+        try:
+            found.append(_search(row))
+        except UnavailableError:
+            log.warning("search %s is left out: %s", row.id, UNREADABLE)
+    return tuple(found)
+
+
 def _search(row: SearchRow) -> Search:
+    """Raises UnavailableError."""
+    try:
+        request = row.request
+    except ValidationError:
+        raise UnavailableError(UNREADABLE) from None
     return Search(
         id=row.id,
         state=row.state,
@@ -241,7 +268,7 @@ def _search(row: SearchRow) -> Search:
         best_plan_id=row.best_plan_id,
         best_plan_summary=row.best_plan_summary,
         best_step_time_s=row.best_step_time_s,
-        request=row.request,
+        request=request,
     )
 
 

@@ -109,7 +109,8 @@ class SearchRow(Table):
     request_hash: Mapped[str] = mapped_column(String(ID_LENGTH))
     question: Mapped[str | None] = mapped_column(String(ID_LENGTH), index=True)
     """What is searched, resolved, and by which version: equal questions share one result. None: from before that."""
-    request: Mapped[SearchRequest] = mapped_column(Json(SearchRequest))
+    request: Mapped[SearchRequest] = mapped_column(Json(SearchRequest), deferred=True)
+    """Loaded where it is looked at: it may be large, or of another version, and the queue goes on without it."""
     error: Mapped[ProblemDocument | None] = mapped_column(Json(ProblemDocument))
     best_plan_id: Mapped[str | None] = mapped_column(String(ID_LENGTH))
     best_plan_summary: Mapped[str | None] = mapped_column(Text)

@@ -11,6 +11,7 @@ from api.problems import status_problem
 from api.search_queue import MAX_LOST_SERVICES, SearchQueue
 from api.search_store import SearchStore
 from api.values import SearchState
+from planner.spec.errors import UnavailableError
 from planner.spec.request import SearchRequest
 from profiles import resolve_cluster, resolve_model
 
@@ -57,6 +58,13 @@ def theirs(database, clock):
 def add(store, length=128):
     training = REQUEST.training.model_copy(update={"sequence_length": length})
     return store.add(REQUEST.model_copy(update={"training": training}), MODEL, CLUSTER).id
+
+
+def make_unreadable(database, search):
+    """As a later version may write its requests."""
+    with database.writing() as session:
+        other = {"other": '{"of": "tomorrow"}', "id": search}
+        session.execute(text("UPDATE searches SET request = :other WHERE id = :id"), other)
 
 
 def test_what_one_holds_no_other_takes(store, ours, theirs, clock):
@@ -178,12 +186,42 @@ def test_a_holder_that_ends_in_order_hands_back_and_that_is_no_death(store, ours
 def test_a_search_of_another_version_that_is_gone_is_taken_back_and_has_failed(database, store, ours, theirs, clock):
     search = add(store)
     theirs.take_next()
-    with database.writing() as session:
-        session.execute(text("UPDATE searches SET request = :other"), {"other": '{"of": "tomorrow"}'})
+    make_unreadable(database, search)
     clock.move(LEASE_S + 1)
     assert [taken[:2] for taken in ours.take_back()] == [(search, SearchState.QUEUED)]
     assert ours.take_next() is None
     assert store.ended([search]) == {search}
+
+
+@pytest.mark.parametrize(
+    ("says", "state"),
+    [
+        (lambda queue, search: queue.succeed(search, SHORTLIST), SearchState.SUCCEEDED),
+        (lambda queue, search: queue.fail(search, status_problem(500, "no")), SearchState.FAILED),
+        (lambda queue, search: queue.worker_died(search, "killed"), SearchState.QUEUED),
+        (lambda queue, search: queue.interrupted(search, "lost"), SearchState.QUEUED),
+        (lambda queue, _: queue.hand_back(), SearchState.QUEUED),
+    ],
+    ids=["succeed", "fail", "worker_died", "interrupted", "hand_back"],
+)
+def test_what_a_holder_says_of_a_search_that_it_cannot_read_any_more_counts(database, store, ours, says, state):
+    search = add(store)
+    ours.take_next()
+    make_unreadable(database, search)
+    says(ours, search)
+    assert store.marks([search])[search][0] is state and ours.held() == frozenset()
+
+
+def test_lists_leave_out_what_cannot_be_read_and_go_on_behind_it(database, store, caplog):
+    oldest, unreadable, newest = add(store), add(store, length=64), add(store, length=32)
+    make_unreadable(database, unreadable)
+    assert [search.id for search in store.page(2)] == [newest, oldest]
+    assert [search.id for search in store.page(3)] == [newest, oldest]
+    assert [search.id for search in store.page(1, after=newest)] == [oldest]
+    assert {search.id for search in store.searches([oldest, unreadable])} == {oldest}
+    assert unreadable in caplog.text
+    with pytest.raises(UnavailableError, match="another version"):
+        store.search(unreadable)
 
 
 def test_what_has_ended_is_told_whoever_ended_it(store, ours, theirs):
