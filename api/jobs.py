@@ -100,10 +100,12 @@ class Jobs:
     def close(self) -> None:
         """Stop what runs. Its searches wait for another service, or the next.
 
-        They are handed back before the dispatcher has ended: it may wait for the database for long, and whoever ends
-        a service does not.
+        Their work ends first, so that none runs here and elsewhere at once. They are handed back before the dispatcher
+        has ended: it may wait for the database for long, and whoever ends a service does not.
         """
         self._closed = True
+        for running in self._all_running():
+            running.outcome.cancel()
         self.wake()
         self._hand_back()
         self._thread.join(END_S)
@@ -170,7 +172,9 @@ class Jobs:
             running = self._submit(job)
             with self._lock:
                 self._running[job.id] = running
-            if self._store.ended([job.id]):  # cancelled while it started
+            if self._closed:  # while it started: `close` may not have seen it
+                running.outcome.cancel()
+            elif self._store.ended([job.id]):  # cancelled while it started
                 self._lost(running)
 
     def _places(self) -> int:

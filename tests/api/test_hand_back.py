@@ -2,9 +2,11 @@
 
 import threading
 import time
+from functools import partial
 
 import invented_searches
 import pytest
+from service_process import alive
 from sqlalchemy.exc import OperationalError
 from test_jobs import MEMORY_BYTES, add, store  # noqa: F401
 from test_leases import LEASE_S
@@ -48,6 +50,24 @@ def test_searches_are_handed_back_while_the_dispatcher_waits_for_the_database(da
         closing = threading.Thread(target=jobs.close)
         closing.start()
         until(lambda: store.search(search).state is SearchState.QUEUED)
+    finally:
+        queue.released.set()
+        closing.join()
+
+
+def test_what_is_handed_back_does_not_go_on_here_while_the_dispatcher_waits(database, store, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("api.jobs.END_S", 60.0)
+    pid_file, queue = tmp_path / "pid", StuckQueue(database)
+    jobs = Jobs(store, queue, LocalExecutor(partial(invented_searches.deaf, str(pid_file)), 1, MEMORY_BYTES), 60.0)
+    search = add(store)
+    jobs.start()
+    try:
+        until(lambda: pid_file.exists() and pid_file.read_text())
+        assert queue.stuck.wait(30)
+        closing = threading.Thread(target=jobs.close)
+        closing.start()
+        until(lambda: store.search(search).state is SearchState.QUEUED)
+        until(lambda: not alive(int(pid_file.read_text())))
     finally:
         queue.released.set()
         closing.join()
