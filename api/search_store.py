@@ -9,6 +9,7 @@ from datetime import datetime
 from http import HTTPStatus
 from importlib.metadata import version
 from math import inf
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from sqlalchemy import func, select
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from api.database import Database
 from api.problems import ProblemDocument
+from api.short_names import cluster_name, model_name
 from api.tables import PlanRow, SearchRow
 from api.values import Search, SearchJob, SearchState
 from planner.spec.errors import ConflictError, InputError, NotFoundError, UnavailableError
@@ -44,6 +46,24 @@ class Found:
     model: Model
     cluster: AnyCluster
     training: Training
+
+
+class Glance(NamedTuple):
+    """What a list of searches shows of one. Names are None where the request is of another version."""
+
+    id: str
+    state: SearchState
+    progress: float
+    message: str
+    created_at: datetime
+    model_name: str | None
+    cluster_name: str | None
+    best_plan_id: str | None
+    best_plan_summary: str | None
+    best_step_time_s: float | None
+
+
+_GLANCE = tuple(getattr(SearchRow, name) for name in Glance._fields)
 
 
 class SearchStore:
@@ -107,6 +127,8 @@ class SearchStore:
                 request_hash=request_hash,
                 question=question,
                 request=request,
+                model_name=model_name(request.model),
+                cluster_name=cluster_name(request.cluster),
                 model=model,
                 cluster=cluster,
             )
@@ -142,10 +164,7 @@ class SearchStore:
             query = query.where(SearchRow.state == state)
         with self._database.reading() as session:
             if after is not None:
-                last = session.scalar(select(SearchRow.number).where(SearchRow.id == after))
-                if last is None:
-                    raise InputError.at("query.after", f"is no search: {after!r}")
-                query = query.where(SearchRow.number < last)
+                query = query.where(SearchRow.number < _number_after(session, after))
             found = list[Search]()
             while len(found) < limit:
                 asked = limit - len(found)
@@ -155,6 +174,14 @@ class SearchStore:
                     break
                 query = query.where(SearchRow.number < rows[-1].number)
             return tuple(found)
+
+    def glances(self, limit: int, after: str | None = None) -> tuple[Glance, ...]:
+        """As `page`, but only what a list for people shows; requests, which may be large, are not read."""
+        query = select(*_GLANCE).order_by(SearchRow.number.desc()).limit(limit)
+        with self._database.reading() as session:
+            if after is not None:
+                query = query.where(SearchRow.number < _number_after(session, after))
+            return tuple(Glance(*row) for row in session.execute(query))
 
     def cancel(self, search_id: str) -> Search:
         """End a search that waits or runs; raises NotFoundError, or ConflictError if it has ended otherwise."""
@@ -230,6 +257,14 @@ def search_row(session: Session, search_id: str, *, to_change: bool = False) -> 
     if row is None:
         raise NotFoundError(f"no search {search_id!r}")
     return row
+
+
+def _number_after(session: Session, after: str) -> int:
+    """Raises InputError."""
+    number = session.scalar(select(SearchRow.number).where(SearchRow.id == after))
+    if number is None:
+        raise InputError.at("query.after", f"is no search: {after!r}")
+    return number
 
 
 def job_of(row: SearchRow) -> SearchJob:

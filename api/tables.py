@@ -112,6 +112,9 @@ class SearchRow(Table):
     request: Mapped[SearchRequest] = mapped_column(Json(SearchRequest), deferred=True)
     """Loaded where it is looked at: it may be large, or of another version, and the queue goes on without it."""
     error: Mapped[ProblemDocument | None] = mapped_column(Json(ProblemDocument))
+    model_name: Mapped[str | None] = mapped_column(Text)
+    """As people call it (`api.short_names`), for lists; None: from before that, and its request cannot be read."""
+    cluster_name: Mapped[str | None] = mapped_column(Text)
     best_plan_id: Mapped[str | None] = mapped_column(String(ID_LENGTH))
     best_plan_summary: Mapped[str | None] = mapped_column(Text)
     """Of the same plan, as in the shortlist: lists of searches are shown without reading shortlists."""

@@ -11,6 +11,7 @@ from fastapi import Depends
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from api import short_names
 from api.access_guard import caller_of
 from api.tokens import ANYBODY, Caller, Role
 from api.web import words
@@ -41,8 +42,8 @@ class Html:
         self._templates.filters.update(
             ago=lambda then: words.ago(then, now()),
             utc=words.utc,
-            model_name=words.model_name,
-            cluster_name=words.cluster_name,
+            model_name=short_names.model_name,
+            cluster_name=short_names.cluster_name,
             framework=words.framework_name,
             sentence=words.sentence,
             seconds=quantities.seconds,

@@ -100,7 +100,7 @@ class SearchPages:
     def _list(
         self, who: Caller, after: str | None, form: SearchForm, problem: ProblemDocument | None = None
     ) -> Response:
-        found = self._store.page(ON_A_PAGE + 1, after)
+        found = self._store.glances(ON_A_PAGE + 1, after)
         wrong = by_place(form, problem.errors or ()) if problem else {}
         if problem and not problem.errors:
             wrong = {"": [problem.detail]}

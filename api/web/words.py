@@ -1,12 +1,10 @@
-"""How pages call things: times, models and clusters as they were asked for, frameworks."""
+"""How pages call things: times, errors, frameworks."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from planner.spec.cluster import Device
 from planner.spec.export import ExportTarget
-from planner.spec.request import AnyClusterRequest, ClusterRequest, ModelRequest
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 _FRAMEWORKS = {
@@ -33,25 +31,6 @@ def ago(then: datetime, now: datetime) -> str:
 def utc(then: datetime) -> str:
     """`2026-11-22 01:15:40 UTC`."""
     return f"{then:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def model_name(request: ModelRequest) -> str:
-    """The preset, the name of explicit layers, or what a config.json calls its model."""
-    if request.preset is not None:
-        return request.preset
-    if request.spec is not None:
-        return request.spec.name
-    config = request.hf_config or {}
-    named = (config.get(key) for key in ("_name_or_path", "model_type"))
-    return next((name for name in named if isinstance(name, str) and name), "config.json")
-
-
-def cluster_name(request: AnyClusterRequest) -> str:
-    """`8 × 8 h100-sxm-80g`; groups are joined by +."""
-    if isinstance(request, ClusterRequest):
-        device = request.device.name if isinstance(request.device, Device) else request.device
-        return f"{request.nodes} × {request.devices_per_node} {device}"
-    return " + ".join(cluster_name(group) for group in request.groups)
 
 
 def sentence(message: str) -> str:

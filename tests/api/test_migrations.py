@@ -22,6 +22,8 @@ from api.tables import Table
 from api.values import SearchState
 from planner.online import begin, decide
 from planner.spec.errors import InputError
+from planner.spec.parse import parse
+from planner.spec.request import SearchRequest
 from planner.spec.run import Run, RunContext
 
 CONFIG = Config()
@@ -111,6 +113,31 @@ def test_what_the_first_revision_kept_is_read_after_each_step_to_the_newest(empt
     assert queue.take_next().id == "s2"
     second, state = decide(window(1), state, run.context)
     assert runs.record("r1", 1, window(1), second, state), "numbers go on where they were"
+    database.close()
+
+
+@on_both
+def test_searches_from_before_know_what_people_call_them(empty_url, engine):
+    device = CLUSTER.device.model_dump(mode="json")
+    groups = [{"nodes": 1, "devices_per_node": 8, "device": name} for name in ("a100-sxm-80g", "v100-sxm2-32g")]
+    asked = [
+        {},
+        {"model": {"preset": "mixtral-8x7b"}, "cluster": {"groups": groups}},
+        {"model": {"hf_config": {"_name_or_path": "house/" * 99}}, "cluster": {"groups": groups * 16}},
+        {"model": {"hf_config": {"model_type": 7}}, "cluster": {"nodes": 1, "devices_per_node": 4, "device": device}},
+    ]
+    requests = [parse(SearchRequest, REQUEST.model_dump(exclude_unset=True) | changes) for changes in asked]
+    database = open_database(empty_url)
+    searches = SearchStore(database, Clock(), Numbers())
+    unreadable, *_ = [searches.add(request, MODEL, CLUSTER).id for request in [*requests[:1], *requests]]
+    named = {one.id: (one.model_name, one.cluster_name) for one in searches.glances(10)}
+    migrate(engine, command.downgrade, "0007")
+    with engine.begin() as connection:
+        values = {"id": unreadable, "other": '{"model": "tomorrow"}'}
+        connection.execute(text("UPDATE searches SET request = :other WHERE id = :id"), values)
+    migrate(engine, command.upgrade, "head")
+    found = {one.id: (one.model_name, one.cluster_name) for one in searches.glances(10)}
+    assert found == named | {unreadable: (None, None)}
     database.close()
 
 

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 from invented_searches import TINY_MODEL, TINY_REQUEST, breaks, endless, misses, refuses, risky
+from sqlalchemy import text
 
 from api.database import utc_now
 from api.run_store import RunStore
@@ -15,6 +16,7 @@ WAIT = {"Prefer": "wait=30"}
 PEOPLE = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 IDLE = {"imbalance_before": 1.0, "imbalance_after": 1.0, "imbalance_bound": 1.0, "reason": "because"}
 HOT = [[9000, 500, 300, 200], [500, 9000, 300, 200]]
+LINKS = [{"a": a, "b": "switch", "bandwidth_bytes_per_s": 1e11, "latency_s": 1e-6} for a in range(4)] * 100
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>"
 
 
@@ -92,6 +94,22 @@ def test_the_list_shows_model_cluster_state_plan_and_step_of_a_search(client, se
     for words in ("tiny-moe", "1 × 4 a100-sxm-80g", "succeeded", plans[0]["summary"], "just now"):
         assert words in page.text
     assert f"/searches/{search['id']}" in page.links()
+
+
+def test_the_list_reads_no_requests(client, search, database):
+    with database.writing() as session:
+        session.execute(text("UPDATE searches SET request = '{}'"))
+    assert "tiny-moe" in look(client, "/").text
+    with database.writing() as session:
+        session.execute(text("UPDATE searches SET model_name = NULL, cluster_name = NULL"))
+    page = look(client, "/")
+    assert search["id"] in page.text and f"/searches/{search['id']}" in page.links()
+
+
+def test_a_long_request_is_shown_in_part(client):
+    request = TINY_REQUEST | {"cluster": TINY_REQUEST["cluster"] | {"links": LINKS}}
+    page = look(client, f"/searches/{submit(client, request)['id']}")
+    assert "The first 20,000 of " in page.text and len(page.text) < 30_000
 
 
 def test_the_list_comes_in_pages(client, monkeypatch):

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from api import short_names
 from api.web import words
 from planner.spec.parse import parse
 from planner.spec.request import AnyClusterRequest, ModelRequest
@@ -40,16 +41,17 @@ def test_times_are_told_with_their_zone():
         ({"hf_config": {"_name_or_path": "house/model", "model_type": "llama"}}, "house/model"),
         ({"hf_config": {"_name_or_path": "", "model_type": "llama"}}, "llama"),
         ({"hf_config": {"_name_or_path": 7}}, "config.json"),
+        ({"hf_config": {"_name_or_path": "m" * 300}}, "m" * 199 + "…"),
     ],
 )
 def test_models_are_called_as_their_request_calls_them(request_, name):
-    assert words.model_name(parse(ModelRequest, request_)) == name
+    assert short_names.model_name(parse(ModelRequest, request_)) == name
 
 
 def test_groups_of_nodes_are_joined():
     groups = [{"nodes": 1, "devices_per_node": 8, "device": name} for name in ("a100-sxm-80g", "v100-sxm2-32g")]
     request = parse(AnyClusterRequest, {"groups": groups})
-    assert words.cluster_name(request) == "1 × 8 a100-sxm-80g + 1 × 8 v100-sxm2-32g"
+    assert short_names.cluster_name(request) == "1 × 8 a100-sxm-80g + 1 × 8 v100-sxm2-32g"
 
 
 def test_messages_are_sentences_where_they_stand_alone():
