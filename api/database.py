@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
-from api.engines import PURPOSE, Writes, make_engine
+from api.engines import PATIENCE_S, PURPOSE, Writes, make_engine
 from planner.spec.errors import InputError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -59,15 +59,17 @@ class Database:
             yield session
 
     @contextmanager
-    def writing(self, *, alone: bool = True, patient: bool = True) -> Iterator[Session]:
+    def writing(self, *, alone: bool = True, patience_s: float | None = None) -> Iterator[Session]:
         """All or nothing; takes the write lock at once, so that what is read inside stays true until the end.
 
         Not `alone`: others may write at the same time, where the database can that (PostgreSQL). For transactions that
         begin with the one statement which decides whether they happen, and that see no rows but their own.
-        Not `patient`: alone, and soon or not at all, for a service that ends.
+        `patience_s`: how long it waits for others who write, where it has less time than most (`BUSY_TIMEOUT_MS`).
         """
-        purpose = Writes.LAST if not patient else Writes.ALONE if alone else Writes.BESIDE_OTHERS
-        with Session(self._writing[purpose]) as session, session.begin():
+        engine = self._writing[Writes.ALONE if alone else Writes.BESIDE_OTHERS]
+        if patience_s is not None:
+            engine = engine.execution_options(**{PATIENCE_S: patience_s})
+        with Session(engine) as session, session.begin():
             yield session
 
     def migrate(self) -> None:

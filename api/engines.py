@@ -23,9 +23,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from planner.spec.errors import InputError
 
 BUSY_TIMEOUT_MS = 10_000
-"""How long a writer waits for the others."""
-LAST_TIMEOUT_MS = 2_000
-"""How long one of a service that ends does."""
+"""How long a writer waits for the others, unless `PATIENCE_S` says otherwise."""
 PAGE_BYTES = 32_768
 """Of new files. A window with its decision is up to a megabyte: large pages make it quicker to write, and the log is
 brought into the file (which waits for the disk) after 1000 pages, whatever their size."""
@@ -53,14 +51,14 @@ class Writes(Enum):
 
     ALONE = "alone"
     BESIDE_OTHERS = "beside others"
-    LAST = "last"
-    """Alone, by a service that ends: it waits for others no longer than `LAST_TIMEOUT_MS`."""
     MIGRATION = "migration"
     """Alone, and in no hurry."""
 
 
 PURPOSE = "trimtab_writes"
 """The execution option that holds a `Writes`."""
+PATIENCE_S = "trimtab_patience_s"
+"""The execution option that says how long this writer waits for the others."""
 
 
 def make_engine(url: str) -> Engine:
@@ -110,9 +108,17 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         purpose = _purpose(connection)
-        if purpose is Writes.LAST:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={LAST_TIMEOUT_MS}")
+        if purpose:
+            _have_patience(connection)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if purpose else "BEGIN")
+
+
+def _have_patience(connection: Connection) -> None:
+    """For this transaction; a connection keeps what it was told for the next, which may be another writer's."""
+    wanted_ms = _patience_ms(connection) or BUSY_TIMEOUT_MS
+    if connection.info.get(PATIENCE_S, BUSY_TIMEOUT_MS) != wanted_ms:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={wanted_ms}")
+        connection.info[PATIENCE_S] = wanted_ms
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -166,9 +172,9 @@ def _postgresql(url: URL) -> Engine:
         if purpose is Writes.MIGRATION:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-        if purpose is Writes.LAST:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LAST_TIMEOUT_MS}")
-        if purpose in (Writes.ALONE, Writes.LAST, Writes.MIGRATION):
+        if (patience_ms := _patience_ms(connection)) is not None:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {patience_ms}")
+        if purpose in (Writes.ALONE, Writes.MIGRATION):
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
 
     return engine
@@ -177,3 +183,9 @@ def _postgresql(url: URL) -> Engine:
 def _purpose(connection: Connection) -> Writes | None:
     purpose: Writes | None = connection.get_execution_options().get(PURPOSE)
     return purpose
+
+
+def _patience_ms(connection: Connection) -> int | None:
+    """None: as every writer's."""
+    patience_s: float | None = connection.get_execution_options().get(PATIENCE_S)
+    return None if patience_s is None else max(1, round(1000 * patience_s))

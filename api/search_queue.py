@@ -30,6 +30,10 @@ from planner.spec.errors import UnavailableError
 from planner.spec.shortlist import Shortlist
 
 log = logging.getLogger(__name__)
+WAITS = 4
+"""Of a lease: no transaction waits longer for others than one of so many parts, for the next may be to renew leases."""
+LAST_S = 2.0
+"""How long the last transaction of a service that ends waits for others, at most."""
 MAX_WORKERS_DIED = 2
 MAX_LOST_SERVICES = 10
 TIMES = {MAX_WORKERS_DIED: "twice", MAX_LOST_SERVICES: "ten times"}
@@ -57,6 +61,7 @@ class SearchQueue:
         self._now = now
         self._holder = holder
         self.lease_s = lease_s
+        self._patience_s = lease_s / WAITS
 
     def work_waits(self) -> bool:
         """Whether there is a search to take."""
@@ -68,7 +73,7 @@ class SearchQueue:
         One that cannot be read, for another version wrote it, has failed, and keeps none behind it waiting.
         """
         waiting = select(SearchRow.number).where(_takeable()).order_by(SearchRow.number).limit(1)
-        with self._database.writing() as session:
+        with self._database.writing(patience_s=self._patience_s) as session:
             while (number := session.scalar(waiting.with_for_update(skip_locked=True))) is not None:
                 begun = {"state": SearchState.RUNNING, "started_at": self._now(), "message": STARTING}
                 held = {"holder": self._holder, "lease_until": self._lease_end()}
@@ -87,7 +92,7 @@ class SearchQueue:
         if not self._any(interrupted):  # nearly always, and reading locks nobody out
             return ()
         taken_back = []
-        with self._database.writing() as session:
+        with self._database.writing(patience_s=self._patience_s) as session:
             lost = select(SearchRow).where(interrupted).with_for_update(skip_locked=True)
             for row in session.scalars(lost).all():
                 seconds = (now - (row.started_at or now)).total_seconds()
@@ -98,7 +103,7 @@ class SearchQueue:
 
     def renew(self) -> None:
         """Hold on to everything for another lease."""
-        with self._database.writing(alone=False) as session:
+        with self._database.writing(alone=False, patience_s=self._patience_s) as session:
             session.execute(update(SearchRow).where(self._held()).values(lease_until=self._lease_end()))
 
     def held(self) -> frozenset[str]:
@@ -108,7 +113,7 @@ class SearchQueue:
 
     def report(self, search_id: str, progress: float, message: str) -> None:
         """Note how far a search is; without effect on one that is not held."""
-        with self._database.writing(alone=False) as session:
+        with self._database.writing(alone=False, patience_s=self._patience_s) as session:
             session.execute(
                 update(SearchRow)
                 .where(SearchRow.id == search_id, self._held())
@@ -117,7 +122,7 @@ class SearchQueue:
 
     def succeed(self, search_id: str, shortlist: Shortlist) -> SearchState | None:
         """Keep the result, for those too that wait with the same question; without effect on a search not held."""
-        with self._database.writing() as session:
+        with self._database.writing(patience_s=self._patience_s) as session:
             row = search_row(session, search_id, to_change=True)
             if not self._holds(row):
                 return None
@@ -130,7 +135,7 @@ class SearchQueue:
 
         Where the question itself is to blame, those that wait with the same one have failed too.
         """
-        with self._database.writing() as session:
+        with self._database.writing(patience_s=self._patience_s) as session:
             row = search_row(session, search_id, to_change=True)
             if not self._holds(row):
                 return None
@@ -141,7 +146,7 @@ class SearchQueue:
 
     def worker_died(self, search_id: str, reason: str) -> SearchState | None:
         """After the first death the search waits again, after the second it has failed."""
-        with self._database.writing() as session:
+        with self._database.writing(patience_s=self._patience_s) as session:
             row = search_row(session, search_id, to_change=True)
             if not self._holds(row):
                 return None
@@ -151,7 +156,7 @@ class SearchQueue:
 
     def interrupted(self, search_id: str, reason: str) -> SearchState | None:
         """The search waits again, and that is no death; without effect on one that is not held."""
-        with self._database.writing() as session:
+        with self._database.writing(patience_s=self._patience_s) as session:
             row = search_row(session, search_id, to_change=True)
             if not self._holds(row):
                 return None
@@ -162,7 +167,7 @@ class SearchQueue:
         """Let everything that is held wait again, for the holder ends in order; how many searches."""
         if not self.held():
             return 0
-        with self._database.writing(patient=False) as session:
+        with self._database.writing(patience_s=min(LAST_S, self._patience_s)) as session:
             rows = session.scalars(select(SearchRow).where(self._held()).with_for_update()).all()
             for row in rows:
                 _wait_again(row, "waiting to start again: the service that ran it ended")

@@ -7,15 +7,17 @@ from functools import partial
 import invented_searches
 import pytest
 from service_process import alive
+from sqlalchemy import text, update
 from sqlalchemy.exc import OperationalError
 from test_jobs import MEMORY_BYTES, add, store  # noqa: F401
-from test_leases import LEASE_S
+from test_leases import LEASE_S, SHORTLIST
 
 from api.app import new_id
 from api.database import utc_now
 from api.executors.local import LocalExecutor
 from api.jobs import Jobs
 from api.search_queue import SearchQueue
+from api.tables import SearchRow
 from api.values import SearchState
 
 pytestmark = pytest.mark.both_databases
@@ -73,12 +75,44 @@ def test_what_is_handed_back_does_not_go_on_here_while_the_dispatcher_waits(data
         closing.join()
 
 
-def test_a_service_that_ends_waits_less_for_the_lock_than_one_that_works(database):
+def test_who_has_less_time_waits_less_for_the_lock(database):
     began = time.monotonic()
     with database.writing() as session:
         session.connection()
-        with pytest.raises(OperationalError, match="lock"), database.writing(patient=False) as other:
+        with pytest.raises(OperationalError, match="lock"), database.writing(patience_s=0.2) as other:
             other.connection()
-        assert time.monotonic() - began < 8, "LAST_TIMEOUT_MS, not BUSY_TIMEOUT_MS"
-    with database.writing(patient=False) as session:
+        assert time.monotonic() - began < 8, "not BUSY_TIMEOUT_MS"
+    with database.writing(patience_s=0.2) as session:
         session.connection()
+
+
+def test_short_patience_is_not_left_to_the_next_writer(database):
+    told = (("sqlite", "PRAGMA busy_timeout", (10_000, 200)), ("postgresql", "SHOW lock_timeout", ("10s", "200ms")))
+    for patience_s, which in ((None, 0), (0.2, 1), (None, 0), (0.2, 1)):
+        with database.writing(patience_s=patience_s) as session:
+            (ask, values) = next(more for name, *more in told if name == session.get_bind().dialect.name)
+            assert session.scalar(text(ask)) == values[which]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda queue, search: queue.renew(),
+        lambda queue, search: queue.report(search, 0.5, "half way"),
+        lambda queue, search: queue.succeed(search, SHORTLIST),
+        lambda queue, search: queue.worker_died(search, "killed"),
+        lambda queue, search: queue.interrupted(search, "lost"),
+        lambda queue, search: queue.take_next(),
+    ],
+    ids=["renew", "report", "succeed", "worker_died", "interrupted", "take_next"],
+)
+def test_no_step_of_the_dispatcher_waits_so_long_for_others_that_its_leases_end(database, store, step):  # noqa: F811
+    lease_s = 2.0
+    queue, search = SearchQueue(database, utc_now, new_id(), lease_s), add(store)
+    queue.take_next()
+    with database.writing() as session:
+        session.execute(update(SearchRow).values(progress=0.1))
+        began = time.monotonic()
+        with pytest.raises(OperationalError, match="lock"):
+            step(queue, search)
+        assert time.monotonic() - began < 8, "a part of the lease, not BUSY_TIMEOUT_MS"
