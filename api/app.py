@@ -20,6 +20,7 @@ from api.body_limit import BodyLimit
 from api.database import Database, utc_now
 from api.deciders import Deciders
 from api.documentation import DESCRIPTION, TAGS, documentation_router
+from api.ending import AnswersAtTheEnd
 from api.executors.choice import executor_of
 from api.executors.port import SearchFunction
 from api.head import HeadAsGet
@@ -136,8 +137,15 @@ def create_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, json_limits=json_limits, refuse=error_response)
     hosts = settings.allowed_hosts if access is None and is_loopback(settings.host) else None
-    rate = RateLimit(settings.max_requests_per_minute)
-    app.add_middleware(AccessGuard, access=access, names=run_names, hosts=hosts, rate=rate, answer=problems)
+    app.add_middleware(
+        AccessGuard,
+        access=access,
+        names=run_names,
+        hosts=hosts,
+        rate=RateLimit(settings.max_requests_per_minute),
+        answer=problems,
+    )
+    app.add_middleware(AnswersAtTheEnd, stopping=stopping, answer=problems)
     app.add_middleware(SafeHeaders)
     app.add_middleware(Measured, metrics=metrics, operations=operations_of("/v1", routers))
     app.add_middleware(CorrelationIdMiddleware, header_name=ID_HEADER, validator=is_accepted_id, generator=new_id)
