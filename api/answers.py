@@ -32,6 +32,8 @@ from planner.spec.errors import (
 log = logging.getLogger(__name__)
 LARGE_BODY_BYTES = 65_536
 """Above which a body is parsed beside the event loop."""
+CLIENT_GONE = 499
+"""As nginx calls it: nobody reads this status but the metrics."""
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 """Where an error does not say when to try again."""

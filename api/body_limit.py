@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.answers import CLIENT_GONE
 from api.json_limits import JsonLimits
 from planner.spec.errors import TooLargeError, TrimtabError
 
@@ -19,7 +20,8 @@ Refuse = Callable[[TrimtabError], Response]
 class BodyLimit:
     """Reads each body before the application does, at most `max_bytes` of it, and looks how much its JSON holds.
 
-    What is above a limit is answered with `refuse(error)`.
+    What is above a limit is answered with `refuse(error)`; a client that goes before its body is over, with a status
+    that nobody reads but the metrics.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, json_limits: JsonLimits, refuse: Refuse) -> None:
@@ -35,6 +37,9 @@ class BodyLimit:
             return
         try:
             messages = await self._read(receive)
+            if messages[-1]["type"] == "http.disconnect":
+                await Response(status_code=CLIENT_GONE)(scope, receive, send)
+                return
             body = b"".join(message.get("body", b"") for message in messages)
             if len(body) > LARGE_BODY_BYTES:
                 await run_in_threadpool(self._json_limits.check, body)

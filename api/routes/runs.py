@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from api.access_guard import caller_of
-from api.answers import StrictRoute, check_json_type, problem_response
+from api.answers import CLIENT_GONE, StrictRoute, check_json_type, problem_response
 from api.decider import Refused
 from api.deciders import Answer, Deciders
 from api.examples import RUN_EXAMPLES, WINDOW_EXAMPLES
@@ -30,8 +30,6 @@ from planner.view import run_picture
 
 Name = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Only runs of this name")]
 log = logging.getLogger(__name__)
-CLIENT_GONE = 499
-"""As nginx calls it: nobody reads this status but the metrics."""
 
 
 class RunRoutes:

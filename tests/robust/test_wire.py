@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from contextlib import closing
 
 import pytest
@@ -12,12 +13,19 @@ from service_process import service
 TIMEOUT_S = 30.0
 BODY = json.dumps(TINY_REQUEST).encode()
 POST = b"POST /v1/searches HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+POST_WINDOW = POST.replace(b"/v1/searches", b"/v1/runs/x/windows")
 MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    with service(tmp_path_factory.mktemp("wire"), "--workers", "1") as (_, client):
+def folder(tmp_path_factory):
+    """With the service's log."""
+    return tmp_path_factory.mktemp("wire")
+
+
+@pytest.fixture(scope="module")
+def real(folder):
+    with service(folder, "--workers", "1") as (_, client):
         yield client
 
 
@@ -107,11 +115,18 @@ def test_many_slow_clients_keep_nobody_from_an_answer(real):
             holder.__exit__(None, None, None)
 
 
-def test_a_client_that_goes_away_in_the_middle_hurts_nobody(real):
-    for part in (POST, POST + b"Content-Length: 1000\r\n\r\n{", b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+def test_a_client_that_goes_away_in_the_middle_hurts_nobody(real, folder):
+    (log,) = folder.glob("*.log")
+    before = len(log.read_text())
+    uploads = [place + b"Content-Length: 1000\r\n\r\n{" for place in (POST, POST_WINDOW)]
+    for part in (POST, *uploads, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"):
         with connected(real) as connection:
             connection.sendall(part)
+            time.sleep(0.1)  # or the service sees that the client has gone before it sees a request
     assert real.get("/readyz").is_success
+    said = log.read_text()[before:]
+    assert all(f'"POST {path}" 499 ' in said for path in ("/v1/searches", "/v1/runs/x/windows"))
+    assert "Traceback" not in said and '" 500 ' not in said
 
 
 @pytest.mark.parametrize(
