@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.orm import Session
 
 from api.engines import PATIENCE_S, PURPOSE, Writes, make_engine
+from api.logs import hidden_secrets
 from planner.spec.errors import InputError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -178,8 +179,8 @@ def shown_url(url: str) -> str:
 
 
 def hidden_password(url: str) -> str:
-    """The URL with stars for its password; what is no URL is told as such."""
+    """The URL with stars for its passwords, also those in its query; what is no URL is told as such."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        return hidden_secrets(make_url(url).render_as_string(hide_password=True))
     except ArgumentError:
         return "(no URL)"

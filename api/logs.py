@@ -22,7 +22,11 @@ LogFormat = Literal["text", "json"]
 """Lines for people, or one JSON object a line for machines."""
 TEXT = "%(asctime)s %(levelname)-7s %(correlation_id)s %(name)s: %(message)s"
 JSON_FIELDS = "%(levelname)s %(name)s %(message)s %(correlation_id)s"
-_SECRETS = ((FORM, r"ttk_\1_***"), (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"))
+_SECRETS = (
+    (FORM, r"ttk_\1_***"),
+    (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"),
+    (re.compile(r'([?&](?:ssl)?password=)(?:\\.|[^\s&"\\])+'), r"\1***"),  # to the end of a string in JSON, not beyond
+)
 
 
 class DiscreetHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no class with parameters in Python 3.10

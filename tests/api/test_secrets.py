@@ -17,6 +17,7 @@ from api.logs import hidden_secrets, settings
 SECRET = "5ec2e7" * 10 + "abcd"
 TOKEN = f"ttk_0123456789ab_{SECRET}"
 HUSH = "postgresql+psycopg://me:hush!hush@db/x"
+IN_QUERY = "postgresql+psycopg://db/x?user=me&password=hush!hush&sslpassword=hush&connect_timeout=3"
 
 
 def line(form, message, *args, error=None):
@@ -38,6 +39,7 @@ def test_a_line_never_has_a_secret_whatever_brought_it_there(form):
         line(form, '%s - "%s %s"', "127.0.0.1", "GET", f"/v1/runs?token={TOKEN}"),
         line(form, "cannot open %s", HUSH),
         line(form, "broken", error=ValueError(f"{TOKEN} {HUSH}")),
+        line(form, f'cannot open "{IN_QUERY}"'),
     ]
     for each in lines:
         assert SECRET not in each and "hush" not in each
@@ -86,6 +88,9 @@ def test_a_database_that_cannot_be_opened_keeps_its_password(capsys, url):
         assert "hush" not in result.err + result.out
 
 
-def test_settings_are_printed_without_the_password(capsys, monkeypatch):
-    monkeypatch.setenv("TRIMTAB_DATABASE_URL", HUSH)
-    assert "hush" not in trimtab(capsys, "config", "--json").out + trimtab(capsys, "config").out
+@pytest.mark.parametrize("url", [HUSH, IN_QUERY])
+def test_settings_are_printed_without_the_password(capsys, monkeypatch, url):
+    monkeypatch.setenv("TRIMTAB_DATABASE_URL", url)
+    said = trimtab(capsys, "config", "--json").out + trimtab(capsys, "config").out
+    assert "hush" not in said and "db/x" in said
+    assert ("connect_timeout=3" in said) == (url == IN_QUERY)
