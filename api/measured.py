@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.logs import hidden_secrets
 from api.metrics import Metrics
 from api.tokens import ANYBODY
 
@@ -80,7 +81,8 @@ def operations_of(prefix: str, routers: Iterable[APIRouter]) -> tuple[Operation,
 def _tell(scope: Scope, operation: str, status: int, seconds: float) -> None:
     """A line for people; for machines its parts as fields, and the name of the token, if one let the request in."""
     client = ":".join(map(str, scope.get("client") or ("-",)))
-    path, query = quote(scope["path"]), scope["query_string"].decode("latin-1")
+    path = _discreet(scope["path"], quote(scope["path"]))
+    query = _discreet(raw := scope["query_string"].decode("latin-1"), raw)
     caller = scope.get("caller", ANYBODY)
     fields: dict[str, Any] = {
         "client": client,
@@ -93,3 +95,10 @@ def _tell(scope: Scope, operation: str, status: int, seconds: float) -> None:
     }
     target = f"{path}?{query}" if query else path
     log.info('%s "%s %s" %d %.3f s', client, scope["method"], target, status, seconds, extra=fields)
+
+
+def _discreet(text: str, shown: str) -> str:
+    """`shown`, unless a secret stands in percent in the text, where the log's handler would not know it."""
+    plain = unquote(text)
+    hidden = hidden_secrets(plain)
+    return shown if hidden == plain else quote(hidden, safe="/=&*")

@@ -68,9 +68,15 @@ def test_nothing_that_a_client_brings_as_a_token_is_logged_or_answered(tmp_path)
                 {"params": {"token": given}},
             )
             answers += [client.get("/v1/runs", **way) for way in ways]
-            answers += [client.get(f"/v1/runs/{given}"), client.post("/sign-in", data={"token": given, "next": "/x"})]
+            encoded = given.replace("_", "%5F")
+            addresses = (given, encoded, encoded.replace("%", "%25"), f"?after=a%20b&name={encoded}")
+            answers += [client.get(f"/v1/runs/{address}") for address in addresses]
+            answers.append(client.post("/sign-in", data={"token": given, "next": "/x"}))
             answers.append(client.post("/v1/searches", json=TINY_REQUEST | {"model": given}, headers=bearer(given)))
-    assert [answer.status_code for answer in answers] == [200, 200, 401, 401, 303, 422, 401, 401, 401, 401, 401, 401]
+    assert [answer.status_code for answer in answers] == [
+        *(200, 200, 401, *[401] * 4, 303, 422),
+        *(401, 401, 401, *[401] * 4, 401, 401),
+    ]
     logged = "".join(log.read_text() for log in tmp_path.glob("service-*.log"))
     assert "/v1/runs" in logged
     for given in (text, wrong):
@@ -80,7 +86,9 @@ def test_nothing_that_a_client_brings_as_a_token_is_logged_or_answered(tmp_path)
         assert not [answer for answer in told if answer.status_code == 401]
 
 
-@pytest.mark.parametrize("url", [HUSH, "postgresql://me:hush@127.0.0.1:9/x", "nonsense:hush", "oracle://me:hush@h/x"])
+@pytest.mark.parametrize(
+    "url", [HUSH, IN_QUERY, "postgresql://me:hush@127.0.0.1:9/x", "nonsense:hush", "oracle://me:hush@h/x"]
+)
 def test_a_database_that_cannot_be_opened_keeps_its_password(capsys, url):
     for command in (["serve", "--port", "0"], ["token", "list"]):
         result = trimtab(capsys, *command, "--database-url", url)
