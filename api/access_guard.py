@@ -82,7 +82,8 @@ class AccessGuard:
         roles, run_id = allowed(request.method, path)
         address = request.client.host if request.client else ""
         if not roles:
-            if request.method not in SAFE_METHODS or COOKIE in request.cookies:  # then the token may be looked up
+            if request.method not in SAFE_METHODS or (path == SIGN_IN and COOKIE in request.cookies):
+                # the token is looked up
                 self._rate.check("address", address)
             return ANYBODY
         if FORM.search(unquote(f"{path}?{query}")):

@@ -153,6 +153,14 @@ def test_who_asks_too_often_is_told_when_to_go_on(serve):
     assert client.get("/healthz").status_code == 200, "who watches the service is never in the way"
 
 
+def test_what_needs_no_token_is_not_counted_for_who_has_a_cookie_but_the_page_that_looks_it_up(serve):
+    client, cookie = serve(max_requests_per_minute=3, access="tokens"), {"Cookie": "trimtab_token=x"}
+    for path in ("/healthz", "/assets/trimtab.css", "/docs"):
+        assert {client.get(path, headers=cookie).status_code for _ in range(5)} == {200}
+    assert [client.get("/sign-in", headers=cookie).status_code for _ in range(4)] == [200, 200, 200, 429]
+    assert client.get("/sign-in").status_code == 200
+
+
 def test_each_run_has_a_rate_of_its_own_so_that_jobs_behind_one_address_do_not_stop_each_other(serve):
     maker, client = serve(), serve(max_requests_per_minute=5)
     search = maker.post("/v1/searches", json=TINY_REQUEST, headers={"Prefer": "wait=20"}).json()["id"]
