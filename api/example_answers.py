@@ -13,6 +13,7 @@ from typing import Any
 from api.problems import problem_of, status_problem
 from planner.spec.errors import (
     ConflictError,
+    ForbiddenError,
     InputError,
     InternalError,
     MalformedError,
@@ -20,7 +21,9 @@ from planner.spec.errors import (
     NoPlanFitsError,
     NotFoundError,
     TooLargeError,
+    TooManyRequestsError,
     TrimtabError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from planner.spec.parse import read_json
@@ -30,10 +33,13 @@ Told = dict[str, dict[str, dict[str, Any]]]
 
 _USUAL: dict[int, TrimtabError] = {
     400: MalformedError.at("body", "is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    401: UnauthenticatedError("this service needs a token: send Authorization: Bearer ttk_…, or sign in at /sign-in"),
+    403: ForbiddenError("this needs a token with the role submit"),
     404: NotFoundError("no search 'unknown'"),
     409: ConflictError("search 5f0c8a1e2b3d4c5f is running and has no shortlist"),
     413: TooLargeError("the body is larger than the 16777216 bytes that this service accepts"),
     422: InputError.at("query.limit", "must be less than or equal to 500, got 1000"),
+    429: TooManyRequestsError("more than 12000 requests within a minute; go on in 17 s", 17.0),
     500: InternalError("not shown"),
     503: UnavailableError("1000 searches wait already; try again later"),
 }

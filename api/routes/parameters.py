@@ -72,6 +72,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
     for status in {429, 503} & set(found):
         found[status]["headers"] = RETRY_AFTER
+    if 401 in found:
+        found[401]["headers"] = {"WWW-Authenticate": header('`Bearer realm="trimtab"`')}
     return found
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from tokens_in_store import bearer, token
 
 from api.documentation import TAGS
 from api.examples import SEARCH_EXAMPLES
@@ -39,6 +40,26 @@ def test_every_problem_is_documented_as_a_problem_document(document):
             if int(status) >= 400:
                 assert list(response["content"]) == ["application/problem+json"], (operation["operationId"], status)
                 assert response["content"]["application/problem+json"]["schema"]["$ref"].endswith("/ProblemDocument")
+
+
+def test_refusals_at_the_door_are_documented_as_they_are_answered(document, serve, database):
+    client = serve(access="tokens", max_requests_per_minute=2)
+    reader = bearer(token(database, "read"))
+    asked = {
+        "401": client.get("/v1/searches"),
+        "403": client.post("/v1/searches", json={}, headers=reader),
+        "429": [client.get("/v1/searches", headers=reader) for _ in range(3)][-1],
+    }
+    for status, answer in asked.items():
+        assert answer.status_code == int(status), answer.text
+        for operation in operations(document):
+            if (told := operation["responses"].get(status)) is None:
+                continue
+            (example,) = told["content"]["application/problem+json"]["examples"].values()
+            for key in ("type", "title"):
+                assert example["value"][key] == answer.json()[key]
+            documented = {name.lower() for name in told["headers"]}
+            assert {"www-authenticate", "retry-after"} & set(answer.headers) <= documented
 
 
 def test_what_takes_a_body_documents_how_bodies_fail(document):
