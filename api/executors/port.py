@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,5 +89,5 @@ class Executor(Protocol):
 
 def settle(future: Future[Outcome], outcome: Outcome) -> None:
     """Give the future its outcome, unless it was cancelled or has one."""
-    if not future.done() and future.set_running_or_notify_cancel():
+    with suppress(InvalidStateError):  # at once or not at all: two threads may come with an outcome
         future.set_result(outcome)

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from distributed import LocalCluster
 
 from api.executors.dask import DaskExecutor
 from api.executors.local import LocalExecutor
-from api.executors.port import Died, Failed, Succeeded
+from api.executors.port import Died, Failed, Outcome, Succeeded, settle
 from api.values import SearchJob
 from planner.spec.errors import UnavailableError
 from planner.spec.request import SearchRequest
@@ -153,6 +153,17 @@ def test_closing_ends_all_that_runs(executing, tmp_path):
     executor.close()
     assert all(outcome.cancelled() for outcome in outcomes)
     until(lambda: not any(runs(path) for path in tmp_path.glob("*.runs")))
+
+
+def test_of_outcomes_that_come_at_the_same_time_one_holds_and_nobody_stumbles():
+    begun: Future[Outcome] = Future()
+    begun.set_running_or_notify_cancel()  # as far as another thread may have come
+    cancelled: Future[Outcome] = Future()
+    cancelled.cancel()
+    for reason in ("first", "second"):
+        settle(begun, Died(reason))
+        settle(cancelled, Died(reason))
+    assert begun.result() == Died("first") and cancelled.cancelled()
 
 
 def job(name):
