@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Mount
 
 from api.bodies import read_body
 from api.database import NO_DATABASE, is_away
@@ -156,7 +157,10 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
 
     @app.exception_handler(HTTPException)
     async def _of_http(request: Request, error: HTTPException) -> Response:
-        return answer(request, status_problem(error.status_code, str(error.detail)), dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods_at(request, app.routes) or [headers.get("Allow", "")])
+        return answer(request, status_problem(error.status_code, str(error.detail)), headers)
 
     @app.exception_handler(SQLAlchemyError)
     async def _of_database(request: Request, error: SQLAlchemyError) -> Response:
@@ -168,6 +172,17 @@ def install_error_answers(app: FastAPI, answer: AnswerProblem) -> None:
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:
         return answer(request, problem_of(InternalError(str(error))))
+
+
+def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    """Those that all routes of a path take together; a router tells those of the first alone."""
+    own = [route for route in routes if not isinstance(route, Mount)]  # which takes all that begins as it does
+    found = {
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in own)
+    }
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 def input_error(error: RequestValidationError) -> InputError:

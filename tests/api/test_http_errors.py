@@ -153,6 +153,22 @@ def test_a_method_that_a_route_does_not_have_is_not_allowed(client, method, path
     assert answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/searches", "GET, HEAD, POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("PUT", "/v1/searches/x", "DELETE, GET, HEAD"),
+        ("DELETE", "/v1/runs/x/windows", "GET, HEAD, POST"),
+        ("PUT", "/v1/estimates", "POST"),
+        ("PUT", "/sign-in", "GET, HEAD, POST"),
+        ("PUT", "/static/swagger-ui.css", "GET, HEAD"),
+    ],
+)
+def test_a_path_s_methods_are_all_told(client, method, path, allowed):
+    assert client.request(method, path).headers["allow"] == allowed
+
+
 def test_parameters_are_checked(client):
     assert fields(client.get("/v1/searches?limit=0")) == ["limit"]
     assert fields(client.get("/v1/runs?limit=many")) == ["limit"]
