@@ -12,7 +12,7 @@ from api.answers import CLIENT_GONE
 from api.json_limits import JsonLimits
 from planner.spec.errors import TooLargeError, TrimtabError
 
-LARGE_BODY_BYTES = 2**18
+QUICK_LOOK_BYTES = 2**18
 """Above which a body is looked at beside the event loop: 16 MiB of brackets take a third of a second."""
 Refuse = Callable[[TrimtabError], Response]
 
@@ -41,7 +41,7 @@ class BodyLimit:
                 await Response(status_code=CLIENT_GONE)(scope, receive, send)
                 return
             body = b"".join(message.get("body", b"") for message in messages)
-            if len(body) > LARGE_BODY_BYTES:
+            if len(body) > QUICK_LOOK_BYTES:
                 await run_in_threadpool(self._json_limits.check, body)
             else:
                 self._json_limits.check(body)

@@ -126,7 +126,8 @@ class RunRoutes:
     async def decide(self, run_id: RunId, request: Request) -> Response:
         """Keep, rebalance or switch plan, with the reason, the gain and the cost.
 
-        The same index again gives the same decision, whatever the body says, and the header Idempotent-Replayed: true.
+        The same index again gives the same decision, whatever else the window holds, and the header
+        Idempotent-Replayed: true.
         Windows may be missing or come late.
         """
         check_json_type(request)

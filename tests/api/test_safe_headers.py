@@ -51,6 +51,7 @@ def test_a_picture_runs_no_script(client, path):
     assert answer.headers["content-type"].startswith("image/svg+xml")
     found = policy(answer)
     assert found["default-src"] == {"'none'"} and "script-src" not in found and "sandbox" in found
+    assert found == policy(client.get("/assets/trimtab.svg")), "one policy for all pictures"
     assert "<script" not in answer.text and not re.search(r"\son\w+=", answer.text)
 
 
