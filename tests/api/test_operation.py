@@ -231,9 +231,13 @@ def test_passwords_are_not_printed(capsys, clean):
     assert "hush" not in trimtab(capsys, "config").out + json.dumps(told(capsys))
 
 
+FLOATS = [name for name, field in Settings.model_fields.items() if "float" in str(field.annotation)]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("prt = 1", "prt"), ('port = "x"', "port"), ("port = = 1", "--config"), ("lease_s = 0.5", "lease_s")],
+    [("prt = 1", "prt"), ('port = "x"', "port"), ("port = = 1", "--config"), ("lease_s = 0.5", "lease_s")]
+    + [(f"{name} = {value}", name) for name in FLOATS for value in ("inf", "nan", "1e10")],
 )
 def test_a_wrong_file_is_refused_in_one_line(capsys, clean, tmp_path, text, named):
     (tmp_path / "x.toml").write_text(text)
