@@ -23,17 +23,28 @@ def copy_sqlite(url: str, target: Path) -> int:
     source = Path(str(engine.url.database))
     if not source.is_file():
         raise InputError.at("database_url", f"{source} is no file")
+    _check_readable(source)
     if target.exists():
         raise InputError.at("FILE", f"{target} is there already: choose another name")
     unfinished = target.with_name(f"{target.name}.unfinished")
     try:
         _copy(source, unfinished)
         os.replace(unfinished, target)
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.OperationalError, OSError) as error:
         raise InputError.at("FILE", f"{target} cannot be written: {error}") from None
+    except sqlite3.DatabaseError as error:  # of what is in the pages, which are the source's
+        raise InputError.at("database_url", f"{source} is damaged: {error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
     return target.stat().st_size
+
+
+def _check_readable(source: Path) -> None:
+    try:
+        with closing(sqlite3.connect(source)) as read:
+            read.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise InputError.at("database_url", f"{source} cannot be read: {error}") from None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
-from api.engines import PATIENCE_S, PURPOSE, Writes, make_engine
+from api.engines import PATIENCE_S, PURPOSE, Writes, make_engine, make_engines
 from api.logs import hidden_secrets
 from planner.spec.errors import InputError
 
@@ -40,12 +40,15 @@ def is_away(error: Exception) -> bool:
 
 
 class Database:
-    """Transactions on one engine. Writers are serialised by the database itself, also over processes."""
+    """Transactions on one database. Writers are serialised by the database itself, also over processes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reading: Engine | None = None, looking: Engine | None = None) -> None:
+        """`reading` and `looking` (for `check`) have connections of their own; None: those of `engine`."""
         self._engine = engine
+        self._looking = looking or engine
+        self._engines = {engine, reading or engine, self._looking}
         view = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        self._reading = engine.execution_options(**view if engine.dialect.name == "postgresql" else {})
+        self._reading = (reading or engine).execution_options(**view if engine.dialect.name == "postgresql" else {})
         self._writing = {kind: engine.execution_options(**{PURPOSE: kind}) for kind in Writes}
 
     @property
@@ -107,12 +110,13 @@ class Database:
 
     def check(self) -> None:
         """Raises SQLAlchemyError if the database does not answer."""
-        with self._engine.connect() as connection:
+        with self._looking.connect() as connection:
             connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}"))
 
     def close(self) -> None:
         """Give all connections back."""
-        self._engine.dispose()
+        for engine in self._engines:
+            engine.dispose()
 
 
 def newest_revision() -> str:
@@ -122,7 +126,7 @@ def newest_revision() -> str:
 
 def open_database(url: str) -> Database:
     """Open and migrate; raises InputError that names `database_url` where that cannot work."""
-    database = Database(make_engine(url))
+    database = Database(*make_engines(url))
     try:
         database.migrate()
     except DBAPIError as error:

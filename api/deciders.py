@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from multiprocessing.context import ForkServerProcess
+from time import monotonic
 from zlib import crc32
 
 from api.decider import Answered, Asked, Refused, work
@@ -34,6 +35,11 @@ AT_HAND = 4
 """Windows that a process was sent and has not answered: enough that it never waits for the service."""
 RETRY_S = 1.0
 """Before another process is started where one could not be."""
+HANG_S = 120.0
+"""That a process may be at one window; then it is taken for dead, and killed. A window takes milliseconds; what a
+database may keep it waiting, two statements and a lock at most (`api.engines`), is well below."""
+LOOK_S = 5.0
+"""How often that is looked at."""
 EXIT_S = 5.0
 """What a process gets to finish its window when the service ends."""
 
@@ -62,6 +68,8 @@ class _Lane:
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}
         self._sent: dict[int, _Waiting] = {}
+        self._began_s = 0.0
+        """When the process began with the first of those that it was sent, on the monotonic clock."""
         self._writer: StreamWriter | None = None
         """To a process that has said hello."""
         self.deaths = 0
@@ -90,6 +98,7 @@ class _Lane:
         """Let the process have the next window at hand when it has answered one."""
         while self._writer is not None and self._waiting and len(self._sent) < AT_HAND:
             number = next(iter(self._waiting))
+            self._began_s = self._began_s if self._sent else monotonic()
             waiting = self._sent[number] = self._waiting.pop(number)
             self._writer.write(frame(tuple(waiting.asked)))
 
@@ -118,9 +127,11 @@ class _Lane:
             starting.add_done_callback(_forget)
             raise
         reader, writer = await asyncio.open_connection(sock=ours)
+        watching = asyncio.create_task(self._watch(process))
         try:
             answered = await self._answer_all(reader, writer)
         finally:
+            watching.cancel()
             self._writer = None
             writer.close()
             await asyncio.to_thread(_end, process)
@@ -137,9 +148,17 @@ class _Lane:
                 self._send()
                 answer: Answer = await read_frame(reader)
                 answered += 1
+                self._began_s = monotonic()
                 self._settle(self._sent.pop(answer.number), answer)
         except (IncompleteReadError, ConnectionError):
             return answered
+
+    async def _watch(self, process: ForkServerProcess) -> None:
+        """Kill a process that is at one window for too long: those behind it would wait for ever."""
+        while not self._sent or monotonic() - self._began_s <= HANG_S:
+            await asyncio.sleep(LOOK_S)
+        log.error("%s gave no answer for %g s and is killed", self.name, HANG_S)
+        process.kill()
 
     def _died(self, process: ForkServerProcess) -> None:
         """Windows are answered in order: the first that it was sent is the one that it was at."""

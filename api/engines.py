@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from enum import Enum
+from typing import NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -38,8 +39,22 @@ STATEMENT_TIMEOUT_MS = 30_000
 IDLE_TIMEOUT_MS = 30_000
 """After which PostgreSQL ends a transaction that says nothing: a process that was stopped must not keep the lock."""
 CONNECT_TIMEOUT_S = 5
-CONNECTIONS = 8
-"""That a service process keeps open on PostgreSQL; as many again while it has much to do."""
+
+
+class Size(NamedTuple):
+    """Of a pool of connections."""
+
+    kept: int
+    """That stay open."""
+    more: int
+    """While there is much to do."""
+
+
+WRITING, READING, LOOKING = Size(4, 4), Size(3, 4), Size(1, 0)
+"""Of the pools of a service process, on both databases: writers that wait for each other keep no reader from its
+connection, nor does either keep those who watch the service from theirs."""
+ANY_USE = Size(8, 8)
+"""Of the one pool of any other program, which uses as many connections as it has transactions at once."""
 POOL_TIMEOUT_S = 15.0
 """How long a request waits for a connection before it is told that the service is busy."""
 _KEEP_ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -61,7 +76,21 @@ PATIENCE_S = "trimtab_patience_s"
 """The execution option that says how long this writer waits for the others."""
 
 
-def make_engine(url: str) -> Engine:
+class Engines(NamedTuple):
+    """Of one service process, on one database."""
+
+    writing: Engine
+    reading: Engine
+    looking: Engine
+    """For who asks whether the database answers."""
+
+
+def make_engines(url: str) -> Engines:
+    """Engines that have not connected yet; raises InputError that names `database_url`."""
+    return Engines(*(make_engine(url, size) for size in (WRITING, READING, LOOKING)))
+
+
+def make_engine(url: str, size: Size = ANY_USE) -> Engine:
     """An engine that has not connected yet; raises InputError that names `database_url`."""
     try:
         parsed = make_url(url)
@@ -69,18 +98,18 @@ def make_engine(url: str) -> Engine:
             parsed = parsed.set(drivername="postgresql")
         backend = parsed.get_backend_name()
         if backend == "sqlite":
-            return _sqlite(parsed)
+            return _sqlite(parsed, size)
         if backend == "postgresql":
-            return _postgresql(parsed)
+            return _postgresql(parsed, size)
     except (ArgumentError, NoSuchModuleError) as error:
         raise InputError.at("database_url", f"is no usable SQLAlchemy URL: {error}") from None
     raise InputError.at("database_url", f"must begin with sqlite: or postgresql:, not with {backend}:")
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, size: Size) -> Engine:
     if url.database in (None, "", ":memory:"):
         raise InputError.at("database_url", "must name a file: a database in memory is not shared by threads")
-    engine = create_engine(url)
+    engine = create_engine(url, pool_size=size.kept, max_overflow=size.more, pool_timeout=POOL_TIMEOUT_S)
     _prepare_sqlite(engine)
     return engine
 
@@ -137,7 +166,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
         time.sleep(WAIT_S)
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, size: Size) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.get_driver_name() != "psycopg":
@@ -158,8 +187,8 @@ def _postgresql(url: URL) -> Engine:
             url,
             connect_args={name: value for name, value in ours.items() if name not in url.query},
             isolation_level="READ COMMITTED",
-            pool_size=CONNECTIONS,
-            max_overflow=CONNECTIONS,
+            pool_size=size.kept,
+            max_overflow=size.more,
             pool_timeout=POOL_TIMEOUT_S,
             pool_pre_ping=True,  # the server may have been started anew since a connection was used last
         )

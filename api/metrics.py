@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.deciders import Deciders
 from api.metrics_folder import SHARED_FOLDER
@@ -128,7 +129,7 @@ class Metrics:
             self._decider_deaths.set(self._deciders.deaths)
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format; raises SQLAlchemyError where the database does not answer."""
+        """Everything, in Prometheus' text format; where the database does not answer, without what it would tell."""
         self._note_deciders()
         return generate_latest(self.registry) if self._shared is None else self._text_of_all(self._shared)
 
@@ -151,7 +152,15 @@ class _Queue(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        numbers, oldest = self._searches.standing()
+        database_up = GaugeMetricFamily("trimtab_database_up", "1 where the database answers, 0 where it does not")
+        try:
+            numbers, oldest = self._searches.standing()
+        except SQLAlchemyError:  # as for /readyz: away or without its tables
+            database_up.add_metric([], 0.0)
+            yield database_up
+            return
+        database_up.add_metric([], 1.0)
+        yield database_up
         by_state = GaugeMetricFamily("trimtab_searches", "Searches in the database", labels=["state"])
         for state in SearchState:
             by_state.add_metric([state.value], numbers.get(state, 0))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.database import Database
 from api.tables import ChoreRow, WindowRow
@@ -91,7 +90,7 @@ class Retention:
         while not self._closing.wait(pause_s):
             try:
                 removed = self._windows.remove_some() if self._windows.any() else 0
-            except SQLAlchemyError:  # what is old today is old in a minute too
+            except Exception:  # what is old today is old in a minute too, and nobody else would remove it
                 log.exception("old windows could not be removed; the next look is in %g s", PERIOD_S)
                 removed = 0
             if removed:

@@ -23,6 +23,7 @@ from pydantic_settings import (
 from planner.spec.errors import InputError
 
 MEBIBYTE = 2**20
+HOUR_S = 3600
 LOCAL = "local"
 PREFIX = "TRIMTAB_"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -62,7 +63,12 @@ class Settings(BaseSettings):
     """Settings of one service."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     host: str = "127.0.0.1"
@@ -121,15 +127,15 @@ class Settings(BaseSettings):
     """From which on their bodies are too many, in the same way."""
     max_profiles: Annotated[int, Field(ge=0)] = 200
     """Measured profiles that clients may keep here; beyond, new ones are refused with 409."""
-    max_wait_s: Annotated[float, Field(ge=0)] = 60.0
+    max_wait_s: Annotated[float, Field(ge=0, le=HOUR_S)] = 60.0
     """Longest that `Prefer: wait=N` is granted."""
-    lease_s: Annotated[float, Field(ge=2)] = 10.0
+    lease_s: Annotated[float, Field(ge=2, le=HOUR_S)] = 10.0
     """How long a service that was killed keeps its searches from others. The clocks of services that share a database
     must agree to a part of it."""
-    keep_windows_days: Annotated[float, Field(gt=0)] | None = None
+    keep_windows_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
     """How long windows are kept, the token counts that agents report; not set: as long as the database. Decisions,
     runs, searches and plans are kept in any case."""
-    search_time_limit_s: Annotated[float, Field(gt=0)] = 600.0
+    search_time_limit_s: Annotated[float, Field(gt=0, le=7 * 24 * HOUR_S)] = 600.0
     """Longest time limit that a search may ask for, and the limit of one that asks for none."""
     log_format: Literal["text", "json"] = "text"
     """Lines for people, or one JSON object a line for machines."""

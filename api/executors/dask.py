@@ -28,6 +28,8 @@ FETCH_S = 30.0
 """To bring a result from its worker."""
 LOOK_S = 0.5
 """How often the connection is looked at."""
+RETRY_S = 5.0
+"""After what nobody expected, which may come again: the log is not to be full of it."""
 ALL = "all"
 """The topic under which a scheduler tells of its workers."""
 
@@ -105,21 +107,28 @@ class DaskExecutor:
         return client
 
     def _stay_connected(self) -> None:
-        told = False
-        while not self._closed.is_set():
+        told, pause_s = False, 0.0
+        while not self._closed.wait(pause_s):
+            pause_s = LOOK_S
             try:
-                self._num_threads = self._connected().scheduler_info(n_workers=0)["total_threads"]
-                told = False
-            except UnavailableError as away:
-                if not told:
-                    log.error("%s", away)
-                told = True
-                self._disconnect()
-                self._connect()
-            except Exception:  # the connection may end at any moment, in many ways
-                log.exception("the connection to the Dask scheduler stumbled")
+                told = self._look(told)
+            except Exception:  # the connection may end at any moment, in many ways, and begin with another's answer
+                log.exception("the connection to the Dask scheduler stumbled; it is tried again in %g s", RETRY_S)
+                pause_s = RETRY_S
+
+    def _look(self, told: bool) -> bool:
+        """Connect where that is needed; whether the log knows by now that the scheduler is away."""
+        try:
+            self._num_threads = self._connected().scheduler_info(n_workers=0)["total_threads"]
+            return False
+        except UnavailableError as away:
+            if not told:
+                log.error("%s", away)
+            self._disconnect()
+            self._connect()
+            return True
+        finally:
             self._interrupt_lost()
-            self._closed.wait(LOOK_S)
 
     def _connect(self) -> None:
         try:
@@ -133,9 +142,9 @@ class DaskExecutor:
         log.info("connected to the Dask scheduler at %s", self._address)
 
     def _disconnect(self) -> None:
-        if self._client is not None:
-            self._client.close(timeout=CONNECT_S)
-            self._client = None
+        client, self._client = self._client, None
+        if client is not None:
+            client.close(timeout=CONNECT_S)
 
     def _interrupt_lost(self) -> None:
         """What was sent over a connection that is no more will never be heard of."""

@@ -20,7 +20,7 @@ from api.values import Health
 from planner.spec.errors import UnavailableError
 
 LOOKS_AT_ONCE = 2
-"""At the database, for /readyz: in threads of their own, as all others may wait for the database already."""
+"""For /readyz, and as many for /metrics: in threads of their own, as all others may wait for the database already."""
 
 
 class HealthRoutes:
@@ -41,7 +41,7 @@ class HealthRoutes:
         self._metrics = metrics
         self._version = version
         self._stopping = stopping
-        self._looking = CapacityLimiter(LOOKS_AT_ONCE)
+        self._looking, self._counting = CapacityLimiter(LOOKS_AT_ONCE), CapacityLimiter(LOOKS_AT_ONCE)
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -56,7 +56,7 @@ class HealthRoutes:
             operation_id="metrics",
             summary="Numbers for Prometheus",
             response_class=PlainTextResponse,
-            responses={200: {"content": {"text/plain": {"example": METRICS_EXAMPLE}}}, **problems(503)},
+            responses={200: {"content": {"text/plain": {"example": METRICS_EXAMPLE}}}},
         )
         return router
 
@@ -64,9 +64,13 @@ class HealthRoutes:
         """The process answers."""
         return Health(status="ok", version=self._version)
 
-    def metrics(self) -> Response:
-        """Requests, searches by state and time, the queue, windows and decisions of this service process."""
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(self) -> Response:
+        """Requests, searches by state and time, the queue, windows and decisions of this service process.
+
+        While the database does not answer, `trimtab_database_up` is 0, and what it would tell is missing.
+        """
+        text = await to_thread.run_sync(self._metrics.text, limiter=self._counting)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def ready(self) -> Health:
         """The database answers and has its tables, searches are started and have where to run, windows decided; no end

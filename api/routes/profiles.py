@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from api.answers import StrictRoute
 from api.profile_store import Accepts, ProfileStore
 from api.routes.parameters import READS_BODY, Limit, header, page, problems
+from api.turns import in_turn
 from api.values import Page, ProfileEntry
 from planner.spec.errors import NO_NUL
 from profiles.devices import MeasuredProfile
@@ -66,7 +67,7 @@ class ProfileRoutes:
         )
         add(
             one,
-            self.put,
+            in_turn(self.put),
             methods=["PUT"],
             operation_id="put_profile",
             summary="Keep a measured profile under a name",
@@ -79,7 +80,7 @@ class ProfileRoutes:
         )
         add(
             one,
-            self.delete,
+            in_turn(self.delete),
             methods=["DELETE"],
             status_code=204,
             operation_id="delete_profile",

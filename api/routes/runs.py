@@ -21,6 +21,7 @@ from api.run_pictures import life
 from api.run_store import RunStore
 from api.runs import Runs
 from api.tokens import Caller
+from api.turns import in_turn
 from api.values import Page
 from planner.spec.decision import Action, Decision
 from planner.spec.errors import NO_NUL
@@ -50,7 +51,7 @@ class RunRoutes:
         add = router.add_api_route
         add(
             "",
-            self.begin,
+            in_turn(self.begin),
             methods=["POST"],
             status_code=201,
             operation_id="begin_run",

@@ -26,6 +26,7 @@ from api.search_news import SearchNews
 from api.search_store import SearchStore
 from api.settings import Settings
 from api.size_limits import SizeLimits
+from api.turns import in_turn
 from api.values import Page, Search, SearchState
 from planner.spec.errors import InputError
 from planner.spec.request import SearchRequest
@@ -127,7 +128,7 @@ class SearchRoutes:
         )
         add(
             one,
-            self.cancel,
+            in_turn(self.cancel),
             methods=["DELETE"],
             operation_id="cancel_search",
             summary="Cancel a search",
@@ -176,7 +177,7 @@ class SearchRoutes:
         `error` why. A search that succeeded links to its shortlist, its best plan, and the picture of that plan.
         """
         wait_s = min(_wait_s(prefer), self._settings.max_wait_s)
-        search = await run_in_threadpool(self.ask, request, idempotency_key)
+        search = await in_turn(self.ask)(request, idempotency_key)
         if wait_s > 0 and not search.state.is_final:
             await self._wait(search.id, wait_s)
             search = await run_in_threadpool(self._store.search, search.id)

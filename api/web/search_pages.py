@@ -15,6 +15,7 @@ from api.problems import ProblemDocument, problem_of
 from api.routes.parameters import After, SearchId
 from api.search_store import SearchStore
 from api.tokens import Caller
+from api.turns import in_turn
 from api.values import PresetList, Search
 from api.web.html import Html, Who
 from api.web.search_form import FIRST_FORM, LABELS, SearchForm, by_place
@@ -45,10 +46,10 @@ class SearchPages:
         router = APIRouter()
         add = router.add_api_route
         add("/", self.all, methods=["GET"], operation_id="page_searches")
-        add("/searches", self.begin, methods=["POST"], operation_id="page_begin_search")
+        add("/searches", in_turn(self.begin), methods=["POST"], operation_id="page_begin_search")
         add("/searches/{search_id}", self.one, methods=["GET"], operation_id="page_search")
-        add("/searches/{search_id}/cancel", self.cancel, methods=["POST"], operation_id="page_cancel_search")
-        add("/searches/{search_id}/again", self.again, methods=["POST"], operation_id="page_search_again")
+        add("/searches/{search_id}/cancel", in_turn(self.cancel), methods=["POST"], operation_id="page_cancel_search")
+        add("/searches/{search_id}/again", in_turn(self.again), methods=["POST"], operation_id="page_search_again")
         return router
 
     def all(self, who: Who, after: After = None) -> Response:

@@ -9,6 +9,7 @@ import invented_searches
 import pytest
 from command_line import trimtab
 from fastapi.testclient import TestClient
+from missing import without
 from postgres_server import PostgresServer, binaries, name_of, postgres_server
 from service_in_process import running
 
@@ -26,7 +27,7 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server, one for each test process."""
     programs = binaries()
     if programs is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+        without("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
     with postgres_server(programs) as server:
         yield server
 

@@ -26,6 +26,18 @@ def dies_of_13(connection, database_url, log_format):
     decider.work(connection, database_url, log_format)
 
 
+def hangs_over_13(connection, database_url, log_format):
+    decide = decider.Decider.decide
+
+    def endless(self, run_id, window):
+        while window.tokens[0][0] == 13:
+            time.sleep(0.02)
+        return decide(self, run_id, window)
+
+    decider.Decider.decide = endless
+    decider.work(connection, database_url, log_format)
+
+
 def breaks_over_13(connection, database_url, log_format):
     decide = decider.Decider.decide
 

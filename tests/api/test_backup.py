@@ -1,5 +1,6 @@
 """Backups: a copy of one moment, made while others write, that opens as a database of its own."""
 
+import json
 import os
 import subprocess
 import threading
@@ -9,7 +10,8 @@ from postgres_server import name_of
 from test_stores import Clock, Numbers, begun, queue, record, searches  # noqa: F401
 
 from api.cli import run as run_command
-from api.database import open_database
+from api.database import newest_revision, open_database
+from api.engines import PAGE_BYTES
 from api.run_store import RunStore
 from api.search_store import SearchStore
 
@@ -69,6 +71,34 @@ def test_a_backup_overwrites_nothing_and_needs_a_database(database_url, run, tmp
         True
     ] * 3
     assert (tmp_path / "there").read_text() == "precious" and not (tmp_path / "new").exists()
+
+
+def test_a_source_that_is_no_database_or_is_damaged_is_named_and_not_the_copy(database_url, run, tmp_path, capsys):
+    (tmp_path / "none.db").write_text("no database" * 1000)
+    open_database(f"sqlite:///{tmp_path}/damaged.db").close()
+    with (tmp_path / "damaged.db").open("r+b") as file:
+        file.seek(PAGE_BYTES)
+        file.write(b"\xff" * PAGE_BYTES)
+    for source in ("none.db", "damaged.db"):
+        url = f"sqlite:///{tmp_path / source}"
+        assert run_command(["database", "backup", str(tmp_path / "new"), "--database-url", url]) == 2
+        told = capsys.readouterr().err
+        assert "database_url" in told and source in told and "new" not in told, told
+        assert not list(tmp_path.glob("new*"))
+
+
+def test_a_copy_that_cannot_be_written_is_named(database_url, run, tmp_path, capsys):
+    target = tmp_path / "no-folder" / "new"
+    assert run_command(["database", "backup", str(target), "--database-url", database_url]) == 2
+    assert f"FILE: {target} cannot be written" in capsys.readouterr().err
+
+
+def test_both_commands_tell_machines_in_json(database_url, run, tmp_path, capsys):
+    copy = tmp_path / "copy.db"
+    assert run_command(["database", "backup", str(copy), "--database-url", database_url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(copy), "bytes": copy.stat().st_size}
+    assert run_command(["database", "upgrade", "--database-url", f"sqlite:///{copy}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"database": str(copy), "revision": newest_revision()}
 
 
 def test_tables_are_brought_to_this_version_by_a_command(tmp_path, capsys):

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from functools import partial
+from socketserver import BaseRequestHandler, TCPServer
 
 import invented_searches
 import pytest
@@ -90,6 +92,35 @@ def test_searches_wait_for_a_scheduler_that_is_away_and_go_on_after_it_was_lost(
     with scheduler(port), worker(port):
         jobs.ended(search).result(60)
         assert store.search(search).state is SearchState.SUCCEEDED
+
+
+class AnotherProtocol(BaseRequestHandler):
+    """What answers at a port that is not a scheduler's."""
+
+    def handle(self):
+        self.request.recv(64)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" * 4)
+
+
+def test_searches_go_on_after_something_else_answered_at_the_scheduler_s_address(
+    store, jobs_at, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("api.executors.dask.RETRY_S", 0.1)
+    port = free_port()
+    with TCPServer(("127.0.0.1", port), AnotherProtocol, bind_and_activate=False) as other:
+        other.allow_reuse_address = True
+        other.server_bind()
+        other.server_activate()
+        thread = threading.Thread(target=other.serve_forever, args=(0.02,))
+        thread.start()
+        jobs = jobs_at(port, invented_searches.instant)
+        search = add(store)
+        until(lambda: "stumbled" in caplog.text)
+        other.shutdown()
+        thread.join()
+    with scheduler(port), worker(port):
+        jobs.ended(search).result(60)
+    assert store.search(search).state is SearchState.SUCCEEDED
 
 
 def test_a_service_whose_scheduler_is_away_starts_takes_searches_and_is_not_ready(serve):

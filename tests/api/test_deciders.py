@@ -97,8 +97,13 @@ def test_windows_are_answered_though_their_decider_is_killed(serve):
     until(lambda: client.get("/readyz").status_code == 200)
 
 
-def test_a_window_that_kills_its_deciders_is_refused_and_the_others_are_answered(serve, work_as, caplog):
-    work_as(invented_deciders.dies_of_13)
+@pytest.mark.parametrize("work", [invented_deciders.dies_of_13, invented_deciders.hangs_over_13])
+def test_a_window_that_ends_its_deciders_is_refused_and_the_others_are_answered(
+    serve, work_as, caplog, monkeypatch, work
+):
+    monkeypatch.setattr(deciders, "HANG_S", 3.0)
+    monkeypatch.setattr(deciders, "LOOK_S", 0.1)
+    work_as(work)
     client = serve()
     run = new_run(client)
     path = f"/v1/runs/{run['id']}/windows"

@@ -62,11 +62,12 @@ def test_the_largest_index_and_any_script_are_kept_as_they_came(client):
 def test_while_the_server_is_away_the_service_says_so_and_then_goes_on(client, postgres):
     found = search(client)
     postgres.stop()
-    for path in ("/v1/searches", "/readyz", "/metrics"):
+    for path in ("/v1/searches", "/readyz"):
         answer = client.get(path)
         assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
         assert "database" in answer.json()["detail"]
     assert client.get("/healthz").status_code == 200
+    assert "\ntrimtab_database_up 0.0\n" in client.get("/metrics").text
     postgres.start()
     assert client.get(f"/v1/searches/{found['id']}").json() == found
     assert search(client, options={"shortlist_size": 3})["state"] == "succeeded"

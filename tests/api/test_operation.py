@@ -101,18 +101,24 @@ async def limiter_of_threads():
 
 def test_health_is_told_while_all_threads_wait(client):
     until_ready(client)
-    with ThreadPoolExecutor(2) as pool, busy_threads(client):
-        answers = [pool.submit(client.get, path) for path in ("/healthz", "/readyz")]
+    with ThreadPoolExecutor(3) as pool, busy_threads(client):
+        answers = [pool.submit(client.get, path) for path in ("/healthz", "/readyz", "/metrics")]
         wait(answers, timeout=20)
         assert all(answer.done() for answer in answers)
-    assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert [answer.result().status_code for answer in answers] == [200, 200, 200]
 
 
-def test_metrics_of_a_service_without_its_database_are_a_problem(client, database):
+def test_a_service_without_its_database_tells_that_and_what_it_knows_itself(client, database):
+    assert number(read(client), "trimtab_database_up") == 1
     with database.writing() as session:
         session.connection().exec_driver_sql("DROP TABLE plans")
         session.connection().exec_driver_sql("DROP TABLE searches")
-    assert client.get("/metrics").status_code == 503
+    assert client.get("/v1/searches").status_code >= 500
+    found = read(client)
+    assert number(found, "trimtab_database_up") == 0
+    assert not [name for name, _ in found if name in ("trimtab_searches", "trimtab_queue_age_seconds")]
+    told = {dict(labels)["operation"] for name, labels in found if name == "trimtab_http_requests_total"}
+    assert told >= {"list_searches", "metrics"} and number(found, "trimtab_decider_deaths") == 0
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/v1/searches/nobody", "/no/such/path"])
@@ -231,9 +237,13 @@ def test_passwords_are_not_printed(capsys, clean):
     assert "hush" not in trimtab(capsys, "config").out + json.dumps(told(capsys))
 
 
+FLOATS = [name for name, field in Settings.model_fields.items() if "float" in str(field.annotation)]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("prt = 1", "prt"), ('port = "x"', "port"), ("port = = 1", "--config"), ("lease_s = 0.5", "lease_s")],
+    [("prt = 1", "prt"), ('port = "x"', "port"), ("port = = 1", "--config"), ("lease_s = 0.5", "lease_s")]
+    + [(f"{name} = {value}", name) for name in FLOATS for value in ("inf", "nan", "1e10")],
 )
 def test_a_wrong_file_is_refused_in_one_line(capsys, clean, tmp_path, text, named):
     (tmp_path / "x.toml").write_text(text)

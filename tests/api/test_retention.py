@@ -2,12 +2,14 @@
 
 import time
 from datetime import timedelta
+from threading import Event
 
 import pytest
 from test_stores import BEGIN, Clock, begun, done, queue, record, searches, window  # noqa: F401
 
+from api import retention
 from api.decider import Decider
-from api.retention import BITE, OldWindows
+from api.retention import BITE, OldWindows, Retention
 from api.run_pictures import life
 from api.run_store import RunStore
 from planner.view import run_picture
@@ -100,3 +102,23 @@ def test_a_service_removes_what_is_old_and_counts_it(serve, database, clock, run
     assert len(client.get(f"/v1/runs/{run.id}/decisions").json()["items"]) == 4
     assert "trimtab_windows_removed_total 4.0" in client.get("/metrics").text
     assert client.get(f"/v1/runs/{run.id}/picture").status_code == 200
+
+
+class Stumbling(OldWindows):
+    """Fails once, in a way that nobody thought of."""
+
+    def any(self):
+        if not self.__dict__.setdefault("stumbled", False):
+            self.stumbled = True
+            raise OverflowError
+        return super().any()
+
+
+def test_windows_are_removed_after_an_error_of_any_kind(database, clock, run, monkeypatch, caplog):
+    monkeypatch.setattr(retention, "PERIOD_S", 0.01)
+    removed = Event()
+    worker = Retention(Stumbling(database, clock, "h1", 1.5), lambda number: removed.set())
+    worker.start()
+    assert removed.wait(20)
+    worker.close()
+    assert "OverflowError" in caplog.text

@@ -12,7 +12,7 @@ from api.settings import Settings
 
 DOCUMENT = ROOT / "docs" / "operations.md"
 PART = re.compile(r"(?<=<!-- settings: begin -->\n).*?(?=<!-- settings: end -->)", re.DOTALL)
-OF_THE_QUEUE = {"trimtab_searches", "trimtab_queue_age_seconds"}
+OF_THE_QUEUE = {"trimtab_database_up", "trimtab_searches", "trimtab_queue_age_seconds"}
 """Metrics that need a database to be read."""
 
 

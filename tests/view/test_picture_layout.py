@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import run_samples as runs
 import view_samples as samples
 from playwright.sync_api import sync_playwright
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from missing import chromium
+
 from planner.view import plan_picture, run_picture, shortlist_picture
 
-CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -30,10 +33,8 @@ TEXT_BOXES = """() => [...document.querySelectorAll('text')].filter(text => text
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=chromium(playwright), args=list(FLAGS))
         yield browser
         browser.close()
 
