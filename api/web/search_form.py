@@ -21,6 +21,7 @@ _MAX_DEPTH = 32
 """Of a pasted config.json. What is stored is written as JSON again, which ends at some hundred levels."""
 _PLACES = (
     ("model.hf_config", "config"),
+    ("model.preset", "model"),
     ("model", "model"),
     ("cluster.nodes", "nodes"),
     ("cluster.devices_per_node", "devices_per_node"),
@@ -93,12 +94,18 @@ class SearchForm(BaseModel):
         typed = {name: _number(getattr(self, name)) for name in ("nodes", "devices_per_node", "device")}
         return _given(typed)
 
-    def place(self, field: str) -> str:
-        """The input of the form that a field of the request was typed into; empty where there is none."""
-        own = next((name for path, name in _PLACES if field == path or field.startswith((f"{path}.", f"{path}["))), "")
+    def place(self, field: str) -> tuple[str, str]:
+        """(The input of the form that a field of the request was typed into, the way to the field from there on.)
+
+        Both empty where there is none.
+        """
+        above = ((path, name) for path, name in _PLACES if field == path or field.startswith((f"{path}.", f"{path}[")))
+        path, place = next(above, (field, ""))
         if field.startswith("cluster") and self.cluster.strip():
-            return "cluster"
-        return "config" if own == "model" and self.config.strip() else own
+            path, place = "cluster", "cluster"
+        if place == "model" and self.config.strip():
+            place = "config"
+        return place, field.removeprefix(path).removeprefix(".")
 
 
 FIRST_FORM = SearchForm(
@@ -118,8 +125,9 @@ def by_place(form: SearchForm, problems: Iterable[FieldProblem]) -> dict[str, li
     """Messages by the input that they belong to, under "" those that belong to none, which then name their field."""
     found: dict[str, list[str]] = {}
     for problem in problems:
-        place = form.place(problem.field)
-        found.setdefault(place, []).append(problem.message if place else f"{problem.field} {problem.message}")
+        place, inside = form.place(problem.field)
+        where = f"at {inside}: " if inside else "" if place else f"{problem.field} "
+        found.setdefault(place, []).append(f"{where}{problem.message}")
     return found
 
 

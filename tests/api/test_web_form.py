@@ -102,6 +102,10 @@ def test_a_model_and_a_cluster_of_one_s_own_are_searched(serve, typed, model, cl
         ({"config": '{"a": ' + "[" * 5000 + "]" * 5000 + "}"}, "config", "nested"),
         ({"config": '{"a": "' + "a" * 2**18 + '"}'}, "config", "longer than 262,144 characters"),
         ({"config": '{"model_type": "abacus"}'}, "config", "abacus"),
+        ({"config": json.dumps({**LLAMA, "hidden_size": -5})}, "config", "at hidden_size: must be a whole number"),
+        ({"config": json.dumps({**LLAMA, "vocab_size": None})}, "config", "at vocab_size: "),
+        ({"cluster": "1x4:abacus"}, "cluster", "at device: "),
+        ({"cluster": "1x4:a100-sxm-80g+1x4:abacus"}, "cluster", "at groups[1].device: "),
     ],
 )
 def test_what_is_wrong_stands_beside_the_field_and_what_was_typed_stays(serve, typed, place, message):
@@ -179,9 +183,12 @@ def test_a_form_of_this_service_is_taken_behind_a_proxy_too(serve, headers):
 
 def test_fields_of_a_request_have_their_place_in_the_form():
     form, own = SearchForm(), SearchForm(config="{}", cluster="1x1:x")
-    assert form.place("cluster.groups[1].device") == "nodes" and own.place("cluster.groups[1].device") == "cluster"
-    assert form.place("model.preset") == "model" and own.place("model.hf_config.vocab_size") == "config"
-    assert form.place("clusters") == "" and form.place("options.axes") == ""
+    assert form.place("cluster.groups[1].device") == ("nodes", "groups[1].device")
+    assert own.place("cluster.groups[1].device") == ("cluster", "groups[1].device")
+    assert own.place("cluster.nodes") == ("cluster", "nodes") and form.place("cluster.nodes") == ("nodes", "")
+    assert form.place("model.preset") == ("model", "") and own.place("model.preset") == ("config", "")
+    assert own.place("model.hf_config.vocab_size") == ("config", "vocab_size")
+    assert form.place("clusters") == ("", "") and form.place("options.axes") == ("", "")
 
 
 def _small():
