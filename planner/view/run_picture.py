@@ -42,23 +42,24 @@ def _final(life: Life) -> Ledger:
 
 
 def _counts(life: Life) -> tuple[tuple[str, str], ...]:
-    """(name, value) of what a reader looks for first."""
+    """(name, value) of what a reader looks for first; a dash where every window that would tell it is gone."""
+    known = life.marks or not life.num_windows
     moved = sum(mark.num_moves for mark in life.marks)
     moving = sum(mark.action is Action.REBALANCE and mark.num_moves > 0 for mark in life.marks)
-    return (
-        ("windows", f"{life.num_windows:,}"),
+    counted = (
         ("times experts were moved", f"{moving:,}"),
         ("splits of tokens alone", f"{sum(mark.only_splits for mark in life.marks):,}"),
         ("plans changed", f"{sum(mark.action is Action.SWITCH_PLAN for mark in life.marks):,}"),
         ("moves of experts", f"{moved:,}"),
         ("predicted gain, moves paid", signed_seconds(float(_final(life).net_s[0])) if life.marks else "–"),
     )
+    return ("windows", f"{life.num_windows:,}"), *(pair if known else (pair[0], "–") for pair in counted)
 
 
 def _headline_panel(life: Life) -> Panel:
     panel = group()
     label(panel, 0, 20, fitted(life.name, _TEXT_WIDTH, 22), "h1")
-    label(panel, 0, 44, fitted(f"{life.context.model.name} under {_plan_in_force(life)}", _TEXT_WIDTH))
+    label(panel, 0, 44, fitted(f"{life.context.model.name}{_plan_in_force(life)}", _TEXT_WIDTH))
     label(panel, 0, 64, _scope(life), "muted")
     counts = _counts(life)
     each = (_TEXT_WIDTH + 10) / len(counts)
@@ -71,13 +72,17 @@ def _headline_panel(life: Life) -> Panel:
 
 
 def _plan_in_force(life: Life) -> str:
+    """Nothing where it may have changed in windows that are gone."""
+    if life.num_windows and not life.marks:
+        return ""
     plan_id = life.marks[-1].plan_id if life.marks else life.first_plan_id
-    return life.context.plan(plan_id).summary
+    return f" under {life.context.plan(plan_id).summary}"
 
 
 def _scope(life: Life) -> str:
     if not life.marks:
-        return "No window has come in yet"
+        gone = "No window is kept any more, so nothing is drawn or counted; the decisions are kept"
+        return gone if life.num_windows else "No window has come in yet"
     left_out = life.num_windows - len(life.marks)
     first, last = life.marks[0].window, life.marks[-1].window
     begun, ended = life.windows[0].first_step, life.windows[-1].first_step + life.windows[-1].num_steps

@@ -195,6 +195,16 @@ def test_screen_readers_hear_the_numbers():
     assert "In the last window imbalance was 1.500, 1.200 after the decision; no placement has less than 1.050." in told
 
 
+def test_a_run_whose_windows_are_all_gone_is_no_run_without_windows():
+    root = parsed(life_with(14, [], []))
+    shown, told = texts(root), root.findtext(f"{SVG}desc")
+    assert "14" in shown and shown.count("–") == 5 and "0" not in shown and "mixtral-8x7b" in shown
+    assert "No window is kept any more, so nothing is drawn or counted; the decisions are kept" in shown
+    assert "times experts were moved: –; " in told and "yet" not in told
+    root = parsed(life_with(0, [], []))
+    assert "No window has come in yet" in texts(root) and texts(root).count("0") == 5
+
+
 def test_markup_in_a_run_s_name_stays_text():
     name = '<script>alert("1")</script>'
     root = parsed(life(name=name))
