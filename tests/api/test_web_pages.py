@@ -278,6 +278,12 @@ def test_a_run_links_the_plan_that_it_runs_now_and_the_one_it_began_with(client,
     assert f"It runs {plans[1]['summary']}" in page.text and f"it began with {plans[0]['summary']}" in page.text
 
 
+def test_runs_of_one_name_are_told_apart_by_their_ids(client, search):
+    ids = [begin_run(client, search)["id"] for _ in range(2)]
+    listed = look(client, "/runs")
+    assert all(id_ in listed.words for id_ in ids)
+
+
 def test_runs_come_in_pages(client, search, monkeypatch):
     monkeypatch.setattr("api.web.run_pages.ON_A_PAGE", 1)
     ids = [begin_run(client, search)["id"] for _ in range(2)]
