@@ -10,6 +10,7 @@ from sqlalchemy import text
 from api.database import utc_now
 from api.run_store import RunStore
 from planner.spec.decision import Action, Decision
+from planner.spec.errors import NearestMiss, NoPlanFitsError
 from planner.spec.window import Window
 
 WAIT = {"Prefer": "wait=30"}
@@ -104,6 +105,16 @@ def test_the_list_reads_no_requests(client, search, database):
         session.execute(text("UPDATE searches SET model_name = NULL, cluster_name = NULL"))
     page = look(client, "/")
     assert search["id"] in page.text and f"/searches/{search['id']}" in page.links()
+
+
+def test_the_list_says_what_the_nearest_miss_lacks(client, search, database):
+    degrees = "pp16 vpp4 · tp8 cp4 ulysses2 sp dp16 zero3 offload · ep64 etp4 edp8"
+    longest = f"{degrees} · selective · mbs16 x1024 · 12 strategies"
+    miss = NoPlanFitsError(NearestMiss(longest, 15, 13350 * 2**30, 80 * 2**30))
+    with database.writing() as session:
+        failed = "UPDATE searches SET state = 'failed', best_plan_id = NULL, message = :message"
+        session.execute(text(failed), {"message": str(miss)})
+    assert f"{longest}: stage 15 needs 13430.00 GiB, has 80.00 GiB and so lacks 13350.00 GiB" in look(client, "/").text
 
 
 def test_a_long_request_is_shown_in_part(client):
