@@ -69,19 +69,25 @@ class SearchForm(BaseModel):
     target: str = ""
 
     def request(self) -> SearchRequest:
-        """What it asks for; raises InputError that names fields of a request."""
+        """What it asks for; raises InputError that names all fields of a request that are wrong."""
         training = {
             "global_batch_size": _number(self.batch),
             "sequence_length": _number(self.length),
             "precision": self.precision.strip(),
         }
-        data = {
-            "model": self._model(),
-            "cluster": self._cluster(),
-            "training": _given(training),
-            "options": _given({"target": self.target.strip()}),
-        }
-        return parse(SearchRequest, data)
+        data = {"training": _given(training), "options": _given({"target": self.target.strip()})}
+        unread = dict[str, InputError]()
+        for name, read in (("model", self._model), ("cluster", self._cluster)):
+            try:
+                data[name] = read()
+            except InputError as error:
+                unread[name] = error
+        try:
+            return parse(SearchRequest, data)
+        except InputError as error:
+            others = [problem for problem in error.problems if problem.field not in unread]
+            problems = [problem for each in unread.values() for problem in each.problems]
+            raise InputError(*problems, *others, num_more=error.num_more) from None
 
     def _model(self) -> dict[str, Any]:
         if self.config.strip():

@@ -126,6 +126,14 @@ def test_an_error_calls_a_field_as_its_label_does(serve):
     assert "Samples per step must be" in page.text and "Tokens per sample must be" in page.text
 
 
+def test_all_that_is_wrong_is_said_at_once(serve):
+    client = serve(instant)
+    page = Page(send(client, cluster="4x8", config="{", batch="zero", length="-4", precision="fp1").text)
+    assert wrong(page) == {"cluster", "config", "batch", "length", "precision"}
+    assert "is required" not in page.text
+    assert wrong(Page(send(client, cluster="4x8").text)) == {"cluster"}
+
+
 def test_what_was_typed_comes_back_as_text(serve):
     hostile = '"></textarea><script>alert(1)</script>'
     page = Page(send(serve(instant), config=hostile, nodes=hostile, model=hostile).text)
