@@ -21,14 +21,19 @@ WIDTH_OF_FILES = 160
 """Columns where stdout is no terminal."""
 
 
-def show(*tables: Table, highlight_first: bool = False, whole_lines: bool = False) -> None:
-    """Print tables to stdout; with `whole_lines` no cell is folded where stdout is no terminal, as wide as it gets."""
+def show(
+    *tables: Table, highlight_first: bool = False, whole_lines: bool = False, droppable: str | None = "id"
+) -> None:
+    """Print tables to stdout; with `whole_lines` no cell is folded where stdout is no terminal, as wide as it gets.
+
+    `droppable`: the column that a narrow terminal may do without.
+    """
     plain = [_plain(table) for table in tables]
     widest = max(map(_width, plain), default=0) if whole_lines else 0
     console = Console(width=None if sys.stdout.isatty() else max(WIDTH_OF_FILES, widest))
     for table in plain:
         with console.capture() as caught:
-            console.print(_rendered(fitted(table, console.width), highlight_first))
+            console.print(_rendered(fitted(table, console.width, droppable), highlight_first))
         say("\n".join(line.rstrip() for line in caught.get().splitlines()))
 
 
@@ -36,12 +41,12 @@ def _plain(table: Table) -> Table:
     return table._replace(rows=tuple(tuple(printable(cell) for cell in row) for row in table.rows))
 
 
-def fitted(table: Table, width: int) -> Table:
-    """The table as it is, or turned on its side if only that fits, or else without its ids; cells fold then."""
+def fitted(table: Table, width: int, droppable: str | None = "id") -> Table:
+    """The table as it is, or turned on its side if only that fits, or else without this column; cells fold then."""
     if _width(table) <= width:
         return table
     turned = _turned(table)
-    return turned if _width(turned) <= width else _without(table, "id")
+    return turned if _width(turned) <= width else _without(table, droppable)
 
 
 def _width(table: Table) -> int:
@@ -57,7 +62,7 @@ def _turned(table: Table) -> Table:
     return Table(table.title, columns, tuple(others))
 
 
-def _without(table: Table, title: str) -> Table:
+def _without(table: Table, title: str | None) -> Table:
     kept = [number for number, column in enumerate(table.columns) if column.title != title]
     rows = tuple(tuple(row[number] for number in kept) for row in table.rows)
     return Table(table.title, tuple(table.columns[number] for number in kept), rows)

@@ -84,7 +84,7 @@ def list_(database_url: DatabaseOption = None, config: ConfigOption = None, as_j
         (token.id, token.name, _roles(token), _state(token, now), _time(token.created_at), _time(token.last_used_at))
         for token in tokens
     )
-    show(Table("Tokens", tuple(map(Column, titles)), rows))
+    show(Table("Tokens", tuple(map(Column, titles)), rows), droppable=None)
 
 
 def revoke(

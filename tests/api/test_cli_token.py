@@ -99,3 +99,12 @@ def test_tables_of_another_version_are_left_as_they_are(capsys, tmp_path):
         file.execute("UPDATE alembic_version SET version_num = '0001'")
     result = trimtab(capsys, "token", "list", "--database-url", url)
     assert result.code == 2 and "revision 0001, not" in result.err
+
+
+def test_in_a_narrow_terminal_the_list_keeps_the_ids_by_which_tokens_are_revoked(tokens, monkeypatch):
+    create = ("create", "alice-of-the-team", "--role", "submit", "--role", "report", "--expires", "30d", "--json")
+    made = [json.loads(tokens(*create).out)["id"] for _ in range(4)]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = tokens("list").out
+    assert all(token_id in listed for token_id in made)
