@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 
 from source_tree import ROOT
 
+from api.commands.serve import serve
 from api.metrics import Metrics
 from api.settings import Settings
 
@@ -35,6 +37,12 @@ def table():
 def test_the_table_of_settings_is_up_to_date():
     [found] = PART.findall(DOCUMENT.read_text())
     assert found == table(), "write it anew: python tests/architecture/test_operations_document.py"
+
+
+def test_the_settings_that_are_options_are_named_and_no_others():
+    [told] = re.findall(r"^Some are options of `trimtab serve` too: (.*)", DOCUMENT.read_text(), re.MULTILINE)
+    options = [name for name in inspect.signature(serve).parameters if name in Settings.model_fields]
+    assert re.findall(r"`--([a-z-]+)`", told) == [name.replace("_", "-") for name in options]
 
 
 def test_every_metric_is_in_the_document_and_no_other():
