@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def test_plan_prints_tables_that_people_read(tiny, capsys):
     for title in ("Shortlist", "Plan", "Stages", "Time of a step", "Memory per device", "Certificate"):
         assert title in result.out
     assert max(map(len, result.out.splitlines())) <= 400
+
+
+def test_plan_prints_what_the_readme_shows(capsys, monkeypatch):
+    monkeypatch.setattr("api.commands.terminal.WIDTH_OF_FILES", 400)
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    command, shown = re.search(
+        r"```\ntrimtab (plan mixtral.*)\n```.*?```\n(Shortlist.*?)```", document, re.DOTALL
+    ).groups()
+    printed = " ".join(trimtab(capsys, *command.split()).out.split())
+    lines = [" ".join(line.split()) for line in shown.splitlines() if not line.startswith(" ──")]
+    assert [line for line in lines if line not in printed] == []
 
 
 def test_plan_writes_the_shortlist_to_a_file(shortlist_file):
