@@ -3,14 +3,15 @@ TOML file."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
@@ -20,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from planner.spec.errors import InputError
+from planner.spec.errors import InputError, Problem
 
 MEBIBYTE = 2**20
 HOUR_S = 3600
@@ -172,8 +173,8 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
     try:
         return (Settings if file is None else _with_file(file))(**given)
     except ValidationError as error:
-        of_options = all(item["loc"][:1] and item["loc"][0] in given for item in error.errors())
-        raise InputError.from_validation(error, "options" if of_options else "settings") from None
+        told = InputError.from_validation(error)
+        raise InputError(*(_as_written(p, given, file) for p in told.problems), num_more=told.num_more) from None
     except ValueError as error:  # of the TOML parser
         raise InputError.at("--config", f"{file} is no TOML: {error}") from None
     except OSError as error:
@@ -181,13 +182,44 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
-    """Raise InputError for a variable with the prefix that means nothing: it is misspelt, and nobody would notice."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OF_OTHERS
+    """Raise InputError for a variable with the prefix that means nothing, as it is misspelt, or that is no list."""
+    known = {_variable(name) for name in Settings.model_fields} | OF_OTHERS
     for name in sorted(environment):
         if not name.upper().startswith(PREFIX) or name.upper() in known or OF_KUBERNETES.fullmatch(name.upper()):
             continue
-        near = get_close_matches(name.upper(), sorted(known), 1)
-        raise InputError.at(name, f"is no setting{f'; perhaps {near[0]} is meant' if near else ''}; see trimtab config")
+        raise InputError.at(name, _no_setting(name.upper(), known))
+    for name, field in Settings.model_fields.items():
+        text = environment.get(variable := _variable(name))
+        if text and get_origin(field.annotation) is tuple and not _is_json(text):
+            raise InputError.at(variable, f"""must be a list in JSON, as '["a", "b"]', got {text!r:.80}""")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _no_setting(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, sorted(known), 1)
+    return f"is no setting{f'; perhaps {near[0]} is meant' if near else ''}; see trimtab config"
+
+
+def _as_written(problem: Problem, options: Collection[str], file: Path | None) -> Problem:
+    """The same, with the setting as whoever set it wrote it: as an option, as a variable or in the file."""
+    name, dot, rest = problem.field.partition(".")
+    if name in options:
+        return Problem(f"--{name.replace('_', '-')}{dot}{rest}", problem.message)
+    if os.environ.get(_variable(name)):
+        return Problem(f"{_variable(name)}{dot}{rest}", problem.message)
+    told = problem.message if name in Settings.model_fields else _no_setting(name, Settings.model_fields)
+    return Problem(f"{problem.field} in {file}" if file else problem.field, told)
+
+
+def _variable(name: str) -> str:
+    return f"{PREFIX}{name.upper()}"
 
 
 def origins(file: Path | None) -> dict[str, str]:
@@ -197,9 +229,8 @@ def origins(file: Path | None) -> dict[str, str]:
 
 
 def _origin(name: str, in_file: Mapping[str, object], file: Path | None) -> str:
-    variable = f"{PREFIX}{name.upper()}"
-    if os.environ.get(variable):
-        return variable
+    if os.environ.get(_variable(name)):
+        return _variable(name)
     return str(file) if name in in_file else "default"
 
 

@@ -20,7 +20,10 @@ def read_json_file(path: Path, field: str) -> dict[str, Any]:
         text = path.read_bytes()
     except OSError as error:
         raise MalformedError.at(field, f"cannot read {path}: {error.strerror or error}") from None
-    data = read_json(text, field)
+    try:
+        data = read_json(text, field)
+    except MalformedError as error:
+        raise MalformedError.at(field, f"{path} {error.problems[0].message}") from None
     if not isinstance(data, dict):
         raise MalformedError.at(field, f"{path} must hold a JSON object, it holds {type(data).__name__}")
     return data

@@ -66,7 +66,7 @@ def files(tmp_path, monkeypatch):
     ("line", "names"),
     [
         ("plan missing.json 8x8:h100-sxm-80g {training}", ["model", "missing.json"]),
-        ("plan broken.json 8x8:h100-sxm-80g {training}", ["model", "JSON"]),
+        ("plan broken.json 8x8:h100-sxm-80g {training}", ["model: broken.json is not JSON"]),
         ("plan nan.json 8x8:h100-sxm-80g {training}", ["model", "NaN"]),
         ("plan list.json 8x8:h100-sxm-80g {training}", ["model", "object"]),
         ("plan unknown.json 8x8:h100-sxm-80g {training}", ["model_type", "perceiver"]),

@@ -280,6 +280,21 @@ def test_variables_of_agents_and_of_kubernetes_are_none_of_the_service_s(others)
     check_variables({f"TRIMTAB_{others}": "x", "PATH": "/bin"})
 
 
+def test_a_misspelt_setting_of_the_file_is_told_with_the_file_and_what_is_meant(capsys, clean, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("prot = 9\nlease_s = 'x'\n")
+    result = trimtab(capsys, "config", "--config", file)
+    assert f"prot in {file}: is no setting; perhaps port is meant" in result.err
+    assert f"lease_s in {file}: must be a number" in result.err
+
+
+@pytest.mark.parametrize(("name", "text"), [("WORKERS", "viele"), ("ALLOWED_HOSTS", "plan.example"), ("PORT", "70000")])
+def test_a_wrong_variable_is_named_as_it_was_set(capsys, clean, name, text):
+    clean(f"TRIMTAB_{name}", text)
+    result = trimtab(capsys, "config")
+    assert result.code == 2 and result.err.startswith(f"trimtab: TRIMTAB_{name}: must be") and text in result.err
+
+
 def test_a_file_that_is_not_there_is_no_empty_one(capsys, clean, tmp_path):
     result = trimtab(capsys, "config", "--config", tmp_path / "none.toml")
     assert result.code == 2 and "cannot be read" in result.err
