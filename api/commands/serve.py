@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import socket
 import sys
 from contextlib import closing
@@ -18,6 +19,7 @@ from api.logs import install_logs
 from api.settings import LOCAL, Settings, file_of, is_loopback, load_settings, requires_tokens
 from planner.spec.errors import InputError
 
+log = logging.getLogger(__name__)
 BACKLOG = 2048
 
 
@@ -75,10 +77,11 @@ def serve(
         closing(open_database(settings.database_url)) as database,
     ):
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
-        say(f"Trimtab serves at {address}, Swagger UI at {address}/docs")
+        _tell(settings, f"Trimtab serves at {address}, Swagger UI at {address}/docs")
         unit = "core" if settings.executor == LOCAL else "thread of its workers"
         at_once = f"one per {unit}" if settings.workers is None else settings.workers
-        say(f"Database: {shown_url(settings.database_url)}; searches: {settings.executor}, {at_once}; stop with Ctrl-C")
+        database_line = f"Database: {shown_url(settings.database_url)}; searches: {settings.executor}, {at_once}"
+        _tell(settings, f"{database_line}; stop with Ctrl-C")
         _tell_access(settings, has_tokens=bool(TokenStore(database, utc_now).all()))
         if settings.processes > 1:
             database.close()  # of this process; the children open it for themselves
@@ -90,18 +93,27 @@ def serve(
         serve_database(settings, database, listener)
 
 
+def _tell(settings: Settings, line: str) -> None:
+    """To whoever starts the service, on stdout; where machines read what it says, as one of its log lines."""
+    if settings.log_format == "json":
+        log.info(line)
+    else:
+        say(line)
+
+
 def _tell_access(settings: Settings, *, has_tokens: bool) -> None:
     """Who may come in, and how the first one does."""
     if requires_tokens(settings):
         first = "" if has_tokens else "; make the first: trimtab token create NAME --role submit --role report"
-        say(f"Access: with a token{first}")
+        _tell(settings, f"Access: with a token{first}")
     elif is_loopback(settings.host):
-        say("Access: open to whoever reaches this machine's loopback address (--access tokens closes it)")
+        _tell(settings, "Access: open to whoever reaches this machine's loopback address (--access tokens closes it)")
     else:
-        print(
-            "WARNING: open to everybody who reaches this address; without --insecure, tokens are required",
-            file=sys.stderr,
-        )
+        warning = "open to everybody who reaches this address; without --insecure, tokens are required"
+        if settings.log_format == "json":
+            log.warning(warning)
+        else:
+            print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def _listening(host: str, port: int) -> socket.socket:

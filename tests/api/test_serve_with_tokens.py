@@ -1,5 +1,6 @@
 """`trimtab serve` says at start who may come in, and how the first one does."""
 
+import json
 import re
 import socket
 
@@ -40,6 +41,16 @@ def test_on_loopback_serve_says_that_it_is_open(tmp_path):
     with service(tmp_path, "--workers", "1") as (_, client):
         assert client.get("/v1/models").status_code == 200
     assert "Access: open" in told(tmp_path) and "WARNING: open" not in told(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ELSEWHERE])
+def test_a_service_that_logs_json_writes_nothing_else(tmp_path, host):
+    with service(tmp_path, "--host", host, "--workers", "1", "--log-format", "json", "--insecure"):
+        pass
+    lines = [json.loads(line) for line in told(tmp_path).splitlines()]
+    access = [(line["level"], line["message"]) for line in lines if "open to" in line["message"]]
+    assert [level for level, _ in access] == ["INFO" if host == "127.0.0.1" else "WARNING"]
+    assert any(line["message"].startswith("Database: ") for line in lines)
 
 
 @pytest.mark.parametrize("options", [["--insecure", "--access", "tokens"], ["--access", "sometimes"]])
