@@ -34,8 +34,8 @@ END_S = 5.0
 GRACE_S = 60.0
 """Beyond its time limit, what a search gets to hand over its best plan so far. About a second is enough once a plan is
 known; a first one takes as long as it takes, and on a busy machine longer."""
-
-
+AFTER_DEATH = {SearchState.QUEUED: "; it waits to start again", SearchState.FAILED: "; it is not started again"}
+"""What the log says of a search whose worker died, by its state then."""
 OnEnd = Callable[[SearchState, float], None]
 
 
@@ -234,8 +234,8 @@ class Jobs:
             case Failed(problem):
                 state = self._queue.fail(search_id, problem)
             case Died(reason):
-                log.warning("search %s: %s", search_id, reason)
                 state = self._queue.worker_died(search_id, reason)
+                log.warning("search %s: %s%s", search_id, reason, "" if state is None else AFTER_DEATH.get(state, ""))
             case Interrupted(reason):
                 log.warning("search %s was interrupted: %s", search_id, reason)
                 state = self._queue.interrupted(search_id, reason)

@@ -119,6 +119,18 @@ def test_a_search_that_ends_is_counted_once(store, jobs, hands, ends, caplog, ou
         assert caplog.text.count(outcome.reason) == outcomes.count(outcome)
 
 
+def test_the_log_says_whether_a_search_starts_again_when_its_worker_has_died(store, jobs, hands, ends, caplog):  # noqa: F811
+    search = add(store)
+    jobs.wake()
+    for _ in range(2):
+        hands.end(search, DIED)
+    until(lambda: ends)
+    told = [record.getMessage() for record in caplog.records if DIED.reason in record.getMessage()]
+    assert told == [
+        f"search {search}: {DIED.reason}; it {what}" for what in ("waits to start again", "is not started again")
+    ]
+
+
 def test_a_search_that_outlives_its_time_is_counted(store, jobs, ends, caplog, monkeypatch):  # noqa: F811
     monkeypatch.setattr("api.jobs.GRACE_S", 0.1)
     search = add(store, time_limit_s=0.1)
