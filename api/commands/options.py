@@ -152,11 +152,18 @@ def read_plan(text: str, model: Model, cluster: AnyCluster, training: Training |
     return read_plans(text, model, cluster, training)[0]
 
 
+_PRINTED = re.compile(r".* · .*|[0-9a-f]{16}")
+"""As tables and pages show a plan."""
+_TAKEN = "it must be a JSON file, as `trimtab plan --output FILE` writes one, or short: tp2-pp4-dp8-mbs1-zero1"
+
+
 def read_plans(text: str, model: Model, cluster: AnyCluster, training: Training | None) -> tuple[Plan, ...]:
     """One plan, or all of a shortlist, the best first; raises InputError."""
     if not text.strip():
-        raise InputError.at("plan", "is empty; it must be a plan's JSON file, or short: tp2-pp4-dp8-mbs1-zero1")
+        raise InputError.at("plan", f"is empty; {_TAKEN}")
     if not looks_like_file(text):
+        if _PRINTED.fullmatch(text.strip()):
+            raise InputError.at("plan", f"{text!r:.80} is a plan's summary or id, which do not say all of it; {_TAKEN}")
         if training is None:
             raise InputError.at(
                 "training.global_batch_size", "is required for a plan in shorthand, and so is sequence_length"

@@ -162,7 +162,7 @@ def test_bad_input_is_one_clear_line(capsys, line, names):
 def test_an_empty_plan_is_called_empty(capsys, empty):
     result = trimtab(capsys, "estimate", "tiny.json", "8x8:h100-sxm-80g", empty)
     assert result.code == 2
-    assert result.err.startswith("trimtab: plan: is empty; it must be a plan's JSON file, or short")
+    assert result.err.startswith("trimtab: plan: is empty; it must be a JSON file")
 
 
 BAD_VALUES = {
@@ -204,3 +204,10 @@ def test_a_bad_value_is_refused_at_the_option_as_it_is_typed(capsys):
         assert result.code == 2
         assert result.err.startswith(f"trimtab: {option}: "), result.err
         assert "<" not in result.err and "000000" not in result.err, result.err
+
+
+@pytest.mark.parametrize("printed", ["pp1 · dp32 zero1 · ep8 edp4 · mbs2 x8 · 2 strategies", "430e70d1f62503b3"])
+def test_a_plan_as_tables_print_it_is_told_what_is_taken(capsys, printed):
+    result = trimtab(capsys, "estimate", "tiny.json", CLUSTER, printed, *TRAINING)
+    assert result.code == 2 and result.err.startswith(f"trimtab: plan: '{printed}' is a plan's summary or id")
+    assert "JSON file" in result.err and "short: tp2-pp4" in result.err
