@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import socket
 import sys
@@ -14,7 +13,7 @@ import typer
 from api.commands.lines import say
 from api.commands.service_options import ConfigOption, DatabaseOption
 from api.fork_server import start_fork_server
-from api.garbage import spare_the_collector
+from api.garbage import spare_the_collector, uncollected
 from api.logs import install_logs
 from api.settings import LOCAL, Settings, file_of, is_loopback, load_settings, requires_tokens
 from planner.spec.errors import InputError
@@ -47,7 +46,6 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve the planner over HTTP, with Swagger UI at /docs."""
-    gc.disable()  # until all is loaded: none of it is garbage, and looking takes a tenth of the time
     if insecure and access not in (None, "open"):
         raise InputError.at("--insecure", f"contradicts --access {access}")
     settings = load_settings(
@@ -62,6 +60,11 @@ def serve(
         access="open" if insecure else access,
         log_format=log_format,
     )
+    with uncollected():
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     if settings.processes == 1:
         start_fork_server()
     # Here, not above: the web framework and the database take long to load, and the fork server does so meanwhile.

@@ -1,5 +1,6 @@
 """`trimtab serve` says at start who may come in, and how the first one does."""
 
+import gc
 import json
 import re
 import socket
@@ -73,3 +74,8 @@ def test_an_executor_that_there_is_not_is_told_what_would_be_right(capsys):
     result = trimtab(capsys, "serve", "--executor", "foo")
     assert result.code == 2
     assert result.err == "trimtab: --executor: must be local or dask://HOST:PORT, got 'foo'\n"
+
+
+def test_a_start_that_fails_leaves_the_collector_of_garbage_as_it_was(capsys):
+    assert trimtab(capsys, "serve", "--host", "no.such.host.invalid").code == 2
+    assert gc.isenabled()
