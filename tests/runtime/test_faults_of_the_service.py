@@ -80,7 +80,10 @@ def test_windows_arrive_after_any_nonsense_once_and_in_order(planner, wire, capl
     courier.close(20.0)
     assert [seen.index for seen in planner.windows] == [0, 1, 2]
     trouble = "does not let us in" if kind in ("401", "403") else "is away"
-    assert [trouble in message for message in told(caplog)] == [True, False]
+    first, *between, last = told(caplog)
+    assert trouble in first and "is back" in last
+    assert all("no answer within" in message for message in between)  # of a machine that is slow, too
+    assert len(set(between)) == len(between)
     assert "is back" in told(caplog)[1]
 
 
