@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
-
-import typer
 
 from api.commands.lines import say
-from api.commands.service_options import ConfigOption
+from api.commands.service_options import AsJson, ConfigOption
 from api.commands.terminal import show
 from api.settings import PREFIX, Settings, file_of, load_settings, origins
 from planner.view import Column, Table
@@ -16,7 +13,7 @@ from planner.view import Column, Table
 
 def config(
     file: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the settings of the service, each with where it is from and what it means."""
     # Here, not above: the database takes longer to load than most commands take to run.

@@ -10,10 +10,8 @@ from typing import Annotated
 import typer
 
 from api.commands.lines import say
-from api.commands.service_options import ConfigOption, DatabaseOption
+from api.commands.service_options import AsJson, ConfigOption, DatabaseOption
 from api.settings import file_of, load_settings
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 
 
 def upgrade(database_url: DatabaseOption = None, config: ConfigOption = None, as_json: AsJson = False) -> None:

@@ -18,3 +18,4 @@ DatabaseOption = Annotated[
         help="Of the service, for SQLAlchemy (TRIMTAB_DATABASE_URL; sqlite:///trimtab.db)",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]

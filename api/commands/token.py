@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.commands.lines import say
-from api.commands.service_options import ConfigOption, DatabaseOption
+from api.commands.service_options import AsJson, ConfigOption, DatabaseOption
 from api.commands.terminal import show
 from api.settings import file_of, load_settings
 from api.tokens import Role, Token, mint
@@ -25,7 +25,6 @@ from planner.view import Column, Table
 if TYPE_CHECKING:
     from api.token_store import TokenStore
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 

@@ -9,45 +9,45 @@ from pathlib import Path
 from api import decider
 
 
-def die_of_layer(doomed):
-    """Decide, but die by SIGKILL of a window whose first expert got `doomed` tokens."""
+def work_after(act, *arguments):
+    """`decider.work`, which calls `act(run_id, window)` before it decides on a window."""
     decide = decider.Decider.decide
 
-    def deadly(self, run_id, window):
-        if window.tokens[0][0] == doomed:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def acting(self, run_id, window):
+        act(run_id, window)
         return decide(self, run_id, window)
 
-    decider.Decider.decide = deadly
+    decider.Decider.decide = acting
+    decider.work(*arguments)
+
+
+def is_13(window):
+    """Whether its first expert got 13 tokens: the window over which something happens."""
+    return window.tokens[0][0] == 13
 
 
 def dies_of_13(connection, database_url, log_format):
-    die_of_layer(13)
-    decider.work(connection, database_url, log_format)
+    def die(_run_id, window):
+        if is_13(window):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    work_after(die, connection, database_url, log_format)
 
 
 def hangs_over_13(connection, database_url, log_format):
-    decide = decider.Decider.decide
-
-    def endless(self, run_id, window):
-        while window.tokens[0][0] == 13:
+    def hang(_run_id, window):
+        while is_13(window):
             time.sleep(0.02)
-        return decide(self, run_id, window)
 
-    decider.Decider.decide = endless
-    decider.work(connection, database_url, log_format)
+    work_after(hang, connection, database_url, log_format)
 
 
 def breaks_over_13(connection, database_url, log_format):
-    decide = decider.Decider.decide
-
-    def broken(self, run_id, window):
-        if window.tokens[0][0] == 13:
+    def break_(_run_id, window):
+        if is_13(window):
             raise RuntimeError("a secret of the service")
-        return decide(self, run_id, window)
 
-    decider.Decider.decide = broken
-    decider.work(connection, database_url, log_format)
+    work_after(break_, connection, database_url, log_format)
 
 
 def ends_at_once_before(marker, connection, database_url, log_format):
@@ -58,37 +58,28 @@ def ends_at_once_before(marker, connection, database_url, log_format):
 
 def waits_for(marker, connection, database_url, log_format):
     """Says hello, and answers when a file is there."""
-    decide = decider.Decider.decide
 
-    def patient(self, run_id, window):
+    def wait(_run_id, _window):
         while not Path(marker).exists():
             time.sleep(0.02)
-        return decide(self, run_id, window)
 
-    decider.Decider.decide = patient
-    decider.work(connection, database_url, log_format)
+    work_after(wait, connection, database_url, log_format)
 
 
 def tells_a_password(connection, database_url, log_format):
     """Logs of each window, and what must not get into a line."""
-    decide = decider.Decider.decide
 
-    def talkative(self, run_id, window):
+    def tell(run_id, _window):
         logging.getLogger(__name__).warning("a window of %s, for postgresql://me:hush@host/db", run_id)
-        return decide(self, run_id, window)
 
-    decider.Decider.decide = talkative
-    decider.work(connection, database_url, log_format)
+    work_after(tell, connection, database_url, log_format)
 
 
 def notes_what_it_is_asked(file, connection, database_url, log_format):
     """A line in the file for each window, with the id of its run."""
-    decide = decider.Decider.decide
 
-    def noted(self, run_id, window):
+    def note(run_id, _window):
         with Path(file).open("a") as notes:
             notes.write(f"{run_id}\n")
-        return decide(self, run_id, window)
 
-    decider.Decider.decide = noted
-    decider.work(connection, database_url, log_format)
+    work_after(note, connection, database_url, log_format)
